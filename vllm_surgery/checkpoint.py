@@ -1,0 +1,185 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reading a Hugging Face model folder: its config, its tensors' names and shapes, and raw slices of them.
+
+Works on the safetensors headers alone, without torch: a slice of a bf16 tensor in a 60 GB checkpoint costs one seek.
+Format: https://github.com/huggingface/safetensors#format
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vllm_surgery.errors import CheckpointError
+
+INDEX_FILE = "model.safetensors.index.json"
+_MAX_HEADER_BYTES = 100_000_000  # The limit of the safetensors library itself.
+
+BYTES_PER_NUMBER = {
+    "F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2, "U16": 2,
+    "I8": 1, "U8": 1, "BOOL": 1, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """A tensor in checkpoint coordinates: its name, safetensors' word for its number format, and its shape."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class _Stored:
+    info: TensorInfo
+    file: Path
+    start: int  # of the data, from the start of the file, in bytes
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """What a model's config says of it. None where it doesn't say.
+
+    Attributes:
+        quantization: `quant_method` of a quantised checkpoint.
+        base: the name on the Hugging Face Hub, where it is known.
+        revision: the commit there, where it is known.
+    """
+
+    architectures: tuple[str, ...] = ()
+    num_hidden_layers: int | None = None
+    hidden_size: int | None = None
+    num_experts: int | None = None
+    quantization: str | None = None
+    base: str | None = None
+    revision: str | None = None
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], base: str | None = None, revision: str | None = None) -> ModelFacts:
+        """Reads `config.json`; for a multimodal model the text model's part of it."""
+        text = config.get("text_config")
+        text = text if isinstance(text, dict) else config
+        quantization = config.get("quantization_config")
+        experts = [text.get(key) for key in ("num_experts", "num_local_experts", "n_routed_experts")]
+        return cls(
+            architectures=tuple(str(item) for item in config.get("architectures") or ()),
+            num_hidden_layers=_whole_number(text.get("num_hidden_layers")),
+            hidden_size=_whole_number(text.get("hidden_size")),
+            num_experts=next((number for number in map(_whole_number, experts) if number), None),
+            quantization=str(quantization.get("quant_method")) if isinstance(quantization, dict) else None,
+            base=base,
+            revision=revision,
+        )
+
+
+class ModelFolder:
+    """A Hugging Face model folder on disk.
+
+    Raises:
+        CheckpointError: it isn't one, with the reason.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        if not self.path.is_dir():
+            raise CheckpointError(f"{path}: no such model folder")
+        self.config = _read_json(self.path / "config.json")
+
+    @property
+    def facts(self) -> ModelFacts:
+        """The config's facts; base and revision from the Hugging Face cache's own path, where it lies in one."""
+        base, revision = _hub_identity(self.path)
+        return ModelFacts.from_config(self.config, base, revision)
+
+    @property
+    def tensors(self) -> list[TensorInfo]:
+        """Every tensor of the checkpoint, in the files' order."""
+        return [stored.info for stored in self._stored.values()]
+
+    def read_slice(self, name: str, axis: int, index: int) -> bytes:
+        """One row (`axis` 0) or column (`axis` 1) of a 2-D tensor, as the bytes that store it, in order."""
+        stored = self._stored[name]
+        size = BYTES_PER_NUMBER[stored.info.dtype]
+        rows, columns = stored.info.shape
+        table = np.memmap(stored.file, np.uint8, "r", stored.start, (rows, columns, size))
+        return bytes((table[index] if axis == 0 else table[:, index]).tobytes())
+
+    @cached_property
+    def _stored(self) -> dict[str, _Stored]:
+        stored: dict[str, _Stored] = {}
+        for file in self._files():
+            stored.update({item.info.name: item for item in _read_header(file)})
+        return stored
+
+    def _files(self) -> list[Path]:
+        index = self.path / INDEX_FILE
+        if index.is_file():
+            weight_map = _read_json(index).get("weight_map")
+            if not isinstance(weight_map, dict):
+                raise CheckpointError(f"{index}: has no weight_map")
+            names = sorted({str(name) for name in weight_map.values()})
+            strange = [name for name in names if Path(name).name != name]
+            if strange:
+                raise CheckpointError(f"{index}: {strange[0]!r} is not a file name in this folder")
+            missing = [name for name in names if not (self.path / name).is_file()]
+            if missing:
+                raise CheckpointError(f"{self.path}: {missing[0]} is named by the index but missing")
+            return [self.path / name for name in names]
+        files = sorted(self.path.glob("*.safetensors"))
+        # Mistral's folders hold the same weights twice, as `consolidated*` under other names; vLLM skips them too.
+        files = [file for file in files if not file.name.startswith("consolidated")] or files
+        if not files:
+            raise CheckpointError(f"{self.path}: has no safetensors files")
+        return files
+
+
+def _whole_number(value: object) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def _hub_identity(path: Path) -> tuple[str | None, str | None]:
+    """Name and commit from a path in the Hub's cache: ``models--ORG--NAME/snapshots/COMMIT``."""
+    found = re.search(r"(?:^|/)models--([^/]+?)--([^/]+)/snapshots/([^/]+)$", path.absolute().as_posix())
+    return (f"{found[1]}/{found[2]}", found[3]) if found else (None, None)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        data = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise CheckpointError(f"{path.parent}: has no {path.name}, so it is no Hugging Face model folder") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: can't be read as JSON: {error}") from None
+    if not isinstance(data, dict):
+        raise CheckpointError(f"{path}: is not a JSON object")
+    return data
+
+
+def _read_header(file: Path) -> list[_Stored]:
+    try:
+        with file.open("rb") as stream:
+            length = int.from_bytes(stream.read(8), "little")
+            if not 0 < length <= _MAX_HEADER_BYTES:
+                raise ValueError(f"its header claims {length} bytes")
+            header = json.loads(stream.read(length))
+            size = file.stat().st_size
+        return [_stored(file, name, entry, 8 + length, size) for name, entry in header.items() if name != "__metadata__"]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{file}: is no safetensors file: {error}") from None
+
+
+def _stored(file: Path, name: str, entry: dict[str, Any], data_start: int, size: int) -> _Stored:
+    first, last = entry["data_offsets"]
+    info = TensorInfo(name, str(entry["dtype"]), tuple(int(number) for number in entry["shape"]))
+    if data_start + last > size:
+        raise ValueError(f"the file ends before {name}")
+    if info.dtype in BYTES_PER_NUMBER and int(np.prod(info.shape)) * BYTES_PER_NUMBER[info.dtype] != last - first:
+        raise ValueError(f"{name} has {last - first} bytes, which is not its shape's size")
+    return _Stored(info, file, data_start + first)

@@ -1,0 +1,222 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Text to plain data: JSON, or the part of YAML that says no more than JSON can.
+
+What comes out is what `json.loads` could have made: dicts with string keys, lists, strings, numbers, booleans, None.
+What goes in is not trusted: no tags, no anchors or aliases, no duplicate keys, bounded size and depth, and nothing is
+ever constructed but plain data. Scalars follow the YAML 1.2 core schema, so ``yes`` is a word and ``017`` no octal.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, NoReturn, TypeAlias
+
+import yaml
+
+from vllm_surgery.errors import PatchError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+Plain: TypeAlias = "dict[str, Plain] | list[Plain] | str | int | float | bool | None"
+
+MAX_BYTES = 1 << 20
+# Deepest nesting accepted. A patch needs five; `provenance` is free, and 32 leaves it room without letting a hostile
+# file reach the recursion limits of the code behind us.
+MAX_DEPTH = 32
+# Longest number accepted, in characters: no factor or index needs more, and Python's own conversion is quadratic.
+MAX_NUMBER_LENGTH = 64
+
+_INTEGER = re.compile(r"[-+]?[0-9]+")
+_FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
+_INDEX_KEY = re.compile(r"0|[1-9][0-9]{0,8}")
+_SPECIAL = {"null": None, "~": None, "": None, "true": True, "false": False}
+_NOT_FINITE = re.compile(r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)")
+
+# libyaml where PyYAML was built with it (every wheel is): about ten times faster than the pure Python scanner.
+_EventLoader = getattr(yaml, "CBaseLoader", yaml.BaseLoader)
+
+
+def parse_document(content: bytes, source: str) -> Plain:
+    """Parses JSON or YAML.
+
+    Args:
+        content: the bytes of the file, UTF-8.
+        source: what to call it in errors.
+
+    Raises:
+        PatchError: for anything that is not plain data, with the line and column where there are any.
+    """
+    if len(content) > MAX_BYTES:
+        raise PatchError(source, "", f"is {len(content)} bytes long; a patch file may have at most {MAX_BYTES} (1 MiB)")
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise PatchError(source, f"byte {error.start}", "is not UTF-8 text") from None
+    if text.lstrip()[:1] == "{":
+        try:
+            return _parse_json(text, source)
+        except json.JSONDecodeError:
+            pass  # A YAML flow mapping starts with a brace too, and YAML's message names line and column.
+    return _parse_yaml(text, source)
+
+
+def _parse_json(text: str, source: str) -> Plain:
+    def refuse_constant(word: str) -> NoReturn:
+        raise PatchError(source, "", f"{word} is not a finite number")
+
+    def unique(pairs: list[tuple[str, Plain]]) -> dict[str, Plain]:
+        mapping = dict(pairs)
+        if len(mapping) != len(pairs):
+            keys = [key for key, _ in pairs]
+            twice = next(key for key in keys if keys.count(key) > 1)
+            raise PatchError(source, "", f"the key {twice!r} stands twice in one mapping")
+        return mapping
+
+    def number(word: str) -> int:
+        return int(_bounded_number(word, source, ""))
+
+    try:
+        data: Plain = json.loads(
+            text, object_pairs_hook=unique, parse_constant=refuse_constant, parse_int=number, parse_float=float
+        )
+    except RecursionError:
+        raise PatchError(source, "", f"is nested deeper than {MAX_DEPTH} levels") from None
+    if _depth(data) > MAX_DEPTH:
+        raise PatchError(source, "", f"is nested deeper than {MAX_DEPTH} levels")
+    return data
+
+
+def _depth(data: Plain) -> int:
+    """Depth of nesting, found level by level so that no recursion limit is met."""
+    depth, level = 0, [data]
+    while level:
+        containers = [item for item in level if isinstance(item, dict | list)]
+        depth += bool(containers)
+        level = [child for item in containers for child in (item.values() if isinstance(item, dict) else item)]
+    return depth
+
+
+def _bounded_number(word: str, source: str, place: str) -> str:
+    if len(word) > MAX_NUMBER_LENGTH:
+        raise PatchError(source, place, f"a number of {len(word)} characters; at most {MAX_NUMBER_LENGTH} are read")
+    return word
+
+
+@dataclass
+class _Container:
+    """A mapping or list that is being read. `key` is the mapping's key that waits for its value."""
+
+    data: dict[str, Plain] | list[Plain]
+    key: str | None = field(default=None)
+
+    @property
+    def wants_key(self) -> bool:
+        return isinstance(self.data, dict) and self.key is None
+
+    def add(self, value: Plain) -> None:
+        if isinstance(self.data, list):
+            self.data.append(value)
+        elif self.key is not None:
+            self.data[self.key] = value
+            self.key = None
+
+
+def _parse_yaml(text: str, source: str) -> Plain:
+    """Builds plain data from YAML's event stream: no recursion, and no constructor that a tag could choose."""
+    stack: list[_Container] = []
+    root = _Container([])
+    documents = 0
+    for event in _events(text, source):
+        place = f"line {event.start_mark.line + 1}, column {event.start_mark.column + 1}"
+        current = stack[-1] if stack else root
+        if isinstance(event, yaml.DocumentStartEvent):
+            documents += 1
+            if documents > 1:
+                raise PatchError(source, place, "a patch file holds one YAML document, a second starts here")
+        elif isinstance(event, yaml.AliasEvent):
+            raise PatchError(source, place, f"YAML aliases are not allowed (*{event.anchor})")
+        elif isinstance(event, yaml.NodeEvent):
+            _refuse_decoration(event, source, place)
+            if isinstance(event, yaml.ScalarEvent):
+                _add_scalar(current, event, source, place)
+                continue
+            if current.wants_key:
+                raise PatchError(source, place, "a key must be a plain word or number")
+            if len(stack) >= MAX_DEPTH:
+                raise PatchError(source, place, f"is nested deeper than {MAX_DEPTH} levels")
+            container = _Container({} if isinstance(event, yaml.MappingStartEvent) else [])
+            current.add(container.data)
+            stack.append(container)
+        elif isinstance(event, yaml.MappingEndEvent | yaml.SequenceEndEvent):
+            stack.pop()
+    assert isinstance(root.data, list)
+    return root.data[0] if root.data else None
+
+
+def _events(text: str, source: str) -> Iterator[yaml.Event]:
+    try:
+        yield from yaml.parse(text, Loader=_EventLoader)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        place = f"line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        raise PatchError(source, place, f"is not YAML: {error.problem or error.context}") from None
+    except yaml.YAMLError as error:
+        raise PatchError(source, "", f"is not YAML: {error}") from None
+
+
+def _refuse_decoration(event: yaml.NodeEvent, source: str, place: str) -> None:
+    if event.anchor is not None:
+        raise PatchError(source, place, f"YAML anchors are not allowed (&{event.anchor})")
+    if getattr(event, "tag", None) is not None:
+        raise PatchError(source, place, f"YAML tags are not allowed ({event.tag})")
+
+
+def _add_scalar(container: _Container, event: yaml.ScalarEvent, source: str, place: str) -> None:
+    if not container.wants_key:
+        container.add(_scalar(event, source, place))
+        return
+    assert isinstance(container.data, dict)
+    if event.value in container.data:
+        raise PatchError(source, place, f"the key {event.value!r} stands twice in one mapping")
+    container.key = event.value
+
+
+def _scalar(event: yaml.ScalarEvent, source: str, place: str) -> Plain:
+    """A plain (unquoted) scalar by the YAML 1.2 core schema; a quoted one is always a string."""
+    word: str = event.value
+    if not event.implicit[0]:
+        return word
+    if word.lower() in _SPECIAL and word in {word.lower(), word.capitalize(), word.upper()}:
+        return _SPECIAL[word.lower()]
+    if _INTEGER.fullmatch(word):
+        return int(_bounded_number(word, source, place))
+    if _FLOAT.fullmatch(word):
+        return float(_bounded_number(word, source, place))
+    if _NOT_FINITE.fullmatch(word):
+        raise PatchError(source, place, f"{word} is not a finite number")
+    return word
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes every string that `parse_document` would otherwise read as something else; writes ``29:`` as a number."""
+
+
+_Dumper.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(rf"(?:{_FLOAT.pattern})\Z"), list("-+.0123456789"))
+
+
+def dump_yaml(data: Plain) -> str:
+    """Plain data as YAML text that `parse_document` reads back to the same data."""
+    text: str = yaml.dump(_with_number_keys(data), Dumper=_Dumper, sort_keys=False, allow_unicode=False, width=120, default_flow_style=None)
+    return text
+
+
+def _with_number_keys(data: Plain) -> object:
+    """`data` with keys such as ``"29"`` as numbers, so that they are written without quotes."""
+    if isinstance(data, list):
+        return [_with_number_keys(item) for item in data]
+    if isinstance(data, dict):
+        return {int(key) if _INDEX_KEY.fullmatch(key) else key: _with_number_keys(item) for key, item in data.items()}
+    return data

@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Everything that vllm-surgery refuses, as few typed errors that carry data.
+
+The text of each is one line. One place turns them into an exit code (`vllm_surgery.cli`), others into a log line or an
+HTTP status.
+"""
+
+from __future__ import annotations
+
+
+class SurgeryError(Exception):
+    """Base of every error that a user can cause. ``str()`` of it is one line."""
+
+    def __init__(self, reason: str) -> None:
+        self.reason = one_line(reason)
+        super().__init__(self.reason)
+
+
+class UsageError(SurgeryError):
+    """Wrong usage, or a file that isn't there: nothing was looked at yet."""
+
+
+class CheckpointError(SurgeryError):
+    """A model folder that can't be read as a Hugging Face checkpoint."""
+
+
+class EngineError(SurgeryError):
+    """This vLLM, or the way it was started, can't carry the patch out."""
+
+
+class PatchError(SurgeryError):
+    """A patch that is wrong in itself.
+
+    Attributes:
+        source: the file, or where else the patch came from.
+        place: where in it, such as ``edits[0].neurons.29``; empty for the patch as a whole.
+        detail: why, without file and place.
+    """
+
+    def __init__(self, source: str, place: str, detail: str) -> None:
+        self.source = source
+        self.place = place
+        self.detail = one_line(detail)
+        super().__init__(": ".join(part for part in (source, place, detail) if part))
+
+
+class MismatchError(PatchError):
+    """A patch that is sound but not for this model: guard, range, seal, or a format that can't hold it."""
+
+
+def one_line(text: str, limit: int = 500) -> str:
+    """`text` with all white space folded, control characters spelled out, and cut at `limit` characters."""
+    folded = " ".join(text.split())
+    visible = "".join(char if char.isprintable() else repr(char)[1:-1] for char in folded)
+    return visible if len(visible) <= limit else visible[: limit - 1] + "…"

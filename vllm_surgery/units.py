@@ -1,0 +1,146 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Units and the ways a patch names them: single indices, ranges, or a whole layer.
+
+A unit is one MLP neuron (layer, index along the intermediate dimension) or one routed expert (layer, index). Selections
+stay ranges until a model says how wide its layers are, so that a hostile ``0-999999`` costs nothing.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING, Literal, TypeAlias
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+Kind: TypeAlias = Literal["neurons", "experts"]
+KINDS: tuple[Kind, ...] = ("neurons", "experts")
+
+# Bounds of the format, far above any model known: the widest MLP today has about 57,000 neurons.
+MAX_LAYER = 9_999
+MAX_INDEX = (1 << 20) - 1
+
+_CANONICAL_NUMBER = r"(?:0|[1-9][0-9]*)"
+RANGE_PATTERN = rf"{_CANONICAL_NUMBER}-{_CANONICAL_NUMBER}"
+LAYER_PATTERN = r"(?:0|[1-9][0-9]{0,3})"
+
+MASK: Literal["mask"] = "mask"
+Gain: TypeAlias = float | Literal["mask"]
+"""The factor of a unit's output, or `MASK` for an expert that the router can't choose."""
+
+ALL: Literal["all"] = "all"
+
+
+@dataclass(frozen=True, order=True)
+class IndexRange:
+    """The indices from `first` to `last`, both included."""
+
+    first: int
+    last: int
+
+    @classmethod
+    def parse(cls, value: object) -> IndexRange:
+        """An index (``7``) or a range (``"100-199"``) as a patch file writes it.
+
+        Raises:
+            ValueError: for anything else, with the reason in one line.
+        """
+        if isinstance(value, IndexRange):
+            return value
+        if isinstance(value, int) and not isinstance(value, bool):
+            return cls._bounded(value, value)
+        if isinstance(value, str) and re.fullmatch(RANGE_PATTERN, value) and len(value) <= 2 * len(str(MAX_INDEX)) + 1:
+            first, last = value.split("-")
+            if int(first) > int(last):
+                raise ValueError(f"the range {value} runs backwards")
+            return cls._bounded(int(first), int(last))
+        raise ValueError(f'expected an index such as 7 or a range such as "100-199", got {value!r}')
+
+    @classmethod
+    def _bounded(cls, first: int, last: int) -> IndexRange:
+        if first < 0:
+            raise ValueError(f"index {first} is negative")
+        if last > MAX_INDEX:
+            raise ValueError(f"index {last} is beyond the largest that a patch may name, {MAX_INDEX}")
+        return cls(first, last)
+
+    def __len__(self) -> int:
+        return self.last - self.first + 1
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(range(self.first, self.last + 1))
+
+    def __str__(self) -> str:
+        return str(self.first) if self.first == self.last else f"{self.first}-{self.last}"
+
+    def written(self) -> int | str:
+        """The form for a patch file: a number, or a string for a range."""
+        return self.first if self.first == self.last else str(self)
+
+
+Indices: TypeAlias = tuple[IndexRange, ...] | Literal["all"]
+"""What a patch names in one layer: sorted ranges that don't touch, or the whole layer."""
+
+
+def merge_ranges(ranges: Iterable[IndexRange]) -> tuple[IndexRange, ...]:
+    """Sorts `ranges` and joins those that touch. An index that stands twice is an error.
+
+    Raises:
+        ValueError: naming the first index that stands twice.
+    """
+    merged: list[IndexRange] = []
+    for item in sorted(ranges):
+        if merged and item.first <= merged[-1].last:
+            raise ValueError(f"index {item.first} is named twice")
+        if merged and item.first == merged[-1].last + 1:
+            merged[-1] = IndexRange(merged[-1].first, item.last)
+        else:
+            merged.append(item)
+    return tuple(merged)
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """One gain for some units of one layer, and where in which patch it was said."""
+
+    kind: Kind
+    layer: int
+    indices: Indices
+    gain: Gain
+    source: str
+    place: str
+
+    def resolve(self, width: int) -> Iterator[int]:
+        """The indices as numbers, in a layer of `width` units. The caller has checked the range."""
+        for item in (IndexRange(0, width - 1),) if self.indices == ALL else self.indices:
+            yield from item
+
+    def names(self, index: int) -> bool:
+        """Whether `index` is among the units."""
+        return self.indices == ALL or any(span.first <= index <= span.last for span in self.indices)
+
+
+@dataclass(frozen=True)
+class Clash:
+    """A unit that two assignments name."""
+
+    index: int
+    first: Assignment
+    second: Assignment
+
+
+def find_clash(assignments: Iterable[Assignment]) -> Clash | None:
+    """The first unit that is named twice, or None. Takes time n log n in the number of ranges."""
+    spans: list[tuple[Kind, int, IndexRange, int]] = []
+    known = list(assignments)
+    for number, item in enumerate(known):
+        ranges = (IndexRange(0, MAX_INDEX),) if item.indices == ALL else item.indices
+        spans.extend((item.kind, item.layer, span, number) for span in ranges)
+    spans.sort()
+    for (kind, layer, span, number), (next_kind, next_layer, next_span, next_number) in pairwise(spans):
+        if (kind, layer) == (next_kind, next_layer) and next_span.first <= span.last:
+            early, late = sorted((number, next_number))
+            return Clash(next_span.first, known[early], known[late])
+    return None
