@@ -6,7 +6,7 @@
 
 Engines:
 
-- ``present``: the Python that runs this script already has ``vllm``; the new environment sees it and changes nothing of it.
+- ``present``: the Python that runs this script has ``vllm``; the new environment sees it, and leaves it as it is.
 - ``gpu``: the ``gpu`` extra of pyproject.toml, as it is.
 - ``cpu``: the ``cpu`` extra, with its traps handled (see `install_cpu_engine`).
 - ``auto``: the first of ``present``, ``gpu`` (where an NVIDIA driver answers) and ``cpu`` that applies.
@@ -61,8 +61,10 @@ def main() -> int:
 
 def install(venv: Path, engine: str, extras: list[str]) -> None:
     """Brings `venv` to what this checkout asks for."""
-    if sys.version_info < (3, 11):
-        raise InstallError(f"Python 3.11 or newer is needed, this is {sys.version.split()[0]}; try `make PYTHON=python3.11`")
+    if sys.version_info < (3, 11):  # noqa: UP036 - this script is what meets an older Python first
+        raise InstallError(
+            f"Python 3.11 or newer is needed, this is {sys.version.split()[0]}; try `make PYTHON=python3.11`"
+        )
     engine = choose_engine(engine)
     wanted = fingerprint(engine, extras)
     stamp = venv / STAMP
@@ -171,7 +173,11 @@ def check_engine(venv: Path) -> None:
     """Fails now, with the reason, rather than when somebody serves."""
     say("checking that vLLM can be imported")
     version = subprocess.run(
-        [str(venv / "bin" / "python"), "-c", "import torch, vllm; print(vllm.__version__, 'on torch', torch.__version__)"],
+        [
+            str(venv / "bin" / "python"),
+            "-c",
+            "import torch, vllm; print(vllm.__version__, 'on torch', torch.__version__)",
+        ],
         capture_output=True,
         text=True,
         check=False,
@@ -202,7 +208,9 @@ def pip(venv: Path, *arguments: str, check: bool = True) -> subprocess.Completed
     command = [str(venv / "bin" / "python"), "-m", "pip", "--disable-pip-version-check", *arguments]
     done = subprocess.run(command, capture_output=not check, text=True, check=False)
     if check and done.returncode != 0:
-        raise InstallError(f"`pip {' '.join(arguments[:2])} …` failed with exit code {done.returncode}; its own words are above")
+        raise InstallError(
+            f"`pip {' '.join(arguments[:2])} …` failed with exit code {done.returncode}; its own words are above"
+        )
     return done
 
 

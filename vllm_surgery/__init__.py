@@ -1,0 +1,39 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Edit a served language model's neurons and experts from a small text file.
+
+Nothing here imports vLLM or torch: a laptop without either can read, check and compare patches.
+"""
+
+from vllm_surgery.checkpoint import ModelFacts, ModelFolder
+from vllm_surgery.errors import (
+    CheckpointError,
+    EngineError,
+    MismatchError,
+    PatchError,
+    SurgeryError,
+    UsageError,
+)
+from vllm_surgery.patch import Patch, load_patch
+from vllm_surgery.plan import Plan, TensorEdit, plan
+from vllm_surgery.review import review
+from vllm_surgery.stack import PatchSet
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "CheckpointError",
+    "EngineError",
+    "MismatchError",
+    "ModelFacts",
+    "ModelFolder",
+    "Patch",
+    "PatchError",
+    "PatchSet",
+    "Plan",
+    "SurgeryError",
+    "TensorEdit",
+    "UsageError",
+    "load_patch",
+    "plan",
+    "review",
+]

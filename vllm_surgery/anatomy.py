@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from vllm_surgery.checkpoint import TensorInfo
 
 Role: TypeAlias = Literal["gate", "up", "down"]
+# The number formats in which a weight is a number by itself. Others are packed, or have scales beside them.
+PLAIN_DTYPES = frozenset({"F64", "F32", "F16", "BF16"})
+
 ROLES: tuple[Role, ...] = ("gate", "up", "down")
 
 
@@ -126,7 +129,8 @@ class Anatomy:
         known = mlp.tensors.setdefault(slot.part.role, info)
         if known != info:
             raise CheckpointError(f"{known.name} and {info.name} are both the {slot.part.role} part of one MLP")
-        _check_shapes(mlp)
+        if info.dtype in PLAIN_DTYPES:
+            _check_shapes(mlp)
         return slot
 
     def _beyond_last_layer(self, layer: int) -> bool:
@@ -135,7 +139,7 @@ class Anatomy:
 
 
 def _check_shapes(mlp: GatedMlp) -> None:
-    shapes = {role: info.shape for role, info in mlp.tensors.items()}
+    shapes = {role: info.shape for role, info in mlp.tensors.items() if info.dtype in PLAIN_DTYPES}
     upright = {shape[::-1] if role == "down" else shape for role, shape in shapes.items()}
     if any(len(shape) != 2 for shape in upright) or len(upright) > 1:  # noqa: PLR2004 - matrices
         described = ", ".join(f"{info.name} {list(info.shape)}" for info in mlp.tensors.values())

@@ -170,7 +170,9 @@ def _read_header(file: Path) -> list[_Stored]:
                 raise ValueError(f"its header claims {length} bytes")
             header = json.loads(stream.read(length))
             size = file.stat().st_size
-        return [_stored(file, name, entry, 8 + length, size) for name, entry in header.items() if name != "__metadata__"]
+        return [
+            _stored(file, name, entry, 8 + length, size) for name, entry in header.items() if name != "__metadata__"
+        ]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{file}: is no safetensors file: {error}") from None
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NoReturn, TypeAlias
+from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
 
 import yaml
 
@@ -130,7 +130,7 @@ def _parse_yaml(text: str, source: str) -> Plain:
     root = _Container([])
     documents = 0
     for event in _events(text, source):
-        place = f"line {event.start_mark.line + 1}, column {event.start_mark.column + 1}"
+        place = _place(event.start_mark)
         current = stack[-1] if stack else root
         if isinstance(event, yaml.DocumentStartEvent):
             documents += 1
@@ -156,12 +156,16 @@ def _parse_yaml(text: str, source: str) -> Plain:
     return root.data[0] if root.data else None
 
 
+def _place(mark: Any) -> str:
+    """Line and column of a mark of PyYAML's, whose two implementations share no type."""
+    return f"line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+
+
 def _events(text: str, source: str) -> Iterator[yaml.Event]:
     try:
         yield from yaml.parse(text, Loader=_EventLoader)
     except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        place = f"line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        place = _place(error.problem_mark or error.context_mark)
         raise PatchError(source, place, f"is not YAML: {error.problem or error.context}") from None
     except yaml.YAMLError as error:
         raise PatchError(source, "", f"is not YAML: {error}") from None
@@ -170,8 +174,8 @@ def _events(text: str, source: str) -> Iterator[yaml.Event]:
 def _refuse_decoration(event: yaml.NodeEvent, source: str, place: str) -> None:
     if event.anchor is not None:
         raise PatchError(source, place, f"YAML anchors are not allowed (&{event.anchor})")
-    if getattr(event, "tag", None) is not None:
-        raise PatchError(source, place, f"YAML tags are not allowed ({event.tag})")
+    if (tag := getattr(event, "tag", None)) is not None:
+        raise PatchError(source, place, f"YAML tags are not allowed ({tag})")
 
 
 def _add_scalar(container: _Container, event: yaml.ScalarEvent, source: str, place: str) -> None:
@@ -209,7 +213,14 @@ _Dumper.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(rf"(?:{_FLOA
 
 def dump_yaml(data: Plain) -> str:
     """Plain data as YAML text that `parse_document` reads back to the same data."""
-    text: str = yaml.dump(_with_number_keys(data), Dumper=_Dumper, sort_keys=False, allow_unicode=False, width=120, default_flow_style=None)
+    text: str = yaml.dump(
+        _with_number_keys(data),
+        Dumper=_Dumper,
+        sort_keys=False,
+        allow_unicode=False,
+        width=120,
+        default_flow_style=None,
+    )
     return text
 
 

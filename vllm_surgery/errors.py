@@ -25,7 +25,7 @@ class CheckpointError(SurgeryError):
 
 
 class EngineError(SurgeryError):
-    """This vLLM, or the way it was started, can't carry the patch out."""
+    """The vLLM that runs here, or the way it was started, can't carry the patch out."""
 
 
 class PatchError(SurgeryError):

@@ -19,7 +19,7 @@ from pydantic_core import PydanticCustomError
 
 from vllm_surgery.document import MAX_BYTES, dump_yaml, parse_document
 from vllm_surgery.errors import PatchError, UsageError
-from vllm_surgery.selection import Selection
+from vllm_surgery.selection import Selection  # noqa: TC001 - pydantic needs it at run time
 from vllm_surgery.units import ALL, KINDS, MASK, Assignment, Gain, IndexRange, Kind, find_clash
 
 if TYPE_CHECKING:
@@ -93,6 +93,7 @@ class _UnitEdit(_Strict):
 
     @property
     def gain(self) -> Gain:
+        """What the units' outputs are multiplied by."""
         raise NotImplementedError
 
 
@@ -103,7 +104,7 @@ class Scale(_UnitEdit):
     factor: Annotated[float, AfterValidator(_check_factor)] = Field(description="any finite number but 1")
 
     @property
-    def gain(self) -> Gain:
+    def gain(self) -> Gain:  # noqa: D102 - said once, in the base
         return _in_float32(self.factor)
 
 
@@ -113,7 +114,7 @@ class Zero(_UnitEdit):
     op: Literal["zero"]
 
     @property
-    def gain(self) -> Gain:
+    def gain(self) -> Gain:  # noqa: D102 - said once, in the base
         return 0.0
 
 
@@ -123,7 +124,7 @@ class Negate(_UnitEdit):
     op: Literal["negate"]
 
     @property
-    def gain(self) -> Gain:
+    def gain(self) -> Gain:  # noqa: D102 - said once, in the base
         return -1.0
 
 
@@ -142,6 +143,7 @@ class Mask(_Strict):
 
     @property
     def gain(self) -> Gain:
+        """What stands in place of a factor."""
         return MASK
 
 
@@ -160,8 +162,10 @@ class Patch(_Strict):
     description: str = ""
     model: Guard = Field(default_factory=Guard, description="the guard: what the model must be")
     edits: list[Edit] = Field(min_length=1)
-    seal: dict[Annotated[str, Field(pattern=SEAL_KEY_PATTERN)], Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]] = Field(
-        default_factory=dict, description="sha256 of each unit's original weights; written by `vllm-surgery seal`"
+    seal: dict[Annotated[str, Field(pattern=SEAL_KEY_PATTERN)], Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]] = (
+        Field(
+            default_factory=dict, description="sha256 of each unit's original weights; written by `vllm-surgery seal`"
+        )
     )
     provenance: dict[str, Any] = Field(default_factory=dict, description="free: sources and evidence")
 
@@ -274,7 +278,7 @@ def load_patch(path: str | Path) -> Patch:
 
 
 def read_bounded(path: Path) -> bytes:
-    """The bytes of a file, as far as a patch file may go and one more: a device or a huge file can't fill the memory."""
+    """The bytes of a file, as far as a patch may go and one more, so that a huge file can't fill the memory."""
     try:
         if not path.is_file():
             raise UsageError(f"{path}: {'is a folder' if path.is_dir() else 'no such file'}")

@@ -54,7 +54,9 @@ def parse_selection(value: object) -> dict[int, Indices]:
         raise _refusal("", f"expected layers with their indices, such as {{29: [545]}}, got {value!r}")
     if not value:
         raise _refusal("", "names no units; give at least one layer with an index")
-    return {_parse_layer(key): _parse_indices(str(key), indices) for key, indices in sorted(value.items(), key=_by_layer)}
+    return {
+        _parse_layer(key): _parse_indices(str(key), indices) for key, indices in sorted(value.items(), key=_by_layer)
+    }
 
 
 def write_selection(selection: dict[int, Indices]) -> dict[str, str | list[int | str]]:

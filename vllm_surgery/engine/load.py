@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Editing a model's weights while vLLM streams them from the checkpoint.
+
+In that stream every tensor is whole, un-fused and un-sharded, under its Hugging Face name: the plan's coordinates,
+whatever the loader, the parallel layout and the hardware do with it afterwards.
+"""
+
+from __future__ import annotations
+
+import time
+from functools import partial
+from typing import TYPE_CHECKING
+
+import torch
+
+from vllm_surgery.arithmetic import apply_edit, dtype_word
+from vllm_surgery.checkpoint import ModelFacts, TensorInfo
+from vllm_surgery.plan import Plan, Planner
+from vllm_surgery.seal import SealCheck
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from vllm_surgery.stack import PatchSet
+
+
+class SurgicalLoad:
+    """One load of one model in one process: plans, edits and verifies as the tensors come by.
+
+    Args:
+        patches: what is asked for.
+        facts: what the model's config says.
+
+    Raises:
+        MismatchError: the config alone shows that the patches are not for this model.
+    """
+
+    def __init__(self, patches: PatchSet, facts: ModelFacts) -> None:
+        self.patches = patches
+        self.seconds = 0.0
+        self.plan: Plan | None = None
+        self._facts = facts
+        self._planner = Planner(patches, facts)
+        self._seals: SealCheck | None = SealCheck(patches)
+
+    def edit_stream(self, weights: Iterable[tuple[str, torch.Tensor]]) -> Iterator[tuple[str, torch.Tensor]]:
+        """`weights` with edited tensors in place of the originals: same order, one at a time, originals untouched.
+
+        Raises:
+            MismatchError, CheckpointError, SurgeryError: as soon as a tensor shows that the patches can't be applied.
+        """
+        for name, tensor in weights:
+            started = time.perf_counter()
+            edited = self._edit(name, tensor)
+            self.seconds += time.perf_counter() - started
+            yield name, edited
+
+    def finish(self) -> Plan:
+        """Verifies that every unit was found and every seal is whole. Later streams (reloads) are edited all the same.
+
+        Raises:
+            MismatchError: they were not.
+        """
+        started = time.perf_counter()
+        self.plan = self._planner.finish()
+        if self._seals is not None:
+            self._seals.finish()
+            self._seals = None
+        self.seconds += time.perf_counter() - started
+        return self.plan
+
+    def _edit(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
+        info = TensorInfo(name, dtype_word(tensor.dtype), tuple(tensor.shape))
+        slot, edit = self._planner.observe(info)
+        if slot is not None and self._seals is not None:
+            self._seals.observe(slot, info, partial(_slice_bytes, tensor))
+        return tensor if edit is None else apply_edit(tensor, edit)
+
+
+def _slice_bytes(tensor: torch.Tensor, axis: int, index: int) -> bytes:
+    numbers = tensor.select(axis, index).contiguous().cpu()
+    return bytes(numbers.view(torch.uint8).numpy().tobytes())

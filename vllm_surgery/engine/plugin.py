@@ -1,0 +1,20 @@
+# SPDX-License-Identifier: Apache-2.0
+"""vLLM's entry into this package. vLLM calls `register` in every process, some more than once."""
+
+from __future__ import annotations
+
+import logging
+
+from vllm_surgery.engine.settings import DISABLE_VARIABLE, disabled
+
+logger = logging.getLogger("vllm.vllm_surgery")
+
+
+def register() -> None:
+    """Entry point of the group ``vllm.general_plugins``. Re-entrant; heavy imports wait until it is called."""
+    if disabled():
+        logger.debug("vllm-surgery: off, because %s is set", DISABLE_VARIABLE)
+        return
+    from vllm_surgery.engine.hooks import install
+
+    install()

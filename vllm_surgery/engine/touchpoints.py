@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where this plugin meets vLLM's internals: one small class a touch point, each found by looking, never by version.
+
+`vllm-surgery doctor` tries them all; a test fails for each that vLLM moves.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import inspect
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from vllm_surgery.errors import EngineError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+_WRAPPED = "__vllm_surgery_wrapped__"
+
+
+@dataclass(frozen=True)
+class TouchPoint:
+    """An attribute of vLLM that this plugin calls or wraps.
+
+    Attributes:
+        module: the module that owns it.
+        path: the attribute, with dots, inside the module.
+        purpose: what is lost without it, for people.
+        parameters: the names that its signature must have.
+    """
+
+    module: str
+    path: str
+    purpose: str
+    parameters: tuple[str, ...] = ()
+
+    def owner(self) -> Any:
+        """The class or module that holds the attribute.
+
+        Raises:
+            EngineError: this vLLM doesn't have it.
+        """
+        try:
+            owner: Any = importlib.import_module(self.module)
+            for step in self.path.split(".")[:-1]:
+                owner = getattr(owner, step)
+        except (ImportError, AttributeError) as error:
+            raise EngineError(f"this vLLM has no {self.module}.{self.path} ({self.purpose}): {error}") from None
+        return owner
+
+    @property
+    def name(self) -> str:
+        """The last step of the path."""
+        return self.path.rsplit(".", 1)[-1]
+
+    def get(self) -> Any:
+        """The attribute itself.
+
+        Raises:
+            EngineError: this vLLM doesn't have it, or it takes other parameters.
+        """
+        found = getattr(self.owner(), self.name, None)
+        if found is None:
+            raise EngineError(f"this vLLM has no {self.module}.{self.path} ({self.purpose})")
+        if self.parameters:
+            known = inspect.signature(inspect.unwrap(found)).parameters
+            missing = [name for name in self.parameters if name not in known]
+            if missing:
+                raise EngineError(f"{self.module}.{self.path} takes no {missing[0]} in this vLLM ({self.purpose})")
+        return found
+
+    def wrap(self, make: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
+        """Replaces the function by ``make(original)``, once in this process, however often it is called."""
+        original = self.get()
+        if not hasattr(original, _WRAPPED):
+            setattr(self.owner(), self.name, _marked(make(original), original))
+
+    @contextmanager
+    def wrapped(self, make: Callable[[Callable[..., Any]], Callable[..., Any]]) -> Iterator[None]:
+        """Replaces the function by ``make(original)`` until the block ends."""
+        owner, original = self.owner(), self.get()
+        setattr(owner, self.name, _marked(make(original), original))
+        try:
+            yield
+        finally:
+            setattr(owner, self.name, original)
+
+
+def _marked(replacement: Callable[..., Any], original: Callable[..., Any]) -> Callable[..., Any]:
+    functools.update_wrapper(replacement, original)
+    setattr(replacement, _WRAPPED, original)
+    return replacement
+
+
+CREATE_CONFIG = TouchPoint(
+    "vllm.engine.arg_utils",
+    "EngineArgs.create_engine_config",
+    "refusing a wrong patch before any process is started",
+)
+LOAD_MODEL = TouchPoint(
+    "vllm.v1.worker.gpu_worker",
+    "Worker.load_model",
+    "applying patches while weights are loaded",
+    ("load_dummy_weights",),
+)
+MODEL_BUILT = TouchPoint(
+    "vllm.model_executor.model_loader.utils",
+    "record_metadata_for_reloading",
+    "reaching each newly built model before its weights are loaded",
+    ("model",),
+)
+WORKER_BASE = TouchPoint("vllm.v1.worker.worker_base", "WorkerBase", "asking every worker what it applied")
+ENGINE_READY = TouchPoint(
+    "vllm.v1.engine.core",
+    "EngineCore._initialize_kv_caches",
+    "verifying all ranks once their weights are loaded",
+)
+SET_WEIGHT_VERSION = TouchPoint(
+    "vllm.v1.engine.core",
+    "EngineCore.set_weight_version",
+    "carrying the patch id in every output",
+    ("weight_version",),
+)
+COLLECTIVE_RPC = TouchPoint(
+    "vllm.v1.executor.abstract", "Executor.collective_rpc", "asking every worker what it applied", ("method",)
+)
+VLLM_MAIN = TouchPoint("vllm.entrypoints.cli.main", "main", "`vllm-surgery serve`")
+
+TOUCH_POINTS = (
+    CREATE_CONFIG,
+    LOAD_MODEL,
+    MODEL_BUILT,
+    WORKER_BASE,
+    ENGINE_READY,
+    SET_WEIGHT_VERSION,
+    COLLECTIVE_RPC,
+    VLLM_MAIN,
+)
