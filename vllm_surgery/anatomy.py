@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from vllm_surgery.errors import CheckpointError
+from vllm_surgery.units import LAYER_PATTERN
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -56,7 +57,7 @@ CONVENTIONS: tuple[Convention, ...] = (
     Convention(
         name="gated MLP (Llama, Mistral, Qwen, Gemma)",
         block="mlp",
-        pattern=re.compile(_ROOTS + r"\.layers\.(?P<layer>[0-9]+)\.mlp\.(?P<part>[a-z_]+)\.weight"),
+        pattern=re.compile(rf"{_ROOTS}\.layers\.(?P<layer>{LAYER_PATTERN})\.mlp\.(?P<part>[a-z_]+)\.weight"),
         parts={"gate_proj": Part("gate", 0), "up_proj": Part("up", 0), "down_proj": Part("down", 1)},
     ),
 )

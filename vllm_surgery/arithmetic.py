@@ -28,6 +28,8 @@ DTYPES: dict[torch.dtype, str] = {
 }
 """safetensors' words for torch's number formats."""
 
+_BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+
 
 def dtype_word(dtype: torch.dtype) -> str:
     """Word of safetensors for `dtype`; torch's own where safetensors has none."""
@@ -66,5 +68,11 @@ def _scaled(slices: torch.Tensor, gains: torch.Tensor, axis: int) -> torch.Tenso
     wide = torch.float64 if slices.dtype == torch.float64 else torch.float32
     gains = gains.to(wide).unsqueeze(1 - axis)
     product = (slices.to(wide) * gains).to(slices.dtype)
-    product = torch.where(gains == -1, slices.neg(), product)
+    product = torch.where(gains == -1, _negated(slices), product)
     return torch.where(gains == 0, torch.zeros_like(slices), product)
+
+
+def _negated(slices: torch.Tensor) -> torch.Tensor:
+    """`slices` with every sign bit flipped. torch's own `neg` loses the payload of a 16-bit NaN."""
+    bits = slices.view(_BITS[slices.element_size()])
+    return (bits ^ torch.iinfo(bits.dtype).min).view(slices.dtype)

@@ -8,6 +8,7 @@ Format: https://github.com/huggingface/safetensors#format
 from __future__ import annotations
 
 import json
+import math
 import re
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,6 +19,7 @@ import numpy as np
 
 from vllm_surgery.errors import CheckpointError
 
+CONFIG_FILE = "config.json"
 INDEX_FILE = "model.safetensors.index.json"
 _MAX_HEADER_BYTES = 100_000_000  # The limit of the safetensors library itself.
 
@@ -66,10 +68,10 @@ class ModelFacts:
         """Reads `config.json`; for a multimodal model the text model's part of it."""
         text = config.get("text_config")
         text = text if isinstance(text, dict) else config
-        quantization = config.get("quantization_config")
+        architectures, quantization = config.get("architectures"), config.get("quantization_config")
         experts = [text.get(key) for key in ("num_experts", "num_local_experts", "n_routed_experts")]
         return cls(
-            architectures=tuple(str(item) for item in config.get("architectures") or ()),
+            architectures=tuple(str(item) for item in architectures) if isinstance(architectures, list) else (),
             num_hidden_layers=_whole_number(text.get("num_hidden_layers")),
             hidden_size=_whole_number(text.get("hidden_size")),
             num_experts=next((number for number in map(_whole_number, experts) if number), None),
@@ -90,7 +92,7 @@ class ModelFolder:
         self.path = Path(path)
         if not self.path.is_dir():
             raise CheckpointError(f"{path}: no such model folder")
-        self.config = _read_json(self.path / "config.json")
+        self.config = _read_json(self.path / CONFIG_FILE)
 
     @property
     def facts(self) -> ModelFacts:
@@ -104,11 +106,19 @@ class ModelFolder:
         return [stored.info for stored in self._stored.values()]
 
     def read_slice(self, name: str, axis: int, index: int) -> bytes:
-        """One row (`axis` 0) or column (`axis` 1) of a 2-D tensor, as the bytes that store it, in order."""
-        stored = self._stored[name]
-        size = BYTES_PER_NUMBER[stored.info.dtype]
-        rows, columns = stored.info.shape
-        table = np.memmap(stored.file, np.uint8, "r", stored.start, (rows, columns, size))
+        """One row (`axis` 0) or column (`axis` 1) of a 2-D tensor, as the bytes that store it, in order.
+
+        Raises:
+            CheckpointError: there is no such tensor or slice, or its numbers don't fill whole bytes.
+        """
+        stored = self._stored.get(name)
+        if stored is None:
+            raise CheckpointError(f"{self.path}: has no tensor {name}")
+        shape, size = stored.info.shape, BYTES_PER_NUMBER.get(stored.info.dtype)
+        if size is None or len(shape) != 2 or not 0 <= index < shape[axis]:  # noqa: PLR2004 - a matrix
+            word = "column" if axis else "row"
+            raise CheckpointError(f"{name}: has no {word} {index}: it is {stored.info.dtype} {list(shape)}")
+        table = np.memmap(stored.file, np.uint8, "r", stored.start, (*shape, size))
         return bytes((table[index] if axis == 0 else table[:, index]).tobytes())
 
     @cached_property
@@ -173,15 +183,25 @@ def _read_header(file: Path) -> list[_Stored]:
         return [
             _stored(file, name, entry, 8 + length, size) for name, entry in header.items() if name != "__metadata__"
         ]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except KeyError as error:
+        raise CheckpointError(f"{file}: is no safetensors file: its header has an entry without {error}") from None
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{file}: is no safetensors file: {error}") from None
 
 
 def _stored(file: Path, name: str, entry: dict[str, Any], data_start: int, size: int) -> _Stored:
-    first, last = entry["data_offsets"]
-    info = TensorInfo(name, str(entry["dtype"]), tuple(int(number) for number in entry["shape"]))
+    first, last = _sizes(name, entry["data_offsets"])
+    info = TensorInfo(name, str(entry["dtype"]), _sizes(name, entry["shape"]))
     if data_start + last > size:
         raise ValueError(f"the file ends before {name}")
-    if info.dtype in BYTES_PER_NUMBER and int(np.prod(info.shape)) * BYTES_PER_NUMBER[info.dtype] != last - first:
+    if first > last:
+        raise ValueError(f"{name} ends before it starts")
+    if info.dtype in BYTES_PER_NUMBER and math.prod(info.shape) * BYTES_PER_NUMBER[info.dtype] != last - first:
         raise ValueError(f"{name} has {last - first} bytes, which is not its shape's size")
     return _Stored(info, file, data_start + first)
+
+
+def _sizes(name: str, value: object) -> tuple[int, ...]:
+    if not isinstance(value, list) or any(_whole_number(number) is None or number < 0 for number in value):
+        raise ValueError(f"{name} has {value!r} where sizes stand")
+    return tuple(value)

@@ -9,16 +9,17 @@ ever constructed but plain data. Scalars follow the YAML 1.2 core schema, so ``y
 from __future__ import annotations
 
 import json
+import math
 import re
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import yaml
 
-from vllm_surgery.errors import PatchError
+from vllm_surgery.errors import PatchError, one_line
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
 Plain: TypeAlias = "dict[str, Plain] | list[Plain] | str | int | float | bool | None"
 
@@ -28,6 +29,10 @@ MAX_BYTES = 1 << 20
 MAX_DEPTH = 32
 # Longest number accepted, in characters: no factor or index needs more, and Python's own conversion is quadratic.
 MAX_NUMBER_LENGTH = 64
+
+# Longest key spelled out in a place: every item below a key carries it along.
+_WORD_IN_PLACE = 60
+_TOO_DEEP = f"is nested deeper than {MAX_DEPTH} levels"
 
 _INTEGER = re.compile(r"[-+]?[0-9]+")
 _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
@@ -50,11 +55,15 @@ def parse_document(content: bytes, source: str) -> Plain:
         PatchError: for anything that is not plain data, with the line and column where there are any.
     """
     if len(content) > MAX_BYTES:
-        raise PatchError(source, "", f"is {len(content)} bytes long; a patch file may have at most {MAX_BYTES} (1 MiB)")
+        raise PatchError(source, "", f"is too long: a patch file may have at most {MAX_BYTES} bytes (1 MiB)")
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise PatchError(source, f"byte {error.start}", "is not UTF-8 text") from None
+    return plain_data(_parse(text, source), source)
+
+
+def _parse(text: str, source: str) -> object:
     if text.lstrip()[:1] == "{":
         try:
             return _parse_json(text, source)
@@ -63,46 +72,97 @@ def parse_document(content: bytes, source: str) -> Plain:
     return _parse_yaml(text, source)
 
 
-def _parse_json(text: str, source: str) -> Plain:
-    def refuse_constant(word: str) -> NoReturn:
-        raise PatchError(source, "", f"{word} is not a finite number")
+class _Members(list[tuple[str, object]]):
+    """A JSON object as its keys and values: a key may stand twice. `plain_data` refuses that, since it knows where."""
 
-    def unique(pairs: list[tuple[str, Plain]]) -> dict[str, Plain]:
-        mapping = dict(pairs)
-        if len(mapping) != len(pairs):
-            keys = [key for key, _ in pairs]
-            twice = next(key for key in keys if keys.count(key) > 1)
-            raise PatchError(source, "", f"the key {twice!r} stands twice in one mapping")
-        return mapping
 
-    def number(word: str) -> int:
-        return int(_bounded_number(word, source, ""))
+class _Number(str):
+    """A JSON number that isn't read yet."""
 
+    __slots__ = ()
+
+
+def _parse_json(text: str, source: str) -> object:
+    """JSON whose objects and numbers are left for `plain_data` to read."""
     try:
-        data: Plain = json.loads(
-            text, object_pairs_hook=unique, parse_constant=refuse_constant, parse_int=number, parse_float=float
+        return json.loads(
+            text, object_pairs_hook=_Members, parse_int=_Number, parse_float=_Number, parse_constant=_Number
         )
     except RecursionError:
-        raise PatchError(source, "", f"is nested deeper than {MAX_DEPTH} levels") from None
-    if _depth(data) > MAX_DEPTH:
-        raise PatchError(source, "", f"is nested deeper than {MAX_DEPTH} levels")
-    return data
+        raise PatchError(source, "", _TOO_DEEP) from None
 
 
-def _depth(data: Plain) -> int:
-    """Depth of nesting, found level by level so that no recursion limit is met."""
-    depth, level = 0, [data]
-    while level:
-        containers = [item for item in level if isinstance(item, dict | list)]
-        depth += bool(containers)
-        level = [child for item in containers for child in (item.values() if isinstance(item, dict) else item)]
-    return depth
+def plain_data(value: object, source: str, place: str = "", depth: int = 0) -> Plain:
+    """A copy of `value` that is plain data for sure: finite numbers, text that UTF-8 can say, bounded depth.
+
+    Args:
+        value: what `json.loads` gave, or like it. Whole numbers as keys, which YAML's own readers give, become text.
+        source: what to call it in errors.
+        place: of `value` in the source, such as ``edits[0].neurons``.
+        depth: of the containers around it.
+
+    Raises:
+        PatchError: with the place of what isn't plain data.
+    """
+    if not isinstance(value, dict | list | tuple):
+        return _leaf(value, source, place)
+    if depth >= MAX_DEPTH:
+        raise PatchError(source, place, _TOO_DEEP)
+    if isinstance(value, dict | _Members):
+        return _mapping(value.items() if isinstance(value, dict) else value, source, place, depth)
+    return [plain_data(item, source, f"{place}[{number}]", depth + 1) for number, item in enumerate(value)]
 
 
-def _bounded_number(word: str, source: str, place: str) -> str:
+def _leaf(value: object, source: str, place: str) -> Plain:
+    if isinstance(value, _Number):
+        return _number(value, source, place)
+    if isinstance(value, str):
+        return _sayable(value, source, place)
+    if isinstance(value, float):
+        return _finite(value, value, source, place)
+    if isinstance(value, int) and not isinstance(value, bool):
+        return _bounded(value, source, place)
+    if value is None or isinstance(value, bool):
+        return value
+    raise PatchError(source, place, f"a {type(value).__name__} is no plain data")
+
+
+def _mapping(members: Iterable[tuple[object, object]], source: str, place: str, depth: int) -> dict[str, Plain]:
+    mapping: dict[str, Plain] = {}
+    for key, value in members:
+        if not isinstance(key, str | int) or isinstance(key, bool):
+            raise PatchError(source, place, f"a key must be a word or a number, got {key!r}")
+        word = _sayable(str(key), source, place)
+        below = f"{place}{'.' * bool(place)}{one_line(word, _WORD_IN_PLACE)}"
+        if word in mapping:
+            raise PatchError(source, below, f"the key {word!r} stands twice in one mapping")
+        mapping[word] = plain_data(value, source, below, depth + 1)
+    return mapping
+
+
+def _sayable(text: str, source: str, place: str) -> str:
+    """`text`, unless it holds half of a surrogate pair, which JSON can spell but no file, log or header can hold."""
+    if not text.isascii() and any("\ud800" <= char <= "\udfff" for char in text):
+        raise PatchError(source, place, "holds half of a surrogate pair, which is no text")
+    return text
+
+
+def _number(word: str, source: str, place: str) -> int | float:
     if len(word) > MAX_NUMBER_LENGTH:
         raise PatchError(source, place, f"a number of {len(word)} characters; at most {MAX_NUMBER_LENGTH} are read")
-    return word
+    return int(word) if _INTEGER.fullmatch(word) else _finite(float(word), word, source, place)
+
+
+def _bounded(number: int, source: str, place: str) -> int:
+    if not -(10 ** (MAX_NUMBER_LENGTH - 1)) < number < 10**MAX_NUMBER_LENGTH:
+        raise PatchError(source, place, f"a number of more than {MAX_NUMBER_LENGTH} characters")
+    return number
+
+
+def _finite(number: float, word: object, source: str, place: str) -> float:
+    if not math.isfinite(number):
+        raise PatchError(source, place, f"{word} is not a finite number")
+    return number
 
 
 @dataclass
@@ -146,7 +206,7 @@ def _parse_yaml(text: str, source: str) -> Plain:
             if current.wants_key:
                 raise PatchError(source, place, "a key must be a plain word or number")
             if len(stack) >= MAX_DEPTH:
-                raise PatchError(source, place, f"is nested deeper than {MAX_DEPTH} levels")
+                raise PatchError(source, place, _TOO_DEEP)
             container = _Container({} if isinstance(event, yaml.MappingStartEvent) else [])
             current.add(container.data)
             stack.append(container)
@@ -195,10 +255,8 @@ def _scalar(event: yaml.ScalarEvent, source: str, place: str) -> Plain:
         return word
     if word.lower() in _SPECIAL and word in {word.lower(), word.capitalize(), word.upper()}:
         return _SPECIAL[word.lower()]
-    if _INTEGER.fullmatch(word):
-        return int(_bounded_number(word, source, place))
     if _FLOAT.fullmatch(word):
-        return float(_bounded_number(word, source, place))
+        return _number(word, source, place)
     if _NOT_FINITE.fullmatch(word):
         raise PatchError(source, place, f"{word} is not a finite number")
     return word

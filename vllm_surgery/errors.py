@@ -7,6 +7,9 @@ HTTP status.
 
 from __future__ import annotations
 
+# A place may hold a key from a hostile file. Cut here, so that the reason behind it is never cut away.
+_PLACE_LIMIT = 120
+
 
 class SurgeryError(Exception):
     """Base of every error that a user can cause. ``str()`` of it is one line."""
@@ -39,9 +42,13 @@ class PatchError(SurgeryError):
 
     def __init__(self, source: str, place: str, detail: str) -> None:
         self.source = source
-        self.place = place
+        self.place = one_line(place, _PLACE_LIMIT)
         self.detail = one_line(detail)
-        super().__init__(": ".join(part for part in (source, place, detail) if part))
+        super().__init__(": ".join(part for part in (source, self.place, self.detail) if part))
+
+    def __reduce__(self) -> tuple[type[PatchError], tuple[str, str, str]]:
+        # Workers send their errors to the server's process, and Python would call the class with one argument.
+        return type(self), (self.source, self.place, self.detail)
 
 
 class MismatchError(PatchError):

@@ -17,15 +17,17 @@ import numpy as np
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
-from vllm_surgery.document import MAX_BYTES, dump_yaml, parse_document
+from vllm_surgery.document import MAX_BYTES, dump_yaml, parse_document, plain_data
 from vllm_surgery.errors import PatchError, UsageError
 from vllm_surgery.selection import Selection  # noqa: TC001 - pydantic needs it at run time
-from vllm_surgery.units import ALL, KINDS, MASK, Assignment, Gain, IndexRange, Kind, find_clash
+from vllm_surgery.units import ALL, KINDS, MASK, Assignment, Gain, IndexRange, covers, find_clash
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from pydantic_core import ErrorDetails
+
+    from vllm_surgery.document import Plain
 
 SEAL_KEY_PATTERN = r"^(neurons|experts)/(0|[1-9][0-9]{0,3})/(0|[1-9][0-9]{0,6})$"
 _DIGITS_OF_DIGEST_IN_ID = 8
@@ -63,13 +65,16 @@ def _check_version(version: object) -> object:
     return version
 
 
+_Count = Annotated[int, Field(ge=1)]
+
+
 class Guard(_Strict):
     """What the model must be. Every field that is given must match; a field that can't be verified is refused."""
 
     architectures: list[str] | None = Field(None, min_length=1, description="`architectures` of config.json")
     num_hidden_layers: int | None = Field(None, ge=1)
     hidden_size: int | None = Field(None, ge=1)
-    intermediate_size: int | list[int] | None = Field(
+    intermediate_size: _Count | Annotated[list[_Count], Field(min_length=1)] | None = Field(
         None, description="neurons a layer: one number, or a list with one number a layer"
     )
     num_experts: int | None = Field(None, ge=1, description="routed experts a layer")
@@ -82,6 +87,8 @@ class Guard(_Strict):
 
 
 class _UnitEdit(_Strict):
+    model_config = ConfigDict(json_schema_extra={"anyOf": [{"required": ["neurons"]}, {"required": ["experts"]}]})
+
     neurons: Selection = Field(default_factory=dict)
     experts: Selection = Field(default_factory=dict)
 
@@ -101,7 +108,9 @@ class Scale(_UnitEdit):
     """Multiplies the units' outputs by `factor`."""
 
     op: Literal["scale"]
-    factor: Annotated[float, AfterValidator(_check_factor)] = Field(description="any finite number but 1")
+    factor: Annotated[float, AfterValidator(_check_factor)] = Field(
+        description="any finite number but 1", json_schema_extra={"not": {"const": 1}}
+    )
 
     @property
     def gain(self) -> Gain:  # noqa: D102 - said once, in the base
@@ -164,7 +173,9 @@ class Patch(_Strict):
     edits: list[Edit] = Field(min_length=1)
     seal: dict[Annotated[str, Field(pattern=SEAL_KEY_PATTERN)], Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]] = (
         Field(
-            default_factory=dict, description="sha256 of each unit's original weights; written by `vllm-surgery seal`"
+            default_factory=dict,
+            description="sha256 of each unit's original weights; written by `vllm-surgery seal`",
+            json_schema_extra={"additionalProperties": False},
         )
     )
     provenance: dict[str, Any] = Field(default_factory=dict, description="free: sources and evidence")
@@ -181,12 +192,14 @@ class Patch(_Strict):
     def _seals_edited_units(self) -> Patch:
         if not self.seal:
             return self
-        named: dict[tuple[Kind, int], list[Assignment]] = defaultdict(list)
+        named: dict[tuple[str, int], list[IndexRange]] = defaultdict(list)
         for item in self.assignments():
-            named[item.kind, item.layer].append(item)
+            named[item.kind, item.layer].extend(item.ranges)
+        for ranges in named.values():
+            ranges.sort()
         for key in self.seal:
             kind, layer, index = key.split("/")
-            if not any(item.names(int(index)) for item in named[kind, int(layer)]):  # type: ignore[index]
+            if not covers(named[kind, int(layer)], int(index)):
                 raise _refusal(f"seal.{key}", "seals a unit that no edit names")
         return self
 
@@ -201,7 +214,8 @@ class Patch(_Strict):
         Raises:
             PatchError: one line with source, place and reason.
         """
-        return cls.from_data(parse_document(content.encode() if isinstance(content, str) else content, source), source)
+        text = content.encode("utf-8", "surrogatepass") if isinstance(content, str) else content
+        return cls._of_plain(parse_document(text, source), source)
 
     @classmethod
     def from_data(cls, data: object, source: str = "patch") -> Patch:
@@ -210,6 +224,10 @@ class Patch(_Strict):
         Raises:
             PatchError: one line with source, place and reason.
         """
+        return cls._of_plain(plain_data(data, source), source)
+
+    @classmethod
+    def _of_plain(cls, data: Plain, source: str) -> Patch:
         if not isinstance(data, dict):
             raise PatchError(source, "", f"is not a patch: expected a mapping, got {type(data).__name__}")
         try:
@@ -321,7 +339,11 @@ _REASONS: Mapping[str, str] = {
 
 def _explain(error: ErrorDetails) -> tuple[str, str]:
     """Place and reason of a pydantic error, in the words of the file rather than of its parser."""
-    steps = [step for step in error["loc"] if step not in {"int", "list[int]"}]  # pydantic's names for a union's arms
+    steps = list(error["loc"])
+    if steps[:2] == ["model", "intermediate_size"]:
+        del steps[2:3]  # Pydantic's name for one arm of the union.
+    if steps[-1:] == ["[key]"]:
+        del steps[-1]
     if len(steps) > 2 and steps[0] == "edits" and steps[2] in OPS:  # noqa: PLR2004
         del steps[2]
     if error["type"] == "refused":

@@ -11,8 +11,8 @@ import hashlib
 from collections import defaultdict
 from typing import TYPE_CHECKING
 
-from vllm_surgery.anatomy import ROLES, Anatomy, Role
-from vllm_surgery.errors import MismatchError
+from vllm_surgery.anatomy import ROLES, Anatomy, GatedMlp, Role
+from vllm_surgery.errors import CheckpointError, MismatchError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -37,8 +37,14 @@ def neuron_hash(parts: dict[Role, tuple[str, bytes]]) -> str:
 
 
 def seal_of_folder(folder: ModelFolder, layer: int, index: int) -> str:
-    """The seal of one neuron of a model on disk."""
-    mlp = Anatomy.of(folder.tensors, folder.facts.num_hidden_layers).mlps[layer]
+    """The seal of one neuron of a model on disk.
+
+    Raises:
+        CheckpointError: the folder can't be read, or holds no such neuron.
+    """
+    mlp = Anatomy.of(folder.tensors, folder.facts.num_hidden_layers).mlps.get(layer, GatedMlp(layer))
+    if missing := mlp.missing():
+        raise CheckpointError(f"{folder.path}: layer {layer} has no gated MLP (no {', '.join(missing)} projection)")
     return neuron_hash(
         {
             role: (info.dtype, folder.read_slice(info.name, 1 if role == "down" else 0, index))
@@ -69,6 +75,8 @@ class SealCheck:
             read_slice: gives the bytes of a slice of it, by axis and index.
         """
         for index in self._indices.get(slot.layer, ()):
+            if len(info.shape) != 2 or index >= info.shape[slot.part.unit_axis]:  # noqa: PLR2004 - a matrix
+                continue  # The planner says what is wrong, in better words.
             content = read_slice(slot.part.unit_axis, index)
             self._parts[slot.layer, index][slot.part.role] = (info.dtype, content)
 
@@ -80,11 +88,12 @@ class SealCheck:
         """
         for (layer, index), seals in self._wanted.items():
             parts = self._parts[layer, index]
-            actual = neuron_hash(parts) if len(parts) == len(ROLES) else "not all of its tensors were seen"
+            actual = neuron_hash(parts) if len(parts) == len(ROLES) else None
             for source, seal in seals:
                 if seal != actual:
-                    raise MismatchError(
-                        source,
-                        f"seal.neurons/{layer}/{index}",
-                        f"broken: the model's weights are not the sealed ones ({actual[:12]}… against {seal[:12]}…)",
+                    reason = (
+                        f"the model's weights are not the sealed ones ({actual[:12]}… against {seal[:12]}…)"
+                        if actual
+                        else f"of the unit's parts only {', '.join(parts) or 'none'} can be read"
                     )
+                    raise MismatchError(source, f"seal.neurons/{layer}/{index}", f"broken: {reason}")

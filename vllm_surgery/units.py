@@ -8,12 +8,13 @@ stay ranges until a model says how wide its layers are, so that a hostile ``0-99
 from __future__ import annotations
 
 import re
+from bisect import bisect_right
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Sequence
 
 Kind: TypeAlias = Literal["neurons", "experts"]
 KINDS: tuple[Kind, ...] = ("neurons", "experts")
@@ -101,6 +102,12 @@ def merge_ranges(ranges: Iterable[IndexRange]) -> tuple[IndexRange, ...]:
     return tuple(merged)
 
 
+def covers(ranges: Sequence[IndexRange], index: int) -> bool:
+    """Whether `index` lies in one of `ranges`, which are sorted and apart. Takes time log n."""
+    after = bisect_right(ranges, index, key=lambda span: span.first)
+    return after > 0 and index <= ranges[after - 1].last
+
+
 @dataclass(frozen=True)
 class Assignment:
     """One gain for some units of one layer, and where in which patch it was said."""
@@ -117,9 +124,10 @@ class Assignment:
         for item in (IndexRange(0, width - 1),) if self.indices == ALL else self.indices:
             yield from item
 
-    def names(self, index: int) -> bool:
-        """Whether `index` is among the units."""
-        return self.indices == ALL or any(span.first <= index <= span.last for span in self.indices)
+    @property
+    def ranges(self) -> tuple[IndexRange, ...]:
+        """The indices as ranges, a whole layer as far as the format reaches."""
+        return (IndexRange(0, MAX_INDEX),) if self.indices == ALL else self.indices
 
 
 @dataclass(frozen=True)
@@ -136,8 +144,7 @@ def find_clash(assignments: Iterable[Assignment]) -> Clash | None:
     spans: list[tuple[Kind, int, IndexRange, int]] = []
     known = list(assignments)
     for number, item in enumerate(known):
-        ranges = (IndexRange(0, MAX_INDEX),) if item.indices == ALL else item.indices
-        spans.extend((item.kind, item.layer, span, number) for span in ranges)
+        spans.extend((item.kind, item.layer, span, number) for span in item.ranges)
     spans.sort()
     for (kind, layer, span, number), (next_kind, next_layer, next_span, next_number) in pairwise(spans):
         if (kind, layer) == (next_kind, next_layer) and next_span.first <= span.last:

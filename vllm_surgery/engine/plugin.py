@@ -7,6 +7,11 @@ import logging
 
 from vllm_surgery.engine.settings import DISABLE_VARIABLE, disabled
 
+NAME = "vllm_surgery"
+"""The name of the entry point, the same in each of vLLM's plugin groups."""
+
+GROUP = "vllm.general_plugins"
+
 logger = logging.getLogger("vllm.vllm_surgery")
 
 
@@ -15,6 +20,6 @@ def register() -> None:
     if disabled():
         logger.debug("vllm-surgery: off, because %s is set", DISABLE_VARIABLE)
         return
-    from vllm_surgery.engine.hooks import install
+    from vllm_surgery.engine.install import install
 
     install()

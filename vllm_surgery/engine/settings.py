@@ -23,11 +23,17 @@ DISABLE_VARIABLE = "VLLM_SURGERY_DISABLE"
 
 
 class Settings(BaseModel):
-    """The mapping's keys. `patches` holds file names, or patches themselves as plain data."""
+    """The mapping's keys.
+
+    Attributes:
+        patches: file names, or patches themselves as plain data.
+        sources: what to call each patch in errors, where it isn't a file name any more.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     patches: list[str | dict[str, Any]] = Field(default_factory=list)
+    sources: list[str] = Field(default_factory=list)
 
     @classmethod
     def of(cls, additional_config: object) -> Settings:
@@ -42,8 +48,20 @@ class Settings(BaseModel):
             return cls.model_validate(additional_config[KEY])
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
-            place = ".".join(str(step) for step in first["loc"][:2])
-            raise UsageError(f"additional_config.{KEY}{'.' * bool(place)}{place}: {first['msg']}") from None
+            place = ".".join([f"additional_config.{KEY}", *(str(step) for step in first["loc"][:2])])
+            raise UsageError(f"{place}: {first['msg']}") from None
+
+    @classmethod
+    def carrying(cls, patches: PatchSet) -> Settings:
+        """Settings that hold the patches themselves, so that no other process or node needs their files."""
+        return cls(
+            patches=[member.patch.to_data() for member in patches.members],
+            sources=[member.source for member in patches.members],
+        )
+
+    def put_into(self, additional_config: dict[str, Any]) -> dict[str, Any]:
+        """A copy of vLLM's ``additional_config`` with these settings in it."""
+        return {**additional_config, KEY: self.model_dump(exclude_defaults=True)}
 
     def load(self) -> PatchSet:
         """Reads and validates the patches.
@@ -54,11 +72,11 @@ class Settings(BaseModel):
         """
         return PatchSet(tuple(self._load_one(number, item) for number, item in enumerate(self.patches)))
 
-    @staticmethod
-    def _load_one(number: int, item: str | dict[str, Any]) -> SourcedPatch:
+    def _load_one(self, number: int, item: str | dict[str, Any]) -> SourcedPatch:
         if isinstance(item, str):
             return SourcedPatch(item, load_patch(item))
-        source = f"{KEY}.patches[{number}] ({item.get('name', 'unnamed')})"
+        named = number < len(self.sources)
+        source = self.sources[number] if named else f"{KEY}.patches[{number}] ({item.get('name', 'unnamed')})"
         return SourcedPatch(source, Patch.from_data(item, source))
 
 

@@ -127,15 +127,25 @@ SET_WEIGHT_VERSION = TouchPoint(
 COLLECTIVE_RPC = TouchPoint(
     "vllm.v1.executor.abstract", "Executor.collective_rpc", "asking every worker what it applied", ("method",)
 )
-VLLM_MAIN = TouchPoint("vllm.entrypoints.cli.main", "main", "`vllm-surgery serve`")
+CONFIG_HASH = TouchPoint(
+    "vllm.config.vllm", "VllmConfig.compute_hash", "keeping vLLM's compile cache when a patch is edited"
+)
+SERVE_COMMAND = TouchPoint("vllm.entrypoints.cli.serve", "cmd_init", "`vllm-surgery serve`")
+CLI_SETUP = TouchPoint("vllm.entrypoints.serve.utils.api_utils", "cli_env_setup", "`vllm-surgery serve`")
+CLI_LOGGING = TouchPoint("vllm.logger", "configure_logging_from_args", "`vllm-surgery serve`")
+CLI_PARSER = TouchPoint("vllm.utils.argparse_utils", "FlexibleArgumentParser", "`vllm-surgery serve`")
 
-TOUCH_POINTS = (
+FOR_LOADING = (
     CREATE_CONFIG,
+    CONFIG_HASH,
     LOAD_MODEL,
     MODEL_BUILT,
     WORKER_BASE,
     ENGINE_READY,
     SET_WEIGHT_VERSION,
     COLLECTIVE_RPC,
-    VLLM_MAIN,
 )
+"""Without any one of these no server is started: a patch could not be applied, or not be verified."""
+
+FOR_SERVING = (SERVE_COMMAND, CLI_SETUP, CLI_LOGGING, CLI_PARSER)
+"""What the command line alone needs. Without these, `vllm serve` with the plugin still works."""

@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command line: `vllm-surgery COMMAND …`.
+
+Exit codes: 0 done; 1 the answer is no (a patch or a check failed); 2 wrong usage or a missing file. Results go to
+stdout, everything else to stderr.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from typing import TYPE_CHECKING
+
+from vllm_surgery import __version__
+from vllm_surgery.cli import check, demo_model, doctor, schema, serve, show
+from vllm_surgery.errors import PatchError, SurgeryError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+_COMMANDS = (serve, demo_model, check, show, schema, doctor)
+_EXIT_NO, _EXIT_USAGE, _EXIT_INTERRUPTED = 1, 2, 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command; gives its exit code. Errors that a user can cause are one line on stderr, no traceback."""
+    parser = _parser()
+    args, rest = parser.parse_known_args(argv)
+    if rest and not args.takes_rest:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    try:
+        code: int = args.run(args, rest)
+        sys.stdout.flush()
+        return code
+    except SurgeryError as error:
+        return _report(error, as_json=getattr(args, "json", False))
+    except KeyboardInterrupt:
+        return _EXIT_INTERRUPTED
+    except BrokenPipeError:  # The reader of our output went away, such as `head`. Its exit code says it all.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="vllm-surgery", description="Edit a served model's neurons and experts from a small text file."
+    )
+    parser.add_argument("--version", action="version", version=f"vllm-surgery {__version__}")
+    subparsers = parser.add_subparsers(required=True, metavar="COMMAND")
+    for command in _COMMANDS:
+        command.add_to(subparsers)
+    return parser
+
+
+def _report(error: SurgeryError, as_json: bool) -> int:
+    if as_json:
+        content = {"type": type(error).__name__, "message": str(error)}
+        if isinstance(error, PatchError):
+            content |= {"source": error.source, "place": error.place, "detail": error.detail}
+        print(json.dumps({"ok": False, "error": content}, indent=2))
+    else:
+        print(f"vllm-surgery: error: {error}", file=sys.stderr)
+    return _EXIT_USAGE if isinstance(error, UsageError) else _EXIT_NO

@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`vllm-surgery check`: are these patches sound, together, and for this model?"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from itertools import islice
+from typing import TYPE_CHECKING
+
+from vllm_surgery.checkpoint import ModelFolder
+from vllm_surgery.cli.options import add_command, add_json
+from vllm_surgery.describe import count, gain_in_words
+from vllm_surgery.review import review
+from vllm_surgery.stack import PatchSet
+
+if TYPE_CHECKING:
+    import argparse
+
+    from vllm_surgery.cli.options import Subparsers
+    from vllm_surgery.plan import Plan, TensorEdit
+
+_SLICES_SHOWN = 8
+
+
+def add_to(subparsers: Subparsers) -> None:
+    """Adds the command."""
+    parser = add_command(
+        subparsers, "check", run, "Validate patches; with a model, also guard, ranges, seal and number format."
+    )
+    parser.add_argument("patches", nargs="+", metavar="PATCH", help="a patch file; several are checked as one set")
+    parser.add_argument("--model", metavar="DIR", help="the model's Hugging Face folder")
+    add_json(parser)
+
+
+def run(args: argparse.Namespace, _rest: list[str]) -> int:
+    """Carries the command out."""
+    patches = PatchSet.load(args.patches)
+    plan = review(patches, ModelFolder(args.model)) if args.model else None
+    if args.json:
+        _print_json(patches, plan)
+        return 0
+    for member in patches.members:
+        print(f"ok: {member.source} is {member.patch.id}")
+    if plan is not None:
+        _print_plan(plan, args.model)
+    return 0
+
+
+def _print_json(patches: PatchSet, plan: Plan | None) -> None:
+    members = [{"file": item.source, "id": item.patch.id, "digest": item.patch.digest} for item in patches.members]
+    report = {"ok": True, "id": patches.id, "patches": members, "plan": plan and dataclasses.asdict(plan)}
+    print(json.dumps(report, indent=2))
+
+
+def _print_plan(plan: Plan, model: str) -> None:
+    print(f"plan for {model}: {count(plan.units, 'unit')} in {count(len(plan.edits), 'tensor')}")
+    for edit in plan.edits:
+        print(f"  {_in_words(edit)}")
+
+
+def _in_words(edit: TensorEdit) -> str:
+    pairs = zip(edit.indices, edit.gains, strict=True)
+    slices = ", ".join(f"{index} {gain_in_words(gain)}" for index, gain in islice(pairs, _SLICES_SHOWN))
+    more = len(edit.indices) - _SLICES_SHOWN
+    tail = f" and {more} more" if more > 0 else ""
+    axis = "column" if edit.axis else "row"
+    return f"{edit.tensor} {edit.dtype} {list(edit.shape)}, {axis}s: {slices}{tail}"

@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Examining the environment and every place where this plugin touches vLLM."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import importlib.util
+import os
+import sys
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, TypeAlias
+
+from vllm_surgery.engine.plugin import GROUP, NAME
+from vllm_surgery.engine.settings import DISABLE_VARIABLE, disabled
+from vllm_surgery.engine.touchpoints import FOR_LOADING, FOR_SERVING
+from vllm_surgery.errors import EngineError, one_line
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from vllm_surgery.engine.touchpoints import TouchPoint
+
+Status: TypeAlias = Literal["pass", "note", "fail"]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at. A ``note`` is worth knowing and breaks nothing."""
+
+    subject: str
+    status: Status
+    detail: str
+
+
+def examine() -> list[Finding]:
+    """Everything, in the order in which it would stop a server."""
+    return [*_environment(), *_engine(), *_plugin(), *_demo()]
+
+
+def _environment() -> Iterator[Finding]:
+    yield Finding("python", "pass", sys.version.split()[0])
+    yield Finding("vllm-surgery", "pass", importlib.metadata.version("vllm-surgery"))
+
+
+def _engine() -> Iterator[Finding]:
+    version = _version_of("vllm")
+    if version.status == "fail":
+        yield version
+        return
+    yield _version_of("torch")
+    yield version
+    if _distribution("vllm") is None:
+        yield Finding("`vllm` script", "note", "can't run: no distribution is called vllm; use `vllm-surgery serve`")
+    for point in (*FOR_LOADING, *FOR_SERVING):
+        yield _touch(point)
+
+
+def _version_of(module: str) -> Finding:
+    if importlib.util.find_spec(module) is None:
+        return Finding(module, "fail", "is not installed: install vllm-surgery with its extra `gpu` or `cpu`")
+    try:
+        return Finding(module, "pass", str(importlib.import_module(module).__version__))
+    except Exception as error:  # Whatever a broken installation raises is the finding.
+        return Finding(module, "fail", f"can't be imported: {one_line(f'{type(error).__name__}: {error}')}")
+
+
+def _touch(point: TouchPoint) -> Finding:
+    subject = f"{point.module}.{point.path}"
+    try:
+        point.get()
+    except EngineError as error:
+        return Finding(subject, "fail", str(error))
+    return Finding(subject, "pass", point.purpose)
+
+
+def _plugin() -> Iterator[Finding]:
+    found = [entry.value for entry in importlib.metadata.entry_points(group=GROUP, name=NAME)]
+    status: Status = "pass" if len(set(found)) == 1 else "fail"
+    yield Finding(f"entry point {GROUP}", status, ", ".join(found) or "missing: install vllm-surgery as a package")
+    allowed = os.environ.get("VLLM_PLUGINS")
+    if allowed is not None and NAME not in allowed.split(","):
+        yield Finding("VLLM_PLUGINS", "note", f"leaves {NAME} out: only `vllm-surgery serve` will apply patches")
+    if disabled():
+        yield Finding(DISABLE_VARIABLE, "note", "is set: no patch will be applied")
+
+
+def _demo() -> Iterator[Finding]:
+    if importlib.util.find_spec("gguf") is None:
+        yield Finding("demo-model", "note", "needs the extra `demo`")
+
+
+def _distribution(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None

@@ -1,0 +1,25 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Putting the hooks into a process of vLLM's."""
+
+from __future__ import annotations
+
+from vllm_surgery.engine import touchpoints
+from vllm_surgery.engine.compile_cache import compute_hash_hook
+from vllm_surgery.engine.preflight import preflight_hook
+from vllm_surgery.engine.ranks import REPORT_METHOD, verify_hook
+from vllm_surgery.engine.worker import load_hook, report
+
+
+def install() -> None:
+    """Puts the hooks into this process, once. Any number of calls does the same as one.
+
+    Raises:
+        EngineError: this vLLM lacks a touch point; nothing was changed.
+    """
+    for point in touchpoints.FOR_LOADING:
+        point.get()
+    touchpoints.CREATE_CONFIG.wrap(preflight_hook)
+    touchpoints.CONFIG_HASH.wrap(compute_hash_hook)
+    touchpoints.LOAD_MODEL.wrap(load_hook)
+    touchpoints.ENGINE_READY.wrap(verify_hook)
+    setattr(touchpoints.WORKER_BASE.get(), REPORT_METHOD, report)
