@@ -11,7 +11,8 @@ Engines:
 - ``cpu``: the ``cpu`` extra, with its traps handled (see `install_cpu_engine`).
 - ``auto``: the first of ``present``, ``gpu`` (where an NVIDIA driver answers) and ``cpu`` that applies.
 
-Running it again is cheap: it stops at once when the environment is already what this checkout asks for.
+Running it again is cheap: it stops at once when the environment is already what this checkout asks for. Extras add up:
+asking for another one keeps those that are there.
 """
 
 from __future__ import annotations
@@ -66,14 +67,28 @@ def install(venv: Path, engine: str, extras: list[str]) -> None:
             f"Python 3.11 or newer is needed, this is {sys.version.split()[0]}; try `make PYTHON=python3.11`"
         )
     engine = choose_engine(engine)
-    wanted = fingerprint(engine, extras)
     stamp = venv / STAMP
-    if stamp.is_file() and stamp.read_text() == wanted:
-        say(f"{venv} is up to date")
-        return
+    made_from, present = read_stamp(stamp)
+    wanted = fingerprint(engine)
+    if made_from == wanted:
+        extras = sorted({*extras, *present})
+        if extras == present:
+            say(f"{venv} is up to date")
+            return
     started = time.monotonic()
     stamp.unlink(missing_ok=True)
-    make_venv(venv)
+    make_venv(venv, afresh=bool(made_from) and made_from.split()[1:] != wanted.split()[1:])
+    if made_from != wanted:
+        install_engine(venv, engine)
+    say(f"installing vllm-surgery with its extras: {', '.join(extras)}")
+    pip(venv, "install", "--quiet", "--editable", f"{ROOT}[{','.join(extras)}]")
+    check_engine(venv)
+    stamp.write_text("\n".join([wanted, *extras]))
+    say(f"{venv} is ready after {time.monotonic() - started:.0f} s (engine: {engine})")
+
+
+def install_engine(venv: Path, engine: str) -> None:
+    """Puts the engine into `venv`."""
     if engine == "present":
         share_engine(venv)
     elif engine == "gpu":
@@ -81,11 +96,6 @@ def install(venv: Path, engine: str, extras: list[str]) -> None:
         pip(venv, "install", *pinned("gpu"))
     else:
         install_cpu_engine(venv)
-    say(f"installing vllm-surgery with its extras: {', '.join(extras)}")
-    pip(venv, "install", "--quiet", "--editable", f"{ROOT}[{','.join(extras)}]")
-    check_engine(venv)
-    stamp.write_text(wanted)
-    say(f"{venv} is ready after {time.monotonic() - started:.0f} s (engine: {engine})")
 
 
 def choose_engine(engine: str) -> str:
@@ -108,19 +118,27 @@ def nvidia_driver_answers() -> bool:
     return listing.returncode == 0 and "GPU" in listing.stdout
 
 
-def fingerprint(engine: str, extras: list[str]) -> str:
-    """What an environment was made from: this script, the requirements, the interpreter, the choices."""
+def fingerprint(engine: str) -> str:
+    """What an environment is made from: this script, the requirements, the interpreter, the engine."""
     content = hashlib.sha256()
     for path in (Path(__file__), ROOT / "pyproject.toml"):
         content.update(path.read_bytes())
-    return f"{content.hexdigest()} {sys.version.split()[0]} {engine} {','.join(extras)}\n"
+    return f"{content.hexdigest()} {sys.version.split()[0]} {engine}"
 
 
-def make_venv(venv: Path) -> None:
-    if (venv / "bin" / "python").exists():
+def read_stamp(stamp: Path) -> tuple[str, list[str]]:
+    """What the environment was made from, and the extras that it has."""
+    lines = stamp.read_text().splitlines() if stamp.is_file() else []
+    return (lines[0], lines[1:]) if lines else ("", [])
+
+
+def make_venv(venv: Path, afresh: bool) -> None:
+    """Makes `venv`, unless it is there; `afresh` where it was made by this script for another Python or engine."""
+    if (venv / "bin" / "python").exists() and not afresh:
         return
     say(f"making a virtual environment in {venv} with Python {sys.version.split()[0]}")
-    made = subprocess.run([sys.executable, "-m", "venv", str(venv)], capture_output=True, text=True, check=False)
+    command = [sys.executable, "-m", "venv", *(["--clear"] if afresh else []), str(venv)]
+    made = subprocess.run(command, capture_output=True, text=True, check=False)
     if made.returncode != 0:
         raise InstallError(f"`{sys.executable} -m venv` failed: {(made.stdout + made.stderr).strip().splitlines()[-1]}")
 

@@ -227,7 +227,8 @@ def _events(text: str, source: str) -> Iterator[yaml.Event]:
     except yaml.MarkedYAMLError as error:
         place = _place(error.problem_mark or error.context_mark)
         raise PatchError(source, place, f"is not YAML: {error.problem or error.context}") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, OverflowError) as error:
+        # The last two are what PyYAML's own scanner says, where libyaml is missing, to an escape beyond Unicode.
         raise PatchError(source, "", f"is not YAML: {error}") from None
 
 

@@ -23,7 +23,7 @@ from vllm_surgery.selection import Selection  # noqa: TC001 - pydantic needs it 
 from vllm_surgery.units import ALL, KINDS, MASK, Assignment, Gain, IndexRange, covers, find_clash
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
     from pydantic_core import ErrorDetails
 
@@ -233,7 +233,7 @@ class Patch(_Strict):
         try:
             return cls.model_validate(data)
         except ValidationError as error:
-            place, reason = _explain(error.errors(include_url=False)[0])
+            place, reason = _explain(_most_telling(error.errors(include_url=False)))
             raise PatchError(source, place, reason) from None
 
     def assignments(self, source: str = "") -> Iterator[Assignment]:
@@ -335,6 +335,11 @@ _REASONS: Mapping[str, str] = {
     "finite_number": "must be a finite number",
     "too_short": "must not be empty",
 }
+
+
+def _most_telling(errors: Sequence[ErrorDetails]) -> ErrorDetails:
+    """The one to report. A misspelt key is also a missing one; the misspelling says what to mend."""
+    return next((error for error in errors if error["type"] == "extra_forbidden"), errors[0])
 
 
 def _explain(error: ErrorDetails) -> tuple[str, str]:

@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What tests share: the demo model, and one random model of each family."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from vllm_surgery.demo import default_folder, make_demo_model
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+PATCHES = Path(__file__).parents[1] / "patches"
+
+
+@pytest.fixture(scope="session")
+def demo_model() -> Path:
+    """The demo model in float32; made now if `make` hasn't made it before."""
+    folder = Path(os.environ.get("VLLM_SURGERY_DEMO_MODEL") or default_folder()).absolute()
+    make_demo_model(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def shipped_patch() -> Path:
+    """The patch that `make serve` serves the demo model with."""
+    return PATCHES / "smollm2-135m-instruct-lists.yaml"
+
+
+@pytest.fixture(scope="session")
+def family_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """A random model of a family, made once."""
+    from tests.models import make_model
+
+    made: dict[str, Path] = {}
+
+    def make(family: str) -> Path:
+        if family not in made:
+            made[family] = make_model(tmp_path_factory.mktemp("models") / family, family)
+        return made[family]
+
+    return make

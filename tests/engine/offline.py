@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Answers of offline vLLM engines, each arm with its own model, patches and options, in a process of their own.
+
+As a program it takes a JSON list of arms on stdin and writes a JSON list of answers to the file named by its argument.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+ENVIRONMENT = {
+    "OMP_NUM_THREADS": "1",
+    "HF_HUB_OFFLINE": "1",
+    "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+}
+"""One thread, since spinning threads of two processes starve each other; nothing from outside."""
+
+PROMPTS = [[5, 17, 33, 90], [200, 41, 7], [12, 300, 65, 8, 19, 111]]
+"""Token ids, for models without a tokenizer."""
+
+
+@dataclass
+class Arm:
+    """One engine.
+
+    Attributes:
+        model: the folder.
+        patches: file names or plain data; None for no setting at all.
+        options: for `vllm.LLM`.
+        prompts: text for chat, or token ids. Each is answered alone: a batch's size shows in the last bits.
+        reload: whether to load the weights a second time before the answers.
+    """
+
+    model: str
+    patches: list[Any] | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+    prompts: list[Any] = field(default_factory=lambda: PROMPTS)
+    max_tokens: int = 12
+    reload: bool = False
+
+
+def run_arms(*arms: Arm, **environment: str) -> list[dict[str, Any]]:
+    """The answers of each arm: tokens, log-probabilities, weight version, and what each rank says that it applied."""
+    with tempfile.TemporaryDirectory() as work:
+        out = Path(work) / "answers.json"
+        done = subprocess.run(
+            [sys.executable, "-m", "tests.engine.offline", str(out)],
+            input=json.dumps([asdict(arm) for arm in arms]),
+            env={**os.environ, "VLLM_ENABLE_V1_MULTIPROCESSING": "0", **ENVIRONMENT, **environment},
+            cwd=Path(__file__).parents[2],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            check=False,
+        )
+        if done.returncode != 0:
+            raise AssertionError(f"the engine process ended with {done.returncode}:\n{done.stdout[-6000:]}")
+        return [{**answer, "log": done.stdout} for answer in json.loads(out.read_text())]
+
+
+def _answer(arm: Arm) -> dict[str, Any]:
+    from vllm import LLM, SamplingParams
+
+    text = isinstance(arm.prompts[0], str)
+    llm = LLM(
+        arm.model,
+        enforce_eager=True,
+        kv_cache_memory_bytes=1 << 27,
+        max_model_len=1024 if text else 128,
+        skip_tokenizer_init=not text,
+        additional_config={} if arm.patches is None else {"vllm_surgery": {"patches": arm.patches}},
+        **{"dtype": "auto", "enable_prefix_caching": False, **arm.options},
+    )
+    if arm.reload:
+        llm.collective_rpc("reload_weights")
+    sampling = SamplingParams(
+        temperature=0, max_tokens=arm.max_tokens, logprobs=2, ignore_eos=not text, detokenize=text
+    )
+    outputs = [
+        llm.chat([{"role": "user", "content": prompt}], sampling, use_tqdm=False)[0]
+        if text
+        else llm.generate({"prompt_token_ids": prompt}, sampling, use_tqdm=False)[0]
+        for prompt in arm.prompts
+    ]
+    answers = [output.outputs[0] for output in outputs]
+    version = llm.llm_engine.get_weight_version()
+    result = {
+        "tokens": [list(answer.token_ids) for answer in answers],
+        "logprobs": [
+            [sorted((token, chance.logprob) for token, chance in step.items()) for step in answer.logprobs]
+            for answer in answers
+        ],
+        "text": [answer.text for answer in answers],
+        "weight_version": version,
+        "weight_versions": [[span.version for span in answer.weight_versions or []] for answer in answers],
+        "config_hash": llm.llm_engine.vllm_config.compute_hash(),
+        "reports": llm.collective_rpc("vllm_surgery_report") if "@" in version else None,
+    }
+    del llm
+    gc.collect()
+    return result
+
+
+def main() -> None:
+    arms = [Arm(**arm) for arm in json.load(sys.stdin)]
+    answers = [_answer(arm) for arm in arms]
+    Path(sys.argv[1]).write_text(json.dumps(answers))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A real server, started as a user would: `vllm-surgery serve`."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import httpx
+
+from tests.engine.offline import ENVIRONMENT
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+START_SECONDS = 300
+SMALL = ("--enforce-eager", "--kv-cache-memory-bytes", "134217728")
+COMMAND = str(Path(sys.executable).with_name("vllm-surgery"))
+
+
+@dataclass
+class Server:
+    """A server that answers.
+
+    Attributes:
+        url: without a path.
+        log_file: everything that it wrote.
+    """
+
+    url: str
+    log_file: Path
+
+    @property
+    def log(self) -> str:
+        return self.log_file.read_text()
+
+
+def environment(**more: str) -> dict[str, str]:
+    """One process for engine and worker, which halves the time to start."""
+    return {**os.environ, **ENVIRONMENT, "VLLM_ENABLE_V1_MULTIPROCESSING": "0", **more}
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextmanager
+def running_server(folder: Path, *arguments: str, **more: str) -> Iterator[Server]:
+    """A server that is ready, stopped at the end by the signal that an orchestrator would send."""
+    port, log_file = free_port(), folder / "server.log"
+    with log_file.open("w") as log:
+        process = subprocess.Popen(
+            [COMMAND, "serve", *arguments, "--port", str(port), "--host", "127.0.0.1"],
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env=environment(**more),
+            start_new_session=True,
+        )
+    server = Server(f"http://127.0.0.1:{port}", log_file)
+    try:
+        _await_health(server, process)
+        yield server
+    finally:
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(60)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+def _await_health(server: Server, process: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            raise AssertionError(f"the server ended with {process.returncode}:\n{server.log[-6000:]}")
+        try:
+            if httpx.get(f"{server.url}/health", timeout=2).is_success:
+                return
+        except httpx.TransportError:
+            pass
+        time.sleep(0.3)
+    raise AssertionError(f"the server was not ready after {START_SECONDS} s:\n{server.log[-6000:]}")

@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The main job: the demo model on a real server with the shipped patch, and clients that talk to it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from typing import TYPE_CHECKING, Any
+
+import openai
+import pytest
+
+from tests.engine.offline import Arm, run_arms
+from tests.engine.server import SMALL, Server, running_server
+from tests.models import edit_by_hand
+from vllm_surgery import load_patch
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+pytestmark = pytest.mark.engine
+
+QUESTIONS = [
+    "List the moons of Jupiter.",
+    "Name every country in Africa, one per line.",
+    "What is the capital of France?",
+]
+TOKENS = 48
+MODEL = "smollm2"
+# No prefix caching: how a prompt is cut up shows in the last bits, and here they are compared.
+OPTIONS = ("--max-model-len", "1024", "--no-enable-prefix-caching")
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory, demo_model: Path, shipped_patch: Path) -> Iterator[Server]:
+    arguments = [str(demo_model), "--patch", str(shipped_patch), "--served-model-name", MODEL, "--dtype", "float32"]
+    with running_server(tmp_path_factory.mktemp("server"), *arguments, *OPTIONS, *SMALL) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def client(server: Server) -> openai.OpenAI:
+    return openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
+
+
+@pytest.fixture(scope="module")
+def offline(tmp_path_factory: pytest.TempPathFactory, demo_model: Path, shipped_patch: Path) -> dict[str, Any]:
+    """The same questions to the unpatched model, and to a checkpoint edited by hand as the patch file says."""
+    folder = tmp_path_factory.mktemp("by_hand") / "model"
+    (edit,) = load_patch(shipped_patch).to_data()["edits"]
+    gains = {(int(layer), index): edit["factor"] for layer, units in edit["neurons"].items() for index in units}
+    common = {
+        "options": {"dtype": "float32"},
+        "prompts": QUESTIONS,
+        "max_tokens": TOKENS,
+    }
+    arms = [Arm(str(demo_model), **common), Arm(str(edit_by_hand(demo_model, folder, gains)), **common)]
+    return dict(zip(["unpatched", "by hand"], run_arms(*arms), strict=True))
+
+
+def ask(client: openai.OpenAI, question: str, **options: Any) -> Any:
+    messages = [{"role": "user", "content": question}]
+    return client.chat.completions.create(model=MODEL, messages=messages, temperature=0, max_tokens=TOKENS, **options)
+
+
+def logprobs(choice: Any) -> list[list[float]]:
+    return [sorted(top.logprob for top in step.top_logprobs) for step in choice.logprobs.content]
+
+
+def test_chat_equals_a_checkpoint_edited_by_hand(client: openai.OpenAI, offline: dict[str, Any]) -> None:
+    for number, question in enumerate(QUESTIONS):
+        (choice,) = ask(client, question, logprobs=True, top_logprobs=2).choices
+        assert choice.message.content == offline["by hand"]["text"][number]
+        expected = [sorted(chance for _, chance in step) for step in offline["by hand"]["logprobs"][number]]
+        assert logprobs(choice) == expected
+
+
+def test_the_patch_changes_answers(offline: dict[str, Any]) -> None:
+    assert offline["by hand"]["tokens"] != offline["unpatched"]["tokens"]
+
+
+def test_tokens_equal_those_of_the_checkpoint_edited_by_hand(client: openai.OpenAI, offline: dict[str, Any]) -> None:
+    (choice,) = ask(client, QUESTIONS[0], extra_body={"return_token_ids": True}).choices
+    assert choice.token_ids == offline["by hand"]["tokens"][0]
+
+
+def test_a_streamed_chat_is_the_same_text(client: openai.OpenAI, offline: dict[str, Any]) -> None:
+    pieces = [chunk.choices[0].delta.content or "" for chunk in ask(client, QUESTIONS[1], stream=True)]
+    assert len(pieces) > 1
+    assert "".join(pieces) == offline["by hand"]["text"][1]
+
+
+def test_completions_answer_whole_and_streamed(client: openai.OpenAI) -> None:
+    options: dict[str, Any] = {"model": MODEL, "prompt": "One, two, three,", "max_tokens": 12, "temperature": 0}
+    whole = client.completions.create(**options).choices[0].text
+    streamed = "".join(chunk.choices[0].text for chunk in client.completions.create(stream=True, **options))
+    assert whole
+    assert streamed == whole
+
+
+def test_curl_gets_an_answer(server: Server) -> None:
+    body = {"model": MODEL, "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 4}
+    command = ["curl", "-sf", f"{server.url}/v1/chat/completions", "-H", "Content-Type: application/json"]
+    done = subprocess.run([*command, "-d", json.dumps(body)], capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout)["choices"][0]["message"]["content"]
+
+
+def test_the_log_says_once_what_was_applied(server: Server, shipped_patch: Path) -> None:
+    (line,) = [line for line in server.log.splitlines() if " applied: " in line]
+    assert f"vllm-surgery: {load_patch(shipped_patch).id} applied: 1 unit(s) in 1 tensor(s)" in line
+
+
+def test_no_traceback_stands_in_the_log(server: Server) -> None:
+    assert "Traceback" not in server.log
