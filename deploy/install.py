@@ -54,7 +54,7 @@ def main() -> int:
     options = parser.parse_args()
     try:
         install(options.venv.resolve(), options.engine, sorted(set(options.extra or ["demo"])))
-    except InstallError as error:
+    except (InstallError, OSError, subprocess.CalledProcessError) as error:
         print(f"[install] error: {error}", file=sys.stderr)
         return 1
     return 0

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from vllm_surgery.errors import CheckpointError
+from vllm_surgery.errors import CheckpointError, UsageError
 
 CONFIG_FILE = "config.json"
 INDEX_FILE = "model.safetensors.index.json"
@@ -85,13 +85,14 @@ class ModelFolder:
     """A Hugging Face model folder on disk.
 
     Raises:
+        UsageError: there is no such folder.
         CheckpointError: it isn't one, with the reason.
     """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         if not self.path.is_dir():
-            raise CheckpointError(f"{path}: no such model folder")
+            raise UsageError(f"{path}: no such model folder")
         self.config = _read_json(self.path / CONFIG_FILE)
 
     @property

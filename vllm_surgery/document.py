@@ -264,7 +264,11 @@ def _scalar(event: yaml.ScalarEvent, source: str, place: str) -> Plain:
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes every string that `parse_document` would otherwise read as something else; writes ``29:`` as a number."""
+    """Quotes every string that `parse_document` would otherwise read as something else; indices stand in one line."""
+
+    def represent_sequence(self, tag: str, sequence: Any, flow_style: bool | None = None) -> yaml.SequenceNode:
+        flat = not any(isinstance(item, dict | list) for item in sequence)
+        return super().represent_sequence(tag, sequence, flow_style=flat)
 
 
 _Dumper.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(rf"(?:{_FLOAT.pattern})\Z"), list("-+.0123456789"))
@@ -278,7 +282,7 @@ def dump_yaml(data: Plain) -> str:
         sort_keys=False,
         allow_unicode=False,
         width=120,
-        default_flow_style=None,
+        default_flow_style=False,
     )
     return text
 

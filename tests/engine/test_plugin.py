@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The entry point, as vLLM finds and calls it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from importlib.metadata import entry_points
+
+import pytest
+
+from vllm_surgery.engine.install import install
+from vllm_surgery.engine.plugin import GROUP, NAME, register
+from vllm_surgery.engine.touchpoints import FOR_LOADING
+
+
+def test_the_entry_point_is_register() -> None:
+    assert [entry.load() for entry in entry_points(group=GROUP, name=NAME)] == [register]
+
+
+def test_registering_twice_does_the_same_as_once() -> None:
+    register()
+    once = [point.get() for point in FOR_LOADING]
+    register()
+    assert [point.get() for point in FOR_LOADING] == once
+
+
+def test_a_missing_touch_point_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    from vllm_surgery.engine import touchpoints
+
+    gone = touchpoints.TouchPoint("vllm.v1.worker.gpu_worker", "Worker.gone", "testing")
+    wrapped: list[str] = []
+    monkeypatch.setattr(touchpoints, "FOR_LOADING", (*FOR_LOADING, gone))
+    monkeypatch.setattr(touchpoints.TouchPoint, "wrap", lambda self, make: wrapped.append(self.path))
+    with pytest.raises(touchpoints.EngineError, match=r"this vLLM has no vllm\.v1\.worker\.gpu_worker\.Worker\.gone"):
+        install()
+    assert wrapped == []
+
+
+def run(code: str, **more: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, **more}, capture_output=True, text=True, check=True
+    )
+    return done.stdout.strip()
+
+
+def test_disabled_it_imports_nothing_of_vllm() -> None:
+    code = "import sys; from vllm_surgery.engine.plugin import register; register(); print('vllm' in sys.modules)"
+    assert run(code, VLLM_SURGERY_DISABLE="1") == "False"
+
+
+def test_importing_the_entry_point_imports_nothing_of_vllm() -> None:
+    assert run(
+        "import sys; import vllm_surgery.engine.plugin; print('vllm' in sys.modules, 'torch' in sys.modules)"
+    ) == ("False False")

@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What an operator may write under ``vllm_surgery`` in --additional-config."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.models import patch_of
+from vllm_surgery import Patch, PatchError, PatchSet, UsageError
+from vllm_surgery.engine.settings import Settings, disabled
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+GOOD = patch_of({(1, 2): -1.0}, "good")
+
+
+@pytest.mark.parametrize("config", [{}, {"another_plugin": 1}, None, object()])
+def test_no_settings_ask_for_no_patch(config: object) -> None:
+    assert len(Settings.of(config).load()) == 0
+
+
+def test_a_patch_may_be_a_file_name(tmp_path: Path) -> None:
+    file = tmp_path / "good.json"
+    file.write_text(json.dumps(GOOD))
+    (member,) = Settings.of({"vllm_surgery": {"patches": [str(file)]}}).load().members
+    assert (member.source, member.patch) == (str(file), Patch.from_data(GOOD))
+
+
+def test_a_patch_may_be_the_patch_itself() -> None:
+    (member,) = Settings.of({"vllm_surgery": {"patches": [GOOD]}}).load().members
+    assert (member.source, member.patch.name) == ("vllm_surgery.patches[0] (good)", "good")
+
+
+def test_carried_patches_survive_the_config_with_their_file_names(tmp_path: Path) -> None:
+    file = tmp_path / "good.json"
+    file.write_text(json.dumps(GOOD))
+    patches = PatchSet.load([file])
+    config = Settings.carrying(patches).put_into({"another_plugin": 1})
+    file.unlink()
+    assert config["another_plugin"] == 1
+    assert Settings.of(json.loads(json.dumps(config))).load() == patches
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"patch": []}, r"additional_config\.vllm_surgery\.patch: Extra inputs are not permitted"),
+        ({"patches": "a.yaml"}, r"additional_config\.vllm_surgery\.patches: Input should be a valid list"),
+        ({"patches": [1]}, r"additional_config\.vllm_surgery\.patches\.0: Input should be a valid string"),
+        ([], r"additional_config\.vllm_surgery: Input should be a valid dictionary"),
+    ],
+)
+def test_wrong_settings_are_named(settings: Any, said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        Settings.of({"vllm_surgery": settings})
+
+
+def test_a_missing_file_is_named() -> None:
+    with pytest.raises(UsageError, match=r"^/nowhere/patch\.yaml: no such file$"):
+        Settings(patches=["/nowhere/patch.yaml"]).load()
+
+
+def test_a_wrong_inline_patch_is_named() -> None:
+    with pytest.raises(PatchError, match=r"^vllm_surgery\.patches\[1\] \(bad\): edits: is missing$"):
+        Settings(patches=[GOOD, {"version": 1, "name": "bad"}]).load()
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"), [("1", True), ("true", True), ("yes", True), ("", False), ("0", False), ("False", False)]
+)
+def test_the_switch_that_turns_it_off(value: str, expected: bool) -> None:
+    assert disabled({"VLLM_SURGERY_DISABLE": value}) is expected
+
+
+def test_it_is_on_by_default() -> None:
+    assert not disabled({})

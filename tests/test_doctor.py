@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What `vllm-surgery doctor` finds, on a healthy machine and on broken ones."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from vllm_surgery import doctor
+from vllm_surgery.cli import main
+from vllm_surgery.doctor import Finding, examine
+from vllm_surgery.engine.touchpoints import FOR_LOADING, FOR_SERVING, TouchPoint
+
+if TYPE_CHECKING:
+    import types
+
+
+def of(subject: str) -> Finding:
+    (finding,) = [finding for finding in examine() if finding.subject == subject]
+    return finding
+
+
+def test_this_environment_is_healthy(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["ok"] is True
+    subjects = {item["subject"] for item in report["findings"]}
+    assert {f"{point.module}.{point.path}" for point in (*FOR_LOADING, *FOR_SERVING)} <= subjects
+    assert {"python", "torch", "vllm", "vllm-surgery", "entry point vllm.general_plugins"} <= subjects
+
+
+def test_findings_are_a_line_each(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["doctor"])
+    assert len(capsys.readouterr().out.splitlines()) == len(examine())
+
+
+def test_a_moved_touch_point_fails(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    gone = TouchPoint("vllm.v1.worker.gpu_worker", "Worker.gone", "testing")
+    monkeypatch.setattr(doctor, "FOR_LOADING", (gone,))
+    assert main(["doctor"]) == 1
+    assert "fail  vllm.v1.worker.gpu_worker.Worker.gone: this vLLM has no" in capsys.readouterr().out
+
+
+def test_without_vllm_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr(doctor.importlib.util, "find_spec", lambda name: None if name == "vllm" else find(name))
+    expected = Finding("vllm", "fail", "is not installed: install vllm-surgery with its extra `gpu` or `cpu`")
+    assert of("vllm") == expected
+
+
+def test_a_broken_vllm_fails_with_its_own_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(name: str) -> types.ModuleType:
+        if name == "torch":
+            raise RuntimeError("operator torchvision::nms does not exist")
+        return sys.modules[name]
+
+    monkeypatch.setattr(doctor.importlib, "import_module", broken)
+    said = "can't be imported: RuntimeError: operator torchvision::nms does not exist"
+    assert of("torch") == Finding("torch", "fail", said)
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "said"),
+    [
+        ("VLLM_PLUGINS", "other", "leaves vllm_surgery out: only `vllm-surgery serve` will apply patches"),
+        ("VLLM_SURGERY_DISABLE", "1", "is set: no patch will be applied"),
+    ],
+)
+def test_a_switch_that_turns_patches_off_is_noted(
+    monkeypatch: pytest.MonkeyPatch, variable: str, value: str, said: str
+) -> None:
+    monkeypatch.setenv(variable, value)
+    assert of(variable) == Finding(variable, "note", said)
+
+
+def test_a_missing_entry_point_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    def none(**_: Any) -> list[Any]:
+        return []
+
+    monkeypatch.setattr(doctor.importlib.metadata, "entry_points", none)
+    assert of("entry point vllm.general_plugins").status == "fail"
