@@ -134,6 +134,14 @@ class Anatomy:
             _check_shapes(mlp)
         return slot
 
+    def widths(self) -> dict[int, int]:
+        """Neurons in each layer whose down projection was seen in a plain number format."""
+        return {
+            layer: mlp.width
+            for layer, mlp in self.mlps.items()
+            if "down" in mlp.tensors and mlp.tensors["down"].dtype in PLAIN_DTYPES
+        }
+
     def _beyond_last_layer(self, layer: int) -> bool:
         # Multi-token-prediction heads are stored as layers after the last; they are no part of the model that answers.
         return self.num_hidden_layers is not None and layer >= self.num_hidden_layers

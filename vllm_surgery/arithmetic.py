@@ -8,32 +8,10 @@ from typing import TYPE_CHECKING
 import torch
 
 from vllm_surgery.errors import CheckpointError, SurgeryError
+from vllm_surgery.tensors import bits, dtype_word
 
 if TYPE_CHECKING:
     from vllm_surgery.plan import TensorEdit
-
-DTYPES: dict[torch.dtype, str] = {
-    torch.float64: "F64",
-    torch.float32: "F32",
-    torch.float16: "F16",
-    torch.bfloat16: "BF16",
-    torch.float8_e4m3fn: "F8_E4M3",
-    torch.float8_e5m2: "F8_E5M2",
-    torch.int64: "I64",
-    torch.int32: "I32",
-    torch.int16: "I16",
-    torch.int8: "I8",
-    torch.uint8: "U8",
-    torch.bool: "BOOL",
-}
-"""safetensors' words for torch's number formats."""
-
-_BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
-
-
-def dtype_word(dtype: torch.dtype) -> str:
-    """Word of safetensors for `dtype`; torch's own where safetensors has none."""
-    return DTYPES.get(dtype, str(dtype))
 
 
 def apply_edit(tensor: torch.Tensor, edit: TensorEdit) -> torch.Tensor:
@@ -74,5 +52,5 @@ def _scaled(slices: torch.Tensor, gains: torch.Tensor, axis: int) -> torch.Tenso
 
 def _negated(slices: torch.Tensor) -> torch.Tensor:
     """`slices` with every sign bit flipped. torch's own `neg` loses the payload of a 16-bit NaN."""
-    bits = slices.view(_BITS[slices.element_size()])
-    return (bits ^ torch.iinfo(bits.dtype).min).view(slices.dtype)
+    flipped = bits(slices) ^ torch.iinfo(bits(slices).dtype).min
+    return flipped.view(slices.dtype)

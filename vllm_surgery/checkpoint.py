@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from vllm_surgery.anatomy import Anatomy
 from vllm_surgery.errors import CheckpointError, UsageError
 
 CONFIG_FILE = "config.json"
@@ -39,10 +40,20 @@ class TensorInfo:
 
 
 @dataclass(frozen=True)
-class _Stored:
+class StoredTensor:
+    """A tensor and where its bytes lie.
+
+    Attributes:
+        info: what it is.
+        file: the safetensors file.
+        start: of its data, from the start of the file, in bytes.
+        size: of its data, in bytes.
+    """
+
     info: TensorInfo
     file: Path
-    start: int  # of the data, from the start of the file, in bytes
+    start: int
+    size: int
 
 
 @dataclass(frozen=True)
@@ -104,7 +115,16 @@ class ModelFolder:
     @property
     def tensors(self) -> list[TensorInfo]:
         """Every tensor of the checkpoint, in the files' order."""
-        return [stored.info for stored in self._stored.values()]
+        return [stored.info for stored in self.stored.values()]
+
+    @cached_property
+    def anatomy(self) -> Anatomy:
+        """What the model is made of.
+
+        Raises:
+            CheckpointError: the files can't be read, or are not those of a model that is understood.
+        """
+        return Anatomy.of(self.tensors, self.facts.num_hidden_layers)
 
     def read_slice(self, name: str, axis: int, index: int) -> bytes:
         """One row (`axis` 0) or column (`axis` 1) of a 2-D tensor, as the bytes that store it, in order.
@@ -112,7 +132,7 @@ class ModelFolder:
         Raises:
             CheckpointError: there is no such tensor or slice, or its numbers don't fill whole bytes.
         """
-        stored = self._stored.get(name)
+        stored = self.stored.get(name)
         if stored is None:
             raise CheckpointError(f"{self.path}: has no tensor {name}")
         shape, size = stored.info.shape, BYTES_PER_NUMBER.get(stored.info.dtype)
@@ -123,8 +143,13 @@ class ModelFolder:
         return bytes((table[index] if axis == 0 else table[:, index]).tobytes())
 
     @cached_property
-    def _stored(self) -> dict[str, _Stored]:
-        stored: dict[str, _Stored] = {}
+    def stored(self) -> dict[str, StoredTensor]:
+        """Every tensor by its name, with its place on disk.
+
+        Raises:
+            CheckpointError: a file is missing or can't be read.
+        """
+        stored: dict[str, StoredTensor] = {}
         for file in self._files():
             stored.update({item.info.name: item for item in _read_header(file)})
         return stored
@@ -173,7 +198,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     return data
 
 
-def _read_header(file: Path) -> list[_Stored]:
+def _read_header(file: Path) -> list[StoredTensor]:
     try:
         with file.open("rb") as stream:
             length = int.from_bytes(stream.read(8), "little")
@@ -190,7 +215,7 @@ def _read_header(file: Path) -> list[_Stored]:
         raise CheckpointError(f"{file}: is no safetensors file: {error}") from None
 
 
-def _stored(file: Path, name: str, entry: dict[str, Any], data_start: int, size: int) -> _Stored:
+def _stored(file: Path, name: str, entry: dict[str, Any], data_start: int, size: int) -> StoredTensor:
     first, last = _sizes(name, entry["data_offsets"])
     info = TensorInfo(name, str(entry["dtype"]), _sizes(name, entry["shape"]))
     if data_start + last > size:
@@ -199,7 +224,7 @@ def _stored(file: Path, name: str, entry: dict[str, Any], data_start: int, size:
         raise ValueError(f"{name} ends before it starts")
     if info.dtype in BYTES_PER_NUMBER and math.prod(info.shape) * BYTES_PER_NUMBER[info.dtype] != last - first:
         raise ValueError(f"{name} has {last - first} bytes, which is not its shape's size")
-    return _Stored(info, file, data_start + first)
+    return StoredTensor(info, file, data_start + first, last - first)
 
 
 def _sizes(name: str, value: object) -> tuple[int, ...]:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 _WIDTH = 100
 _INDENT = "  "
+_PARAGRAPH = 10_000  # Characters of a paragraph that are shown.
 
 
 def describe(patch: Patch) -> str:
@@ -32,6 +33,24 @@ def describe(patch: Patch) -> str:
     return "\n".join(blocks)
 
 
+def model_card(patch: Patch) -> str:
+    """`patch` as a section of Markdown for the card of a model that it was baked into."""
+    description = "\n\n".join(one_line(part, limit=_PARAGRAPH) for part in patch.description.split("\n\n"))
+    lines = [
+        f"## Edited by vllm-surgery: `{patch.id}`",
+        "",
+        *([description, ""] if description else []),
+        f"For: {_pairs(patch.model.given()) or 'any model that has these units'}.",
+        "",
+        *[f"- {line}" for line in _edits(patch)],
+        "",
+        "```yaml",
+        patch.to_yaml().rstrip(),
+        "```",
+    ]
+    return "\n".join(lines) + "\n"
+
+
 def count(number: int, noun: str) -> str:
     """``1 neuron``, ``2 neurons``."""
     return f"{number} {noun}{'' if number == 1 else 's'}"
@@ -44,7 +63,7 @@ def gain_in_words(gain: Gain) -> str:
 
 
 def _wrapped(text: str) -> list[str]:
-    paragraphs = [one_line(part, limit=10_000) for part in text.split("\n\n")]
+    paragraphs = [one_line(part, limit=_PARAGRAPH) for part in text.split("\n\n")]
     return [
         line
         for part in paragraphs

@@ -3,15 +3,38 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vllm_surgery.errors import MismatchError
 
 if TYPE_CHECKING:
-    from vllm_surgery.checkpoint import ModelFacts
+    from collections.abc import Mapping
+
+    from vllm_surgery.checkpoint import ModelFacts, ModelFolder
     from vllm_surgery.stack import PatchSet, SourcedPatch
 
 _FACTS = ("num_hidden_layers", "hidden_size", "num_experts", "base", "revision")
+
+
+def guard_of(model: ModelFolder) -> dict[str, Any]:
+    """The guard that lets a patch be applied to models of this architecture and shape alone."""
+    facts = model.facts
+    widths = model.anatomy.widths()
+    guard = {
+        "architectures": list(facts.architectures) or None,
+        "num_hidden_layers": facts.num_hidden_layers,
+        "hidden_size": facts.hidden_size,
+        "intermediate_size": _width_guard(widths, facts.num_hidden_layers),
+        "num_experts": facts.num_experts,
+    }
+    return {key: value for key, value in guard.items() if value is not None}
+
+
+def _width_guard(widths: Mapping[int, int], layers: int | None) -> int | list[int] | None:
+    """One number where all layers are of one width, a list where they differ and each has one."""
+    if len(set(widths.values())) == 1:
+        return next(iter(widths.values()))
+    return [widths[layer] for layer in range(layers)] if layers is not None and len(widths) == layers else None
 
 
 def check_guards(patches: PatchSet, facts: ModelFacts) -> None:

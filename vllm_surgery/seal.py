@@ -11,7 +11,7 @@ import hashlib
 from collections import defaultdict
 from typing import TYPE_CHECKING
 
-from vllm_surgery.anatomy import ROLES, Anatomy, GatedMlp, Role
+from vllm_surgery.anatomy import ROLES, GatedMlp, Role
 from vllm_surgery.errors import CheckpointError, MismatchError
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def seal_of_folder(folder: ModelFolder, layer: int, index: int) -> str:
     Raises:
         CheckpointError: the folder can't be read, or holds no such neuron.
     """
-    mlp = Anatomy.of(folder.tensors, folder.facts.num_hidden_layers).mlps.get(layer, GatedMlp(layer))
+    mlp = folder.anatomy.mlps.get(layer, GatedMlp(layer))
     if missing := mlp.missing():
         raise CheckpointError(f"{folder.path}: layer {layer} has no gated MLP (no {', '.join(missing)} projection)")
     return neuron_hash(

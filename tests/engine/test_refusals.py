@@ -4,8 +4,11 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -61,9 +64,21 @@ WRONG_FILES = {
 
 
 def start(*arguments: str, program: tuple[str, ...] = (COMMAND, "serve")) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [*program, *arguments], capture_output=True, text=True, env=environment(), timeout=TIMEOUT, check=False
+    """Runs the program to its end. One that goes on is ended, with all that it started."""
+    process = subprocess.Popen(
+        [*program, *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment(),
+        start_new_session=True,
     )
+    try:
+        out, err = process.communicate(timeout=TIMEOUT)
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
 
 def the_error(done: subprocess.CompletedProcess[str]) -> str:

@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from vllm_surgery.arithmetic import apply_edit, dtype_word
+from vllm_surgery.arithmetic import apply_edit
 from vllm_surgery.checkpoint import ModelFacts, TensorInfo
 from vllm_surgery.plan import Plan, Planner
 from vllm_surgery.seal import SealCheck
+from vllm_surgery.tensors import dtype_word
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

@@ -1,0 +1,166 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A patched copy of a checkpoint, for engines without this plugin and for publishing.
+
+An edit changes neither shapes nor number formats, so a touched file is copied as it is and the touched tensors are
+overwritten in the copy, one at a time: header, metadata and every other byte stay what they were.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tqdm import tqdm
+
+from vllm_surgery.arithmetic import apply_edit
+from vllm_surgery.describe import model_card
+from vllm_surgery.errors import SurgeryError, UsageError
+from vllm_surgery.review import review
+from vllm_surgery.tensors import bits, read_tensor
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from vllm_surgery.checkpoint import ModelFolder, StoredTensor
+    from vllm_surgery.plan import Plan, TensorEdit
+    from vllm_surgery.stack import PatchSet
+
+RECORD_FILE = "vllm_surgery.json"
+CARD_FILE = "README.md"
+
+_CHUNK_BYTES = 1 << 24  # Copied at a time: full disk speed, and small beside a tensor.
+_NEVER_COPIED = frozenset({".git", ".cache"})  # Of a clone or a download: about the original, not part of the model.
+
+
+@dataclass(frozen=True)
+class Baked:
+    """What a bake did.
+
+    Attributes:
+        folder: the patched copy.
+        id: of the patches.
+        units: neurons and experts that got a gain.
+        tensors: how many were rewritten.
+        written: files that are the copy's own.
+        linked: files whose blocks the copy shares with the original.
+    """
+
+    folder: Path
+    id: str
+    units: int
+    tensors: int
+    written: int
+    linked: int
+
+
+def bake(patches: PatchSet, model: ModelFolder, out: Path, *, link: bool = True, progress: bool = False) -> Baked:
+    """Writes a copy of `model` with `patches` applied: what a server that applies them at load would serve.
+
+    The copy is made in a hidden folder beside `out` and renamed at the end. Memory: two copies of one tensor.
+
+    Args:
+        patches: what to apply.
+        model: where from; it isn't touched.
+        out: where to; nothing may be there but an empty folder.
+        link: whether untouched files may share their blocks with the original's (hard links), where the file system
+            can do so. Otherwise all are copied.
+        progress: whether to show a bar on stderr.
+
+    Raises:
+        UsageError: `out` is taken, or lies in the model's own folder.
+        SurgeryError: the patches are not for this model, the checkpoint can't be read, or `out` can't be written.
+            Nothing is left behind.
+    """
+    _refuse_target(model.path, out)
+    plan = review(patches, model)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{out.name}.baking-", dir=out.parent) as work:
+            copy = _Copy(model, Path(work) / "model", link=link, progress=progress)
+            copy.fill(plan)
+            _record(copy.folder, patches)
+            copy.folder.rename(out)
+    except OSError as error:
+        raise SurgeryError(f"{out}: can't be written: {error.strerror or error}; nothing was left behind") from None
+    return Baked(out, patches.id, plan.units, len(plan.edits), copy.written, copy.linked)
+
+
+def _refuse_target(source: Path, out: Path) -> None:
+    if source.resolve() in (out.resolve(), *out.resolve().parents):
+        raise UsageError(f"{out}: lies in the model's own folder; a bake is a copy")
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise UsageError(f"{out}: already exists")
+
+
+class _Copy:
+    """A copy of a model folder that is being made."""
+
+    def __init__(self, model: ModelFolder, folder: Path, *, link: bool, progress: bool) -> None:
+        self.model, self.folder = model, folder
+        self.written = self.linked = 0
+        self._link = link
+        self._hide_progress = None if progress else True  # None leaves it to tqdm: hidden where stderr is no terminal.
+
+    def fill(self, plan: Plan) -> None:
+        """Links or copies every file, and rewrites what `plan` touches."""
+        touched = {self.model.stored[edit.tensor].file for edit in plan.edits}
+        self.folder.mkdir()
+        for file in _files(self.model.path):
+            target = self.folder / file.relative_to(self.model.path)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            own = file in touched or target.name in {RECORD_FILE, CARD_FILE}
+            if not own and self._link and _linked(file, target):
+                self.linked += 1
+                continue
+            self._copy(file, target)
+            self.written += 1
+        for edit in plan.edits:
+            stored = self.model.stored[edit.tensor]
+            _rewrite(stored, edit, self.folder / stored.file.relative_to(self.model.path))
+
+    def _copy(self, file: Path, target: Path) -> None:
+        size, name = file.stat().st_size, file.name
+        bar = tqdm(total=size, desc=name, unit="B", unit_scale=True, disable=self._hide_progress, leave=False)
+        with file.open("rb") as source, target.open("wb") as copy, bar:
+            while chunk := source.read(_CHUNK_BYTES):
+                copy.write(chunk)
+                bar.update(len(chunk))
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    """Every file below `folder`, following links to files (the Hub's cache is made of them)."""
+    for path in sorted(folder.iterdir()):
+        if path.is_dir():
+            if path.name not in _NEVER_COPIED and not path.is_symlink():
+                yield from _files(path)
+        elif path.is_file():
+            yield path
+
+
+def _linked(file: Path, target: Path) -> bool:
+    try:
+        os.link(file.resolve(), target)
+    except OSError:  # Another file system, or one that has no links.
+        return False
+    return True
+
+
+def _rewrite(stored: StoredTensor, edit: TensorEdit, target: Path) -> None:
+    edited = apply_edit(read_tensor(stored), edit)
+    with target.open("r+b") as file:
+        file.seek(stored.start)
+        file.write(bits(edited).numpy().data)
+
+
+def _record(folder: Path, patches: PatchSet) -> None:
+    """Writes into the model folder what was done to it: for tools, and on the model card for people."""
+    file = folder / RECORD_FILE
+    before = json.loads(file.read_bytes())["baked"] if file.is_file() else []
+    content: list[Any] = [member.patch.to_data() for member in patches.members]
+    file.write_text(json.dumps({"baked": [*before, {"id": patches.id, "patches": content}]}, indent=2) + "\n")
+    with (folder / CARD_FILE).open("a") as card:
+        card.writelines("\n" + model_card(member.patch) for member in patches.members)

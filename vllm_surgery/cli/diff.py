@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`vllm-surgery diff`: the patch that turns one checkpoint into another."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vllm_surgery.checkpoint import ModelFolder
+from vllm_surgery.cli.options import add_command, add_json, needs_torch
+from vllm_surgery.cli.seal import write_patch
+from vllm_surgery.describe import count
+
+if TYPE_CHECKING:
+    import argparse
+
+    from vllm_surgery.cli.options import Subparsers
+    from vllm_surgery.diff import Diff
+    from vllm_surgery.patch import Patch
+
+_EXIT_UNEXPLAINED = 1
+
+
+def add_to(subparsers: Subparsers) -> None:
+    """Adds the command."""
+    parser = add_command(
+        subparsers,
+        "diff",
+        run,
+        "Find the patch that turns one checkpoint into another. "
+        "Exit code 1 if there are differences that no patch can say.",
+    )
+    parser.add_argument("base", metavar="BASE", help="the original model's folder")
+    parser.add_argument("edited", metavar="EDITED", help="the edited model's folder")
+    parser.add_argument("-o", "--out", metavar="PATCH", type=Path, help="where to write the patch; else it is printed")
+    parser.add_argument("--name", default="diff", help="the patch's name (%(default)s)")
+    add_json(parser)
+
+
+def run(args: argparse.Namespace, _rest: list[str]) -> int:
+    """Carries the command out."""
+    needs_torch("diff")
+    from vllm_surgery.diff import diff
+
+    base = ModelFolder(args.base)
+    found = diff(base, ModelFolder(args.edited), progress=True)
+    patch = found.patch(args.name, base, provenance={"source": f"vllm-surgery diff {args.base} {args.edited}"})
+    if patch is not None and args.out is not None:
+        write_patch(patch, args.out)
+    if args.json:
+        _print_json(found, patch)
+    else:
+        _print(found, patch, args.out)
+    return _EXIT_UNEXPLAINED if found.unexplained else 0
+
+
+def _print_json(found: Diff, patch: Patch | None) -> None:
+    report = {
+        "ok": not found.unexplained,
+        "id": patch and patch.id,
+        "patch": patch and patch.to_data(),
+        "unexplained": [dataclasses.asdict(item) for item in found.unexplained],
+        "notes": found.notes,
+    }
+    print(json.dumps(report, indent=2))
+
+
+def _print(found: Diff, patch: Patch | None, out: Path | None) -> None:
+    """The patch alone goes to stdout, so that it can be piped; what is said about it goes to stderr."""
+    for item in found.unexplained:
+        print(f"no patch can say: {item.tensor} {item.reason} ({count(item.numbers, 'number')})", file=sys.stderr)
+    for note in found.notes:
+        print(f"note: {note}", file=sys.stderr)
+    if patch is None:
+        print("no unit differs" if found.unexplained else "the checkpoints hold the same weights", file=sys.stderr)
+    elif out is None:
+        print(patch.to_yaml(), end="")
+    else:
+        print(f"found: {out} is {patch.id}, {count(len(found.gains), 'neuron')}")

@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`vllm-surgery seal`: bind a patch file to one model."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vllm_surgery.checkpoint import ModelFolder
+from vllm_surgery.cli.options import add_command, add_json
+from vllm_surgery.describe import count
+from vllm_surgery.errors import SurgeryError
+from vllm_surgery.patch import load_patch
+from vllm_surgery.sealing import sealed
+from vllm_surgery.stack import SourcedPatch
+
+if TYPE_CHECKING:
+    import argparse
+
+    from vllm_surgery.cli.options import Subparsers
+    from vllm_surgery.patch import Patch
+
+
+def add_to(subparsers: Subparsers) -> None:
+    """Adds the command."""
+    parser = add_command(
+        subparsers,
+        "seal",
+        run,
+        "Write into a patch file what its model must be: guard, and a hash of each unit's weights. "
+        "The file is written anew, so comments in it are lost.",
+    )
+    parser.add_argument("patch", metavar="PATCH", type=Path, help="a patch file")
+    parser.add_argument("--model", metavar="DIR", required=True, help="the model's Hugging Face folder")
+    parser.add_argument("-o", "--out", metavar="FILE", type=Path, help="write here and leave PATCH as it is")
+    add_json(parser)
+
+
+def run(args: argparse.Namespace, _rest: list[str]) -> int:
+    """Carries the command out."""
+    patch = sealed(SourcedPatch(str(args.patch), load_patch(args.patch)), ModelFolder(args.model))
+    file: Path = args.out or args.patch
+    write_patch(patch, file)
+    if args.json:
+        print(json.dumps({"ok": True, "file": str(file), "id": patch.id, "units": len(patch.seal)}, indent=2))
+    else:
+        print(f"sealed: {file} is {patch.id}, {count(len(patch.seal), 'unit')}")
+    return 0
+
+
+def write_patch(patch: Patch, file: Path) -> None:
+    """Writes a patch file, JSON where its name says so, else YAML. It is either all there or as it was.
+
+    Raises:
+        SurgeryError: it can't be written.
+    """
+    content = patch.to_json() if file.suffix == ".json" else patch.to_yaml()
+    try:
+        with tempfile.NamedTemporaryFile("w", dir=file.parent, prefix=f".{file.name}-", delete=False) as aside:
+            aside.write(content)
+        Path(aside.name).chmod(file.stat().st_mode & 0o777 if file.exists() else 0o644)
+        Path(aside.name).replace(file)
+    except OSError as error:
+        raise SurgeryError(f"{file}: can't be written: {error.strerror or error}") from None

@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The gain that turns one slice of weights into another, if there is one.
+
+Each weight allows an interval of gains: those whose product with it rounds to the edited weight. A slice's gain lies in
+all of its weights' intervals, and the shortest decimal number in there that gives the edited slice back, bit for bit,
+is taken: it is what a person would have written.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, TypeAlias
+
+import numpy as np
+import torch
+
+from vllm_surgery.arithmetic import apply_edit
+from vllm_surgery.errors import SurgeryError
+from vllm_surgery.plan import TensorEdit
+from vllm_surgery.tensors import bits, dtype_word
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+    Doubles: TypeAlias = NDArray[np.float64]
+
+# A float32 is told apart from every other by this many significant decimal digits.
+_DIGITS_OF_FLOAT32 = 9
+# The product is rounded to float32 before it is rounded to the weights' format, which can move an end of an interval
+# by half a unit of float32's last place, relative 2**-24; twice that leaves room for this computation's own rounding.
+_SLACK = 2.0**-23
+
+
+def recover_gains(before: torch.Tensor, after: torch.Tensor, axis: int, indices: Sequence[int]) -> list[float | None]:
+    """For each slice of `before`, the gain with which `apply_edit` makes `after`'s slice of it.
+
+    Args:
+        before: the original tensor, 2-D, in a plain number format.
+        after: the edited one, of the same shape and format.
+        axis: the axis that `indices` count along: 0 for rows, 1 for columns.
+        indices: slices in which the two differ.
+
+    Returns:
+        A gain for each index; None where there is none.
+    """
+    chosen = torch.tensor(indices, dtype=torch.int64)
+    old, new = before.index_select(axis, chosen), after.index_select(axis, chosen)
+    rows, edited_rows = _upright(old, axis), _upright(new, axis)
+    gains: list[float | None] = [0.0 if silent else None for silent in (edited_rows == 0).all(axis=1)]
+    # A flipped sign is exact whatever the weights are, so it comes before anything that is searched for.
+    guesses = [np.full(len(indices), -1.0), *_shortest_decimals(*_intervals(rows, edited_rows, old.dtype))]
+    for guess in guesses:
+        candidates = [number for number, gain in enumerate(gains) if gain is None and np.isfinite(guess[number])]
+        for number in _confirmed(old, new, axis, {number: float(guess[number]) for number in candidates}):
+            gains[number] = float(guess[number])
+    return gains
+
+
+def _confirmed(old: torch.Tensor, new: torch.Tensor, axis: int, gains: dict[int, float]) -> list[int]:
+    """Those of the slices that `apply_edit` makes of `old`, by these gains, exactly as they are in `new`."""
+    if not gains:
+        return []
+    numbers = list(gains)
+    rounded = tuple(float(np.float32(gain)) for gain in gains.values())
+    edit = TensorEdit("", dtype_word(old.dtype), tuple(old.shape), axis, tuple(numbers), rounded)
+    try:
+        made = apply_edit(old, edit)
+    except SurgeryError:  # Too large for the format, so it isn't what was done.
+        return []
+    return [number for number in numbers if torch.equal(made.select(axis, number), new.select(axis, number))]
+
+
+def differing_slices(before: torch.Tensor, after: torch.Tensor, axis: int) -> list[int]:
+    """The slices in which two tensors of one shape and format differ by any bit."""
+    different = (bits(before) != bits(after)).any(dim=1 - axis)
+    return [int(index) for index in different.nonzero().flatten()]
+
+
+def _upright(slices: torch.Tensor, axis: int) -> Doubles:
+    """Slices as rows, in float64."""
+    rows = slices if axis == 0 else slices.t()
+    doubles: Doubles = rows.to(torch.float64).contiguous().numpy()
+    return doubles
+
+
+def _intervals(old: Doubles, new: Doubles, dtype: torch.dtype) -> tuple[Doubles, Doubles]:
+    """Lower and upper end of the gains that each row allows. They cross where there is none."""
+    half_step = _half_steps(new, dtype)
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        ends = np.stack([(new - half_step) / old, (new + half_step) / old])
+    silent = (old == 0) | ~np.isfinite(old) | ~np.isfinite(new)  # These say nothing about the gain.
+    low = np.where(silent, -np.inf, ends.min(axis=0)).max(axis=1)
+    high = np.where(silent, np.inf, ends.max(axis=0)).min(axis=1)
+    return low - np.abs(low) * _SLACK, high + np.abs(high) * _SLACK
+
+
+def _half_steps(values: Doubles, dtype: torch.dtype) -> Doubles:
+    """Half the distance from each value to its neighbour in `dtype`."""
+    info = torch.finfo(dtype)
+    _, exponents = np.frexp(np.abs(values))
+    step = np.ldexp(info.eps, exponents - 1)
+    smallest = info.tiny * info.eps
+    return np.asarray(np.maximum(step, smallest) / 2, dtype=np.float64)
+
+
+def _shortest_decimals(low: Doubles, high: Doubles) -> list[Doubles]:
+    """Candidates of one digit, two digits and so on; NaN where a row has none of that length."""
+    possible = (low <= high) & np.isfinite(low) & np.isfinite(high)
+    middle = np.where(possible, np.where(possible, low, 0) / 2 + np.where(possible, high, 0) / 2, np.nan)
+    candidates = []
+    for digits in range(1, _DIGITS_OF_FLOAT32 + 1):
+        rounded = np.array([float(f"{value:.{digits - 1}e}") for value in middle])
+        candidates.append(np.where((rounded >= low) & (rounded <= high), rounded, np.nan))
+    return candidates

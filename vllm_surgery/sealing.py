@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Binding a patch to one model: guard and seals, read from the model's folder."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from vllm_surgery.document import MAX_BYTES
+from vllm_surgery.errors import PatchError
+from vllm_surgery.guard import guard_of
+from vllm_surgery.patch import Patch
+from vllm_surgery.review import review
+from vllm_surgery.seal import seal_of_folder
+from vllm_surgery.stack import PatchSet, SourcedPatch
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from vllm_surgery.checkpoint import ModelFolder
+
+
+def sealed(member: SourcedPatch, model: ModelFolder) -> Patch:
+    """A copy of the patch that fits only models with this architecture and shape and these units' weights.
+
+    What its guard says already stays, and must be true of the model. Seals that it had are made anew.
+
+    Raises:
+        MismatchError: the patch is not for this model.
+        PatchError: so many units are sealed that the file would be larger than a patch file may be.
+        CheckpointError: the model can't be read.
+    """
+    unsealed = member.patch.model_copy(update={"seal": {}})
+    review(PatchSet((SourcedPatch(member.source, unsealed),)), model)
+    data = unsealed.to_data()
+    data["model"] = {**guard_of(model), **unsealed.model.given()}
+    data["seal"] = dict(_seals(unsealed, model))
+    patch = Patch.from_data(data, member.source)
+    if len(patch.to_yaml()) > MAX_BYTES:
+        raise PatchError(
+            member.source, "seal", f"{len(patch.seal)} units make the file larger than 1 MiB; it can't be sealed"
+        )
+    return patch
+
+
+def _seals(patch: Patch, model: ModelFolder) -> Iterator[tuple[str, str]]:
+    widths = model.anatomy.widths()
+    for item in patch.assignments():
+        for index in item.resolve(widths[item.layer]):
+            yield f"{item.kind}/{item.layer}/{index}", seal_of_folder(model, item.layer, index)
