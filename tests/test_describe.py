@@ -3,10 +3,18 @@
 
 from __future__ import annotations
 
+import json
+from typing import TYPE_CHECKING
+
 import pytest
 
-from vllm_surgery import Patch
-from vllm_surgery.describe import count, describe, gain_in_words
+from tests.folders import write_model
+from vllm_surgery import ModelFolder, Patch
+from vllm_surgery.cli import main
+from vllm_surgery.describe import count, describe, describe_model, gain_in_words, model_card
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 PATCH = Patch.parse(
     """
@@ -72,3 +80,44 @@ def test_gains_have_words(gain: float, words: str) -> None:
 @pytest.mark.parametrize(("number", "words"), [(0, "0 units"), (1, "1 unit"), (2, "2 units")])
 def test_nouns_are_counted(number: int, words: str) -> None:
     assert count(number, "unit") == words
+
+
+def test_a_model_card_says_the_same_in_markdown() -> None:
+    card = model_card(PATCH)
+    assert card.startswith(f"## Edited by vllm-surgery: `{PATCH.id}`\n\nOne late neuron inverted; fewer loops.\n\n")
+    assert "\n- neurons negated: layer 29: 545\n" in card
+    assert Patch.parse(card.split("```yaml\n")[1].split("```")[0]) == PATCH
+
+
+def test_a_model_is_said_in_one_line(tmp_path: Path) -> None:
+    folder = write_model(tmp_path / "model", (6, 8))
+    assert describe_model(ModelFolder(folder)) == (
+        f"{folder}: LlamaForCausalLM, 2 layers, 6 or 8 neurons in each of 2 dense MLPs, 14 neurons in all"
+    )
+
+
+def test_the_command_shows_patch_and_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder, file = write_model(tmp_path / "model", (6, 8)), tmp_path / "patch.yaml"
+    file.write_text(PATCH.to_yaml())
+    assert main(["show", str(file), "--model", str(folder)]) == 0
+    out = capsys.readouterr().out
+    assert out == f"{describe(PATCH)}\n  model {describe_model(ModelFolder(folder))}\n"
+
+
+def test_the_command_writes_markdown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "patch.yaml"
+    file.write_text(PATCH.to_yaml())
+    assert main(["show", str(file), "--markdown"]) == 0
+    assert capsys.readouterr().out == model_card(PATCH) + "\n"
+
+
+def test_the_command_reports_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "patch.yaml"
+    file.write_text(PATCH.to_yaml())
+    assert main(["show", str(file), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {
+        "id": PATCH.id,
+        "digest": PATCH.digest,
+        "model": None,
+        "patch": PATCH.to_data(),
+    }

@@ -11,9 +11,10 @@ import pytest
 
 from tests.folders import write_model
 from tests.models import patch_of
-from vllm_surgery import MismatchError, ModelFolder, PatchSet, load_patch, review
+from vllm_surgery import MismatchError, ModelFolder, PatchSet, load_patch
 from vllm_surgery import sealing as module
 from vllm_surgery.cli import main
+from vllm_surgery.review import review
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -4,7 +4,8 @@
 Nothing here imports vLLM or torch: a laptop without either can read, check and compare patches.
 """
 
-from vllm_surgery.checkpoint import ModelFacts, ModelFolder
+from vllm_surgery.api import apply_to_checkpoint, plan
+from vllm_surgery.checkpoint import ModelFolder
 from vllm_surgery.errors import (
     CheckpointError,
     EngineError,
@@ -14,8 +15,7 @@ from vllm_surgery.errors import (
     UsageError,
 )
 from vllm_surgery.patch import Patch, load_patch
-from vllm_surgery.plan import Plan, TensorEdit, plan
-from vllm_surgery.review import review
+from vllm_surgery.plan import Plan, TensorEdit
 from vllm_surgery.stack import PatchSet
 
 __version__ = "0.1.0"
@@ -24,7 +24,6 @@ __all__ = [
     "CheckpointError",
     "EngineError",
     "MismatchError",
-    "ModelFacts",
     "ModelFolder",
     "Patch",
     "PatchError",
@@ -33,7 +32,7 @@ __all__ = [
     "SurgeryError",
     "TensorEdit",
     "UsageError",
+    "apply_to_checkpoint",
     "load_patch",
     "plan",
-    "review",
 ]

@@ -9,21 +9,20 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
 from vllm_surgery.arithmetic import apply_edit
+from vllm_surgery.aside import folder_aside, refuse_target
 from vllm_surgery.describe import model_card
-from vllm_surgery.errors import SurgeryError, UsageError
 from vllm_surgery.review import review
 from vllm_surgery.tensors import bits, read_tensor
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from vllm_surgery.checkpoint import ModelFolder, StoredTensor
     from vllm_surgery.plan import Plan, TensorEdit
@@ -75,25 +74,13 @@ def bake(patches: PatchSet, model: ModelFolder, out: Path, *, link: bool = True,
         SurgeryError: the patches are not for this model, the checkpoint can't be read, or `out` can't be written.
             Nothing is left behind.
     """
-    _refuse_target(model.path, out)
+    refuse_target(out, model.path, "a bake is a copy")
     plan = review(patches, model)
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{out.name}.baking-", dir=out.parent) as work:
-            copy = _Copy(model, Path(work) / "model", link=link, progress=progress)
-            copy.fill(plan)
-            _record(copy.folder, patches)
-            copy.folder.rename(out)
-    except OSError as error:
-        raise SurgeryError(f"{out}: can't be written: {error.strerror or error}; nothing was left behind") from None
+    with folder_aside(out) as folder:
+        copy = _Copy(model, folder, link=link, progress=progress)
+        copy.fill(plan)
+        _record(folder, patches)
     return Baked(out, patches.id, plan.units, len(plan.edits), copy.written, copy.linked)
-
-
-def _refuse_target(source: Path, out: Path) -> None:
-    if source.resolve() in (out.resolve(), *out.resolve().parents):
-        raise UsageError(f"{out}: lies in the model's own folder; a bake is a copy")
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise UsageError(f"{out}: already exists")
 
 
 class _Copy:
@@ -108,7 +95,6 @@ class _Copy:
     def fill(self, plan: Plan) -> None:
         """Links or copies every file, and rewrites what `plan` touches."""
         touched = {self.model.stored[edit.tensor].file for edit in plan.edits}
-        self.folder.mkdir()
         for file in _files(self.model.path):
             target = self.folder / file.relative_to(self.model.path)
             target.parent.mkdir(parents=True, exist_ok=True)

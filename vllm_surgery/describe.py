@@ -12,6 +12,7 @@ from vllm_surgery.errors import one_line
 from vllm_surgery.units import ALL, MASK
 
 if TYPE_CHECKING:
+    from vllm_surgery.checkpoint import ModelFolder
     from vllm_surgery.patch import Patch
     from vllm_surgery.units import Assignment, Gain
 
@@ -31,6 +32,23 @@ def describe(patch: Patch) -> str:
         *_provenance(patch.provenance),
     ]
     return "\n".join(blocks)
+
+
+def describe_model(model: ModelFolder) -> str:
+    """What a model is made of, as far as a patch is concerned; one line."""
+    facts, widths = model.facts, model.anatomy.widths()
+    sizes = sorted(set(widths.values()))
+    parts = [
+        " or ".join(facts.architectures) or "an unnamed architecture",
+        f"{facts.num_hidden_layers} layers" if facts.num_hidden_layers is not None else "",
+        f"{' or '.join(map(str, sizes))} neurons in each of {count(len(widths), 'dense MLP')}"
+        if widths
+        else "no dense MLPs",
+        count(sum(widths.values()), "neuron") + " in all" if widths else "",
+        f"{facts.num_experts} routed experts a layer" if facts.num_experts else "",
+        f"quantised ({facts.quantization})" if facts.quantization else "",
+    ]
+    return one_line(f"{model.path}: {', '.join(filter(None, parts))}")
 
 
 def model_card(patch: Patch) -> str:

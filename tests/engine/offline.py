@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ class Arm:
         options: for `vllm.LLM`.
         prompts: text for chat, or token ids. Each is answered alone: a batch's size shows in the last bits.
         reload: whether to load the weights a second time before the answers.
+        adapters: for each prompt the folder of a LoRA adapter, or None. Where given, all are answered in one batch.
     """
 
     model: str
@@ -46,6 +48,7 @@ class Arm:
     prompts: list[Any] = field(default_factory=lambda: PROMPTS)
     max_tokens: int = 12
     reload: bool = False
+    adapters: list[str | None] | None = None
 
 
 def run_arms(*arms: Arm, **environment: str) -> list[dict[str, Any]]:
@@ -85,12 +88,11 @@ def _answer(arm: Arm) -> dict[str, Any]:
     sampling = SamplingParams(
         temperature=0, max_tokens=arm.max_tokens, logprobs=2, ignore_eos=not text, detokenize=text
     )
-    outputs = [
-        llm.chat([{"role": "user", "content": prompt}], sampling, use_tqdm=False)[0]
-        if text
-        else llm.generate({"prompt_token_ids": prompt}, sampling, use_tqdm=False)[0]
-        for prompt in arm.prompts
-    ]
+    ask = partial(_ask, llm, sampling, text=text)
+    if arm.adapters is None:
+        outputs = [output for prompt in arm.prompts for output in ask([prompt])]
+    else:
+        outputs = ask(arm.prompts, lora_request=[_lora_request(arm.adapters, folder) for folder in arm.adapters])
     answers = [output.outputs[0] for output in outputs]
     version = llm.llm_engine.get_weight_version()
     result = {
@@ -108,6 +110,21 @@ def _answer(arm: Arm) -> dict[str, Any]:
     del llm
     gc.collect()
     return result
+
+
+def _ask(llm: Any, sampling: Any, prompts: list[Any], *, text: bool, **options: Any) -> list[Any]:
+    """The outputs for prompts that are handed over at once."""
+    if text:
+        chats = [[{"role": "user", "content": prompt}] for prompt in prompts]
+        return list(llm.chat(chats, sampling, use_tqdm=False, **options))
+    tokens = [{"prompt_token_ids": prompt} for prompt in prompts]
+    return list(llm.generate(tokens, sampling, use_tqdm=False, **options))
+
+
+def _lora_request(adapters: list[str | None], folder: str | None) -> Any:
+    from vllm.lora.request import LoRARequest
+
+    return None if folder is None else LoRARequest(folder, adapters.index(folder) + 1, folder)
 
 
 def main() -> None:

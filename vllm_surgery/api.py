@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What Python code does with patches once it has read them. Only what changes weights needs torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vllm_surgery.checkpoint import ModelFolder
+from vllm_surgery.patch import Patch
+from vllm_surgery.review import review
+from vllm_surgery.stack import PatchSet, SourcedPatch
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from vllm_surgery.plan import Plan
+
+
+def plan(patches: Patch | Iterable[Patch], model: str | Path) -> Plan:
+    """What patches would do to the model in a Hugging Face folder: edits of its tensors, as pure data.
+
+    Guard, ranges, number formats and seals are checked on the way, as they are before a server starts.
+
+    Args:
+        patches: one, or several that name no unit in common.
+        model: the model's folder; only headers and sealed slices are read.
+
+    Raises:
+        SurgeryError: the patches are not for this model, or it can't be read; one line.
+    """
+    return review(patch_set(patches), ModelFolder(model))
+
+
+def apply_to_checkpoint(
+    patches: Patch | Iterable[Patch], model: str | Path, out: str | Path, *, link: bool = True
+) -> Path:
+    """Writes a copy of a model's Hugging Face folder with patches applied: `vllm-surgery bake`.
+
+    Args:
+        patches: one, or several that name no unit in common.
+        model: the model's folder; it isn't touched.
+        out: where the copy goes; nothing may be there.
+        link: whether untouched files may be hard links to the original's.
+
+    Returns:
+        `out`.
+
+    Raises:
+        SurgeryError: the patches are not for this model, a file can't be read, or `out` can't be written. Nothing is
+            left behind.
+    """
+    from vllm_surgery.bake import bake
+
+    return bake(patch_set(patches), ModelFolder(model), Path(out), link=link).folder
+
+
+def patch_set(patches: Patch | Iterable[Patch]) -> PatchSet:
+    """One patch or several as a set; in errors each goes by its name.
+
+    Raises:
+        PatchError: two of them name the same unit.
+    """
+    members = [patches] if isinstance(patches, Patch) else patches
+    return PatchSet(tuple(SourcedPatch(patch.name, patch) for patch in members))

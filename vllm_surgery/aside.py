@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Folders that are written aside and renamed at the end, so that they are there whole or not at all."""
+
+from __future__ import annotations
+
+import tempfile
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vllm_surgery.errors import SurgeryError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+def refuse_target(out: Path, source: Path, why: str) -> None:
+    """Refuses a place where nothing may be written.
+
+    Args:
+        out: where a folder is to be written.
+        source: the model's folder that it is made from.
+        why: what a user may not know who writes into it, such as ``a bake is a copy``.
+
+    Raises:
+        UsageError: `out` is there already and not an empty folder, or lies in `source`.
+        SurgeryError: it can't be looked at.
+    """
+    with _refused_by_the_system(out):
+        if source.resolve() in (out.resolve(), *out.resolve().parents):
+            raise UsageError(f"{out}: lies in the model's own folder; {why}")
+        if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+            raise UsageError(f"{out}: already exists")
+
+
+@contextmanager
+def folder_aside(out: Path) -> Iterator[Path]:
+    """An empty folder, hidden beside `out`, that takes its name when the block ends well and is gone when it doesn't.
+
+    Raises:
+        SurgeryError: it can't be written, inside the block or at its end.
+    """
+    with _refused_by_the_system(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{out.name}.unfinished-", dir=out.parent) as work:
+            folder = Path(work) / "folder"
+            folder.mkdir()
+            yield folder
+            folder.rename(out)
+
+
+@contextmanager
+def _refused_by_the_system(out: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise SurgeryError(f"{out}: can't be written: {error.strerror or error}; nothing was left behind") from None

@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`vllm-surgery export-lora`: neuron edits as a LoRA adapter."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vllm_surgery.checkpoint import ModelFolder
+from vllm_surgery.cli.options import add_command, add_json, needs_torch
+from vllm_surgery.describe import count
+from vllm_surgery.stack import PatchSet
+
+if TYPE_CHECKING:
+    import argparse
+
+    from vllm_surgery.cli.options import Subparsers
+
+
+def add_to(subparsers: Subparsers) -> None:
+    """Adds the command."""
+    parser = add_command(
+        subparsers,
+        "export-lora",
+        run,
+        "Write neuron edits as a LoRA adapter, so that vLLM's own --enable-lora answers with and without them.",
+    )
+    parser.add_argument("patches", nargs="+", metavar="PATCH", help="a patch file; several become one adapter")
+    parser.add_argument("--model", metavar="DIR", required=True, help="the model's Hugging Face folder")
+    parser.add_argument("--out", metavar="DIR", required=True, type=Path, help="where the adapter goes")
+    add_json(parser)
+
+
+def run(args: argparse.Namespace, _rest: list[str]) -> int:
+    """Carries the command out."""
+    needs_torch("export-lora")
+    from vllm_surgery.export_lora import export_lora
+    from vllm_surgery.lora_card import serve_command
+
+    done = export_lora(PatchSet.load(args.patches), ModelFolder(args.model), args.out, progress=True)
+    if args.json:
+        print(json.dumps({"ok": True, **dataclasses.asdict(done), "folder": str(done.folder)}, indent=2))
+        return 0
+    edited = f"{count(done.units, 'neuron')} in {count(done.modules, 'down projection')}"
+    print(f"exported: {done.folder} holds {done.id}: {edited}, rank {done.rank}")
+    print(f"serve it: {serve_command(done, str(done.folder))}")
+    return 0
