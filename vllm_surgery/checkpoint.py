@@ -204,8 +204,10 @@ def _read_header(file: Path) -> list[StoredTensor]:
             length = int.from_bytes(stream.read(8), "little")
             if not 0 < length <= _MAX_HEADER_BYTES:
                 raise ValueError(f"its header claims {length} bytes")
-            header = json.loads(stream.read(length))
             size = file.stat().st_size
+            if 8 + length > size:
+                raise ValueError("the file ends in its header")
+            header = json.loads(stream.read(length))
         return [
             _stored(file, name, entry, 8 + length, size) for name, entry in header.items() if name != "__metadata__"
         ]
