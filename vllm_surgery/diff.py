@@ -23,12 +23,12 @@ from vllm_surgery.recover import differing_slices, recover_gains
 from vllm_surgery.tensors import read_tensor
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from io import FileIO
 
     from vllm_surgery.anatomy import Slot
     from vllm_surgery.checkpoint import ModelFolder, StoredTensor
 
-_CHUNK_BYTES = 1 << 23  # Of each file at a time.
+_CHUNK_BYTES = 1 << 20  # Of each file at a time: both chunks fit a processor's cache.
 # The roots under which model classes put the same text model, in the order in which they are tried.
 _ROOT = re.compile(r"^(?:model\.language_model\.|language_model\.model\.|language_model\.|model\.)")
 
@@ -181,11 +181,23 @@ def _by_key(model: ModelFolder) -> dict[str, StoredTensor]:
 
 
 def _same_bytes(one: StoredTensor, other: StoredTensor) -> bool:
-    return all(left == right for left, right in zip(_chunks(one), _chunks(other), strict=True))
+    left, right = bytearray(_CHUNK_BYTES), bytearray(_CHUNK_BYTES)
+    with one.file.open("rb", buffering=0) as left_file, other.file.open("rb", buffering=0) as right_file:
+        left_file.seek(one.start)
+        right_file.seek(other.start)
+        for start in range(0, one.size, _CHUNK_BYTES):
+            length = min(_CHUNK_BYTES, one.size - start)
+            _fill(left_file, left, length, one)
+            _fill(right_file, right, length, other)
+            if left != right:  # What a last, shorter chunk leaves behind its end is equal, or was found to differ.
+                return False
+    return True
 
 
-def _chunks(stored: StoredTensor) -> Iterator[bytes]:
-    with stored.file.open("rb", buffering=0) as file:
-        file.seek(stored.start)
-        for start in range(0, stored.size, _CHUNK_BYTES):
-            yield file.read(min(_CHUNK_BYTES, stored.size - start))
+def _fill(file: FileIO, buffer: bytearray, length: int, stored: StoredTensor) -> None:
+    filled = 0
+    while filled < length:
+        count = file.readinto(memoryview(buffer)[filled:length])
+        if not count:
+            raise CheckpointError(f"{stored.file}: ends before {stored.info.name}")
+        filled += count
