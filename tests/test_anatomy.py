@@ -1,87 +1,131 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which tensor is which part of which layer."""
+"""Anatomy: which tensor holds which part of which unit."""
 
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tests.examples import refusal
 from tests.folders import mlp_tensors
-from vllm_surgery import CheckpointError
-from vllm_surgery.anatomy import Anatomy, locate
+from vllm_surgery.anatomy import Anatomy, Slot, locate
 from vllm_surgery.checkpoint import TensorInfo
+from vllm_surgery.errors import CheckpointError
+
+DOWN = "model.layers.0.mlp.down_proj.weight"
+UP = "model.layers.0.mlp.up_proj.weight"
 
 
-def anatomy(*tensors: TensorInfo, layers: int | None = None) -> Anatomy:
-    return Anatomy.of(tensors, layers)
+def infos(*widths: int, prefix: str = "model") -> list[TensorInfo]:
+    return [tensor.info(name) for name, tensor in mlp_tensors(widths, prefix=prefix).items()]
 
 
-def infos(*widths: int, **options: str) -> list[TensorInfo]:
-    return [tensor.info(name) for name, tensor in mlp_tensors(widths, **options).items()]
+@pytest.mark.parametrize(("part", "role", "axis"), [("gate", "gate", 0), ("up", "up", 0), ("down", "down", 1)])
+@pytest.mark.parametrize("root", ["model", "model.language_model", "language_model.model"])
+def test_the_parts_of_a_layer_are_found_under_each_root(root: str, part: str, role: str, axis: int) -> None:
+    slot = locate(f"{root}.layers.17.mlp.{part}_proj.weight")
 
-
-@pytest.mark.parametrize(
-    ("name", "layer", "role", "axis"),
-    [
-        ("model.layers.0.mlp.gate_proj.weight", 0, "gate", 0),
-        ("model.layers.12.mlp.up_proj.weight", 12, "up", 0),
-        ("model.language_model.layers.3.mlp.down_proj.weight", 3, "down", 1),
-        ("language_model.model.layers.3.mlp.down_proj.weight", 3, "down", 1),
-    ],
-)
-def test_a_part_of_a_gated_mlp_is_located(name: str, layer: int, role: str, axis: int) -> None:
-    slot = locate(name)
     assert slot is not None
-    assert (slot.layer, slot.part.role, slot.part.unit_axis) == (layer, role, axis)
+    assert (slot.block, slot.layer, slot.part.role, slot.part.unit_axis) == ("mlp", 17, role, axis)
 
 
 @pytest.mark.parametrize(
     "name",
     [
-        "model.layers.0.mlp.gate_up_proj.weight",
+        "model.embed_tokens.weight",
+        "model.layers.0.self_attn.o_proj.weight",
         "model.layers.0.mlp.down_proj.bias",
+        "model.layers.0.mlp.down_proj.qweight",
+        "model.layers.0.mlp.down_proj.weight_scale",
+        "model.layers.0.mlp.down_proj.weight_scale_inv",
+        "model.layers.0.mlp.gate.weight",
         "model.layers.0.mlp.experts.3.down_proj.weight",
         "model.layers.0.mlp.shared_expert.down_proj.weight",
-        "model.layers.0.self_attn.o_proj.weight",
-        "model.vision_tower.layers.0.mlp.down_proj.weight",
-        "vision_tower.encoder.layers.0.mlp.down_proj.weight",
+        # Other stacks of layers: vision and audio towers, draft models.
+        "visual.blocks.0.mlp.down_proj.weight",
+        "model.visual.layers.0.mlp.down_proj.weight",
+        "vision_tower.model.layers.0.mlp.down_proj.weight",
+        "model.vision_tower.encoder.layers.0.mlp.down_proj.weight",
+        "vision_model.encoder.layers.0.mlp.down_proj.weight",
+        "audio_tower.layers.0.mlp.down_proj.weight",
+        "model.audio_tower.layers.0.mlp.down_proj.weight",
+        "mtp.layers.0.mlp.down_proj.weight",
+        # Not quite the name.
         "xmodel.layers.0.mlp.down_proj.weight",
+        "model_layers.0.mlp.down_proj.weight",
+        "model.layers.0.mlp.down_proj.weight\n",
         "model.layers.0.mlp.down_proj.weight.extra",
-        "model.layers.x.mlp.down_proj.weight",
+        "model.layers.00.mlp.down_proj.weight",
+        "model.layers.-1.mlp.down_proj.weight",
+        "model.layers.٣.mlp.down_proj.weight",
+        f"model.layers.{'9' * 5000}.mlp.down_proj.weight",
+        "model.layers..mlp.down_proj.weight",
+        "",
     ],
 )
-def test_anything_else_is_not(name: str) -> None:
+def test_anything_else_is_no_part(name: str) -> None:
     assert locate(name) is None
 
 
-def test_each_layer_has_its_own_width() -> None:
-    assert anatomy(*infos(6, 12, 6)).widths() == {0: 6, 1: 12, 2: 6}
+def test_layers_have_their_own_widths() -> None:
+    assert Anatomy.of(infos(6, 12, 6)).widths() == {0: 6, 1: 12, 2: 6}
 
 
-def test_layers_past_the_last_are_left_out() -> None:
-    assert anatomy(*infos(6, 6, 6), layers=2).widths() == {0: 6, 1: 6}
+@given(st.permutations(infos(6, 12)))
+def test_the_order_of_tensors_does_not_matter(tensors: list[TensorInfo]) -> None:
+    found = Anatomy.of(tensors)
+
+    assert {layer: mlp.tensors for layer, mlp in found.mlps.items()} == {
+        layer: mlp.tensors for layer, mlp in Anatomy.of(infos(6, 12)).mlps.items()
+    }
 
 
-def test_what_is_missing_is_known() -> None:
-    mlp = anatomy(*[info for info in infos(6) if "up_proj" not in info.name]).mlps[0]
-    assert mlp.missing() == ["up"]
+def test_layers_after_the_last_are_no_part_of_the_model() -> None:
+    assert list(Anatomy.of(infos(6, 6, 6), num_hidden_layers=2).mlps) == [0, 1]
+
+
+def test_a_missing_part_is_named() -> None:
+    anatomy = Anatomy.of([info for info in infos(6) if "gate" not in info.name])
+
+    assert anatomy.mlps[0].missing() == ["gate"]
+
+
+def test_the_same_tensor_twice_is_one_tensor() -> None:
+    assert Anatomy.of(infos(6) + infos(6)).widths() == {0: 6}
+
+
+def test_a_tensor_is_said_to_be_what_it_is() -> None:
+    info = TensorInfo(DOWN, "F32", (4, 6))
+
+    assert isinstance(Anatomy().observe(info), Slot)
 
 
 def test_two_tensors_for_one_part_are_refused() -> None:
-    twice = [*infos(6), *infos(6, prefix="language_model.model")]
-    said = (
-        "model.layers.0.mlp.gate_proj.weight and language_model.model.layers.0.mlp.gate_proj.weight "
-        "are both the gate part of one MLP"
+    tensors = infos(6) + infos(6, prefix="model.language_model")
+
+    assert refusal(lambda: Anatomy.of(tensors), CheckpointError) == (
+        "model.layers.0.mlp.gate_proj.weight and model.language_model.layers.0.mlp.gate_proj.weight"
+        " are both the gate part of one MLP"
     )
-    assert refusal(lambda: anatomy(*twice), CheckpointError) == said
 
 
-@pytest.mark.parametrize("shape", [(6,), (6, 4), (4, 7), (4, 6, 1)])
-def test_shapes_that_no_gated_mlp_has_are_refused(shape: tuple[int, ...]) -> None:
-    tensors = [*infos(6)[:2], TensorInfo("model.layers.0.mlp.down_proj.weight", "F32", shape)]
-    assert refusal(lambda: anatomy(*tensors), CheckpointError).startswith("not the shapes of a gated MLP: ")
+@pytest.mark.parametrize("shape", [(), (6,), (4, 6, 1)])
+def test_what_is_no_matrix_is_refused(shape: tuple[int, ...]) -> None:
+    assert refusal(lambda: Anatomy.of([TensorInfo(DOWN, "F32", shape)]), CheckpointError) == (
+        f"not the shapes of a gated MLP: {DOWN} {list(shape)}"
+    )
+
+
+def test_shapes_that_do_not_fit_each_other_are_refused() -> None:
+    tensors = [TensorInfo(UP, "F32", (6, 4)), TensorInfo(DOWN, "F32", (6, 4))]
+
+    assert refusal(lambda: Anatomy.of(tensors), CheckpointError) == (
+        f"not the shapes of a gated MLP: {UP} [6, 4], {DOWN} [6, 4]"
+    )
 
 
 def test_packed_shapes_are_not_judged() -> None:
-    packed = TensorInfo("model.layers.0.mlp.down_proj.weight", "U8", (3, 5))
-    assert anatomy(*infos(6)[:2], packed).widths() == {}
+    tensors = [TensorInfo(UP, "U8", (12, 1)), TensorInfo(DOWN, "F32", (4, 6))]
+
+    assert Anatomy.of(tensors).widths() == {0: 6}

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Each edited weight is the original times the gain, rounded once; every other bit stays."""
+"""Arithmetic: each edited weight is its original times its gain, rounded to its format; nothing else moves by a bit."""
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -10,113 +12,236 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.examples import refusal
-from vllm_surgery import CheckpointError, SurgeryError, TensorEdit
 from vllm_surgery.arithmetic import apply_edit
-from vllm_surgery.tensors import bits, dtype_word
+from vllm_surgery.errors import CheckpointError, SurgeryError
+from vllm_surgery.plan import TensorEdit
 
-DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
-GAINS = [-1.0, 0.0, 0.5, float(np.float32(-0.8)), 3.0]
-SHAPE = (7, 9)
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
+    import numpy.typing as npt
 
-def weights(dtype: torch.dtype) -> torch.Tensor:
-    return torch.from_numpy(np.random.default_rng(7).standard_normal(SHAPE)).to(dtype)
+DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+BITS = {"F64": np.uint64, "F32": np.uint32, "F16": np.uint16, "BF16": np.uint16}
+SIGNED = {"F64": torch.int64, "F32": torch.int32, "F16": torch.int16, "BF16": torch.int16}
+INFINITY = {"F64": 0x7FF << 52, "F32": 0xFF << 23, "F16": 0x1F << 10, "BF16": 0xFF << 7}
+GAINS = (-1.0, 0.0, 0.5, float(np.float32(-0.8)), 3.0)
+# Odd sizes, so that vectorised code has a tail.
+SHAPE = (37, 43)
 
-
-def edit_of(tensor: torch.Tensor, axis: int, gains: dict[int, float], **changes: object) -> TensorEdit:
-    known = {"dtype": dtype_word(tensor.dtype), "shape": tuple(tensor.shape), **changes}
-    return TensorEdit("t", axis=axis, indices=tuple(gains), gains=tuple(gains.values()), **known)  # type: ignore[arg-type]
-
-
-def rounded_to_bfloat16(numbers: np.ndarray) -> np.ndarray:
-    """float32 numbers, rounded to the nearest bfloat16, ties to even; by integers, without torch."""
-    word = numbers.astype(np.float32).view(np.uint32).astype(np.uint64)
-    return (((word + 0x7FFF + ((word >> 16) & 1)) >> 16) << 16).astype(np.uint32).view(np.float32)
+Bits = "npt.NDArray[np.unsignedinteger[npt.NBitBase]]"
 
 
-def expected(column: torch.Tensor, gain: float) -> np.ndarray:
-    if column.dtype == torch.float64:
-        return column.numpy() * np.float64(gain)
-    product = column.float().numpy() * np.float32(gain)
-    if column.dtype == torch.bfloat16:
-        return rounded_to_bfloat16(product)
-    return product.astype(column.numpy().dtype)
+def bits_of(tensor: torch.Tensor, dtype: str) -> Bits:
+    return tensor.contiguous().view(SIGNED[dtype]).numpy().view(BITS[dtype])
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=dtype_word)
-@pytest.mark.parametrize("axis", [0, 1], ids=["row", "column"])
+def tensor_of(bits: Bits, dtype: str) -> torch.Tensor:
+    signed = bits.astype(BITS[dtype]).view(np.dtype(BITS[dtype]).name.replace("u", "", 1))
+    return torch.from_numpy(signed.copy()).view(DTYPES[dtype])
+
+
+def random_bits(dtype: str, shape: Sequence[int] = SHAPE, seed: int = 0) -> Bits:
+    """Every pattern of bits: with infinities, NaNs with payloads, denormals and both zeros."""
+    return np.random.default_rng(seed).integers(0, 1 << 64, shape, np.uint64).astype(BITS[dtype])
+
+
+def weights(dtype: str, shape: Sequence[int] = SHAPE) -> torch.Tensor:
+    """Weights as a model has them."""
+    return torch.from_numpy(np.random.default_rng(1).standard_normal(shape)).to(DTYPES[dtype])
+
+
+def edit_of(tensor: torch.Tensor, dtype: str, axis: int, gains: dict[int, float]) -> TensorEdit:
+    return TensorEdit(
+        "t", dtype, tuple(tensor.shape), axis, tuple(sorted(gains)), tuple(gains[n] for n in sorted(gains))
+    )
+
+
+def rounded(product: npt.NDArray[np.floating[npt.NBitBase]], dtype: str) -> Bits:
+    """The bits of float32 (or float64) numbers in another format, rounded to nearest, ties to even; in numpy alone."""
+    if dtype == "BF16":
+        wide = product.view(np.uint32).astype(np.uint64)
+        return ((wide + 0x7FFF + ((wide >> 16) & 1)) >> 16).astype(np.uint16)
+    narrow = {"F64": np.float64, "F32": np.float32, "F16": np.float16}[dtype]
+    return product.astype(narrow).view(BITS[dtype])
+
+
+def expected(tensor: torch.Tensor, dtype: str, axis: int, gains: dict[int, float]) -> Bits:
+    wide = np.float64 if dtype == "F64" else np.float32
+    numbers = tensor.to(torch.float64).numpy().astype(wide)
+    bits = bits_of(tensor, dtype).copy()
+    for index, gain in gains.items():
+        place = (index, slice(None)) if axis == 0 else (slice(None), index)
+        bits[place] = 0 if gain == 0 else rounded(numbers[place] * wide(gain), dtype)
+    return bits
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("axis", [0, 1])
 @pytest.mark.parametrize("gain", GAINS)
-def test_an_edited_slice_is_the_original_times_the_gain(dtype: torch.dtype, axis: int, gain: float) -> None:
-    before = weights(dtype)
-    after = apply_edit(before, edit_of(before, axis, {3: gain}))
-    wanted = expected(before.select(axis, 3), gain)
-    assert after.select(axis, 3).double().tolist() == wanted.astype(np.float64).tolist()
+def test_each_weight_is_its_original_times_the_gain_and_no_other_moves(dtype: str, axis: int, gain: float) -> None:
+    tensor = weights(dtype)
+    gains = dict.fromkeys([0, 5, 6, SHAPE[axis] - 1], gain)
+
+    edited = apply_edit(tensor, edit_of(tensor, dtype, axis, gains))
+
+    assert (bits_of(edited, dtype) == expected(tensor, dtype, axis, gains)).all()
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=dtype_word)
-@pytest.mark.parametrize("axis", [0, 1], ids=["row", "column"])
-def test_every_other_bit_stays(dtype: torch.dtype, axis: int) -> None:
-    before = weights(dtype)
-    after = apply_edit(before, edit_of(before, axis, {1: -1.0, 3: 0.0, 4: 3.0}))
-    others = torch.tensor([index for index in range(SHAPE[axis]) if index not in {1, 3, 4}])
-    assert torch.equal(bits(after).index_select(axis, others), bits(before).index_select(axis, others))
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("axis", [0, 1])
+def test_several_gains_in_one_edit(dtype: str, axis: int) -> None:
+    tensor = weights(dtype)
+    gains = {3 * number: gain for number, gain in enumerate(GAINS)}
+
+    edited = apply_edit(tensor, edit_of(tensor, dtype, axis, gains))
+
+    assert (bits_of(edited, dtype) == expected(tensor, dtype, axis, gains)).all()
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=dtype_word)
-def test_the_original_stays(dtype: torch.dtype) -> None:
-    before = weights(dtype)
-    copy = before.clone()
-    after = apply_edit(before, edit_of(before, 1, {1: -1.0}))
-    assert torch.equal(bits(before), bits(copy))
-    assert after.data_ptr() != before.data_ptr()
+@given(
+    dtype=st.sampled_from(list(DTYPES)),
+    axis=st.integers(0, 1),
+    gains=st.dictionaries(st.integers(0, 4), st.floats(-8, 8, width=32, allow_subnormal=False), min_size=1),
+)
+def test_any_gain_is_what_numpy_makes_of_it(dtype: str, axis: int, gains: dict[int, float]) -> None:
+    tensor = weights(dtype, (5, 5))
+
+    edited = apply_edit(tensor, edit_of(tensor, dtype, axis, gains))
+
+    assert (bits_of(edited, dtype) == expected(tensor, dtype, axis, gains)).all()
 
 
-SPECIAL = [0.0, -0.0, float("inf"), float("-inf"), float("nan"), 1e-45, -1e-40, 65504.0]
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("axis", [0, 1])
+def test_negating_flips_the_sign_bit_of_every_pattern_of_bits(dtype: str, axis: int) -> None:
+    bits = random_bits(dtype)
+    tensor = tensor_of(bits, dtype)
+    sign = BITS[dtype](1 << (8 * tensor.element_size() - 1))
+
+    edited = apply_edit(tensor, edit_of(tensor, dtype, axis, dict.fromkeys(range(SHAPE[axis]), -1.0)))
+
+    assert (bits_of(edited, dtype) == bits ^ sign).all()
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=dtype_word)
-def test_negating_flips_the_sign_bit_of_anything(dtype: torch.dtype) -> None:
-    before = torch.tensor([SPECIAL], dtype=torch.float64).to(dtype)
-    after = apply_edit(before, edit_of(before, 0, {0: -1.0}))
-    assert (bits(after) ^ bits(before)).unique().tolist() == [torch.iinfo(bits(before).dtype).min]
+@given(
+    dtype=st.sampled_from(list(DTYPES)),
+    axis=st.integers(0, 1),
+    seed=st.integers(0, 1000),
+    indices=st.sets(st.integers(0, 6), min_size=1),
+)
+def test_negating_twice_is_doing_nothing(dtype: str, axis: int, seed: int, indices: set[int]) -> None:
+    bits = random_bits(dtype, (7, 7), seed)
+    edit = edit_of(tensor_of(bits, dtype), dtype, axis, dict.fromkeys(indices, -1.0))
+
+    again = apply_edit(apply_edit(tensor_of(bits, dtype), edit), edit)
+
+    assert (bits_of(again, dtype) == bits).all()
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=dtype_word)
-def test_zero_writes_plain_zeros_over_anything(dtype: torch.dtype) -> None:
-    before = torch.tensor([SPECIAL], dtype=torch.float64).to(dtype)
-    after = apply_edit(before, edit_of(before, 0, {0: 0.0}))
-    assert bits(after).unique().tolist() == [0]
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("axis", [0, 1])
+def test_zeroing_writes_plus_zero_over_every_pattern_of_bits(dtype: str, axis: int) -> None:
+    tensor = tensor_of(random_bits(dtype), dtype)
+
+    edited = apply_edit(tensor, edit_of(tensor, dtype, axis, dict.fromkeys(range(SHAPE[axis]), 0.0)))
+
+    assert not bits_of(edited, dtype).any()
 
 
-@given(words=st.lists(st.integers(-(2**15), 2**15 - 1), min_size=1, max_size=40))
-def test_negating_twice_changes_no_bit(words: list[int]) -> None:
-    before = torch.tensor([words], dtype=torch.int16).view(torch.bfloat16)
-    edit = edit_of(before, 0, {0: -1.0})
-    assert torch.equal(bits(apply_edit(apply_edit(before, edit), edit)), bits(before))
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("gain", GAINS)
+def test_strange_numbers_beside_an_edit_keep_their_bits(dtype: str, gain: float) -> None:
+    bits = random_bits(dtype)
+    bits[:, 4] = 0
+    tensor = tensor_of(bits, dtype)
+
+    edited = bits_of(apply_edit(tensor, edit_of(tensor, dtype, 1, {4: gain})), dtype)
+
+    assert (np.delete(edited, 4, axis=1) == np.delete(bits, 4, axis=1)).all()
 
 
-@given(power=st.integers(-8, 8), values=st.lists(st.floats(-1000, 1000, width=16), min_size=1, max_size=20))
-def test_a_power_of_two_and_its_inverse_change_no_bit(power: int, values: list[float]) -> None:
-    before = torch.tensor([values], dtype=torch.float32)
-    there = apply_edit(before, edit_of(before, 0, {0: 2.0**power}))
-    assert torch.equal(bits(apply_edit(there, edit_of(before, 0, {0: 2.0**-power}))), bits(before))
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_original_is_not_touched(dtype: str) -> None:
+    bits = random_bits(dtype)
+    tensor = tensor_of(bits, dtype)
+
+    apply_edit(tensor, edit_of(tensor, dtype, 1, {0: -1.0, 1: 0.0}))
+
+    assert (bits_of(tensor, dtype) == bits).all()
 
 
-@pytest.mark.parametrize(("dtype", "gain"), [(torch.float16, 100.0), (torch.bfloat16, 3e38), (torch.float32, 1e38)])
-def test_weights_too_large_for_the_format_are_refused(dtype: torch.dtype, gain: float) -> None:
-    before = torch.full(SHAPE, 1000.0).to(dtype)
-    said = f"t: the edit makes weights too large for {dtype_word(dtype)}; use a smaller factor"
-    assert refusal(lambda: apply_edit(before, edit_of(before, 1, {0: gain})), SurgeryError) == said
+def test_the_edit_shares_no_memory_with_the_original() -> None:
+    tensor = weights("F32")
+
+    edited = apply_edit(tensor, edit_of(tensor, "F32", 1, {0: -1.0}))
+
+    assert edited.data_ptr() != tensor.data_ptr()
+    assert (edited.dtype, edited.shape, edited.device) == (tensor.dtype, tensor.shape, tensor.device)
 
 
-def test_weights_that_were_infinite_may_stay_so() -> None:
-    before = torch.tensor([[float("inf"), 1.0]])
-    assert apply_edit(before, edit_of(before, 0, {0: 2.0})).tolist() == [[float("inf"), 2.0]]
+def test_a_tensor_that_is_a_view_of_another_is_edited_alike() -> None:
+    tensor = weights("BF16")
+    edit = edit_of(tensor, "BF16", 1, {0: 3.0, 5: -1.0})
+
+    edited = apply_edit(tensor.T.contiguous().T, edit)
+
+    assert (bits_of(edited, "BF16") == bits_of(apply_edit(tensor, edit), "BF16")).all()
 
 
-@pytest.mark.parametrize("changes", [{"shape": (9, 7)}, {"dtype": "BF16"}])
-def test_another_tensor_than_the_planned_one_is_refused(changes: dict[str, object]) -> None:
-    before = weights(torch.float32)
-    edit = edit_of(before, 1, {0: 2.0}, **changes)
-    said = f"t: planned for {edit.dtype} {list(edit.shape)}, got F32 [7, 9]"
-    assert refusal(lambda: apply_edit(before, edit), CheckpointError) == said
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_denormal_results_are_kept(dtype: str) -> None:
+    tensor = tensor_of(np.full((2, 2), 4, np.uint64), dtype)
+
+    edited = apply_edit(tensor, edit_of(tensor, dtype, 0, {0: 0.5, 1: 3.0}))
+
+    assert bits_of(edited, dtype).tolist() == [[2, 2], [12, 12]]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("axis", [0, 1])
+def test_a_product_too_large_for_the_format_is_refused(dtype: str, axis: int) -> None:
+    tensor = torch.full((2, 2), torch.finfo(DTYPES[dtype]).max, dtype=DTYPES[dtype])
+
+    assert refusal(lambda: apply_edit(tensor, edit_of(tensor, dtype, axis, {1: 3.0})), SurgeryError) == (
+        f"t: the edit makes weights too large for {dtype}; use a smaller factor"
+    )
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_largest_number_may_be_negated_and_halved(dtype: str) -> None:
+    largest = torch.finfo(DTYPES[dtype]).max
+    tensor = torch.full((2, 2), largest, dtype=DTYPES[dtype])
+
+    edited = apply_edit(tensor, edit_of(tensor, dtype, 0, {0: -1.0, 1: 0.5}))
+
+    assert edited[:, 0].tolist() == [-largest, largest / 2]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_numbers_that_were_infinite_before_stay_so(dtype: str) -> None:
+    tensor = tensor_of(np.full((2, 2), INFINITY[dtype], np.uint64), dtype)
+
+    edited = apply_edit(tensor, edit_of(tensor, dtype, 0, {0: 3.0, 1: -0.5}))
+
+    assert edited[:, 0].tolist() == [float("inf"), float("-inf")]
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype", "got"),
+    [((4, 6), "F16", "F16 [4, 6]"), ((6, 4), "F32", "F32 [6, 4]"), ((24,), "F32", "F32 [24]"), ((4, 6, 1), "F32", "F32 [4, 6, 1]")],
+)  # fmt: skip
+def test_another_tensor_than_the_planned_is_refused(shape: tuple[int, ...], dtype: str, got: str) -> None:
+    edit = TensorEdit("t", "F32", (4, 6), 1, (0,), (-1.0,))
+
+    assert refusal(lambda: apply_edit(weights(dtype, shape), edit), CheckpointError) == (
+        f"t: planned for F32 [4, 6], got {got}"
+    )
+
+
+def test_integers_are_refused() -> None:
+    edit = TensorEdit("t", "F32", (4, 6), 1, (0,), (-1.0,))
+
+    assert refusal(lambda: apply_edit(torch.zeros((4, 6), dtype=torch.int8), edit), CheckpointError) == (
+        "t: planned for F32 [4, 6], got I8 [4, 6]"
+    )

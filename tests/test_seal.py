@@ -1,104 +1,172 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A seal is a hash of one neuron's original weights, and of nothing else."""
+"""Seals: hashes of the units' original weights, whatever the names of their tensors and the shape of the folder."""
 
 from __future__ import annotations
 
+import hashlib
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tests.examples import SOURCE, patches_of, refusal, zero
-from tests.folders import Tensor, config_of, mlp_tensors, write_folder, write_model
-from vllm_surgery import CheckpointError, MismatchError, ModelFolder
-from vllm_surgery.review import review
-from vllm_surgery.seal import seal_of_folder
+from tests.folders import BYTES_PER_NUMBER, Tensor, config_of, mlp_tensors, write_folder, write_model
+from vllm_surgery.anatomy import ROLES, Part, Role, Slot
+from vllm_surgery.checkpoint import ModelFolder, TensorInfo
+from vllm_surgery.errors import CheckpointError, MismatchError
+from vllm_surgery.seal import SealCheck, neuron_hash, seal_of_folder
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-WIDTHS = (6, 8)
-LAYER, INDEX = 1, 3
+WIDTHS, HIDDEN = (6, 8), 4
+LAYER, INDEX = 1, 5
 
 
-def seal(folder: Path) -> str:
-    return seal_of_folder(ModelFolder(folder), LAYER, INDEX)
+def seal(folder: Path, index: int = INDEX, layer: int = LAYER) -> str:
+    return seal_of_folder(ModelFolder(folder), layer, index)
 
 
-def with_flipped_bit(tensors: dict[str, Tensor], name: str, number: int) -> dict[str, Tensor]:
-    tensor = tensors[name]
-    data = bytearray(tensor.data)
-    data[4 * number] ^= 1
-    return {**tensors, name: Tensor(tensor.dtype, tensor.shape, bytes(data))}
+def place_of(role: Role, index: int, number: int) -> int:
+    """Where the `number`-th weight of a unit lies in its tensor, counted in numbers."""
+    return number * WIDTHS[LAYER] + index if role == "down" else index * HIDDEN + number
 
 
-@pytest.mark.parametrize("shards", [2, 4])
-def test_shards_dont_matter(tmp_path: Path, shards: int) -> None:
-    one, many = write_model(tmp_path / "one", WIDTHS), write_model(tmp_path / "many", WIDTHS, shards=shards)
-    assert seal(one) == seal(many)
+def with_bit_flipped(tensors: dict[str, Tensor], role: Role, number: int, bit: int) -> dict[str, Tensor]:
+    name = f"model.layers.{LAYER}.mlp.{role}_proj.weight"
+    old = tensors[name]
+    data = bytearray(old.data)
+    data[number * BYTES_PER_NUMBER[old.dtype] + bit // 8] ^= 1 << bit % 8
+    return {**tensors, name: Tensor(old.dtype, old.shape, bytes(data))}
 
 
-def test_names_dont_matter(tmp_path: Path) -> None:
-    config = config_of(WIDTHS)
-    plain = write_folder(tmp_path / "plain", mlp_tensors(WIDTHS), config)
-    nested = write_folder(tmp_path / "nested", mlp_tensors(WIDTHS, prefix="model.language_model"), config)
-    assert seal(plain) == seal(nested)
+def test_a_seal_is_the_sha256_of_the_parts_with_their_formats_and_lengths(tmp_path: Path) -> None:
+    folder = ModelFolder(write_model(tmp_path, WIDTHS, hidden=HIDDEN))
+    content = b""
+    for role, axis in (("gate", 0), ("up", 0), ("down", 1)):
+        weights = folder.read_slice(f"model.layers.{LAYER}.mlp.{role}_proj.weight", axis, INDEX)
+        content += f"{role} F32 16\n".encode() + weights
+
+    assert seal_of_folder(folder, LAYER, INDEX) == hashlib.sha256(content).hexdigest()
 
 
-@pytest.mark.parametrize(("part", "number"), [("gate", 3 * 4), ("up", 3 * 4 + 3), ("down", 3), ("down", 3 * 8 + 3)])
-def test_any_bit_of_the_neuron_matters(tmp_path: Path, part: str, number: int) -> None:
-    tensors, config = mlp_tensors(WIDTHS), config_of(WIDTHS)
-    name = f"model.layers.{LAYER}.mlp.{part}_proj.weight"
-    before = write_folder(tmp_path / "before", tensors, config)
-    after = write_folder(tmp_path / "after", with_flipped_bit(tensors, name, number), config)
-    assert seal(before) != seal(after)
+@pytest.mark.parametrize("shards", [2, 3, 7])
+def test_shards_do_not_matter(tmp_path: Path, shards: int) -> None:
+    whole, sharded = write_model(tmp_path / "a", WIDTHS), write_model(tmp_path / "b", WIDTHS, shards=shards)
+
+    assert seal(whole) == seal(sharded)
 
 
-@pytest.mark.parametrize(("part", "number"), [("gate", 2 * 4), ("up", 4 * 4), ("down", 2), ("down", 3 * 8 + 4)])
-def test_no_bit_of_another_neuron_matters(tmp_path: Path, part: str, number: int) -> None:
-    tensors, config = mlp_tensors(WIDTHS), config_of(WIDTHS)
-    name = f"model.layers.{LAYER}.mlp.{part}_proj.weight"
-    before = write_folder(tmp_path / "before", tensors, config)
-    after = write_folder(tmp_path / "after", with_flipped_bit(tensors, name, number), config)
-    assert seal(before) == seal(after)
+@pytest.mark.parametrize("prefix", ["model.language_model", "language_model.model"])
+def test_the_names_roots_do_not_matter(tmp_path: Path, prefix: str) -> None:
+    one, other = write_model(tmp_path / "a", WIDTHS), write_model(tmp_path / "b", WIDTHS, prefix=prefix)
+
+    assert seal(one) == seal(other)
 
 
-def test_the_number_format_matters(tmp_path: Path) -> None:
-    seals = {seal(write_model(tmp_path / dtype, WIDTHS, dtype=dtype)) for dtype in ("F32", "F16", "BF16")}
-    assert len(seals) == 3
+def test_number_formats_do_matter(tmp_path: Path) -> None:
+    seals = {seal(write_model(tmp_path / dtype, WIDTHS, dtype=dtype)) for dtype in ("F32", "F16", "BF16", "I32")}
+
+    assert len(seals) == 4
 
 
-def test_a_seal_never_changes_between_versions_of_this_program(tmp_path: Path) -> None:
-    folder = write_folder(
-        tmp_path,
-        {
-            f"model.layers.1.mlp.{part}_proj.weight": Tensor("F32", shape, bytes(range(32 * 4)))
-            for part, shape in (("gate", (8, 4)), ("up", (8, 4)), ("down", (4, 8)))
-        },
-        config_of(WIDTHS),
-    )
-    assert seal(folder) == "533bb74ce46f1a6677f02cbd9b1bb5a3f74108c722ea1d2d4e05a6ac5d03ffb8"
-
-
-def checked(folder: Path, seals: dict[str, str]) -> Any:
-    return review(patches_of(zero({str(LAYER): [INDEX]}), seal=seals), ModelFolder(folder))
-
-
-def test_a_whole_seal_is_passed(tmp_path: Path) -> None:
+def test_each_unit_has_its_own(tmp_path: Path) -> None:
     folder = write_model(tmp_path, WIDTHS)
-    assert checked(folder, {f"neurons/{LAYER}/{INDEX}": seal(folder)}).units == 1
 
-
-def test_a_broken_seal_is_refused(tmp_path: Path) -> None:
-    folder = write_model(tmp_path, WIDTHS)
-    other = seal_of_folder(ModelFolder(folder), LAYER, INDEX + 1)
-    said = (
-        f"{SOURCE}: seal.neurons/{LAYER}/{INDEX}: broken: the model's weights are not the sealed ones "
-        f"({seal(folder)[:12]}… against {other[:12]}…)"
+    assert len({seal(folder, index, layer) for layer, width in enumerate(WIDTHS) for index in range(width)}) == sum(
+        WIDTHS
     )
-    assert refusal(lambda: checked(folder, {f"neurons/{LAYER}/{INDEX}": other}), MismatchError) == said
 
 
-def test_a_layer_that_isnt_there_has_no_seal(tmp_path: Path) -> None:
-    folder = ModelFolder(write_model(tmp_path, WIDTHS))
-    said = f"{folder.path}: layer 7 has no gated MLP (no gate, up, down projection)"
-    assert refusal(lambda: seal_of_folder(folder, 7, 0), CheckpointError) == said
+@pytest.fixture(scope="module")
+def scratch(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("seals")
+
+
+@pytest.mark.parametrize("role", ROLES)
+@given(data=st.data())
+def test_every_bit_of_a_unit_matters(scratch: Path, role: Role, data: st.DataObject) -> None:
+    tensors = mlp_tensors(WIDTHS, HIDDEN, "BF16")
+    number = place_of(role, INDEX, data.draw(st.integers(0, HIDDEN - 1)))
+    before = seal(write_folder(scratch, tensors, config_of(WIDTHS)))
+
+    changed = with_bit_flipped(tensors, role, number, data.draw(st.integers(0, 15)))
+
+    assert seal(write_folder(scratch, changed, config_of(WIDTHS))) != before
+
+
+@pytest.mark.parametrize("role", ROLES)
+@given(data=st.data())
+def test_no_bit_of_another_unit_matters(scratch: Path, role: Role, data: st.DataObject) -> None:
+    tensors = mlp_tensors(WIDTHS, HIDDEN, "BF16")
+    other = data.draw(st.sampled_from([index for index in range(WIDTHS[LAYER]) if index != INDEX]))
+    number = place_of(role, other, data.draw(st.integers(0, HIDDEN - 1)))
+    before = seal(write_folder(scratch, tensors, config_of(WIDTHS)))
+
+    changed = with_bit_flipped(tensors, role, number, data.draw(st.integers(0, 15)))
+
+    assert seal(write_folder(scratch, changed, config_of(WIDTHS))) == before
+
+
+def test_the_parts_cannot_be_exchanged() -> None:
+    first, second = ("F32", b"aaaa"), ("F32", b"bbbb")
+
+    assert neuron_hash({"gate": first, "up": second, "down": first}) != neuron_hash(
+        {"gate": second, "up": first, "down": first}
+    )
+
+
+def test_bytes_cannot_move_from_one_part_to_the_next() -> None:
+    assert neuron_hash({"gate": ("I8", b"ab"), "up": ("I8", b"c"), "down": ("I8", b"d")}) != neuron_hash(
+        {"gate": ("I8", b"a"), "up": ("I8", b"bc"), "down": ("I8", b"d")}
+    )
+
+
+@pytest.mark.parametrize(
+    ("layer", "index", "reason"),
+    [
+        (2, 0, "layer 2 has no gated MLP (no gate, up, down projection)"),
+        (0, 6, "model.layers.0.mlp.gate_proj.weight: has no row 6: it is F32 [6, 4]"),
+    ],
+)
+def test_a_neuron_that_is_not_there_has_none(tmp_path: Path, layer: int, index: int, reason: str) -> None:
+    folder = write_model(tmp_path, WIDTHS)
+
+    assert refusal(lambda: seal(folder, index, layer), CheckpointError).endswith(reason)
+
+
+# Checking, as tensors come by
+
+
+def checked(content: Any, parts: list[Role], wanted: str) -> None:
+    check = SealCheck(patches_of(zero({"0": [1]}), seal={"neurons/0/1": wanted}))
+    for role in parts:
+        slot = Slot("mlp", 0, Part(role, 1 if role == "down" else 0))
+        check.observe(slot, TensorInfo(role, "I8", (4, 4)), lambda axis, index: content)
+    check.finish()
+
+
+WEIGHTS = b"abcd"
+RIGHT = neuron_hash(dict.fromkeys(ROLES, ("I8", WEIGHTS)))
+
+
+@given(st.permutations(ROLES))
+def test_a_whole_seal_passes_in_any_order(parts: list[Role]) -> None:
+    checked(WEIGHTS, parts, RIGHT)
+
+
+def test_a_broken_seal_is_refused() -> None:
+    wrong = RIGHT[::-1]
+
+    assert refusal(lambda: checked(WEIGHTS, list(ROLES), wrong), MismatchError) == (
+        f"{SOURCE}: seal.neurons/0/1: broken: the model's weights are not the sealed ones"
+        f" ({RIGHT[:12]}… against {wrong[:12]}…)"
+    )
+
+
+@pytest.mark.parametrize(("parts", "words"), [([], "none"), (["gate"], "gate"), (["up", "down"], "up, down")])
+def test_a_unit_that_was_not_seen_whole_is_refused(parts: list[Role], words: str) -> None:
+    assert refusal(lambda: checked(WEIGHTS, parts, RIGHT), MismatchError) == (
+        f"{SOURCE}: seal.neurons/0/1: broken: of the unit's parts only {words} can be read"
+    )

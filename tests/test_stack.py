@@ -1,60 +1,83 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Several patches at once: no unit in common, no order."""
+"""Patch sets: several files at once, in any order, no unit twice."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tests.examples import patch_data, refusal, scale, zero
-from vllm_surgery import Patch, PatchError, PatchSet, UsageError
-from vllm_surgery.stack import NO_PATCH, SourcedPatch
+from vllm_surgery.errors import PatchError, UsageError
+from vllm_surgery.patch import Patch
+from vllm_surgery.stack import NO_PATCH, PatchSet, SourcedPatch
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 
-def member(source: str, *edits: dict[str, Any], **changes: object) -> SourcedPatch:
-    return SourcedPatch(source, Patch.from_data(patch_data(*edits, **changes)))
+def member(source: str, *edits: object, **changes: object) -> SourcedPatch:
+    return SourcedPatch(source, Patch.from_data(patch_data(*edits, **changes), source))
 
 
-A = member("a.yaml", zero({"1": [2]}), name="a")
-B = member("b.yaml", zero({"1": [3]}), name="b")
-
-
-def test_no_patch_is_called_none() -> None:
+def test_no_patch_is_none() -> None:
     assert PatchSet().id == NO_PATCH == "none"
 
 
-def test_the_id_doesnt_depend_on_the_order() -> None:
-    assert PatchSet((A, B)).id == PatchSet((B, A)).id == f"{A.patch.id}+{B.patch.id}"
+def test_one_patch_gives_the_set_its_id() -> None:
+    one = member("a.yaml")
+
+    assert PatchSet((one,)).id == one.patch.id
 
 
-def test_the_id_of_one_is_its_own() -> None:
-    assert PatchSet((A,)).id == A.patch.id
+@given(st.permutations([member("p", zero({str(layer): [1]}), name=f"p{layer}") for layer in range(5)]))
+def test_the_order_of_files_does_not_matter(members: list[SourcedPatch]) -> None:
+    assert PatchSet(tuple(members)).id == PatchSet(tuple(sorted(members, key=lambda item: item.patch.name))).id
+
+
+def test_the_id_names_each_patch() -> None:
+    one, other = member("a", zero({"0": [1]}), name="b"), member("b", zero({"0": [2]}), name="a")
+
+    assert PatchSet((one, other)).id == f"{other.patch.id}+{one.patch.id}"
 
 
 @pytest.mark.parametrize(
-    ("selection", "index"),
-    [({"1": [2]}, 2), ({"1": ["0-9"]}, 2), ({"1": "all"}, 2), ({"0": [2], "1": [7, 2]}, 2)],
+    ("first", "second", "unit"),
+    [
+        (zero({"1": [2]}), scale(3, {"1": [2]}), "neurons 2 of layer 1"),
+        (zero({"1": ["0-9"]}), zero({"1": ["9-12"]}), "neurons 9 of layer 1"),
+        (zero({"1": "all"}), zero({"1": [7]}), "neurons 7 of layer 1"),
+        (zero({"1": [7]}), zero({"1": "all"}), "neurons 7 of layer 1"),
+        (zero({"3": [7]}, "experts"), {"op": "mask", "experts": {"3": [7]}}, "experts 7 of layer 3"),
+    ],
 )
-def test_a_unit_named_by_two_is_refused(selection: dict[str, Any], index: int) -> None:
-    other = member("other.yaml", scale(2, selection))
-    said = f"other.yaml: edits[0].neurons.1: neurons {index} of layer 1: already named in a.yaml, edits[0].neurons.1"
-    assert refusal(lambda: PatchSet((A, other)), PatchError) == said
+def test_two_files_that_name_one_unit_are_refused(first: dict[str, Any], second: dict[str, Any], unit: str) -> None:
+    kind, _, _, _, layer = unit.split()
+    place = f"edits[0].{kind}.{layer}"
+
+    text = refusal(lambda: PatchSet((member("a.yaml", first), member("b.yaml", second))), PatchError)
+
+    assert text == f"b.yaml: {place}: {unit}: already named in a.yaml, {place}"
 
 
-def test_a_neuron_and_an_expert_of_the_same_index_are_two_units() -> None:
-    assert len(PatchSet((A, member("e.yaml", zero({"1": [2]}, "experts"))))) == 2
+def test_files_are_loaded(tmp_path: Path) -> None:
+    files = [tmp_path / "a.yaml", tmp_path / "b.json"]
+    files[0].write_text(Patch.from_data(patch_data(zero({"0": [1]}))).to_yaml())
+    files[1].write_text(Patch.from_data(patch_data(zero({"0": [2]}))).to_json())
 
-
-def test_files_are_read_in_order(tmp_path: Path) -> None:
-    files = [tmp_path / "b.yaml", tmp_path / "a.yaml"]
-    for file, patch in zip(files, (B, A), strict=True):
-        file.write_text(patch.patch.to_yaml())
     assert [item.source for item in PatchSet.load(files).members] == [str(file) for file in files]
 
 
-def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    assert refusal(lambda: PatchSet.load([tmp_path / "x"]), UsageError) == f"{tmp_path}/x: no such file"
+def test_the_same_file_twice_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "a.yaml"
+    file.write_text(Patch.from_data(patch_data()).to_yaml())
+
+    assert "already named in" in refusal(lambda: PatchSet.load([file, file]), PatchError)
+
+
+def test_one_missing_file_is_wrong_usage(tmp_path: Path) -> None:
+    missing = tmp_path / "a.yaml"
+
+    assert refusal(lambda: PatchSet.load([missing]), UsageError) == f"{missing}: no such file"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Up to the plan nothing needs vLLM or torch; no offline tool needs vLLM. Shown where they can't be imported."""
+"""Up to the plan neither vLLM nor torch is imported: a laptop without either can check a patch."""
 
 from __future__ import annotations
 
@@ -8,56 +8,112 @@ import subprocess
 import sys
 from typing import TYPE_CHECKING
 
+import pytest
+
+from tests.examples import patch_data, zero
 from tests.folders import write_model
-from tests.models import patch_of
+from vllm_surgery.checkpoint import ModelFolder
+from vllm_surgery.patch import Patch
+from vllm_surgery.seal import seal_of_folder
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-FORBID = """
-import sys
-class Forbid:
+WITHOUT = """
+import importlib.abc, sys
+
+FORBIDDEN = {forbidden}
+
+class Missing(importlib.abc.MetaPathFinder):
     def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in FORBIDDEN:
-            raise ImportError(f"{name} is not to be imported here")
-sys.meta_path.insert(0, Forbid())
-from vllm_surgery.cli import main
+        if name.partition(".")[0] in FORBIDDEN:
+            raise ImportError(f"{name} must not be imported here")
+
+sys.meta_path.insert(0, Missing())
+"""
+
+REVIEW = """
+import dataclasses, json
+from vllm_surgery import ModelFolder, PatchSet
+from vllm_surgery.review import review
+from vllm_surgery.seal import seal_of_folder
+
+patch, folder = sys.argv[1], ModelFolder(sys.argv[2])
+plan = review(PatchSet.load([patch]), folder)
+print(json.dumps({"plan": dataclasses.asdict(plan), "seal": seal_of_folder(folder, 1, 5)}))
 """
 
 
-def run(forbidden: set[str], *arguments: str) -> subprocess.CompletedProcess[str]:
-    code = f"FORBIDDEN = {forbidden!r}\n{FORBID}\nsys.exit(main({list(arguments)!r}))"
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+MAIN = "from vllm_surgery.cli import main; sys.exit(main(sys.argv[1:]))"
 
 
-def files(tmp_path: Path) -> tuple[str, str]:
-    patch = tmp_path / "patch.json"
-    patch.write_text(json.dumps(patch_of({(0, 1): -1.0, (1, 2): 0.5})))
-    return str(patch), str(write_model(tmp_path / "model"))
+def run(
+    code: str, *arguments: str | Path, forbidden: tuple[str, ...] = ("vllm", "torch", "transformers")
+) -> subprocess.CompletedProcess[str]:
+    program = WITHOUT.replace("{forbidden}", repr(forbidden)) + code
+    command = [sys.executable, "-c", program, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
-def test_the_forbidding_works() -> None:
-    done = run({"vllm", "torch", "yaml"}, "schema")
-    assert "yaml is not to be imported here" in done.stderr
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    return write_model(tmp_path / "model", (6, 8), dtype="BF16")
 
 
-def test_checking_showing_and_sealing_need_neither_vllm_nor_torch(tmp_path: Path) -> None:
-    patch, model = files(tmp_path)
+@pytest.fixture
+def patch_file(tmp_path: Path, model: Path) -> Path:
+    seal = {"neurons/1/5": seal_of_folder(ModelFolder(model), 1, 5)}
+    file = tmp_path / "p.yaml"
+    file.write_text(
+        Patch.from_data(patch_data(zero({"1": [5]}), model={"intermediate_size": [6, 8]}, seal=seal)).to_yaml()
+    )
+    return file
+
+
+@pytest.mark.parametrize("name", ["vllm", "torch"])
+def test_these_processes_have_neither(name: str) -> None:
+    done = run(f"import {name}")
+
+    assert f"ImportError: {name} must not be imported here" in done.stderr
+
+
+def test_the_package_is_imported() -> None:
+    done = run("import vllm_surgery; print(vllm_surgery.__version__)")
+
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_patch_is_loaded_reviewed_and_sealed(model: Path, patch_file: Path) -> None:
+    done = run(REVIEW, patch_file, model)
+
+    assert done.stderr == ""
+    assert json.loads(done.stdout)["plan"]["edits"][0] == {
+        "tensor": "model.layers.1.mlp.down_proj.weight",
+        "dtype": "BF16",
+        "shape": [4, 8],
+        "axis": 1,
+        "indices": [5],
+        "gains": [0.0],
+    }
+
+
+@pytest.mark.parametrize("arguments", [["check"], ["show"], ["schema"], ["seal"]], ids=lambda arguments: arguments[0])
+def test_the_command_line_works(arguments: list[str], patch_file: Path, model: Path) -> None:
+    files: dict[str, list[str | Path]] = {"check": [patch_file, "--model", model], "show": [patch_file], "schema": []}
+    files["seal"] = files["check"]
+
+    done = run(MAIN, *arguments, *files[arguments[0]])
+
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_what_changes_weights_needs_torch_and_no_vllm(patch_file: Path, model: Path, tmp_path: Path) -> None:
+    baked, adapter = tmp_path / "baked", tmp_path / "adapter"
     for arguments in (
-        ["check", patch, "--model", model],
-        ["show", patch],
-        ["schema"],
-        ["seal", patch, "--model", model],
+        ["bake", patch_file, "--model", model, "--out", baked],
+        ["diff", model, baked],
+        ["export-lora", patch_file, "--model", model, "--out", adapter],
     ):
-        done = run({"vllm", "torch"}, *arguments)
-        assert (done.returncode, done.stderr) == (0, ""), arguments
-    assert "plan for" in run({"vllm", "torch"}, "check", patch, "--model", model).stdout
+        done = run(MAIN, *arguments, forbidden=("vllm", "transformers"))
 
-
-def test_baking_diffing_and_exporting_dont_need_vllm(tmp_path: Path) -> None:
-    patch, model = files(tmp_path)
-    baked, adapter = str(tmp_path / "baked"), str(tmp_path / "adapter")
-    assert run({"vllm"}, "bake", patch, "--model", model, "--out", baked).returncode == 0
-    found = run({"vllm"}, "diff", model, baked)
-    assert (found.returncode, "factor: 0.5" in found.stdout) == (0, True)
-    assert run({"vllm"}, "export-lora", patch, "--model", model, "--out", adapter).returncode == 0
+        assert done.returncode == 0, done.stderr

@@ -13,12 +13,15 @@ import re
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from vllm_surgery.anatomy import Anatomy
 from vllm_surgery.errors import CheckpointError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 CONFIG_FILE = "config.json"
 INDEX_FILE = "model.safetensors.index.json"
@@ -102,7 +105,7 @@ class ModelFolder:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        if not self.path.is_dir():
+        if not _says_yes(self.path.is_dir):
             raise UsageError(f"{path}: no such model folder")
         self.config = _read_json(self.path / CONFIG_FILE)
 
@@ -164,7 +167,7 @@ class ModelFolder:
             strange = [name for name in names if Path(name).name != name]
             if strange:
                 raise CheckpointError(f"{index}: {strange[0]!r} is not a file name in this folder")
-            missing = [name for name in names if not (self.path / name).is_file()]
+            missing = [name for name in names if not _says_yes((self.path / name).is_file)]
             if missing:
                 raise CheckpointError(f"{self.path}: {missing[0]} is named by the index but missing")
             return [self.path / name for name in names]
@@ -174,6 +177,14 @@ class ModelFolder:
         if not files:
             raise CheckpointError(f"{self.path}: has no safetensors files")
         return files
+
+
+def _says_yes(question: Callable[[], bool]) -> bool:
+    """What a path says of itself; no where it can't say, as for a name that is too long for the file system."""
+    try:
+        return question()
+    except OSError:
+        return False
 
 
 def _whole_number(value: object) -> int | None:

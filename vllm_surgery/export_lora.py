@@ -19,7 +19,7 @@ How exact that is:
   and adds the product to the unedited layer's output. So answers equal the patched server's up to rounding, not bit
   for bit. On SmolLM2-135M in float32, with six neurons of four layers edited, greedy tokens were the same and
   log-probabilities differed by less than 3e-5, as did those of requests without the adapter in the same batch
-  (``pytest -rP tests/engine/test_lora.py``). In bfloat16, one greedy answer of three took another way.
+  (``pytest -rP tests/engine/test_lora.py``). In bfloat16 answers can take another way.
 """
 
 from __future__ import annotations

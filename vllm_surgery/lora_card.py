@@ -40,7 +40,7 @@ one unit in the last place of the difference: by nothing for gains of -1, 0, 3 a
 for any gain from 2^-11 to 2^11. An engine rounds the difference to the dtype that it serves, and adds its product to
 the layer's output. So answers equal those of the patched model up to rounding, not bit for bit. On SmolLM2-135M in
 float32, vLLM's greedy tokens were the same and log-probabilities differed by less than 3e-5. In bfloat16, whose
-rounding is 65,536 times coarser, one greedy answer of three took another way. For exact answers serve the patch itself.
+rounding is 65,536 times coarser, answers can take another way. For exact answers serve the patch itself.
 """
 
 
