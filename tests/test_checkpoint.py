@@ -114,11 +114,13 @@ def test_what_a_config_does_not_say_properly_is_not_known(config: dict[str, Any]
 
 def test_a_quantised_model_says_how() -> None:
     assert ModelFacts.from_config({"quantization_config": {"quant_method": "fp8"}}).quantization == "fp8"
+    assert ModelFacts.from_config({"quantization_config": {}}).quantization == "unnamed"
 
 
 @pytest.mark.parametrize(
     ("place", "base", "revision"),
     [
+        ("models--gpt2/snapshots/607a30d", "gpt2", "607a30d"),
         ("models--meta-llama--Llama-3.2-1B/snapshots/4e20de3", "meta-llama/Llama-3.2-1B", "4e20de3"),
         ("models--org--a--b/snapshots/1", "org/a--b", "1"),
         ("models--org--a/snapshots", None, None),

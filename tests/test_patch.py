@@ -168,7 +168,6 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     (patch_data(provenance="x"), "provenance: input should be a valid dictionary, got 'x'"),
     (patch_data(provenance={"a": [float("inf")]}), "provenance.a[0]: inf is not a finite number"),
     (patch_data(provenance={"a": "\ud800"}), "provenance.a: holds half of a surrogate pair, which is no text"),
-    (patch_data(provenance={"a": {1, 2}}), "provenance.a: a set is no plain data"),
     # The guard's own form.
     (patch_data(model=None), "model: input should be a valid dictionary or instance of Guard, got None"),
     (patch_data(model={"architectures": []}), "model.architectures: must not be empty"),
@@ -210,12 +209,7 @@ def test_what_is_wrong_is_refused_with_file_place_and_reason(data: dict[str, Any
 
 @pytest.mark.parametrize(("data", "reason"), REFUSED)
 def test_a_json_file_is_refused_as_its_data_is(data: dict[str, Any], reason: str) -> None:
-    try:
-        text = json.dumps(data)
-    except TypeError:
-        pytest.skip("not JSON")
-
-    found = refusal(lambda: Patch.parse(text, "p.yaml"), PatchError)
+    found = refusal(lambda: Patch.parse(json.dumps(data), "p.yaml"), PatchError)
 
     assert found.replace("NaN", "nan").replace("-Infinity", "-inf").replace("Infinity", "inf") == f"p.yaml: {reason}"
 

@@ -89,7 +89,7 @@ class ModelFacts:
             num_hidden_layers=_whole_number(text.get("num_hidden_layers")),
             hidden_size=_whole_number(text.get("hidden_size")),
             num_experts=next((number for number in map(_whole_number, experts) if number), None),
-            quantization=str(quantization.get("quant_method")) if isinstance(quantization, dict) else None,
+            quantization=str(quantization.get("quant_method", "unnamed")) if isinstance(quantization, dict) else None,
             base=base,
             revision=revision,
         )
@@ -192,9 +192,9 @@ def _whole_number(value: object) -> int | None:
 
 
 def _hub_identity(path: Path) -> tuple[str | None, str | None]:
-    """Name and commit from a path in the Hub's cache: ``models--ORG--NAME/snapshots/COMMIT``."""
-    found = re.search(r"(?:^|/)models--([^/]+?)--([^/]+)/snapshots/([^/]+)$", path.absolute().as_posix())
-    return (f"{found[1]}/{found[2]}", found[3]) if found else (None, None)
+    """Name and commit from a path in the Hub's cache: ``models--ORG--NAME/snapshots/COMMIT``, or without ORG."""
+    found = re.search(r"(?:^|/)models--([^/]+)/snapshots/([^/]+)$", path.absolute().as_posix())
+    return (found[1].replace("--", "/", 1), found[2]) if found else (None, None)
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -163,7 +163,8 @@ OPS = ("scale", "zero", "negate", "mask")
 class Patch(_Strict):
     """A sparse map from units to gains, with a guard that says which model it is for.
 
-    Two patches are equal when they say the same, whatever the spelling of their files.
+    Two patches do the same when they have the same `digest`, whatever the spelling of their files. `==` also compares
+    prose, seals, and how the edits are cut up.
     """
 
     version: Annotated[Literal[1], BeforeValidator(_check_version)] = Field(description="of this format")
