@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vllm_surgery.anatomy import ROLES
-from vllm_surgery.checkpoint import BYTES_PER_NUMBER, INDEX_FILE, TensorInfo
+from vllm_surgery.anatomy import ROLES, TensorInfo
+from vllm_surgery.checkpoint import BYTES_PER_NUMBER, INDEX_FILE
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -9,8 +9,7 @@ from hypothesis import strategies as st
 
 from tests.examples import refusal
 from tests.folders import mlp_tensors
-from vllm_surgery.anatomy import Anatomy, Slot, locate
-from vllm_surgery.checkpoint import TensorInfo
+from vllm_surgery.anatomy import Anatomy, Slot, TensorInfo, locate
 from vllm_surgery.errors import CheckpointError
 
 DOWN = "model.layers.0.mlp.down_proj.weight"

@@ -12,7 +12,8 @@ from safetensors import safe_open
 
 from tests.examples import refusal
 from tests.folders import config_of, mlp_tensors, random_tensor, write_folder, write_model, write_raw, write_safetensors
-from vllm_surgery.checkpoint import INDEX_FILE, ModelFacts, ModelFolder, TensorInfo
+from vllm_surgery.anatomy import TensorInfo
+from vllm_surgery.checkpoint import INDEX_FILE, ModelFacts, ModelFolder
 from vllm_surgery.errors import CheckpointError, UsageError
 
 if TYPE_CHECKING:

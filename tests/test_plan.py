@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from tests.examples import SOURCE, patches_of, refusal, scale, zero
 from tests.folders import mlp_tensors
-from vllm_surgery.checkpoint import ModelFacts, TensorInfo
+from vllm_surgery.anatomy import TensorInfo
+from vllm_surgery.checkpoint import ModelFacts
 from vllm_surgery.errors import MismatchError
 from vllm_surgery.plan import Plan, Planner, TensorEdit, plan
 from vllm_surgery.stack import PatchSet

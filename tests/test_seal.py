@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from tests.examples import SOURCE, patches_of, refusal, zero
 from tests.folders import BYTES_PER_NUMBER, Tensor, config_of, mlp_tensors, write_folder, write_model
-from vllm_surgery.anatomy import ROLES, Part, Role, Slot
-from vllm_surgery.checkpoint import ModelFolder, TensorInfo
+from vllm_surgery.anatomy import ROLES, Part, Role, Slot, TensorInfo
+from vllm_surgery.checkpoint import ModelFolder
 from vllm_surgery.errors import CheckpointError, MismatchError
 from vllm_surgery.seal import SealCheck, neuron_hash, seal_of_folder
 

@@ -16,13 +16,20 @@ from vllm_surgery.units import LAYER_PATTERN
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from vllm_surgery.checkpoint import TensorInfo
-
 Role: TypeAlias = Literal["gate", "up", "down"]
 # The number formats in which a weight is a number by itself. Others are packed, or have scales beside them.
 PLAIN_DTYPES = frozenset({"F64", "F32", "F16", "BF16"})
 
 ROLES: tuple[Role, ...] = ("gate", "up", "down")
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """A tensor in checkpoint coordinates: its name, safetensors' word for its number format, and its shape."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vllm_surgery.anatomy import Anatomy
+from vllm_surgery.anatomy import Anatomy, TensorInfo
 from vllm_surgery.errors import CheckpointError, UsageError
 
 if TYPE_CHECKING:
@@ -31,15 +31,6 @@ BYTES_PER_NUMBER = {
     "F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2, "U16": 2,
     "I8": 1, "U8": 1, "BOOL": 1, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1,
 }  # fmt: skip
-
-
-@dataclass(frozen=True)
-class TensorInfo:
-    """A tensor in checkpoint coordinates: its name, safetensors' word for its number format, and its shape."""
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
 
 
 @dataclass(frozen=True)

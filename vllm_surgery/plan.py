@@ -19,7 +19,8 @@ from vllm_surgery.units import ALL, MASK
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from vllm_surgery.checkpoint import ModelFacts, TensorInfo
+    from vllm_surgery.anatomy import TensorInfo
+    from vllm_surgery.checkpoint import ModelFacts
     from vllm_surgery.stack import PatchSet
     from vllm_surgery.units import Assignment
 

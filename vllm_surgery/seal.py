@@ -17,8 +17,8 @@ from vllm_surgery.errors import CheckpointError, MismatchError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from vllm_surgery.anatomy import Slot
-    from vllm_surgery.checkpoint import ModelFolder, TensorInfo
+    from vllm_surgery.anatomy import Slot, TensorInfo
+    from vllm_surgery.checkpoint import ModelFolder
     from vllm_surgery.stack import PatchSet
 
 

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from vllm_surgery.anatomy import TensorInfo
 from vllm_surgery.arithmetic import apply_edit
-from vllm_surgery.checkpoint import ModelFacts, TensorInfo
 from vllm_surgery.plan import Plan, Planner
 from vllm_surgery.seal import SealCheck
 from vllm_surgery.tensors import dtype_word
@@ -22,6 +22,7 @@ from vllm_surgery.tensors import dtype_word
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
+    from vllm_surgery.checkpoint import ModelFacts
     from vllm_surgery.stack import PatchSet
 
 
