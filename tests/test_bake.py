@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from tests.folders import write_model
 from tests.models import patch_of
-from vllm_surgery import MismatchError, ModelFolder, Patch, PatchSet, SurgeryError, UsageError
+from vllm_surgery import CheckpointError, MismatchError, ModelFolder, Patch, PatchSet, SurgeryError, UsageError
 from vllm_surgery import bake as module
 from vllm_surgery.bake import bake
 from vllm_surgery.stack import SourcedPatch
@@ -143,6 +143,16 @@ def test_a_second_bake_is_recorded_after_the_first(model: Path, tmp_path: Path) 
     record = json.loads((tmp_path / "two" / "vllm_surgery.json").read_bytes())
     assert [entry["id"] for entry in record["baked"]] == [first.id, second.id]
     assert len(json.loads((tmp_path / "one" / "vllm_surgery.json").read_bytes())["baked"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("content", "said"), [("{", "can't be read as JSON"), ('{"lora": {}}', "is no record of a bake")]
+)
+def test_a_record_of_something_else_writes_nothing(model: Path, tmp_path: Path, content: str, said: str) -> None:
+    (model / "vllm_surgery.json").write_text(content)
+    with pytest.raises(CheckpointError, match=f"vllm_surgery.json: {said}"):
+        bake(patches(GAINS), ModelFolder(model), tmp_path / "out")
+    assert nothing_beside(tmp_path)
 
 
 def nothing_beside(tmp_path: Path) -> bool:

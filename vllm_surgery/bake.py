@@ -17,7 +17,9 @@ from tqdm import tqdm
 
 from vllm_surgery.arithmetic import apply_edit
 from vllm_surgery.aside import folder_aside, refuse_target
+from vllm_surgery.checkpoint import read_json
 from vllm_surgery.describe import model_card
+from vllm_surgery.errors import CheckpointError
 from vllm_surgery.review import review
 from vllm_surgery.tensors import bits, read_tensor
 
@@ -165,7 +167,9 @@ def _rewrite(stored: StoredTensor, edit: TensorEdit, target: Path) -> None:
 def _record(folder: Path, patches: PatchSet) -> None:
     """Writes into the model folder what was done to it: for tools, and on the model card for people."""
     file = folder / RECORD_FILE
-    before = json.loads(file.read_bytes())["baked"] if file.is_file() else []
+    before = read_json(file).get("baked") if file.is_file() else []
+    if not isinstance(before, list):
+        raise CheckpointError(f"{RECORD_FILE}: is no record of a bake; remove it from the model's folder")
     content: list[Any] = [member.patch.to_data() for member in patches.members]
     file.write_text(json.dumps({"baked": [*before, {"id": patches.id, "patches": content}]}, indent=2) + "\n")
     with (folder / CARD_FILE).open("a") as card:

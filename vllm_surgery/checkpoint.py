@@ -98,7 +98,7 @@ class ModelFolder:
         self.path = Path(path)
         if not _says_yes(self.path.is_dir):
             raise UsageError(f"{path}: no such model folder")
-        self.config = _read_json(self.path / CONFIG_FILE)
+        self.config = read_json(self.path / CONFIG_FILE)
 
     @property
     def facts(self) -> ModelFacts:
@@ -151,7 +151,7 @@ class ModelFolder:
     def _files(self) -> list[Path]:
         index = self.path / INDEX_FILE
         if index.is_file():
-            weight_map = _read_json(index).get("weight_map")
+            weight_map = read_json(index).get("weight_map")
             if not isinstance(weight_map, dict):
                 raise CheckpointError(f"{index}: has no weight_map")
             names = sorted({str(name) for name in weight_map.values()})
@@ -188,7 +188,12 @@ def _hub_identity(path: Path) -> tuple[str | None, str | None]:
     return (found[1].replace("--", "/", 1), found[2]) if found else (None, None)
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in one of a model folder's files.
+
+    Raises:
+        CheckpointError: there is no such file, or it holds something else.
+    """
     try:
         data = json.loads(path.read_bytes())
     except FileNotFoundError:
