@@ -53,7 +53,7 @@ def describe_model(model: ModelFolder) -> str:
 
 def model_card(patch: Patch) -> str:
     """`patch` as a section of Markdown for the card of a model that it was baked into."""
-    description = "\n\n".join(one_line(part, limit=_PARAGRAPH) for part in patch.description.split("\n\n"))
+    description = "\n\n".join(_paragraphs(patch.description))
     lines = [
         f"## Edited by vllm-surgery: `{patch.id}`",
         "",
@@ -80,11 +80,14 @@ def gain_in_words(gain: Gain) -> str:
     return named.get(gain) or f"x {gain:.7g}"
 
 
+def _paragraphs(text: str) -> list[str]:
+    return [one_line(part, limit=_PARAGRAPH) for part in text.split("\n\n")]
+
+
 def _wrapped(text: str) -> list[str]:
-    paragraphs = [one_line(part, limit=_PARAGRAPH) for part in text.split("\n\n")]
     return [
         line
-        for part in paragraphs
+        for part in _paragraphs(text)
         for line in textwrap.wrap(part, _WIDTH, initial_indent=_INDENT, subsequent_indent=_INDENT)
     ]
 

@@ -151,9 +151,8 @@ class _Comparison:
         if strange:
             word = "column" if axis else "row"
             shown = ", ".join(map(str, strange[:5])) + (", …" if len(strange) > 5 else "")  # noqa: PLR2004 - a few
-            changed = int(
-                (old.index_select(axis, torch.tensor(strange)) != new.index_select(axis, torch.tensor(strange))).sum()
-            )
+            chosen = torch.tensor(strange)
+            changed = int((old.index_select(axis, chosen) != new.index_select(axis, chosen)).sum())
             self._unexplained(after, f"{len(strange)} {word}(s) ({shown}) changed by more than a gain", changed)
 
     def _unexplained(self, stored: StoredTensor, reason: str, numbers: int) -> None:

@@ -38,10 +38,8 @@ class SurgicalLoad:
     """
 
     def __init__(self, patches: PatchSet, facts: ModelFacts) -> None:
-        self.patches = patches
         self.seconds = 0.0
         self.plan: Plan | None = None
-        self._facts = facts
         self._planner = Planner(patches, facts)
         self._seals: SealCheck | None = SealCheck(patches)
 
