@@ -7,22 +7,12 @@ As a program it takes a `Job` as JSON on stdin and writes its `Answers` as JSON 
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
-import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-ENVIRONMENT = {
-    "HF_HUB_OFFLINE": "1",
-    "OMP_NUM_THREADS": "1",
-    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-    "VLLM_LOGGING_LEVEL": "ERROR",
-    "VLLM_NO_USAGE_STATS": "1",
-}
-"""Nothing from outside, and everything in one process on one thread: the same figures however busy the machine is."""
+from tests.benchmarks.fresh_process import run_fresh
 
 CONTEXT = 1024
 KV_CACHE_BYTES = 1 << 30
@@ -82,18 +72,7 @@ def answer(job: Job) -> Answers:
     Raises:
         subprocess.CalledProcessError: it failed; the reason is on stderr.
     """
-    with tempfile.TemporaryDirectory() as work:
-        out = Path(work) / "answers.json"
-        subprocess.run(
-            [sys.executable, "-m", "tests.benchmarks.answers", str(out)],
-            input=json.dumps(asdict(job)),
-            cwd=Path(__file__).parents[2],
-            env={**os.environ, **ENVIRONMENT},
-            stdout=sys.stderr,
-            text=True,
-            check=True,
-        )
-        data = json.loads(out.read_text())
+    data = run_fresh("tests.benchmarks.answers", asdict(job))
     batches = [[Answer(**item) for item in batch] for batch in data["batches"]]
     return Answers(data["id"], batches, data["engine"])
 

@@ -8,16 +8,13 @@ the arithmetic is the package's own.
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
-import tempfile
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tests.benchmarks.answers import ENVIRONMENT
+from tests.benchmarks.fresh_process import run_fresh
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -66,18 +63,8 @@ def measure(model: str, patches: list[dict[str, Any]], replies: list[Reply]) -> 
         subprocess.CalledProcessError: it failed; the reason is on stderr.
     """
     job = {"model": model, "patches": patches, "replies": [asdict(reply) for reply in replies]}
-    with tempfile.TemporaryDirectory() as work:
-        out = Path(work) / "drift.json"
-        subprocess.run(
-            [sys.executable, "-m", "tests.benchmarks.divergence", str(out)],
-            input=json.dumps(job),
-            cwd=Path(__file__).parents[2],
-            env={**os.environ, **ENVIRONMENT},
-            stdout=sys.stderr,
-            text=True,
-            check=True,
-        )
-        return [[Drift(**drift) for drift in drifts] for drifts in json.loads(out.read_text())]
+    measured = run_fresh("tests.benchmarks.divergence", job)
+    return [[Drift(**drift) for drift in drifts] for drifts in measured]
 
 
 def _measure_here(model: str, patches: list[dict[str, Any]], replies: list[Reply]) -> list[list[Drift]]:

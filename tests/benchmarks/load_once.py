@@ -8,17 +8,14 @@ argument.
 from __future__ import annotations
 
 import json
-import os
 import resource
-import subprocess
 import sys
-import tempfile
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.benchmarks.answers import ENVIRONMENT
+from tests.benchmarks.fresh_process import run_fresh
 
 _KV_CACHE_BYTES = 1 << 26
 """Small, so that the peak memory is that of the load."""
@@ -49,18 +46,8 @@ def load_once(model: Path, patches: list[dict[str, Any]]) -> Load:
     Raises:
         subprocess.CalledProcessError: it failed; the reason is on stderr.
     """
-    with tempfile.TemporaryDirectory() as work:
-        out = Path(work) / "load.json"
-        subprocess.run(
-            [sys.executable, "-m", "tests.benchmarks.load_once", str(out)],
-            input=json.dumps({"model": str(model.resolve()), "patches": patches}),
-            cwd=Path(__file__).parents[2],
-            env={**os.environ, **ENVIRONMENT},
-            stdout=sys.stderr,
-            text=True,
-            check=True,
-        )
-        return Load(**json.loads(out.read_text()))
+    data = {"model": str(model.resolve()), "patches": patches}
+    return Load(**run_fresh("tests.benchmarks.load_once", data))
 
 
 class _Stopwatch:

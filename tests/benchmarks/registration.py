@@ -16,7 +16,7 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from tests.benchmarks.answers import ENVIRONMENT
+from tests.benchmarks.fresh_process import ENVIRONMENT
 
 PROCESSES = {
     "any process (has vllm.engine.arg_utils)": "vllm.engine.arg_utils",
