@@ -31,6 +31,22 @@ class EngineError(SurgeryError):
     """The vLLM that runs here, or the way it was started, can't carry the patch out."""
 
 
+class CannotSwapError(EngineError):
+    """This server can't exchange patches while it runs, whatever the patch; the text says why."""
+
+
+class ConflictError(SurgeryError):
+    """Another swap runs, or the server is no longer in the state that the caller saw. Nothing was changed."""
+
+
+class SwapFailedError(EngineError):
+    """A swap that failed on the way and was undone: the server serves what it served before."""
+
+
+class MixedWeightsError(EngineError):
+    """A swap that failed and couldn't be undone: the server must not answer any more."""
+
+
 class PatchError(SurgeryError):
     """A patch that is wrong in itself.
 
