@@ -32,7 +32,7 @@ class EngineError(SurgeryError):
 
 
 class CannotSwapError(EngineError):
-    """This server can't exchange patches while it runs, whatever the patch; the text says why."""
+    """A server that can't exchange patches while it runs, whatever the patch; the text says why."""
 
 
 class ConflictError(SurgeryError):
