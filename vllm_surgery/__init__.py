@@ -4,14 +4,18 @@
 Nothing here imports vLLM or torch: a laptop without either can read, check and compare patches.
 """
 
-from vllm_surgery.api import apply_to_checkpoint, plan
+from vllm_surgery.api import apply_to_checkpoint, plan, swap
 from vllm_surgery.checkpoint import ModelFolder
 from vllm_surgery.errors import (
+    CannotSwapError,
     CheckpointError,
+    ConflictError,
     EngineError,
     MismatchError,
+    MixedWeightsError,
     PatchError,
     SurgeryError,
+    SwapFailedError,
     UsageError,
 )
 from vllm_surgery.patch import Patch, load_patch
@@ -21,18 +25,23 @@ from vllm_surgery.stack import PatchSet
 __version__ = "0.1.0"
 
 __all__ = [
+    "CannotSwapError",
     "CheckpointError",
+    "ConflictError",
     "EngineError",
     "MismatchError",
+    "MixedWeightsError",
     "ModelFolder",
     "Patch",
     "PatchError",
     "PatchSet",
     "Plan",
     "SurgeryError",
+    "SwapFailedError",
     "TensorEdit",
     "UsageError",
     "apply_to_checkpoint",
     "load_patch",
     "plan",
+    "swap",
 ]

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vllm_surgery.checkpoint import ModelFolder
 from vllm_surgery.patch import Patch
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from vllm_surgery.plan import Plan
+    from vllm_surgery.protocol import SwapReport
 
 
 def plan(patches: Patch | Iterable[Patch], model: str | Path) -> Plan:
@@ -53,6 +54,27 @@ def apply_to_checkpoint(
     from vllm_surgery.bake import bake
 
     return bake(patch_set(patches), ModelFolder(model), Path(out), link=link).folder
+
+
+def swap(llm: Any, patches: Patch | Iterable[Patch] = ()) -> SwapReport:
+    """Replaces the patches of a running offline engine, without loading the model again.
+
+    Args:
+        llm: a `vllm.LLM` that isn't inside one of its calls.
+        patches: one, or several that name no unit in common. None of them: the model as its checkpoint has it.
+
+    Returns:
+        What is active now, what was before, and how long each step took.
+
+    Raises:
+        PatchError, MismatchError, CannotSwapError, ConflictError: refused with the reason; nothing was changed.
+        SwapFailedError: it failed on the way and was undone.
+        MixedWeightsError: it couldn't be undone; `llm` answers no more.
+    """
+    from vllm_surgery.engine.engines import OfflineEngine, at_once
+    from vllm_surgery.engine.surgeon import Surgeon
+
+    return at_once(Surgeon(OfflineEngine(llm)).swap(patch_set(patches)))
 
 
 def patch_set(patches: Patch | Iterable[Patch]) -> PatchSet:

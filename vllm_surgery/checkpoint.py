@@ -144,11 +144,17 @@ class ModelFolder:
             CheckpointError: a file is missing or can't be read.
         """
         stored: dict[str, StoredTensor] = {}
-        for file in self._files():
+        for file in self.files:
             stored.update({item.info.name: item for item in _read_header(file)})
         return stored
 
-    def _files(self) -> list[Path]:
+    @cached_property
+    def files(self) -> list[Path]:
+        """The safetensors files that hold the tensors.
+
+        Raises:
+            CheckpointError: there are none, or the index names one that is missing.
+        """
         index = self.path / INDEX_FILE
         if index.is_file():
             weight_map = read_json(index).get("weight_map")
@@ -205,19 +211,33 @@ def read_json(path: Path) -> dict[str, Any]:
     return data
 
 
+def read_header_bytes(file: Path) -> bytes:
+    """The JSON header of a safetensors file, as it stands there.
+
+    Raises:
+        CheckpointError: the file has none.
+    """
+    try:
+        return _header_bytes(file)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{file}: is no safetensors file: {error}") from None
+
+
+def _header_bytes(file: Path) -> bytes:
+    with file.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        if not 0 < length <= _MAX_HEADER_BYTES:
+            raise ValueError(f"its header claims {length} bytes")
+        if 8 + length > file.stat().st_size:
+            raise ValueError("the file ends in its header")
+        return stream.read(length)
+
+
 def _read_header(file: Path) -> list[StoredTensor]:
     try:
-        with file.open("rb") as stream:
-            length = int.from_bytes(stream.read(8), "little")
-            if not 0 < length <= _MAX_HEADER_BYTES:
-                raise ValueError(f"its header claims {length} bytes")
-            size = file.stat().st_size
-            if 8 + length > size:
-                raise ValueError("the file ends in its header")
-            header = json.loads(stream.read(length))
-        return [
-            _stored(file, name, entry, 8 + length, size) for name, entry in header.items() if name != "__metadata__"
-        ]
+        content = _header_bytes(file)
+        header, start, size = json.loads(content), 8 + len(content), file.stat().st_size
+        return [_stored(file, name, entry, start, size) for name, entry in header.items() if name != "__metadata__"]
     except KeyError as error:
         raise CheckpointError(f"{file}: is no safetensors file: its header has an entry without {error}") from None
     except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:

@@ -5,14 +5,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vllm_surgery.errors import PatchError
 from vllm_surgery.patch import Patch, load_patch
 from vllm_surgery.units import find_clash
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Mapping
     from pathlib import Path
 
     from vllm_surgery.units import Assignment
@@ -58,6 +58,19 @@ class PatchSet:
             PatchError: a file is refused, or two name the same unit.
         """
         return cls(tuple(SourcedPatch(str(path), load_patch(path)) for path in paths))
+
+    @classmethod
+    def from_data(cls, data: Iterable[Mapping[str, Any]]) -> PatchSet:
+        """The set whose `to_data` this is.
+
+        Raises:
+            PatchError: a patch is refused, or two name the same unit.
+        """
+        return cls(tuple(SourcedPatch(item["source"], Patch.from_data(item["patch"], item["source"])) for item in data))
+
+    def to_data(self) -> list[dict[str, Any]]:
+        """Plain data, for other processes."""
+        return [{"source": member.source, "patch": member.patch.to_data()} for member in self.members]
 
     @cached_property
     def id(self) -> str:

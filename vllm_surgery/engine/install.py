@@ -6,8 +6,9 @@ from __future__ import annotations
 from vllm_surgery.engine import touchpoints
 from vllm_surgery.engine.compile_cache import compute_hash_hook
 from vllm_surgery.engine.preflight import preflight_hook
-from vllm_surgery.engine.ranks import REPORT_METHOD, verify_hook
-from vllm_surgery.engine.worker import load_hook, report
+from vllm_surgery.engine.ranks import verify_hook
+from vllm_surgery.engine.remote import REPORT_METHOD, STEP_METHOD, report, step
+from vllm_surgery.engine.worker import load_hook
 
 
 def install() -> None:
@@ -22,4 +23,6 @@ def install() -> None:
     touchpoints.CONFIG_HASH.wrap(compute_hash_hook)
     touchpoints.LOAD_MODEL.wrap(load_hook)
     touchpoints.ENGINE_READY.wrap(verify_hook)
-    setattr(touchpoints.WORKER_BASE.get(), REPORT_METHOD, report)
+    worker = touchpoints.WORKER_BASE.get()
+    setattr(worker, REPORT_METHOD, report)
+    setattr(worker, STEP_METHOD, step)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from vllm_surgery.engine.remote import REPORT_METHOD
 from vllm_surgery.engine.request import logger, requested_patches
 from vllm_surgery.errors import EngineError
 
@@ -12,9 +13,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from vllm_surgery.stack import PatchSet
-
-REPORT_METHOD = "vllm_surgery_report"
-"""The name under which `vllm_surgery.engine.worker.report` is a method of every worker."""
 
 
 def verify_hook(original: Callable[..., Any]) -> Callable[..., Any]:

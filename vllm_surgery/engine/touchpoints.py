@@ -135,6 +135,26 @@ CLI_SETUP = TouchPoint("vllm.entrypoints.serve.utils.api_utils", "cli_env_setup"
 CLI_LOGGING = TouchPoint("vllm.logger", "configure_logging_from_args", "`vllm-surgery serve`")
 CLI_PARSER = TouchPoint("vllm.utils.argparse_utils", "FlexibleArgumentParser", "`vllm-surgery serve`")
 
+_RELOAD = "vllm.model_executor.model_loader.reload.layerwise"
+RELOAD_BEGIN = TouchPoint(_RELOAD, "initialize_layerwise_reload", "swapping patches while serving", ("model",))
+RELOAD_END = TouchPoint(
+    _RELOAD, "finalize_layerwise_processing", "swapping patches while serving", ("model", "model_config")
+)
+RELOAD_INFO = TouchPoint(_RELOAD, "get_layerwise_info", "telling whether a part was loaded whole", ("layer",))
+RELOAD_PUT_BACK = TouchPoint(_RELOAD, "_place_kernel_tensors", "undoing a reload that failed", ("layer", "info"))
+SET_CONFIG = TouchPoint("vllm.config", "set_current_vllm_config", "swapping patches while serving", ("vllm_config",))
+PLATFORM = TouchPoint("vllm.platforms", "current_platform", "knowing how weights are packed")
+PLAIN_LINEAR = TouchPoint(
+    "vllm.model_executor.layers.linear", "UnquantizedLinearMethod", "knowing how weights are packed"
+)
+PAUSE = TouchPoint(
+    "vllm.v1.engine.async_llm", "AsyncLLM.pause_generation", "holding tokens during a swap", ("mode", "clear_cache")
+)
+RESUME = TouchPoint("vllm.v1.engine.async_llm", "AsyncLLM.resume_generation", "going on after a swap")
+UPDATE_WEIGHT_VERSION = TouchPoint(
+    "vllm.v1.engine.async_llm", "AsyncLLM.update_weight_version", "carrying the patch id in every output"
+)
+
 FOR_LOADING = (
     CREATE_CONFIG,
     CONFIG_HASH,
@@ -146,6 +166,20 @@ FOR_LOADING = (
     COLLECTIVE_RPC,
 )
 """Without any one of these no server is started: a patch could not be applied, or not be verified."""
+
+FOR_SWAPPING = (
+    RELOAD_BEGIN,
+    RELOAD_END,
+    RELOAD_INFO,
+    RELOAD_PUT_BACK,
+    SET_CONFIG,
+    PLATFORM,
+    PLAIN_LINEAR,
+    PAUSE,
+    RESUME,
+    UPDATE_WEIGHT_VERSION,
+)
+"""Without any one of these a server still serves its patches, but says that it can't swap them."""
 
 FOR_SERVING = (SERVE_COMMAND, CLI_SETUP, CLI_LOGGING, CLI_PARSER)
 """What the command line alone needs. Without these, `vllm serve` with the plugin still works."""

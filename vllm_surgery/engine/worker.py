@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""In each worker: putting the edits into the served model's weight stream, and telling what was applied."""
+"""In each worker: putting the edits into the served model's weight stream, and keeping what later swaps need."""
 
 from __future__ import annotations
 
@@ -7,45 +7,78 @@ from typing import TYPE_CHECKING, Any
 
 from vllm_surgery.engine import touchpoints
 from vllm_surgery.engine.load import SurgicalLoad
+from vllm_surgery.engine.original import Original, local_folder
+from vllm_surgery.engine.remote import STATE, WorkerSurgery
 from vllm_surgery.engine.request import logger, model_facts, requested_patches
+from vllm_surgery.engine.swappable import why_not
+from vllm_surgery.engine.swapping import Active
+from vllm_surgery.engine.writing import Writer
 from vllm_surgery.errors import EngineError, SurgeryError
+from vllm_surgery.plan import Plan
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-_LOAD = "_vllm_surgery_load"
+    from vllm_surgery.stack import PatchSet
 
 
 def load_hook(original: Callable[..., Any]) -> Callable[..., Any]:
-    """Around `Worker.load_model`. Without a patch in the settings it hands straight through."""
+    """Around `Worker.load_model`. Without a patch in the settings the weights come through as they are."""
 
     def load_model(self: Any, **kwargs: Any) -> Any:
         patches = requested_patches(self.vllm_config)
         if not patches:
             logger.debug("vllm-surgery: no patch asked for; weights are loaded as they are")
-            return original(self, **kwargs)
         try:
-            if kwargs.get("load_dummy_weights"):
+            target = _Target(SurgicalLoad(patches, model_facts(self.vllm_config)) if patches else None)
+            if patches and kwargs.get("load_dummy_weights"):
                 raise EngineError(f"{patches.id}: elastic expert-parallel scale-up can't be combined with a patch")
-            load = SurgicalLoad(patches, model_facts(self.vllm_config))
-            target = _Target(load)
             with touchpoints.MODEL_BUILT.wrapped(target.hook):
                 result = original(self, **kwargs)
-            if target.streamed is None or target.streamed is not self.get_model():
-                load_format = self.vllm_config.load_config.load_format
-                raise EngineError(
-                    f"{patches.id}: --load-format {load_format} didn't read the model through a checkpoint stream, "
-                    "so the patch was not applied"
-                )
-            load.finish()
+            surgery = _surgery(self, target, patches)
         except SurgeryError as error:
             # Said here too, since vLLM's own processes only print where it came from.
             logger.error("vllm-surgery refuses to serve: %s", error)
             raise
-        setattr(self, _LOAD, load)
+        setattr(self, STATE, surgery)
         return result
 
     return load_model
+
+
+def _surgery(worker: Any, target: _Target, patches: PatchSet) -> WorkerSurgery:
+    """What is to be known of a model that was just loaded.
+
+    Raises:
+        SurgeryError: the patches were not applied to it.
+    """
+    config, model = worker.vllm_config, worker.get_model()
+    streamed = target.streamed is not None and target.streamed is model
+    if patches and not streamed:
+        raise EngineError(
+            f"{patches.id}: --load-format {config.load_config.load_format} didn't read the model through a checkpoint "
+            "stream, so the patch was not applied"
+        )
+    active = Active(patches, Plan(patches.id, (), 0) if target.load is None else target.load.finish())
+    original, reason = _original(config, streamed)
+    hook: _EditedLoadWeights | None = model.__dict__.get("load_weights") if streamed else None
+    writer = Writer(model, model.load_weights if hook is None else hook.original, config)
+    seconds = 0.0 if target.load is None else target.load.seconds
+    surgery = WorkerSurgery(worker, model_facts(config), active, writer, original, reason, seconds)
+    if hook is not None:
+        hook.surgery = surgery
+    return surgery
+
+
+def _original(vllm_config: Any, streamed: bool) -> tuple[Original | None, str | None]:
+    """The checkpoint, or why swaps are impossible. Never an error: a server that can't swap still serves."""
+    reason = why_not(vllm_config, streamed)
+    if reason is not None:
+        return None, reason
+    try:
+        return Original(local_folder(vllm_config)), None
+    except (SurgeryError, OSError) as error:
+        return None, str(error)
 
 
 class _Target:
@@ -55,7 +88,7 @@ class _Target:
     has its weights; neither may be edited (an inner one would be edited twice).
     """
 
-    def __init__(self, load: SurgicalLoad) -> None:
+    def __init__(self, load: SurgicalLoad | None) -> None:
         self.load = load
         self.streamed: Any = None
 
@@ -81,22 +114,20 @@ class _EditedLoadWeights:
     """A model's `load_weights` with the edits in its stream. It stays, so that later reloads are edited too."""
 
     def __init__(self, target: _Target, model: Any) -> None:
-        self._target, self._model, self._original = target, model, model.load_weights
+        self._target, self._model, self.original = target, model, model.load_weights
+        self.surgery: WorkerSurgery | None = None
 
     def __call__(self, weights: Any, *args: Any, **kwargs: Any) -> Any:
         if self._target.streamed is None:
             self._target.streamed = self._model
-        return self._original(self._target.load.edit_stream(weights), *args, **kwargs)
+        load = self._target.load if self.surgery is None else self._reload(self.surgery)
+        return self.original(weights if load is None else load.edit_stream(weights), *args, **kwargs)
 
+    def _reload(self, surgery: WorkerSurgery) -> SurgicalLoad | None:
+        """Weights that somebody else loads while the model is served get the edits that are active by then.
 
-def report(worker: Any) -> dict[str, Any]:
-    """What `worker` applied, as plain data that crosses processes. Never raises."""
-    load: SurgicalLoad | None = getattr(worker, _LOAD, None)
-    if load is None or load.plan is None:
-        return {"id": None}
-    return {
-        "id": load.plan.id,
-        "units": load.plan.units,
-        "tensors": len(load.plan.edits),
-        "milliseconds": load.seconds * 1000,
-    }
+        They may be other weights than the checkpoint's, as in reinforcement learning, so a swap can't go back to that.
+        """
+        surgery.cannot_swap = "weights were loaded since the start by something else than a swap"
+        patches = surgery.active.patches
+        return SurgicalLoad(patches, surgery.facts) if patches else None

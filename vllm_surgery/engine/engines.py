@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The two kinds of engine that vLLM has, as a `vllm_surgery.engine.surgeon.Surgeon` sees them."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from vllm_surgery.engine.remote import REPORT_METHOD, STEP_METHOD
+from vllm_surgery.stack import NO_PATCH
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine, Sequence
+
+    from vllm_surgery.protocol import SwapMode
+
+UNPATCHED_VERSION = "default"
+"""The weight version that vLLM itself starts with."""
+
+Result = TypeVar("Result")
+Answers = list[tuple[str, dict[str, Any]]]
+
+
+class ServedEngine:
+    """The engine behind a server: all engines of it, with internal data parallelism."""
+
+    def __init__(self, client: Any) -> None:
+        self._client = client
+
+    async def reports(self) -> Answers:
+        """The name and the state of every rank."""
+        return await self._call(REPORT_METHOD, (), {})
+
+    async def step(self, name: str, token: str, payload: dict[str, Any]) -> Answers:
+        """The name of every rank and its answer to a step."""
+        return await self._call(STEP_METHOD, (name, token), payload)
+
+    async def pause(self, mode: SwapMode) -> None:
+        """See `vllm_surgery.engine.surgeon.Engine`."""
+        await self._client.pause_generation(mode=mode, clear_cache=True)
+
+    async def resume(self) -> None:
+        """Undoes `pause`."""
+        await self._client.resume_generation()
+
+    async def set_version(self, patch_id: str) -> None:
+        """From now on every output carries this id."""
+        await self._client.update_weight_version(_version(patch_id))
+
+    async def sleeping(self) -> bool:
+        """Whether the engine has given its weights' memory away."""
+        return bool(await self._client.is_sleeping())
+
+    async def wait(self, seconds: float) -> None:
+        """Lets the event loop do other work."""
+        await asyncio.sleep(seconds)
+
+    async def _call(self, method: str, arguments: tuple[Any, ...], options: dict[str, Any]) -> Answers:
+        core = self._client.engine_core
+        # vLLM's own `collective_rpc` gives the first engine's answers alone.
+        engines = await core.call_utility_all_async("collective_rpc", method, None, arguments, options)
+        return named(engines)
+
+
+class OfflineEngine:
+    """The engine in a `vllm.LLM`, between two calls of its `generate`. Nothing here ever waits for anything else."""
+
+    def __init__(self, llm: Any) -> None:
+        self._llm = llm
+
+    async def reports(self) -> Answers:
+        """The name and the state of every rank."""
+        return named([self._llm.collective_rpc(REPORT_METHOD)])
+
+    async def step(self, name: str, token: str, payload: dict[str, Any]) -> Answers:
+        """The name of every rank and its answer to a step."""
+        return named([self._llm.collective_rpc(STEP_METHOD, args=(name, token), kwargs=payload)])
+
+    async def pause(self, mode: SwapMode) -> None:
+        """Clears the caches: no request runs, so there is nothing to hold."""
+        self._llm.llm_engine.reset_prefix_cache(reset_running_requests=True, reset_connector=True)
+        self._llm.llm_engine.reset_mm_cache()
+        self._llm.llm_engine.reset_encoder_cache()
+
+    async def resume(self) -> None:
+        """Nothing was held."""
+
+    async def set_version(self, patch_id: str) -> None:
+        """From now on every output carries this id."""
+        self._llm.llm_engine.set_weight_version(_version(patch_id))
+
+    async def sleeping(self) -> bool:
+        """Whether the engine has given its weights' memory away."""
+        return bool(self._llm.llm_engine.is_sleeping())
+
+    async def wait(self, seconds: float) -> None:
+        """Waits."""
+        time.sleep(seconds)
+
+
+def named(engines: Sequence[Sequence[dict[str, Any]]]) -> Answers:
+    """The answers of all ranks of all engines, each with the rank's name for people."""
+    prefix = "engine {engine}, rank {rank}" if len(engines) > 1 else "rank {rank}"
+    return [
+        (prefix.format(engine=engine, rank=rank), answer)
+        for engine, answers in enumerate(engines)
+        for rank, answer in enumerate(answers)
+    ]
+
+
+def _version(patch_id: str) -> str:
+    return UNPATCHED_VERSION if patch_id == NO_PATCH else patch_id
+
+
+def at_once(work: Coroutine[Any, Any, Result]) -> Result:
+    """What a coroutine gives that never waits for anything, as with `OfflineEngine`. Needs no event loop.
+
+    It works inside a running loop too, such as a notebook's, where `asyncio.run` is refused.
+    """
+    try:
+        work.send(None)
+    except StopIteration as done:
+        result: Result = done.value
+        return result
+    work.close()
+    raise RuntimeError("the coroutine waited for something")

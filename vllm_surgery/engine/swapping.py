@@ -1,0 +1,209 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One worker's share of a swap, step by step. Whoever leads it calls the same step on every worker.
+
+stage (nothing is touched yet) -> apply -> verify -> commit; or, at any point, restore. What a part of the model is to
+hold is always computed from the checkpoint's original weights, never from what is in memory, so a thousand swaps drift
+by nothing.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from vllm_surgery.arithmetic import apply_edit
+from vllm_surgery.engine.reading import check_columns
+from vllm_surgery.engine.targets import parts_of
+from vllm_surgery.errors import EngineError
+from vllm_surgery.review import review
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import torch
+
+    from vllm_surgery.engine.original import Original
+    from vllm_surgery.engine.targets import Part
+    from vllm_surgery.engine.writing import Writer
+    from vllm_surgery.plan import Plan, TensorEdit
+    from vllm_surgery.stack import PatchSet
+
+READY_BYTES = 1 << 30
+"""Edited tensors that a rank holds ready before the pause. Larger swaps compute the rest inside the pause, one tensor
+at a time, so that no swap needs memory for a second model."""
+
+
+@dataclass
+class Active:
+    """What a model in memory holds.
+
+    Attributes:
+        patches: the patches.
+        plan: what they came to on this model.
+        epoch: how many swaps there were before.
+        since: when it went in, in seconds since 1970.
+    """
+
+    patches: PatchSet
+    plan: Plan
+    epoch: int = 0
+    since: float = field(default_factory=time.time)
+
+
+class Swap:
+    """A change from one patch set to another on one rank. Making it is the stage step: it reads, and writes nothing.
+
+    Args:
+        active: what the model holds.
+        patches: what it is to hold.
+        original: the checkpoint.
+        model: the served model.
+        writer: into it.
+
+    Raises:
+        PatchError, MismatchError: the patches aren't for this model.
+        CannotSwapError: the checkpoint changed, or it can't be told where in memory a tensor went.
+    """
+
+    def __init__(self, active: Active, patches: PatchSet, original: Original, model: Any, writer: Writer) -> None:
+        original.check_unchanged()
+        self.old = active
+        self._original, self._writer = original, writer
+        plan = review(patches, original.folder)
+        self.new = Active(patches, plan, active.epoch + 1)
+        before, after = _by_tensor(active.plan), _by_tensor(plan)
+        self.changed = sorted(name for name in {*before, *after} if before.get(name) != after.get(name))
+        self.parts = parts_of(model, self.changed, original.names)
+        self._columns = {name: _columns(before.get(name), after.get(name)) for name in self.changed}
+        self._ready: dict[str, torch.Tensor] = {}
+        self._make_ready(after)
+
+    def covered(self) -> list[str]:
+        """The tensors of the change that this rank holds, or a share of them."""
+        return sorted({name for part in self.parts for name in part.tensors} & {*self.changed})
+
+    def apply(self) -> None:
+        """Writes the new weights.
+
+        Raises:
+            EngineError: a part couldn't be written. Others may have been.
+        """
+        self._write(self.new, self._ready)
+
+    def verify(self) -> int:
+        """Reads back what was written, where the backend lets it be read; tells how many columns were.
+
+        Raises:
+            EngineError: the model doesn't hold what was written.
+        """
+        return sum(self._check(part, self.new, self._ready) for part in self.parts)
+
+    def restore(self) -> None:
+        """Writes the old weights, and verifies them.
+
+        Raises:
+            EngineError: it can't be done; what the model holds isn't known.
+        """
+        self._write(self.old, {})
+        for part in self.parts:
+            self._check(part, self.old, {})
+
+    def _write(self, to: Active, ready: Mapping[str, torch.Tensor]) -> None:
+        tensor_of = _TensorOf(self._original, _by_tensor(to.plan), ready)
+        for part in self.parts:
+            self._writer.write(part, tensor_of, self._columns_of(part))
+
+    def _check(self, part: Part, to: Active, ready: Mapping[str, torch.Tensor]) -> int:
+        columns = self._columns_of(part)
+        if columns is None:
+            return 0
+        return check_columns(part, _TensorOf(self._original, _by_tensor(to.plan), ready), columns)
+
+    def _columns_of(self, part: Part) -> tuple[int, ...] | None:
+        """The columns that differ, where the part is fed by one tensor of which columns are edited."""
+        touched = [name for name in part.tensors if name in self._columns]
+        return self._columns[touched[0]] if len(touched) == 1 else None
+
+    def _make_ready(self, edits: Mapping[str, TensorEdit]) -> None:
+        tensor_of, size = _TensorOf(self._original, edits, {}), 0
+        for part in self.parts:
+            for name in part.tensors:
+                size += self._original.folder.stored[name].size
+                if size > READY_BYTES:
+                    return
+                self._ready[name] = tensor_of(name)
+
+
+class _TensorOf:
+    """Gives a tensor with its edit, in checkpoint form."""
+
+    def __init__(self, original: Original, edits: Mapping[str, TensorEdit], ready: Mapping[str, torch.Tensor]) -> None:
+        self._original, self._edits, self._ready = original, edits, ready
+
+    def __call__(self, name: str) -> torch.Tensor:
+        if name in self._ready:
+            return self._ready[name]
+        tensor = self._original.tensor(name)
+        edit = self._edits.get(name)
+        return tensor if edit is None else apply_edit(tensor, edit)
+
+
+def _by_tensor(plan: Plan) -> dict[str, TensorEdit]:
+    return {edit.tensor: edit for edit in plan.edits}
+
+
+def _columns(before: TensorEdit | None, after: TensorEdit | None) -> tuple[int, ...] | None:
+    """The columns of a matrix that two edits of it treat differently; None where they aren't about columns."""
+    gains: list[dict[int, float]] = []
+    for edit in (before, after):
+        if edit is not None and (edit.axis != 1 or len(edit.shape) != 2):  # noqa: PLR2004 - a matrix
+            return None
+        gains.append({} if edit is None else dict(zip(edit.indices, edit.gains, strict=True)))
+    both = sorted({*gains[0], *gains[1]})
+    return tuple(index for index in both if gains[0].get(index) != gains[1].get(index))
+
+
+class Staging:
+    """A swap that is being staged beside the serving of tokens, in a thread.
+
+    Args:
+        token: names the swap, so that only its leader goes on with it.
+        make: makes the swap.
+    """
+
+    def __init__(self, token: str, make: Any) -> None:
+        self.token = token
+        self.started = time.perf_counter()
+        self.seconds = 0.0
+        self._make = make
+        self._swap: Swap | None = None
+        self._error: Exception | None = None
+        self._thread = threading.Thread(target=self._run, name="vllm-surgery-stage", daemon=True)
+        self._thread.start()
+
+    @property
+    def running(self) -> bool:
+        """Whether it isn't done yet."""
+        return self._thread.is_alive()
+
+    def swap(self) -> Swap:
+        """The staged swap.
+
+        Raises:
+            EngineError: it isn't staged yet.
+            Exception: whatever staging it failed with.
+        """
+        if self._error is not None:
+            raise self._error
+        if self._swap is None:
+            raise EngineError("the swap is not staged")
+        return self._swap
+
+    def _run(self) -> None:
+        try:
+            self._swap = self._make()
+        except Exception as error:  # Handed to whoever asks for the swap.
+            self._error = error
+        self.seconds = time.perf_counter() - self.started

@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which parts of a model in memory hold which tensors of its checkpoint.
+
+A part is the smallest piece that vLLM can load by itself: a linear layer, all routed experts of a layer (they share
+their tensors), or a parameter that is used as it is stored.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from vllm_surgery.errors import CannotSwapError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+_IN_LAYER = re.compile(r"(?P<block>(?:.*\.)?layers\.(?P<layer>\d+)\.)(?P<rest>.+)")
+_EXPERTS = re.compile(r"(?P<owner>(?:.*\.)?experts\.)(?P<rest>.+)")
+_FUSED_EXPERTS_PARAMETER = "w13_weight"
+"""What only the module that holds a layer's routed experts has, in every vLLM that this package knows."""
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """A piece of the model on this rank, and what feeds it.
+
+    Attributes:
+        path: the module's name in the model.
+        module: the module itself.
+        tensors: every checkpoint tensor that it is loaded from, in the checkpoint's order.
+        parameter: the parameter's name, where one parameter of the module is the part; else the whole module is.
+    """
+
+    path: str
+    module: Any
+    tensors: tuple[str, ...]
+    parameter: str | None = None
+
+
+def parts_of(model: Any, edited: Iterable[str], stored: Sequence[str]) -> list[Part]:
+    """The parts of `model` that hold the tensors called `edited`; none for layers that another rank holds.
+
+    Args:
+        model: the served model, in this process.
+        edited: names in the checkpoint.
+        stored: the names of all tensors of the checkpoint.
+
+    Raises:
+        CannotSwapError: it can't be told which part holds one of them.
+    """
+    parts: dict[tuple[str, str | None], Part] = {}
+    layers = _Layers(model)
+    for name in edited:
+        part = _part_of(layers, name, stored)
+        if part is not None:
+            parts[part.path, part.parameter] = part
+    return list(parts.values())
+
+
+class _Layers:
+    """The decoder layers of the language model in `model`, by their number."""
+
+    def __init__(self, model: Any) -> None:
+        self._modules: dict[str, Any] = dict(model.named_modules())
+        self._languages = _language_model_paths(model, self._modules)
+
+    def below(self, layer: int, path: str) -> list[tuple[str, Any]]:
+        """The modules called ``layers.LAYER.PATH``, with their whole names."""
+        ending = re.compile(rf"(?:.*\.)?layers\.{layer}\.{re.escape(path)}")
+        return [(name, module) for name, module in self._chosen() if ending.fullmatch(name)]
+
+    def experts(self, layer: int) -> list[tuple[str, Any]]:
+        """The modules in ``layers.LAYER`` that hold routed experts."""
+        inside = re.compile(rf"(?:.*\.)?layers\.{layer}\..+")
+        return [
+            (name, module)
+            for name, module in self._chosen()
+            if inside.fullmatch(name) and _FUSED_EXPERTS_PARAMETER in module._parameters
+        ]
+
+    def _chosen(self) -> Iterable[tuple[str, Any]]:
+        if self._languages is None:
+            return self._modules.items()
+        return [(name, module) for name, module in self._modules.items() if name.startswith(self._languages)]
+
+
+def _language_model_paths(model: Any, modules: dict[str, Any]) -> str | None:
+    """Where the language model lies in a multimodal model, whose other towers may have layers of the same names."""
+    if not hasattr(model, "get_language_model"):
+        return None
+    language = model.get_language_model()
+    return next((f"{name}." if name else "" for name, module in modules.items() if module is language), None)
+
+
+def _part_of(layers: _Layers, name: str, stored: Sequence[str]) -> Part | None:
+    found = _IN_LAYER.fullmatch(name)
+    if found is None:
+        raise CannotSwapError(f"{name} lies in no layer, so it isn't known what holds it in memory")
+    layer, rest, block = int(found["layer"]), found["rest"], found["block"]
+    if experts := _EXPERTS.fullmatch(rest):
+        owner = block + experts["owner"]
+        return _only(name, layers.experts(layer), tuple(other for other in stored if other.startswith(owner)))
+    path, _, parameter = rest.rpartition(".")
+    part = _only(name, layers.below(layer, path), ())
+    if part is None:
+        return None
+    if parameter != "weight" and parameter in part.module._parameters:
+        return Part(part.path, part.module, (name,), parameter)
+    owner = f"{block}{path}."
+    return Part(part.path, part.module, tuple(other for other in stored if other.startswith(owner)))
+
+
+def _only(name: str, found: list[tuple[str, Any]], tensors: tuple[str, ...]) -> Part | None:
+    if len(found) > 1:
+        raise CannotSwapError(f"{name} may be in {' or '.join(path for path, _ in found)}")
+    return Part(*found[0], tensors) if found else None

@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Writing checkpoint tensors into a model that is loaded: only the parts that are named, and nothing beside them.
+
+Three ways, the first that is known to be exact for a part: columns of a linear layer whose weight is kept as the
+checkpoint has it; a parameter that is used as it is stored; else vLLM's own layerwise reload of the part, which
+repeats whatever packing and sharding the backend does. Each writes into the tensors that are there, so that pointers
+in CUDA graphs stay good.
+"""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from vllm_surgery.engine import touchpoints
+from vllm_surgery.errors import EngineError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from vllm_surgery.engine.targets import Part
+
+    TensorOf = Callable[[str], torch.Tensor]
+
+
+class Writer:
+    """Writes into one model.
+
+    Args:
+        model: the served model, in this process.
+        load_weights: vLLM's own, without this package's edits.
+        vllm_config: of the server.
+    """
+
+    def __init__(self, model: Any, load_weights: Callable[..., Any], vllm_config: Any) -> None:
+        self._model = model
+        self._load_weights = load_weights
+        self._vllm_config = vllm_config
+
+    def write(self, part: Part, tensor_of: TensorOf, columns: Sequence[int] | None) -> None:
+        """Makes a part hold what the checkpoint tensors of these names say.
+
+        Args:
+            part: where.
+            tensor_of: gives a tensor in checkpoint form, whole.
+            columns: those of the tensor that may differ from what is there; None for all of it.
+
+        Raises:
+            EngineError: vLLM took only some of the tensors. The part then holds what it held before, or nothing good.
+        """
+        with torch.no_grad():
+            if part.parameter is not None:
+                _write_parameter(part, tensor_of)
+            elif columns is not None and (local := local_columns(part.module)) is not None:
+                _write_columns(part, tensor_of, columns, local)
+            else:
+                self._reload(part, tensor_of)
+
+    def _reload(self, part: Part, tensor_of: TensorOf) -> None:
+        initialize, finalize = touchpoints.RELOAD_BEGIN.get(), touchpoints.RELOAD_END.get()
+        with touchpoints.SET_CONFIG.get()(self._vllm_config):
+            _forget_expert_kernels(part.module)
+            with _put_back_on_error(part.module):
+                initialize(part.module)
+                self._load_weights((name, tensor_of(name)) for name in part.tensors)
+                incomplete = [name for name, module in part.module.named_modules() if _waits_for_weights(module)]
+                if incomplete:
+                    missing = incomplete[0] or type(part.module).__name__
+                    raise EngineError(f"{part.path}: vLLM loaded only part of {missing}")
+            finalize(part.module, self._vllm_config.model_config)
+
+
+def local_columns(module: Any) -> range | None:
+    """Which columns of its checkpoint tensor a linear layer holds on this rank.
+
+    None where its weight isn't known to be kept as the checkpoint has it: packed, quantised, or not a linear layer.
+    """
+    weight = module._parameters.get("weight")
+    method = getattr(module, "quant_method", None)
+    size = getattr(module, "input_size_per_partition", None)
+    if type(method) is not touchpoints.PLAIN_LINEAR.get() or size is None or weight is None:
+        return None
+    if tuple(weight.shape) != (module.output_size, size):
+        return None
+    return range(module.tp_rank * size, (module.tp_rank + 1) * size)
+
+
+def _write_columns(part: Part, tensor_of: TensorOf, columns: Sequence[int], local: range) -> None:
+    here = [column for column in columns if column in local]
+    if not here:
+        return
+    (name,) = [name for name in part.tensors if name.endswith(".weight")]
+    weight = part.module.weight.data
+    values = tensor_of(name)[:, here].to(weight.device, weight.dtype)
+    weight.index_copy_(1, torch.tensor([column - local.start for column in here], device=weight.device), values)
+
+
+def _write_parameter(part: Part, tensor_of: TensorOf) -> None:
+    assert part.parameter is not None
+    parameter = part.module._parameters[part.parameter]
+    tensor = tensor_of(part.tensors[0])
+    if parameter.shape != tensor.shape:
+        raise EngineError(f"{part.path}.{part.parameter} is {list(parameter.shape)}, the tensor {list(tensor.shape)}")
+    parameter.data.copy_(tensor)
+
+
+def _forget_expert_kernels(module: Any) -> None:
+    """Makes vLLM's CPU backend pack experts again, which it otherwise leaves out on every load but the first.
+
+    See `UnquantizedFusedMoEMethod._setup_kernel`: it packs only where there is no kernel yet.
+    """
+    if touchpoints.PLATFORM.get().is_cpu():
+        for inner in module.modules():
+            method: Any = getattr(inner, "quant_method", None)
+            if getattr(method, "moe_kernel", None) is not None:
+                method.moe_kernel = None
+
+
+def _waits_for_weights(module: Any) -> bool:
+    return bool(module._parameters) and bool(touchpoints.RELOAD_INFO.get()(module).can_load())
+
+
+@contextmanager
+def _put_back_on_error(module: Any) -> Iterator[None]:
+    """Gives every layer that isn't fully loaded its old tensors back, if loading fails."""
+    try:
+        yield
+    except Exception:
+        for inner in module.modules():
+            info = touchpoints.RELOAD_INFO.get()(inner)
+            if info.can_load():
+                if info.kernel_tensors is not None:
+                    touchpoints.RELOAD_PUT_BACK.get()(inner, info)
+                info.reset()
+        raise
