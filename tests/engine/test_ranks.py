@@ -10,7 +10,8 @@ import pytest
 
 from tests.models import patch_of
 from vllm_surgery import EngineError
-from vllm_surgery.engine.ranks import REPORT_METHOD, verify_hook
+from vllm_surgery.engine.ranks import verify_hook
+from vllm_surgery.engine.remote import REPORT_METHOD
 from vllm_surgery.engine.settings import Settings
 
 PATCH = patch_of({(0, 0): -1.0})

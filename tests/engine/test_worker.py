@@ -13,7 +13,8 @@ from torch import nn
 from tests.models import patch_of
 from vllm_surgery import EngineError, MismatchError
 from vllm_surgery.engine import touchpoints
-from vllm_surgery.engine.worker import load_hook, report
+from vllm_surgery.engine.remote import report
+from vllm_surgery.engine.worker import load_hook
 
 HIDDEN, WIDTH = 4, 6
 NEURON = 2
@@ -134,11 +135,39 @@ def test_the_original_return_value_comes_back() -> None:
     assert worker.model.load_weights(stream()) == {name for name, _ in stream()}
 
 
-def test_without_a_patch_the_model_is_left_alone() -> None:
+def test_without_a_patch_the_weights_come_as_they_are() -> None:
     worker = Worker([], build_one)
     load(worker)
-    assert "load_weights" not in worker.model.__dict__
-    assert report(worker) == {"id": None}
+    assert column(worker.model) == [1.0] * HIDDEN
+    assert report(worker)["id"] == "none"
+
+
+def test_a_worker_that_the_plugin_did_not_load_reports_nothing() -> None:
+    assert report(object()) == {"id": None}
+
+
+def test_without_a_patch_a_loader_that_streams_nothing_may_serve() -> None:
+    def build(announce: Any) -> Model:
+        model = Model()
+        announce(model)
+        return model
+
+    worker = Worker([], build, "dummy")
+    load(worker)
+    assert report(worker)["cannot_swap"] == "--load-format dummy doesn't read a checkpoint tensor by tensor"
+
+
+def test_a_vllm_that_is_not_understood_serves_and_says_that_it_cannot_swap() -> None:
+    worker = Worker([], build_one)
+    load(worker)
+    assert "parallel_config" in report(worker)["cannot_swap"]
+
+
+def test_a_load_by_somebody_else_ends_swapping() -> None:
+    worker = Worker([NEGATE], build_one)
+    load(worker)
+    worker.model.load_weights(stream())
+    assert report(worker)["cannot_swap"] == "weights were loaded since the start by something else than a swap"
 
 
 def test_the_hook_is_gone_after_the_load() -> None:

@@ -32,7 +32,6 @@ from vllm_surgery.stack import PatchSet
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from vllm_surgery.checkpoint import ModelFacts
     from vllm_surgery.engine.original import Original
     from vllm_surgery.engine.writing import Writer
 
@@ -60,7 +59,6 @@ class WorkerSurgery:
 
     Attributes:
         worker: vLLM's worker.
-        facts: what the model's config says.
         active: what the model holds.
         writer: into it.
         original: its checkpoint; None where it can't be read again.
@@ -69,7 +67,6 @@ class WorkerSurgery:
     """
 
     worker: Any
-    facts: ModelFacts
     active: Active
     writer: Writer
     original: Original | None

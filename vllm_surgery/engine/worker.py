@@ -13,7 +13,7 @@ from vllm_surgery.engine.request import logger, model_facts, requested_patches
 from vllm_surgery.engine.swappable import why_not
 from vllm_surgery.engine.swapping import Active
 from vllm_surgery.engine.writing import Writer
-from vllm_surgery.errors import EngineError, SurgeryError
+from vllm_surgery.errors import EngineError, SurgeryError, one_line
 from vllm_surgery.plan import Plan
 
 if TYPE_CHECKING:
@@ -30,9 +30,9 @@ def load_hook(original: Callable[..., Any]) -> Callable[..., Any]:
         if not patches:
             logger.debug("vllm-surgery: no patch asked for; weights are loaded as they are")
         try:
-            target = _Target(SurgicalLoad(patches, model_facts(self.vllm_config)) if patches else None)
             if patches and kwargs.get("load_dummy_weights"):
                 raise EngineError(f"{patches.id}: elastic expert-parallel scale-up can't be combined with a patch")
+            target = _Target(SurgicalLoad(patches, model_facts(self.vllm_config)) if patches else None)
             with touchpoints.MODEL_BUILT.wrapped(target.hook):
                 result = original(self, **kwargs)
             surgery = _surgery(self, target, patches)
@@ -59,26 +59,27 @@ def _surgery(worker: Any, target: _Target, patches: PatchSet) -> WorkerSurgery:
             f"{patches.id}: --load-format {config.load_config.load_format} didn't read the model through a checkpoint "
             "stream, so the patch was not applied"
         )
-    active = Active(patches, Plan(patches.id, (), 0) if target.load is None else target.load.finish())
-    original, reason = _original(config, streamed)
+    load = target.load
+    active = Active(patches, Plan(patches.id, (), 0) if load is None else load.finish())
     hook: _EditedLoadWeights | None = model.__dict__.get("load_weights") if streamed else None
     writer = Writer(model, model.load_weights if hook is None else hook.original, config)
-    seconds = 0.0 if target.load is None else target.load.seconds
-    surgery = WorkerSurgery(worker, model_facts(config), active, writer, original, reason, seconds)
+    original, reason = _original(config, streamed)
+    surgery = WorkerSurgery(worker, active, writer, original, reason, 0.0 if load is None else load.seconds)
     if hook is not None:
         hook.surgery = surgery
     return surgery
 
 
 def _original(vllm_config: Any, streamed: bool) -> tuple[Original | None, str | None]:
-    """The checkpoint, or why swaps are impossible. Never an error: a server that can't swap still serves."""
-    reason = why_not(vllm_config, streamed)
-    if reason is not None:
-        return None, reason
+    """The checkpoint, or why swaps are impossible."""
     try:
-        return Original(local_folder(vllm_config)), None
-    except (SurgeryError, OSError) as error:
+        reason = why_not(vllm_config, streamed)
+        return (Original(local_folder(vllm_config)), None) if reason is None else (None, reason)
+    except SurgeryError as error:
         return None, str(error)
+    except Exception as error:  # A server that can't swap still serves, whatever this vLLM did to us.
+        logger.exception("vllm-surgery: can't tell whether patches can be swapped, so they can't")
+        return None, one_line(f"{type(error).__name__}: {error}")
 
 
 class _Target:
@@ -130,4 +131,4 @@ class _EditedLoadWeights:
         """
         surgery.cannot_swap = "weights were loaded since the start by something else than a swap"
         patches = surgery.active.patches
-        return SurgicalLoad(patches, surgery.facts) if patches else None
+        return SurgicalLoad(patches, model_facts(surgery.worker.vllm_config)) if patches else None
