@@ -12,10 +12,14 @@ import os
 import subprocess
 import sys
 import tempfile
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
@@ -38,7 +42,12 @@ class Arm:
         patches: file names or plain data; None for no setting at all.
         options: for `vllm.LLM`.
         prompts: text for chat, or token ids. Each is answered alone: a batch's size shows in the last bits.
-        reload: whether to load the weights a second time before the answers.
+        swaps: patch sets, as plain data, that are swapped in one after another before the answers.
+        reload: whether to load the weights a second time before the answers, after all swaps.
+        unpacked: whether linear layers keep their weights as the checkpoint has them, which is what GPUs do.
+        digest: whether to hash every weight that can be read, in an engine of this process.
+        ask_before: whether to answer all prompts once before the swaps, so that caches hold them.
+        ready_bytes: how much of a swap may be held ready, where it isn't the default.
         adapters: for each prompt the folder of a LoRA adapter, or None. Where given, all are answered in one batch.
     """
 
@@ -47,7 +56,12 @@ class Arm:
     options: dict[str, Any] = field(default_factory=dict)
     prompts: list[Any] = field(default_factory=lambda: PROMPTS)
     max_tokens: int = 12
+    swaps: list[list[Any]] = field(default_factory=list)
     reload: bool = False
+    unpacked: bool = False
+    ready_bytes: int | None = None
+    digest: bool = False
+    ask_before: bool = False
     adapters: list[str | None] | None = None
 
 
@@ -71,6 +85,11 @@ def run_arms(*arms: Arm, **environment: str) -> list[dict[str, Any]]:
 
 
 def _answer(arm: Arm) -> dict[str, Any]:
+    with _circumstances(arm):
+        return _answer_there(arm)
+
+
+def _answer_there(arm: Arm) -> dict[str, Any]:
     from vllm import LLM, SamplingParams
 
     text = isinstance(arm.prompts[0], str)
@@ -83,12 +102,16 @@ def _answer(arm: Arm) -> dict[str, Any]:
         additional_config={} if arm.patches is None else {"vllm_surgery": {"patches": arm.patches}},
         **{"dtype": "auto", "enable_prefix_caching": False, **arm.options},
     )
-    if arm.reload:
-        llm.collective_rpc("reload_weights")
     sampling = SamplingParams(
         temperature=0, max_tokens=arm.max_tokens, logprobs=2, ignore_eos=not text, detokenize=text
     )
     ask = partial(_ask, llm, sampling, text=text)
+    if arm.ask_before:
+        for prompt in arm.prompts:
+            ask([prompt])
+    swaps = [_swap(llm, patches) for patches in arm.swaps]
+    if arm.reload:
+        llm.collective_rpc("reload_weights")
     if arm.adapters is None:
         outputs = [output for prompt in arm.prompts for output in ask([prompt])]
     else:
@@ -105,11 +128,58 @@ def _answer(arm: Arm) -> dict[str, Any]:
         "weight_version": version,
         "weight_versions": [[span.version for span in answer.weight_versions or []] for answer in answers],
         "config_hash": llm.llm_engine.vllm_config.compute_hash(),
-        "reports": llm.collective_rpc("vllm_surgery_report") if "@" in version else None,
+        "reports": llm.collective_rpc("vllm_surgery_report") if arm.patches is not None or swaps else None,
+        "swaps": swaps,
+        "digest": _digest(llm) if arm.digest else None,
     }
     del llm
     gc.collect()
     return result
+
+
+def _swap(llm: Any, patches: list[Any]) -> dict[str, Any]:
+    """What a swap reported, or the error that refused it."""
+    from vllm_surgery import Patch, SurgeryError, swap
+
+    try:
+        return swap(llm, [Patch.from_data(patch, patch["name"]) for patch in patches]).model_dump()
+    except SurgeryError as error:
+        return {"error": f"{type(error).__name__}: {error}"}
+
+
+def _digest(llm: Any) -> str:
+    """sha256 of all parameters and buffers, and of what every packed linear layer answers to one-hot inputs."""
+    import hashlib
+
+    import torch
+
+    content = hashlib.sha256()
+    model = llm.llm_engine.model_executor.driver_worker.worker.get_model()
+    for name, tensor in sorted(model.state_dict().items()):
+        content.update(name.encode() + tensor.flatten().view(torch.uint8).numpy().tobytes())
+    for name, module in model.named_modules():
+        size = getattr(module, "input_size_per_partition", None)
+        if hasattr(module, "cpu_linear") and size is not None:
+            seen = module.quant_method.apply(module, torch.eye(size, dtype=module.params_dtype), None)
+            content.update(name.encode() + seen.flatten().view(torch.uint8).numpy().tobytes())
+    return content.hexdigest()
+
+
+@contextmanager
+def _circumstances(arm: Arm) -> Iterator[None]:
+    """What an arm asks for that vLLM and the package have no option for."""
+    from unittest.mock import patch
+
+    from vllm import _custom_ops
+
+    from vllm_surgery.engine import swapping
+
+    with ExitStack() as stack:
+        if arm.unpacked:
+            stack.enter_context(patch.object(_custom_ops, "_supports_onednn", False))
+        if arm.ready_bytes is not None:
+            stack.enter_context(patch.object(swapping, "READY_BYTES", arm.ready_bytes))
+        yield
 
 
 def _ask(llm: Any, sampling: Any, prompts: list[Any], *, text: bool, **options: Any) -> list[Any]:
