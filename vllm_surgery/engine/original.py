@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vllm_surgery.checkpoint import ModelFolder, read_header_bytes
-from vllm_surgery.errors import CannotSwapError, CheckpointError
+from vllm_surgery.errors import CannotSwapError, SurgeryError
 from vllm_surgery.tensors import read_tensor
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ class Original:
         """
         try:
             now = _marks(ModelFolder(self.folder.path))
-        except (OSError, CheckpointError) as error:
+        except (OSError, SurgeryError) as error:
             raise CannotSwapError(f"the checkpoint can't be read any more: {error}") from None
         for name in sorted({*self._marks, *now}):
             if self._marks.get(name) != now.get(name):
