@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A vLLM plugin that makes workers fail where a test says so, on a real server.
+
+A file of JSON tells what happens: ``{"apply": {"rank": 1, "how": "raise"}}``. `installed` puts it where vLLM looks.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+VARIABLE = "VLLM_SURGERY_TEST_FAULTS"
+NAME = "vllm_surgery_faults"
+
+
+class Faults:
+    """What is to go wrong, as the test sees it."""
+
+    def __init__(self, folder: Path) -> None:
+        self._file = folder / "faults.json"
+        self.clear()
+        site = folder / "site" / f"{NAME}-1.dist-info"
+        site.mkdir(parents=True)
+        (site / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {NAME}\nVersion: 1\n")
+        (site / "entry_points.txt").write_text(f"[vllm.general_plugins]\n{NAME} = tests.engine.faults:register\n")
+        search = os.pathsep.join(filter(None, [str(site.parent), str(Path.cwd()), os.environ.get("PYTHONPATH")]))
+        self.environment = {VARIABLE: str(self._file), "PYTHONPATH": search, "VLLM_PLUGINS": f"vllm_surgery,{NAME}"}
+
+    def set(self, step: str, how: str, rank: int = 1, **more: Any) -> None:
+        """From now on `step` goes wrong on `rank`; what was set before for other steps stays."""
+        now = json.loads(self._file.read_text())
+        self._write({**now, step: {"rank": rank, "how": how, **more}})
+
+    def clear(self) -> None:
+        """Nothing goes wrong any more."""
+        self._write({})
+
+    def _write(self, faults: dict[str, Any]) -> None:
+        aside = self._file.with_suffix(".new")
+        aside.write_text(json.dumps(faults))
+        aside.replace(self._file)
+
+
+def register() -> None:
+    """vLLM calls this in every process."""
+    from vllm_surgery.engine import remote
+
+    for name, original in list(remote._STEPS.items()):
+        if not hasattr(original, "__wrapped__"):
+            remote._STEPS[name] = _faulty(name, original)
+
+
+def _faulty(name: str, original: Any) -> Any:
+    @functools.wraps(original)
+    def step(surgery: Any, token: str, **payload: Any) -> Any:
+        fault = json.loads(Path(os.environ[VARIABLE]).read_text()).get(name)
+        if fault is None or fault["rank"] != surgery.worker.rank:
+            return original(surgery, token, **payload)
+        if fault["how"] == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if fault["how"] == "sleep":
+            time.sleep(fault["seconds"])
+            return original(surgery, token, **payload)
+        if fault["how"] == "halfway":
+            parts, swap = surgery._of(token).swap().parts, surgery._of(token).swap()
+            swap.parts = parts[: len(parts) // 2]
+            original(surgery, token, **payload)
+            swap.parts = parts
+        raise RuntimeError(f"a test made {name} fail")
+
+    return step
