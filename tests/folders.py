@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vllm_surgery.anatomy import ROLES, TensorInfo
+from vllm_surgery.anatomy import TensorInfo
 from vllm_surgery.checkpoint import BYTES_PER_NUMBER, INDEX_FILE
+from vllm_surgery.conventions import MLP_ROLES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -49,11 +50,65 @@ def mlp_tensors(
     """The gated MLPs of a model, one a width. The weights depend on the seed and the layer, not on the prefix."""
     tensors = {}
     for layer, width in enumerate(widths):
-        for number, role in enumerate(ROLES):
+        for number, role in enumerate(MLP_ROLES):
             shape = (hidden, width) if role == "down" else (width, hidden)
             name = f"{prefix}.layers.{layer}.mlp.{role}_proj.weight"
             tensors[name] = random_tensor(dtype, shape, seed, layer, number)
     return tensors
+
+
+LAYOUTS = ("own", "mixtral", "shared", "shared with biases", "scaled")
+"""The ways in which families store their experts: see `expert_tensors`."""
+
+
+def expert_tensors(
+    layout: str, layers: Sequence[int] = (0, 1), experts: int = 4, *, width: int = 6, hidden: int = 8,
+    dtype: str = "F32", seed: int = 0, prefix: str = "model",
+) -> dict[str, Tensor]:  # fmt: skip
+    """The routed experts of some layers.
+
+    Args:
+        layout: `own` tensors for each expert, under Qwen's names or `mixtral`'s; tensors that they all share, alone or
+            `with biases` (GPT-OSS); or shared and `scaled` (Gemma 4), with the names of each.
+    """
+    tensors: dict[str, Tensor] = {}
+    for layer in layers:
+        for part, shape in _expert_parts(layout, experts, width, hidden).items():
+            name = f"{prefix}.layers.{layer}.{part}"
+            tensors[name] = random_tensor(dtype, shape, seed, layer, *part.encode())
+    return tensors
+
+
+def _expert_parts(layout: str, experts: int, width: int, hidden: int) -> dict[str, tuple[int, ...]]:
+    if layout in {"own", "mixtral"}:
+        block = "mlp" if layout == "own" else "block_sparse_moe"
+        gate, up, down = ("gate_proj", "up_proj", "down_proj") if layout == "own" else ("w1", "w3", "w2")
+        shapes = {gate: (width, hidden), up: (width, hidden), down: (hidden, width)}
+        own = {f"{block}.experts.{e}.{part}.weight": shape for e in range(experts) for part, shape in shapes.items()}
+        return {f"{block}.gate.weight": (experts, hidden), **own}
+    if layout == "scaled":
+        return {
+            "experts.gate_up_proj": (experts, 2 * width, hidden),
+            "experts.down_proj": (experts, hidden, width),
+            "router.proj.weight": (experts, hidden),
+            "router.scale": (hidden,),
+            "router.per_expert_scale": (experts,),
+        }
+    biases = {"mlp.experts.gate_up_proj_bias": (experts, 2 * width), "mlp.experts.down_proj_bias": (experts, hidden)}
+    return {
+        "mlp.router.weight": (experts, hidden),
+        "mlp.experts.gate_up_proj": (experts, hidden, 2 * width),
+        "mlp.experts.down_proj": (experts, width, hidden),
+        **(biases if layout == "shared with biases" else {}),
+    }
+
+
+def write_experts(folder: Path, layout: str, *, experts: int = 4, shards: int = 1, **options: Any) -> Path:
+    """A whole small model with two layers of routed experts; `scaled` ones have a dense MLP beside them."""
+    dense = mlp_tensors((6, 6), options.get("hidden", 8), options.get("dtype", "F32"))
+    tensors = expert_tensors(layout, experts=experts, **options) | (dense if layout == "scaled" else {})
+    config = config_of((6, 6), options.get("hidden", 8), num_experts=experts, architectures=["SomeMoeForCausalLM"])
+    return write_folder(folder, tensors, config, shards=shards)
 
 
 def config_of(widths: Sequence[int], hidden: int = 4, **more: object) -> dict[str, Any]:

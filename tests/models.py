@@ -33,13 +33,34 @@ _SIZES: dict[str, Any] = {
 }
 FAMILIES = ("Llama", "Qwen2", "Qwen3", "Gemma2", "Gemma3")
 
+EXPERT_LAYERS, EXPERTS = 4, 8
+# On the CPU backend experts' sizes are multiples of 32.
+_EXPERT_SIZES: dict[str, Any] = {
+    "num_hidden_layers": EXPERT_LAYERS,
+    "moe_intermediate_size": 64,
+    "num_experts": EXPERTS,
+    "num_experts_per_tok": 2,
+}
+_MORE: dict[str, dict[str, Any]] = {
+    "Qwen3Moe": _EXPERT_SIZES,
+    "Gemma4": {
+        **_EXPERT_SIZES,
+        "enable_moe_block": True,
+        "top_k_experts": 2,
+        "global_head_dim": 32,
+        "hidden_size_per_layer_input": 0,
+        "layer_types": ["sliding_attention", "full_attention"] * 2,
+    },
+}
+
 
 def make_model(folder: Path, family: str = "Llama", dtype: torch.dtype = torch.float32, **save: Any) -> Path:
     """A random model of a family. Its weights are larger than a fresh model's, so that answers depend on every unit."""
     import transformers
 
-    prefix = "Gemma3Text" if family == "Gemma3" else family
-    config = getattr(transformers, f"{prefix}Config")(**_SIZES, tie_word_embeddings=family.startswith("Gemma"))
+    prefix = f"{family}Text" if family in {"Gemma3", "Gemma4"} else family
+    sizes = {**_SIZES, "tie_word_embeddings": family.startswith("Gemma"), **_MORE.get(family, {})}
+    config = getattr(transformers, f"{prefix}Config")(**sizes)
     torch.manual_seed(20261124)
     model = getattr(transformers, f"{family}ForCausalLM")(config)
     with torch.no_grad():
@@ -62,25 +83,40 @@ def up(layer: int) -> str:
 
 def edit_by_hand(model: Path, folder: Path, gains: Mapping[tuple[int, int], float]) -> Path:
     """A copy of `model` in which neuron (layer, index) has each gain, multiplied into its down-projection column."""
+    return edit_slices(model, folder, {(down(layer), 1, index): gain for (layer, index), gain in gains.items()})
+
+
+def edit_slices(model: Path, folder: Path, gains: Mapping[tuple[str, int | None, int], float]) -> Path:
+    """A copy of `model` in which slices (tensor, axis, index) are multiplied by gains; for axis None whole tensors."""
     shutil.copytree(model, folder)
+    missing = {name for name, _, _ in gains}
     for file in folder.glob("*.safetensors"):
         tensors = load_file(file)
-        for (layer, index), gain in gains.items():
-            if down(layer) in tensors:
-                weights = tensors[down(layer)]
-                weights[:, index] = (weights[:, index].float() * gain).to(weights.dtype)
+        for (name, axis, index), gain in gains.items():
+            if name in tensors:
+                weights = tensors[name] if axis is None else tensors[name].select(axis, index)
+                weights.copy_((weights.float() * gain).to(weights.dtype))
+        missing -= tensors.keys()
         save_file(tensors, file, metadata={"format": "pt"})
+    assert not missing
     return folder
 
 
-def patch_of(gains: Mapping[tuple[int, int], float], name: str = "test", **more: Any) -> dict[str, Any]:
+def patch_of(
+    gains: Mapping[tuple[int, int], float],
+    name: str = "test",
+    experts: Mapping[tuple[int, int], float] | None = None,
+    **more: Any,
+) -> dict[str, Any]:
     """The same gains as a patch, in plain data."""
     edits = [
-        {"op": "negate", "neurons": {str(layer): [index]}}
-        if gain == -1
-        else {"op": "zero", "neurons": {str(layer): [index]}}
-        if gain == 0
-        else {"op": "scale", "factor": gain, "neurons": {str(layer): [index]}}
-        for (layer, index), gain in gains.items()
+        {**_op(gain), kind: {str(layer): [index]}}
+        for kind, units in (("neurons", gains), ("experts", experts or {}))
+        for (layer, index), gain in units.items()
     ]
     return {"version": 1, "name": name, "edits": edits, **more}
+
+
+def _op(gain: float) -> dict[str, Any]:
+    named = {-1.0: {"op": "negate"}, 0.0: {"op": "zero"}}
+    return named.get(gain) or {"op": "scale", "factor": gain}

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from tests.examples import refusal
 from tests.folders import mlp_tensors
-from vllm_surgery.anatomy import Anatomy, Slot, TensorInfo, locate
+from vllm_surgery.anatomy import Anatomy, TensorInfo
+from vllm_surgery.conventions import Slot, locate
 from vllm_surgery.errors import CheckpointError
 
 DOWN = "model.layers.0.mlp.down_proj.weight"
@@ -39,7 +40,6 @@ def test_the_parts_of_a_layer_are_found_under_each_root(root: str, part: str, ro
         "model.layers.0.mlp.down_proj.weight_scale",
         "model.layers.0.mlp.down_proj.weight_scale_inv",
         "model.layers.0.mlp.gate.weight",
-        "model.layers.0.mlp.experts.3.down_proj.weight",
         "model.layers.0.mlp.shared_expert.down_proj.weight",
         # Other stacks of layers: vision and audio towers, draft models.
         "visual.blocks.0.mlp.down_proj.weight",

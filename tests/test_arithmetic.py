@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.examples import refusal
+from vllm_surgery import arithmetic as module
 from vllm_surgery.arithmetic import apply_edit
 from vllm_surgery.errors import CheckpointError, SurgeryError
 from vllm_surgery.plan import TensorEdit
@@ -110,6 +111,40 @@ def test_any_gain_is_what_numpy_makes_of_it(dtype: str, axis: int, gains: dict[i
     edited = apply_edit(tensor, edit_of(tensor, dtype, axis, gains))
 
     assert (bits_of(edited, dtype) == expected(tensor, dtype, axis, gains)).all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("shape", "axis"), [((7,), 0), ((5, 6, 7), 0), ((5, 6, 7), 1), ((5, 6, 7), 2)])
+def test_slices_of_any_shape_are_edited_alike(dtype: str, shape: tuple[int, ...], axis: int) -> None:
+    tensor = weights(dtype, shape)
+    gains = dict(enumerate(GAINS))
+    flat = tensor.movedim(axis, 0).reshape(shape[axis], -1)
+
+    edited = apply_edit(tensor, edit_of(tensor, dtype, axis, gains))
+
+    rows = edited.movedim(axis, 0).reshape(shape[axis], -1)
+    assert (bits_of(rows, dtype) == expected(flat, dtype, 0, gains)).all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("gain", GAINS)
+def test_without_an_axis_the_whole_tensor_is_edited(dtype: str, gain: float) -> None:
+    tensor = weights(dtype)
+
+    edited = apply_edit(tensor, TensorEdit("t", dtype, SHAPE, None, (0,), (gain,)))
+
+    assert (bits_of(edited, dtype) == expected(tensor, dtype, 0, dict.fromkeys(range(SHAPE[0]), gain))).all()
+
+
+@pytest.mark.parametrize("at_once", [1, 43, 100, 10**6])
+def test_how_many_slices_are_edited_at_once_does_not_matter(at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    tensor = weights("BF16")
+    edit = edit_of(tensor, "BF16", 0, dict.fromkeys(range(0, 37, 3), -0.5))
+    whole = apply_edit(tensor, edit)
+
+    monkeypatch.setattr(module, "_NUMBERS_AT_ONCE", at_once)
+
+    assert torch.equal(apply_edit(tensor, edit), whole)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

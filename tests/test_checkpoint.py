@@ -49,6 +49,17 @@ def test_a_slice_is_what_safetensors_itself_reads(tmp_path: Path, dtype: str, ax
         assert folder.read_slice(DOWN, axis, index) == as_bytes(tensor.select(axis, index))
 
 
+@pytest.mark.parametrize(("shape", "axis"), [((3,), 0), ((3, 4, 5), 0), ((3, 4, 5), 1), ((3, 4, 5), 2), ((3, 4), None)])
+def test_a_slice_of_any_shape_is_what_torch_selects(tmp_path: Path, shape: tuple[int, ...], axis: int | None) -> None:
+    folder = ModelFolder(write_folder(tmp_path, {"t": random_tensor("BF16", shape)}, {}))
+
+    with safe_open(tmp_path / "model.safetensors", "pt") as library:
+        tensor = library.get_tensor("t")
+    tensor, along = (tensor.unsqueeze(0), 0) if axis is None else (tensor, axis)
+    for index in range(tensor.shape[along]):
+        assert folder.read_slice("t", axis, index) == as_bytes(tensor.select(along, index).reshape(-1))
+
+
 def test_consolidated_files_are_left_out(tmp_path: Path) -> None:
     write_model(tmp_path)
     write_safetensors(tmp_path / "consolidated.safetensors", {"other": random_tensor("F32", (2, 2))})
@@ -319,7 +330,10 @@ def test_a_file_cut_anywhere_is_refused(tmp_path: Path) -> None:
         (DOWN, 1, 6, f"{DOWN}: has no column 6: it is F32 [4, 6]"),
         (DOWN, 0, 4, f"{DOWN}: has no row 4: it is F32 [4, 6]"),
         (DOWN, 0, -1, f"{DOWN}: has no row -1: it is F32 [4, 6]"),
-        ("flat", 0, 0, "flat: has no row 0: it is F32 [4]"),
+        (DOWN, 2, 0, f"{DOWN}: has no slice 0: it is F32 [4, 6]"),
+        (DOWN, None, 1, f"{DOWN}: has no slice 1: it is F32 [4, 6]"),
+        ("flat", 0, 4, "flat: has no slice 4: it is F32 [4]"),
+        ("flat", 1, 0, "flat: has no slice 0: it is F32 [4]"),
         ("packed", 1, 0, "packed: has no column 0: it is F4 [2, 2]"),
     ],
 )

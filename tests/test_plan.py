@@ -190,18 +190,19 @@ def test_another_files_missing_layer_names_that_file() -> None:
 
 
 @pytest.mark.parametrize(
-    ("experts", "reason"),
+    ("op", "experts", "reason"),
     [
-        (None, "the model has no routed experts"),
-        (8, "this version edits the neurons of dense MLPs, not yet experts"),
+        ("zero", None, "touches no tensor: the model has no routed experts"),
+        ("zero", 8, "touches no tensor: the model has no routed experts in a naming that is known"),
+        ("mask", None, "touches no tensor: the model has no routed experts"),
+        ("mask", 8, "mask isn't supported yet; scale, zero and negate are"),
     ],
 )
-@pytest.mark.parametrize("op", ["zero", "mask"])
 def test_experts_that_no_tensor_holds_are_refused(op: str, experts: int | None, reason: str) -> None:
     edit = {"op": op, "experts": {"0": [1]}}
 
     assert refusal(lambda: plan_of(edit, facts=ModelFacts(num_experts=experts)), MismatchError) == (
-        f"{SOURCE}: edits[0].experts.0: touches no tensor: {reason}"
+        f"{SOURCE}: edits[0].experts.0: {reason}"
     )
 
 

@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from vllm_surgery import recover as module
 from vllm_surgery.arithmetic import apply_edit
 from vllm_surgery.plan import TensorEdit
 from vllm_surgery.recover import differing_slices, recover_gains
@@ -37,6 +38,23 @@ def test_signs_zeros_and_factors_come_back(dtype: torch.dtype, axis: int) -> Non
     after = edited(before, axis, gains)
     assert differing_slices(before, after, axis) == list(gains)
     assert recover_gains(before, after, axis, list(gains)) == list(gains.values())
+
+
+@pytest.mark.parametrize("at_once", [1, 1024, 10**6])
+def test_how_many_slices_are_looked_at_together_does_not_matter(at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = weights(torch.bfloat16)
+    gains = {0: -1.0, 2: 0.0, 3: 0.5, 5: -0.8, 7: 3.0}
+    monkeypatch.setattr(module, "_NUMBERS_AT_ONCE", at_once)
+    assert recover_gains(before, edited(before, 1, gains), 1, list(gains)) == list(gains.values())
+
+
+@pytest.mark.parametrize("shape", [(6,), (6, 4, 3)])
+def test_slices_of_any_shape_are_compared(shape: tuple[int, ...]) -> None:
+    before = torch.from_numpy(np.random.default_rng(0).standard_normal(shape))
+    gains = {0: -1.0, 2: 0.0, 3: 0.5, 5: 3.0}
+    after = edited(before, 0, gains)
+    assert differing_slices(before, after, 0) == list(gains)
+    assert recover_gains(before, after, 0, list(gains)) == list(gains.values())
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_word)

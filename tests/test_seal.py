@@ -12,16 +12,22 @@ from hypothesis import strategies as st
 
 from tests.examples import SOURCE, patches_of, refusal, zero
 from tests.folders import BYTES_PER_NUMBER, Tensor, config_of, mlp_tensors, write_folder, write_model
-from vllm_surgery.anatomy import ROLES, Part, Role, Slot, TensorInfo
+from vllm_surgery.anatomy import TensorInfo
 from vllm_surgery.checkpoint import ModelFolder
+from vllm_surgery.conventions import MLP_ROLES as ROLES
+from vllm_surgery.conventions import Role, locate
 from vllm_surgery.errors import CheckpointError, MismatchError
-from vllm_surgery.seal import SealCheck, neuron_hash, seal_of_folder
+from vllm_surgery.seal import SealCheck, Sealed, seal_of_folder, unit_hash
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 WIDTHS, HIDDEN = (6, 8), 4
 LAYER, INDEX = 1, 5
+
+
+def neuron_hash(parts: dict[Role, tuple[str, bytes]]) -> str:
+    return unit_hash({role: Sealed(dtype, len(content), content) for role, (dtype, content) in parts.items()})
 
 
 def seal(folder: Path, index: int = INDEX, layer: int = LAYER) -> str:
@@ -142,7 +148,8 @@ def test_a_neuron_that_is_not_there_has_none(tmp_path: Path, layer: int, index: 
 def checked(content: Any, parts: list[Role], wanted: str) -> None:
     check = SealCheck(patches_of(zero({"0": [1]}), seal={"neurons/0/1": wanted}))
     for role in parts:
-        slot = Slot("mlp", 0, Part(role, 1 if role == "down" else 0))
+        slot = locate(f"model.layers.0.mlp.{role}_proj.weight")
+        assert slot is not None
         check.observe(slot, TensorInfo(role, "I8", (4, 4)), lambda axis, index: content)
     check.finish()
 

@@ -1,26 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a model is made of, in checkpoint coordinates: which tensor holds which part of which unit.
-
-One table says how model families name their tensors. A new family is a new row; nothing else here knows a family.
-"""
+"""What a model is made of, in checkpoint coordinates: the blocks whose units a patch can name."""
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING
 
+from vllm_surgery.conventions import lacking, locate
 from vllm_surgery.errors import CheckpointError
-from vllm_surgery.units import LAYER_PATTERN
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable
 
-Role: TypeAlias = Literal["gate", "up", "down"]
+    from vllm_surgery.conventions import Convention, Role, Slot
+    from vllm_surgery.units import Kind
+
 # The number formats in which a weight is a number by itself. Others are packed, or have scales beside them.
 PLAIN_DTYPES = frozenset({"F64", "F32", "F16", "BF16"})
-
-ROLES: tuple[Role, ...] = ("gate", "up", "down")
 
 
 @dataclass(frozen=True)
@@ -32,62 +28,6 @@ class TensorInfo:
     shape: tuple[int, ...]
 
 
-@dataclass(frozen=True)
-class Part:
-    """What a tensor is to the units of its layer: its role, and the axis that counts the units."""
-
-    role: Role
-    unit_axis: int
-
-
-@dataclass(frozen=True)
-class Convention:
-    """A row of the table: how some families name the parts of a block.
-
-    Attributes:
-        block: whose units the tensors belong to; ``mlp`` is the dense gated MLP of a layer.
-        pattern: matches a whole tensor name, with groups ``layer`` and ``part``.
-        parts: the words that ``part`` may be.
-    """
-
-    name: str
-    block: Literal["mlp"]
-    pattern: re.Pattern[str]
-    parts: Mapping[str, Part]
-
-
-# Where the text model's layers lie: alone, inside a multimodal model, and in that model's older spelling.
-# Vision and audio towers have other roots, so their MLPs are never taken for the language model's.
-_ROOTS = r"(?:model|model\.language_model|language_model\.model)"
-
-CONVENTIONS: tuple[Convention, ...] = (
-    Convention(
-        name="gated MLP (Llama, Mistral, Qwen, Gemma)",
-        block="mlp",
-        pattern=re.compile(rf"{_ROOTS}\.layers\.(?P<layer>{LAYER_PATTERN})\.mlp\.(?P<part>[a-z_]+)\.weight"),
-        parts={"gate_proj": Part("gate", 0), "up_proj": Part("up", 0), "down_proj": Part("down", 1)},
-    ),
-)
-
-
-@dataclass(frozen=True)
-class Slot:
-    """The place of one tensor in the anatomy."""
-
-    block: Literal["mlp"]
-    layer: int
-    part: Part
-
-
-def locate(name: str) -> Slot | None:
-    """The slot of the tensor called `name`, or None where no convention knows it."""
-    for convention in CONVENTIONS:
-        found = convention.pattern.fullmatch(name)
-        if found and found["part"] in convention.parts:
-            return Slot(convention.block, int(found["layer"]), convention.parts[found["part"]])
-    return None
-
-
 @dataclass
 class GatedMlp:
     """The tensors of one layer's gated MLP, ``down · (act(gate) * up)``, as far as they have been seen."""
@@ -96,13 +36,43 @@ class GatedMlp:
     tensors: dict[Role, TensorInfo] = field(default_factory=dict)
 
     def missing(self) -> list[Role]:
-        """The roles that no tensor has taken."""
-        return [role for role in ROLES if role not in self.tensors]
+        """The matrices that no tensor holds."""
+        return lacking(self.tensors)
 
     @property
     def width(self) -> int:
         """Neurons: the size of the intermediate dimension. Needs the down projection."""
         return self.tensors["down"].shape[1]
+
+
+@dataclass
+class RoutedExperts:
+    """The tensors of one layer's routed experts, as far as they have been seen.
+
+    Attributes:
+        convention: how they are named, which says whether each expert has tensors of its own.
+        tensors: by role, and by expert where it has its own, else under None.
+    """
+
+    layer: int
+    convention: Convention
+    tensors: dict[tuple[Role, int | None], TensorInfo] = field(default_factory=dict)
+
+    @property
+    def count(self) -> int:
+        """Experts: up to the last one that was seen where each has its own tensors, so all of a whole checkpoint's."""
+        own = [expert + 1 for _, expert in self.tensors if expert is not None]
+        shared = [info.shape[0] for info in self.tensors.values() if info.dtype in PLAIN_DTYPES]
+        return max(own or shared, default=0)
+
+    def tensors_of(self, index: int) -> list[TensorInfo]:
+        """The tensors that hold something of one expert."""
+        return [info for (_, expert), info in self.tensors.items() if expert in {None, index}]
+
+    def missing(self, index: int) -> list[Role]:
+        """Of the parts that a gain of expert `index` goes on, those that no tensor holds."""
+        needed = [part.role for part in self.convention.carriers if not part.optional]
+        return [role for role in needed if (role, None) not in self.tensors and (role, index) not in self.tensors]
 
 
 class Anatomy:
@@ -111,13 +81,14 @@ class Anatomy:
     def __init__(self, num_hidden_layers: int | None = None) -> None:
         self.num_hidden_layers = num_hidden_layers
         self.mlps: dict[int, GatedMlp] = {}
+        self.experts: dict[int, RoutedExperts] = {}
 
     @classmethod
     def of(cls, tensors: Iterable[TensorInfo], num_hidden_layers: int | None = None) -> Anatomy:
         """The anatomy of a whole checkpoint.
 
         Raises:
-            CheckpointError: shapes that no gated MLP can have, or two tensors for one part.
+            CheckpointError: shapes that no such block can have, or two tensors for one part.
         """
         anatomy = cls(num_hidden_layers)
         for info in tensors:
@@ -133,12 +104,10 @@ class Anatomy:
         slot = locate(info.name)
         if slot is None or self._beyond_last_layer(slot.layer):
             return None
-        mlp = self.mlps.setdefault(slot.layer, GatedMlp(slot.layer))
-        known = mlp.tensors.setdefault(slot.part.role, info)
-        if known != info:
-            raise CheckpointError(f"{known.name} and {info.name} are both the {slot.part.role} part of one MLP")
-        if info.dtype in PLAIN_DTYPES:
-            _check_shapes(mlp)
+        if slot.block == "mlp":
+            self._observe_mlp(slot, info)
+        else:
+            self._observe_experts(slot, info)
         return slot
 
     def widths(self) -> dict[int, int]:
@@ -149,14 +118,65 @@ class Anatomy:
             if "down" in mlp.tensors and mlp.tensors["down"].dtype in PLAIN_DTYPES
         }
 
+    def expert_counts(self) -> dict[int, int]:
+        """Routed experts in each layer that has them."""
+        return {layer: block.count for layer, block in self.experts.items()}
+
+    def tensors_of(self, kind: Kind, layer: int, index: int) -> list[TensorInfo]:
+        """The tensors that hold something of one unit."""
+        if kind == "neurons":
+            return list(self.mlps[layer].tensors.values()) if layer in self.mlps else []
+        return self.experts[layer].tensors_of(index) if layer in self.experts else []
+
+    def _observe_mlp(self, slot: Slot, info: TensorInfo) -> None:
+        mlp = self.mlps.setdefault(slot.layer, GatedMlp(slot.layer))
+        known = mlp.tensors.setdefault(slot.part.role, info)
+        if known != info:
+            raise CheckpointError(f"{known.name} and {info.name} are both the {slot.part.role} part of one MLP")
+        if info.dtype in PLAIN_DTYPES:
+            _check_mlp(mlp)
+
+    def _observe_experts(self, slot: Slot, info: TensorInfo) -> None:
+        block = self.experts.setdefault(slot.layer, RoutedExperts(slot.layer, slot.convention))
+        known = block.tensors.setdefault((slot.part.role, slot.expert), info)
+        if known != info:
+            raise CheckpointError(f"{known.name} and {info.name} are both the {slot.part.role} part of one expert")
+        if block.convention is not slot.convention:
+            other = next(iter(block.tensors.values()))
+            raise CheckpointError(f"{other.name} and {info.name} name the experts of one layer in two ways")
+        if info.dtype in PLAIN_DTYPES:
+            _check_experts(block, slot, info)
+
     def _beyond_last_layer(self, layer: int) -> bool:
         # Multi-token-prediction heads are stored as layers after the last; they are no part of the model that answers.
         return self.num_hidden_layers is not None and layer >= self.num_hidden_layers
 
 
-def _check_shapes(mlp: GatedMlp) -> None:
+def _check_mlp(mlp: GatedMlp) -> None:
+    plain = [info for info in mlp.tensors.values() if info.dtype in PLAIN_DTYPES]
     shapes = {role: info.shape for role, info in mlp.tensors.items() if info.dtype in PLAIN_DTYPES}
-    upright = {shape[::-1] if role == "down" else shape for role, shape in shapes.items()}
-    if any(len(shape) != 2 for shape in upright) or len(upright) > 1:  # noqa: PLR2004 - matrices
-        described = ", ".join(f"{info.name} {list(info.shape)}" for info in mlp.tensors.values())
-        raise CheckpointError(f"not the shapes of a gated MLP: {described}")
+    if any(len(info.shape) != 2 for info in plain) or len(_upright(shapes)) > 1:  # noqa: PLR2004 - matrices
+        raise _odd_shapes("a gated MLP", mlp.tensors.values())
+
+
+def _check_experts(block: RoutedExperts, slot: Slot, info: TensorInfo) -> None:
+    # Against tensors of the same expert alone: all of them each time would take the square of their number.
+    keys = [(part.role, slot.expert) for part in block.convention.parts.values()]
+    known = {key[0]: block.tensors[key] for key in keys if key in block.tensors}
+    shapes = {role: tensor.shape for role, tensor in known.items() if tensor.dtype in PLAIN_DTYPES}
+    told = {shape[:1] for shape in shapes.values()} if slot.expert is None else _upright(shapes)
+    if len(info.shape) != slot.part.rank or len(told) > 1:
+        raise _odd_shapes("routed experts", known.values())
+
+
+def _upright(shapes: dict[Role, tuple[int, ...]]) -> set[tuple[int, ...]]:
+    """The shapes of gate and up, ``[width, hidden]``, as each tensor tells them. More than one can't be."""
+    told = {shape[::-1] if role == "down" else shape for role, shape in shapes.items() if role != "gate_up"}
+    doubled = [shape for role, shape in shapes.items() if role == "gate_up"]
+    # An odd number of rows is told as it is, which no other tensor does.
+    return told | {(shape[0] // 2, *shape[1:]) if shape and shape[0] % 2 == 0 else shape for shape in doubled}
+
+
+def _odd_shapes(block: str, tensors: Iterable[TensorInfo]) -> CheckpointError:
+    described = ", ".join(f"{info.name} {list(info.shape)}" for info in tensors)
+    return CheckpointError(f"not the shapes of {block}: {described}")

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import torch
@@ -13,6 +14,10 @@ from vllm_surgery.tensors import bits, dtype_word
 if TYPE_CHECKING:
     from vllm_surgery.plan import TensorEdit
 
+# Numbers that are multiplied together at a time. An expert of a large model has more; a few dozen neurons have fewer.
+# It bounds what an edit needs beside the tensor and its copy to some 200 MB.
+_NUMBERS_AT_ONCE = 1 << 24
+
 
 def apply_edit(tensor: torch.Tensor, edit: TensorEdit) -> torch.Tensor:
     """A copy of `tensor` in which each slice that `edit` names is its original times its gain.
@@ -22,7 +27,7 @@ def apply_edit(tensor: torch.Tensor, edit: TensorEdit) -> torch.Tensor:
     a memory map of the checkpoint, isn't touched; device, shape and format stay.
 
     Args:
-        tensor: the checkpoint's tensor, 2-D, of `edit`'s shape and format.
+        tensor: the checkpoint's tensor, of `edit`'s shape and format.
         edit: what to do.
 
     Raises:
@@ -34,17 +39,32 @@ def apply_edit(tensor: torch.Tensor, edit: TensorEdit) -> torch.Tensor:
             f"{edit.tensor}: planned for {edit.dtype} {list(edit.shape)}, "
             f"got {dtype_word(tensor.dtype)} {list(tensor.shape)}"
         )
-    indices = torch.tensor(edit.indices, device=tensor.device)
-    slices = tensor.index_select(edit.axis, indices)
-    scaled = _scaled(slices, torch.tensor(edit.gains, dtype=torch.float64, device=tensor.device), edit.axis)
+    edited = tensor.clone()
+    target, original = (whole.unsqueeze(0) if edit.axis is None else whole for whole in (edited, tensor))
+    for first in range(0, len(edit.indices), step := _slices_at_once(edit)):
+        _edit_slices(original, target, edit, slice(first, first + step))
+    return edited
+
+
+def _slices_at_once(edit: TensorEdit) -> int:
+    slices = 1 if edit.axis is None else edit.shape[edit.axis]
+    return max(1, _NUMBERS_AT_ONCE * slices // max(1, math.prod(edit.shape)))
+
+
+def _edit_slices(original: torch.Tensor, edited: torch.Tensor, edit: TensorEdit, some: slice) -> None:
+    axis = edit.axis or 0
+    indices = torch.tensor(edit.indices[some], device=original.device)
+    gains = torch.tensor(edit.gains[some], dtype=torch.float64, device=original.device)
+    slices = original.index_select(axis, indices)
+    scaled = _scaled(slices, gains.view([-1 if axis == other else 1 for other in range(original.dim())]))
     if bool((slices.isfinite() & ~scaled.isfinite()).any()):
         raise SurgeryError(f"{edit.tensor}: the edit makes weights too large for {edit.dtype}; use a smaller factor")
-    return tensor.clone().index_copy_(edit.axis, indices, scaled)
+    edited.index_copy_(axis, indices, scaled)
 
 
-def _scaled(slices: torch.Tensor, gains: torch.Tensor, axis: int) -> torch.Tensor:
+def _scaled(slices: torch.Tensor, gains: torch.Tensor) -> torch.Tensor:
     wide = torch.float64 if slices.dtype == torch.float64 else torch.float32
-    gains = gains.to(wide).unsqueeze(1 - axis)
+    gains = gains.to(wide)
     product = (slices.to(wide) * gains).to(slices.dtype)
     product = torch.where(gains == -1, _negated(slices), product)
     return torch.where(gains == 0, torch.zeros_like(slices), product)

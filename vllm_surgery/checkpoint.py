@@ -27,6 +27,9 @@ CONFIG_FILE = "config.json"
 INDEX_FILE = "model.safetensors.index.json"
 _MAX_HEADER_BYTES = 100_000_000  # The limit of the safetensors library itself.
 
+# What configs call the number of routed experts a layer.
+_EXPERT_KEYS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+
 BYTES_PER_NUMBER = {
     "F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2, "U16": 2,
     "I8": 1, "U8": 1, "BOOL": 1, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1,
@@ -74,7 +77,7 @@ class ModelFacts:
         text = config.get("text_config")
         text = text if isinstance(text, dict) else config
         architectures, quantization = config.get("architectures"), config.get("quantization_config")
-        experts = [text.get(key) for key in ("num_experts", "num_local_experts", "n_routed_experts")]
+        experts = [text.get(key) for key in _EXPERT_KEYS]
         return cls(
             architectures=tuple(str(item) for item in architectures) if isinstance(architectures, list) else (),
             num_hidden_layers=_whole_number(text.get("num_hidden_layers")),
@@ -120,8 +123,14 @@ class ModelFolder:
         """
         return Anatomy.of(self.tensors, self.facts.num_hidden_layers)
 
-    def read_slice(self, name: str, axis: int, index: int) -> bytes:
-        """One row (`axis` 0) or column (`axis` 1) of a 2-D tensor, as the bytes that store it, in order.
+    def read_slice(self, name: str, axis: int | None, index: int) -> memoryview:
+        """One slice of a tensor, as the bytes that store it, in order; not copied where they lie together.
+
+        Args:
+            name: of the tensor.
+            axis: that `index` counts along: of a matrix 0 for rows, 1 for columns. None for the whole tensor, which is
+                slice 0.
+            index: of the slice.
 
         Raises:
             CheckpointError: there is no such tensor or slice, or its numbers don't fill whole bytes.
@@ -129,12 +138,14 @@ class ModelFolder:
         stored = self.stored.get(name)
         if stored is None:
             raise CheckpointError(f"{self.path}: has no tensor {name}")
-        shape, size = stored.info.shape, BYTES_PER_NUMBER.get(stored.info.dtype)
-        if size is None or len(shape) != 2 or not 0 <= index < shape[axis]:  # noqa: PLR2004 - a matrix
-            word = "column" if axis else "row"
-            raise CheckpointError(f"{name}: has no {word} {index}: it is {stored.info.dtype} {list(shape)}")
+        size, shape = BYTES_PER_NUMBER.get(stored.info.dtype), stored.info.shape
+        shape, axis = ((1, *shape), 0) if axis is None else (shape, axis)
+        if size is None or axis >= len(shape) or not 0 <= index < shape[axis]:
+            word = {(2, 0): "row", (2, 1): "column"}.get((len(shape), axis), "slice")
+            raise CheckpointError(f"{name}: has no {word} {index}: it is {stored.info.dtype} {list(stored.info.shape)}")
         table = np.memmap(stored.file, np.uint8, "r", stored.start, (*shape, size))
-        return bytes((table[index] if axis == 0 else table[:, index]).tobytes())
+        chosen = np.ascontiguousarray(table[(slice(None),) * axis + (index,)])
+        return chosen.reshape(-1).data.toreadonly()
 
     @cached_property
     def stored(self) -> dict[str, StoredTensor]:

@@ -12,6 +12,8 @@ from vllm_surgery.errors import one_line
 from vllm_surgery.units import ALL, MASK
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from vllm_surgery.checkpoint import ModelFolder
     from vllm_surgery.patch import Patch
     from vllm_surgery.units import Assignment, Gain
@@ -36,19 +38,20 @@ def describe(patch: Patch) -> str:
 
 def describe_model(model: ModelFolder) -> str:
     """What a model is made of, as far as a patch is concerned; one line."""
-    facts, widths = model.facts, model.anatomy.widths()
-    sizes = sorted(set(widths.values()))
+    facts, widths, experts = model.facts, model.anatomy.widths(), model.anatomy.expert_counts()
     parts = [
         " or ".join(facts.architectures) or "an unnamed architecture",
         f"{facts.num_hidden_layers} layers" if facts.num_hidden_layers is not None else "",
-        f"{' or '.join(map(str, sizes))} neurons in each of {count(len(widths), 'dense MLP')}"
-        if widths
-        else "no dense MLPs",
+        f"{_sizes(widths)} neurons in each of {count(len(widths), 'dense MLP')}" if widths else "no dense MLPs",
         count(sum(widths.values()), "neuron") + " in all" if widths else "",
-        f"{facts.num_experts} routed experts a layer" if facts.num_experts else "",
+        f"{_sizes(experts)} routed experts in each of {count(len(experts), 'layer')}" if experts else "",
         f"quantised ({facts.quantization})" if facts.quantization else "",
     ]
     return one_line(f"{model.path}: {', '.join(filter(None, parts))}")
+
+
+def _sizes(by_layer: Mapping[int, int]) -> str:
+    return " or ".join(map(str, sorted(set(by_layer.values()))))
 
 
 def model_card(patch: Patch) -> str:

@@ -16,19 +16,20 @@ import torch
 from tqdm import tqdm
 
 from vllm_surgery.anatomy import PLAIN_DTYPES, Anatomy
+from vllm_surgery.conventions import HALVES
 from vllm_surgery.errors import CheckpointError
 from vllm_surgery.guard import guard_of
 from vllm_surgery.patch import Patch
-from vllm_surgery.recover import differing_slices, recover_gains
+from vllm_surgery.recover import differing_slices, recover_gains, recover_joint_gains
+from vllm_surgery.same_bytes import same_bytes
 from vllm_surgery.tensors import read_tensor
 
 if TYPE_CHECKING:
-    from io import FileIO
-
-    from vllm_surgery.anatomy import Slot
+    from vllm_surgery.anatomy import TensorInfo
     from vllm_surgery.checkpoint import ModelFolder, StoredTensor
+    from vllm_surgery.conventions import Role, Slot
+    from vllm_surgery.units import Kind
 
-_CHUNK_BYTES = 1 << 20  # Of each file at a time: both chunks fit a processor's cache.
 # The roots under which model classes put the same text model, in the order in which they are tried.
 _ROOT = re.compile(r"^(?:model\.language_model\.|language_model\.model\.|language_model\.|model\.)")
 
@@ -54,29 +55,36 @@ class Diff:
 
     Attributes:
         gains: a factor for each neuron, by layer and index.
+        experts: a factor for each routed expert, by layer and index.
         unexplained: what no patch can say.
         notes: what is worth knowing and changes nothing.
     """
 
     gains: dict[tuple[int, int], float] = field(default_factory=dict)
+    experts: dict[tuple[int, int], float] = field(default_factory=dict)
     unexplained: list[Unexplained] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
     def patch(self, name: str, base: ModelFolder, **more: Any) -> Patch | None:
         """The differences as a patch for `base`, guarded by what `base` is. None where there are none."""
-        if not self.gains:
+        if not self.gains and not self.experts:
             return None
-        layers: dict[float, dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
-        for (layer, index), gain in sorted(self.gains.items()):
-            layers[gain][str(layer)].append(index)
-        edits = [_edit(gain, neurons) for gain, neurons in layers.items()]
+        edits = [*_edits("neurons", self.gains), *_edits("experts", self.experts)]
         return Patch.from_data({"version": 1, "name": name, "model": guard_of(base), "edits": edits, **more}, name)
 
 
-def _edit(gain: float, neurons: dict[str, list[int]]) -> dict[str, Any]:
+def _edits(kind: Kind, gains: dict[tuple[int, int], float]) -> list[dict[str, Any]]:
+    """An edit for each gain."""
+    layers: dict[float, dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
+    for (layer, index), gain in sorted(gains.items()):
+        layers[gain][str(layer)].append(index)
+    return [{**_op(gain), kind: units} for gain, units in layers.items()]
+
+
+def _op(gain: float) -> dict[str, Any]:
     if gain in (-1.0, 0.0):
-        return {"op": "negate" if gain else "zero", "neurons": neurons}
-    return {"op": "scale", "factor": gain, "neurons": neurons}
+        return {"op": "negate" if gain else "zero"}
+    return {"op": "scale", "factor": gain}
 
 
 def diff(base: ModelFolder, edited: ModelFolder, *, progress: bool = False) -> Diff:
@@ -95,9 +103,10 @@ class _Comparison:
             raise CheckpointError(f"{edited.path}: has no tensor in common with {base.path}")
         self._anatomy = Anatomy(base.facts.num_hidden_layers)
         self._result = Diff()
-        self._parts: dict[tuple[int, int], list[float]] = defaultdict(list)
-        self._rows: dict[str, int] = defaultdict(int)
+        self._parts: dict[tuple[Kind, int, int], list[float]] = defaultdict(list)
+        self._elsewhere: dict[tuple[Kind, Role, Role], int] = defaultdict(int)
         self._formats: dict[tuple[str, str], int] = defaultdict(int)
+        self._joint: dict[int, list[tuple[StoredTensor, StoredTensor]]] = defaultdict(list)
 
     def run(self, progress: bool) -> Diff:
         common = [(stored, self._edited[key]) for key, stored in self._base.items() if key in self._edited]
@@ -106,9 +115,9 @@ class _Comparison:
             for before, after in common:
                 self._compare(before, after)
                 bar.update(before.size)
+        self._explain_joint()
         self._only_one_side()
-        products = {unit: math.prod(gains) + 0.0 for unit, gains in self._parts.items()}
-        self._result.gains = {unit: gain for unit, gain in products.items() if gain != 1}
+        self._take_gains()
         self._take_notes()
         return self._result
 
@@ -117,10 +126,13 @@ class _Comparison:
         if before.info.shape != after.info.shape:
             shapes = f"has the shape {list(after.info.shape)}, was {list(before.info.shape)}"
             self._unexplained(after, shapes, math.prod(after.info.shape))
-        elif before.info.dtype != after.info.dtype:
+            return
+        same_format = before.info.dtype == after.info.dtype
+        if not same_format:
             self._formats[before.info.dtype, after.info.dtype] += 1
-            self._compare_values(slot, before, after)
-        elif not _same_bytes(before, after):
+        if slot is not None and slot.part.carries and len(slot.convention.carriers) > 1:
+            self._joint[slot.layer].append((before, after))
+        elif not same_format or not same_bytes(before, after):
             self._compare_values(slot, before, after)
 
     def _compare_values(self, slot: Slot | None, before: StoredTensor, after: StoredTensor) -> None:
@@ -130,30 +142,66 @@ class _Comparison:
             return
         new = read_tensor(after)
         old = read_tensor(before).to(new.dtype)
-        if slot is None or len(before.info.shape) != 2:  # noqa: PLR2004 - a matrix
+        if slot is None:
             changed = int((old != new).sum())
             if changed:
                 self._unexplained(after, "holds no unit that a patch can name", changed)
-            return
-        self._explain(slot, after, old, new)
+        elif slot.part.unit_axis is None:
+            self._explain(slot, 0, after, old.unsqueeze(0), new.unsqueeze(0))
+        else:
+            self._explain(slot, slot.part.unit_axis, after, old, new)
 
-    def _explain(self, slot: Slot, after: StoredTensor, old: torch.Tensor, new: torch.Tensor) -> None:
-        axis = slot.part.unit_axis
+    def _explain(self, slot: Slot, axis: int, after: StoredTensor, old: torch.Tensor, new: torch.Tensor) -> None:
         indices = differing_slices(old, new, axis)
         strange = []
         for index, gain in zip(indices, recover_gains(old, new, axis, indices), strict=True):
-            # A gate of zero silences its neuron, since act(0) = 0; any other change of a gate is no gain.
-            if gain is None or (slot.part.role == "gate" and gain != 0):
+            role, unit = _role_and_unit(slot, after.info, index)
+            if gain is None or not _is_gain_of_unit(slot, role, gain):
                 strange.append(index)
                 continue
-            self._parts[slot.layer, index].append(gain)
-            self._rows[slot.part.role] += 1
+            self._parts[slot.kind, slot.layer, unit].append(gain)
+            self._count_elsewhere(slot, role)
         if strange:
-            word = "column" if axis else "row"
             shown = ", ".join(map(str, strange[:5])) + (", …" if len(strange) > 5 else "")  # noqa: PLR2004 - a few
             chosen = torch.tensor(strange)
             changed = int((old.index_select(axis, chosen) != new.index_select(axis, chosen)).sum())
-            self._unexplained(after, f"{len(strange)} {word}(s) ({shown}) changed by more than a gain", changed)
+            word = "whole" if slot.expert is not None else f"{len(strange)} {_slice_word(slot)}(s) ({shown})"
+            self._unexplained(after, f"{word} changed by more than a gain", changed)
+
+    def _count_elsewhere(self, slot: Slot, role: Role) -> None:
+        if not slot.part.carries:
+            self._elsewhere[slot.kind, role, slot.convention.carriers[0].role] += 1
+
+    def _explain_joint(self) -> None:
+        """Experts whose gain stands on several tensors, which must agree."""
+        for layer, pairs in self._joint.items():
+            if all(before.info.dtype == after.info.dtype and same_bytes(before, after) for before, after in pairs):
+                continue
+            formats = {stored.info.dtype for pair in pairs for stored in pair}
+            if not formats <= PLAIN_DTYPES or len({after.info.dtype for _, after in pairs}) > 1:
+                for _, after in pairs:
+                    self._unexplained(after, f"differs, and is stored as {' and '.join(sorted(formats))}", after.size)
+                continue
+            self._take_joint(layer, pairs)
+
+    def _take_joint(self, layer: int, pairs: list[tuple[StoredTensor, StoredTensor]]) -> None:
+        after = [read_tensor(stored) for _, stored in pairs]
+        before = [read_tensor(stored).to(new.dtype) for (stored, _), new in zip(pairs, after, strict=True)]
+        for expert, gain in recover_joint_gains(before, after).items():
+            if gain is not None:
+                self._parts["experts", layer, expert].append(gain)
+                continue
+            for (_, stored), old, new in zip(pairs, before, after, strict=True):
+                changed = int((old[expert] != new[expert]).sum())
+                if changed:
+                    self._unexplained(stored, f"slice {expert} changed by more than a gain", changed)
+
+    def _take_gains(self) -> None:
+        for (kind, layer, index), gains in self._parts.items():
+            gain = math.prod(gains) + 0.0
+            if gain != 1:
+                into = self._result.gains if kind == "neurons" else self._result.experts
+                into[layer, index] = gain
 
     def _unexplained(self, stored: StoredTensor, reason: str, numbers: int) -> None:
         self._result.unexplained.append(Unexplained(stored.info.name, reason, numbers))
@@ -166,37 +214,46 @@ class _Comparison:
     def _take_notes(self) -> None:
         for (old, new), count in self._formats.items():
             self._result.notes.append(f"{count} tensor(s) are stored as {new}, were {old}; compared as {new}")
-        for role in ("up", "gate"):
-            if self._rows[role]:
-                self._result.notes.append(
-                    f"{self._rows[role]} gain(s) stand on rows of {role} projections; from the down projection, where "
-                    "a patch puts them, they give the same outputs"
-                )
+        for (kind, role, carrier), number in sorted(self._elsewhere.items(), reverse=True):
+            place = f"rows of {role} projections" if kind == "neurons" else f"{_PLACES.get(role, role)} of experts"
+            self._result.notes.append(
+                f"{number} gain(s) stand on {place}; from the {_PLACES[carrier]}, where a patch puts them, "
+                "they give the same outputs"
+            )
+
+
+_PLACES: dict[Role, str] = {
+    "gate": "gate projection",
+    "up": "up projection",
+    "gate_up": "gate and up projections",
+    "down": "down projection",
+    "scale": "per-expert scale",
+}
+
+
+def _role_and_unit(slot: Slot, info: TensorInfo, index: int) -> tuple[Role, int]:
+    """What slice `index` of a tensor is to which unit."""
+    if slot.part.halves:
+        half, unit = divmod(index, slot.part.width(info.shape))
+        return HALVES[half], unit
+    return slot.part.role, index if slot.expert is None else slot.expert
+
+
+def _is_gain_of_unit(slot: Slot, role: Role, gain: float) -> bool:
+    """Whether a gain on one part is a gain of the unit.
+
+    A gate of zero silences it, since act(0) = 0; any other change of a gate is no gain. Where gate and up have biases,
+    no change of theirs is one.
+    """
+    if any(part.role == "gate_up_bias" for part in slot.convention.parts.values()):
+        return slot.part.carries
+    return gain == 0 if role in {"gate", "gate_up"} else True
+
+
+def _slice_word(slot: Slot) -> str:
+    return {(2, 0): "row", (2, 1): "column"}.get((slot.part.rank, slot.part.unit_axis or 0), "slice")
 
 
 def _by_key(model: ModelFolder) -> dict[str, StoredTensor]:
     """Tensors by their names without the root that a model class puts before them."""
     return {_ROOT.sub("", name): stored for name, stored in model.stored.items()}
-
-
-def _same_bytes(one: StoredTensor, other: StoredTensor) -> bool:
-    left, right = bytearray(_CHUNK_BYTES), bytearray(_CHUNK_BYTES)
-    with one.file.open("rb", buffering=0) as left_file, other.file.open("rb", buffering=0) as right_file:
-        left_file.seek(one.start)
-        right_file.seek(other.start)
-        for start in range(0, one.size, _CHUNK_BYTES):
-            length = min(_CHUNK_BYTES, one.size - start)
-            _fill(left_file, left, length, one)
-            _fill(right_file, right, length, other)
-            if left != right:  # What a last, shorter chunk leaves behind its end is equal, or was found to differ.
-                return False
-    return True
-
-
-def _fill(file: FileIO, buffer: bytearray, length: int, stored: StoredTensor) -> None:
-    filled = 0
-    while filled < length:
-        count = file.readinto(memoryview(buffer)[filled:length])
-        if not count:
-            raise CheckpointError(f"{stored.file}: ends before {stored.info.name}")
-        filled += count

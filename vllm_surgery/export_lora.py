@@ -33,10 +33,11 @@ import torch
 from safetensors.torch import save
 from tqdm import tqdm
 
-from vllm_surgery.anatomy import PLAIN_DTYPES, locate
+from vllm_surgery.anatomy import PLAIN_DTYPES
 from vllm_surgery.arithmetic import apply_edit
 from vllm_surgery.aside import folder_aside, refuse_target
 from vllm_surgery.bake import CARD_FILE, RECORD_FILE
+from vllm_surgery.conventions import locate
 from vllm_surgery.errors import MismatchError, SurgeryError, UsageError
 from vllm_surgery.lora_card import adapter_card
 from vllm_surgery.review import review
@@ -176,7 +177,7 @@ def _module(edit: TensorEdit) -> str:
 
 def _selection(edit: TensorEdit, rank: int) -> torch.Tensor:
     """A: a row for each edited neuron, 1 at its index."""
-    selection = torch.zeros(rank, edit.shape[edit.axis])
+    selection = torch.zeros(rank, edit.shape[1])
     selection[torch.arange(len(edit.indices)), torch.tensor(edit.indices)] = 1
     return selection
 

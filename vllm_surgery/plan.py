@@ -11,18 +11,19 @@ from collections import defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from vllm_surgery.anatomy import PLAIN_DTYPES, Anatomy, GatedMlp, Slot
-from vllm_surgery.errors import MismatchError
+from vllm_surgery.anatomy import PLAIN_DTYPES, Anatomy
 from vllm_surgery.guard import check_guards, check_width
-from vllm_surgery.units import ALL, MASK
+from vllm_surgery.refuse import refuse_by_config, refuse_format, refuse_missing, refuse_range
+from vllm_surgery.units import MASK
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from vllm_surgery.anatomy import TensorInfo
     from vllm_surgery.checkpoint import ModelFacts
+    from vllm_surgery.conventions import Slot
     from vllm_surgery.stack import PatchSet
-    from vllm_surgery.units import Assignment
+    from vllm_surgery.units import Assignment, Kind
 
 
 @dataclass(frozen=True)
@@ -33,15 +34,16 @@ class TensorEdit:
         tensor: its name in the checkpoint.
         dtype: safetensors' word for its number format.
         shape: its shape in the checkpoint.
-        axis: the axis that `indices` count along: 0 for rows, 1 for columns.
-        indices: the slices, ascending.
+        axis: the axis that `indices` count along. None where the whole tensor is one slice, as if it had an axis of
+            length one before its first.
+        indices: the slices, ascending; (0,) for a whole tensor.
         gains: a factor for each.
     """
 
     tensor: str
     dtype: str
     shape: tuple[int, ...]
-    axis: int
+    axis: int | None
     indices: tuple[int, ...]
     gains: tuple[float, ...]
 
@@ -78,11 +80,10 @@ class Planner:
         self._facts = facts
         self._anatomy = Anatomy(facts.num_hidden_layers)
         self._edits: dict[str, TensorEdit] = {}
-        self._neurons: dict[int, list[Assignment]] = defaultdict(list)
+        self._wanted: dict[tuple[Kind, int], list[Assignment]] = defaultdict(list)
         for item in patches.assignments():
-            _refuse_experts(item, facts)
-            _refuse_layer(item, facts)
-            self._neurons[item.layer].append(item)
+            refuse_by_config(item, facts)
+            self._wanted[item.kind, item.layer].append(item)
 
     def observe(self, info: TensorInfo) -> tuple[Slot | None, TensorEdit | None]:
         """Takes in one tensor; says what it is, and the edit that it needs.
@@ -93,13 +94,17 @@ class Planner:
             CheckpointError: the tensor doesn't fit what was seen before.
         """
         slot = self._anatomy.observe(info)
-        if slot is None or slot.part.role != "down":
+        if slot is None or not slot.part.carries:
             return slot, None
-        wanted = self._neurons.get(slot.layer, [])
+        wanted = [
+            item
+            for item in self._wanted.get((slot.kind, slot.layer), [])
+            if slot.expert is None or item.names(slot.expert)
+        ]
         for item in wanted:
-            _refuse_format(item, info, self._facts)
-        if info.dtype in PLAIN_DTYPES:
-            check_width(self._patches, slot.layer, info.shape[slot.part.unit_axis])
+            refuse_format(item, info, self._facts)
+        if slot.kind == "neurons" and info.dtype in PLAIN_DTYPES:
+            check_width(self._patches, slot.layer, slot.part.width(info.shape))
         if not wanted:
             return slot, None
         edit = _edit_of(info, slot, wanted)
@@ -112,16 +117,16 @@ class Planner:
         Raises:
             MismatchError: a unit that no tensor holds.
         """
-        for layer, wanted in self._neurons.items():
-            missing = self._anatomy.mlps.get(layer, GatedMlp(layer)).missing()
-            if missing:
-                reason = (
-                    f"layer {layer} has no gated MLP in a naming that is known (no {', '.join(missing)} projection)"
-                )
-                hint = f"; the checkpoint is quantised ({self._facts.quantization})" if self._facts.quantization else ""
-                raise MismatchError(wanted[0].source, wanted[0].place, f"touches no tensor: {reason}{hint}")
+        for items in self._wanted.values():
+            for item in items:
+                refuse_missing(item, self._anatomy, self._facts)
         edits = tuple(edit for _, edit in sorted(self._edits.items()))
-        return Plan(self._patches.id, edits, sum(len(edit.indices) for edit in edits))
+        return Plan(self._patches.id, edits, sum(map(self._units, self._wanted)))
+
+    def _units(self, place: tuple[Kind, int]) -> int:
+        kind, layer = place
+        width = self._anatomy.mlps[layer].width if kind == "neurons" else self._anatomy.experts[layer].count
+        return sum(item.count(width) for item in self._wanted[place])
 
 
 def plan(patches: PatchSet, facts: ModelFacts, tensors: Iterable[TensorInfo]) -> Plan:
@@ -137,51 +142,17 @@ def plan(patches: PatchSet, facts: ModelFacts, tensors: Iterable[TensorInfo]) ->
     return planner.finish()
 
 
-def _edit_of(info: TensorInfo, slot: Slot, wanted: list[Assignment]) -> TensorEdit:
-    """A neuron's gain goes on its column of the down projection, which every plain number format holds exactly."""
-    width = info.shape[slot.part.unit_axis]
+def _edit_of(info: TensorInfo, slot: Slot, wanted: Iterable[Assignment]) -> TensorEdit:
+    """Each unit's gain goes on its slice of the tensor, which every plain number format holds exactly."""
+    width = slot.part.width(info.shape)
     gains: dict[int, float] = {}
     for item in wanted:
-        _refuse_range(item, width)
-        assert item.gain != MASK  # The format has no mask for neurons.
-        gains.update(dict.fromkeys(item.resolve(width), item.gain))
+        assert item.gain != MASK  # Refused before any tensor is looked at.
+        if slot.expert is None:
+            refuse_range(item, width)
+        # A tensor that is all of one expert has one slice, itself.
+        gains.update(dict.fromkeys(item.resolve(width) if slot.expert is None else (0,), item.gain))
     indices = tuple(sorted(gains))
     return TensorEdit(
         info.name, info.dtype, info.shape, slot.part.unit_axis, indices, tuple(gains[index] for index in indices)
     )
-
-
-def _refuse_experts(item: Assignment, facts: ModelFacts) -> None:
-    if item.kind == "experts":
-        known = "this version edits the neurons of dense MLPs, not yet experts"
-        reason = known if facts.num_experts else "the model has no routed experts"
-        raise MismatchError(item.source, item.place, f"touches no tensor: {reason}")
-
-
-def _refuse_layer(item: Assignment, facts: ModelFacts) -> None:
-    layers = facts.num_hidden_layers
-    if layers is not None and item.layer >= layers:
-        raise MismatchError(
-            item.source, item.place, f"layer {item.layer} is out of range: the model has {layers} layers"
-        )
-
-
-def _refuse_range(item: Assignment, width: int) -> None:
-    if item.indices == ALL:
-        return
-    largest = item.indices[-1].last
-    if largest >= width:
-        raise MismatchError(
-            item.source, item.place, f"index {largest} is out of range: layer {item.layer} has {width} neurons"
-        )
-
-
-def _refuse_format(item: Assignment, info: TensorInfo, facts: ModelFacts) -> None:
-    if info.dtype not in PLAIN_DTYPES:
-        raise MismatchError(
-            item.source,
-            item.place,
-            f"{info.name} is stored as {info.dtype}"
-            + (f" ({facts.quantization})" if facts.quantization else "")
-            + f", in which this version can hold no op exactly; it edits {', '.join(sorted(PLAIN_DTYPES))}",
-        )

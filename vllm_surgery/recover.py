@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
     Doubles: TypeAlias = NDArray[np.float64]
 
+# Numbers that are looked at together. Searching takes some ten float64 copies of them, so this bounds it to 500 MB
+# where a slice isn't larger by itself.
+_NUMBERS_AT_ONCE = 1 << 22
 # A float32 is told apart from every other by this many significant decimal digits.
 _DIGITS_OF_FLOAT32 = 9
 # The product is rounded to float32 before it is rounded to the weights' format, which can move an end of an interval
@@ -36,50 +39,81 @@ def recover_gains(before: torch.Tensor, after: torch.Tensor, axis: int, indices:
     """For each slice of `before`, the gain with which `apply_edit` makes `after`'s slice of it.
 
     Args:
-        before: the original tensor, 2-D, in a plain number format.
+        before: the original tensor, in a plain number format.
         after: the edited one, of the same shape and format.
-        axis: the axis that `indices` count along: 0 for rows, 1 for columns.
+        axis: the axis that `indices` count along: of a matrix 0 for rows, 1 for columns.
         indices: slices in which the two differ.
 
     Returns:
         A gain for each index; None where there is none.
     """
-    chosen = torch.tensor(indices, dtype=torch.int64)
-    old, new = before.index_select(axis, chosen), after.index_select(axis, chosen)
-    rows, edited_rows = _upright(old, axis), _upright(new, axis)
+    step = max(1, _NUMBERS_AT_ONCE * before.shape[axis] // max(1, before.numel()))
+    gains: list[float | None] = []
+    for first in range(0, len(indices), step):
+        chosen = torch.tensor(indices[first : first + step], dtype=torch.int64)
+        old, new = before.index_select(axis, chosen), after.index_select(axis, chosen)
+        gains += _recovered(_upright(old, axis), _upright(new, axis))
+    return gains
+
+
+def recover_joint_gains(before: Sequence[torch.Tensor], after: Sequence[torch.Tensor]) -> dict[int, float | None]:
+    """The one gain of each unit that has a slice along the first axis of several tensors.
+
+    Args:
+        before: the original tensors, all in one plain number format.
+        after: the edited ones, of the same shapes and format.
+
+    Returns:
+        For each index at which any of them differs a gain that explains all; None where there is none.
+    """
+    different = [differing_slices(old, new, 0) for old, new in zip(before, after, strict=True)]
+    return {index: _joint_gain(before, after, index) for index in sorted(set().union(*different))}
+
+
+def _joint_gain(before: Sequence[torch.Tensor], after: Sequence[torch.Tensor], index: int) -> float | None:
+    old, new = (torch.cat([tensor[index].flatten() for tensor in side]).unsqueeze(0) for side in (before, after))
+    return _recovered(old, new)[0]
+
+
+def _recovered(old: torch.Tensor, new: torch.Tensor) -> list[float | None]:
+    """The gain of each row."""
+    rows, edited_rows = _doubles(old), _doubles(new)
     gains: list[float | None] = [0.0 if silent else None for silent in (edited_rows == 0).all(axis=1)]
     # A flipped sign is exact whatever the weights are, so it comes before anything that is searched for.
-    guesses = [np.full(len(indices), -1.0), *_shortest_decimals(*_intervals(rows, edited_rows, old.dtype))]
+    guesses = [np.full(len(gains), -1.0), *_shortest_decimals(*_intervals(rows, edited_rows, old.dtype))]
     for guess in guesses:
         candidates = [number for number, gain in enumerate(gains) if gain is None and np.isfinite(guess[number])]
-        for number in _confirmed(old, new, axis, {number: float(guess[number]) for number in candidates}):
+        for number in _confirmed(old, new, {number: float(guess[number]) for number in candidates}):
             gains[number] = float(guess[number])
     return gains
 
 
-def _confirmed(old: torch.Tensor, new: torch.Tensor, axis: int, gains: dict[int, float]) -> list[int]:
-    """Those of the slices that `apply_edit` makes of `old`, by these gains, exactly as they are in `new`."""
+def _confirmed(old: torch.Tensor, new: torch.Tensor, gains: dict[int, float]) -> list[int]:
+    """Those of the rows that `apply_edit` makes of `old`, by these gains, exactly as they are in `new`."""
     if not gains:
         return []
     numbers = list(gains)
     rounded = tuple(float(np.float32(gain)) for gain in gains.values())
-    edit = TensorEdit("", dtype_word(old.dtype), tuple(old.shape), axis, tuple(numbers), rounded)
+    edit = TensorEdit("", dtype_word(old.dtype), tuple(old.shape), 0, tuple(numbers), rounded)
     try:
         made = apply_edit(old, edit)
     except SurgeryError:  # Too large for the format, so it isn't what was done.
         return []
-    return [number for number in numbers if torch.equal(made.select(axis, number), new.select(axis, number))]
+    return [number for number in numbers if torch.equal(made[number], new[number])]
 
 
 def differing_slices(before: torch.Tensor, after: torch.Tensor, axis: int) -> list[int]:
     """The slices in which two tensors of one shape and format differ by any bit."""
-    different = (bits(before) != bits(after)).any(dim=1 - axis)
+    different = _upright(bits(before) != bits(after), axis).any(dim=1)
     return [int(index) for index in different.nonzero().flatten()]
 
 
-def _upright(slices: torch.Tensor, axis: int) -> Doubles:
-    """Slices as rows, in float64."""
-    rows = slices if axis == 0 else slices.t()
+def _upright(tensor: torch.Tensor, axis: int) -> torch.Tensor:
+    """The slices of a tensor as rows of a matrix."""
+    return tensor.movedim(axis, 0).flatten(1) if tensor.dim() > 1 else tensor.unsqueeze(1)
+
+
+def _doubles(rows: torch.Tensor) -> Doubles:
     doubles: Doubles = rows.to(torch.float64).contiguous().numpy()
     return doubles
 

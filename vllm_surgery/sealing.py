@@ -43,7 +43,7 @@ def sealed(member: SourcedPatch, model: ModelFolder) -> Patch:
 
 
 def _seals(patch: Patch, model: ModelFolder) -> Iterator[tuple[str, str]]:
-    widths = model.anatomy.widths()
+    widths = {"neurons": model.anatomy.widths(), "experts": model.anatomy.expert_counts()}
     for item in patch.assignments():
-        for index in item.resolve(widths[item.layer]):
-            yield f"{item.kind}/{item.layer}/{index}", seal_of_folder(model, item.layer, index)
+        for index in item.resolve(widths[item.kind][item.layer]):
+            yield f"{item.kind}/{item.layer}/{index}", seal_of_folder(model, item.layer, index, item.kind)

@@ -26,6 +26,7 @@ MAX_INDEX = (1 << 20) - 1
 _CANONICAL_NUMBER = r"(?:0|[1-9][0-9]*)"
 RANGE_PATTERN = rf"{_CANONICAL_NUMBER}-{_CANONICAL_NUMBER}"
 LAYER_PATTERN = r"(?:0|[1-9][0-9]{0,3})"
+INDEX_PATTERN = r"(?:0|[1-9][0-9]{0,6})"
 
 MASK: Literal["mask"] = "mask"
 Gain: TypeAlias = float | Literal["mask"]
@@ -123,6 +124,14 @@ class Assignment:
         """The indices as numbers, in a layer of `width` units. The caller has checked the range."""
         for item in (IndexRange(0, width - 1),) if self.indices == ALL else self.indices:
             yield from item
+
+    def count(self, width: int) -> int:
+        """How many units it names, in a layer of `width` units."""
+        return width if self.indices == ALL else sum(map(len, self.indices))
+
+    def names(self, index: int) -> bool:
+        """Whether it names the unit `index` of its layer."""
+        return self.indices == ALL or covers(self.indices, index)
 
     @property
     def ranges(self) -> tuple[IndexRange, ...]:

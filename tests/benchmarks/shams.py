@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vllm_surgery.anatomy import locate
+from vllm_surgery.conventions import locate
 from vllm_surgery.errors import SurgeryError
 from vllm_surgery.patch import Patch
 from vllm_surgery.review import review

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from vllm_surgery.checkpoint import ModelFolder
 from vllm_surgery.cli.options import add_command, add_json
+from vllm_surgery.conventions import locate
 from vllm_surgery.describe import count, gain_in_words
 from vllm_surgery.review import review
 from vllm_surgery.stack import PatchSet
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from vllm_surgery.plan import Plan, TensorEdit
 
 _SLICES_SHOWN = 8
+_TENSORS_SHOWN = 100  # More than a dense model has layers; of experts, each may have its own.
 
 
 def add_to(subparsers: Subparsers) -> None:
@@ -55,14 +57,22 @@ def _print_json(patches: PatchSet, plan: Plan | None) -> None:
 
 def _print_plan(plan: Plan, model: str) -> None:
     print(f"plan for {model}: {count(plan.units, 'unit')} in {count(len(plan.edits), 'tensor')}")
-    for edit in plan.edits:
+    for edit in plan.edits[:_TENSORS_SHOWN]:
         print(f"  {_in_words(edit)}")
+    if len(plan.edits) > _TENSORS_SHOWN:
+        print(f"  and {count(len(plan.edits) - _TENSORS_SHOWN, 'more tensor')}; --json names each")
 
 
 def _in_words(edit: TensorEdit) -> str:
-    pairs = zip(edit.indices, edit.gains, strict=True)
-    slices = ", ".join(f"{index} {gain_in_words(gain)}" for index, gain in islice(pairs, _SLICES_SHOWN))
+    pairs = islice(zip(edit.indices, edit.gains, strict=True), _SLICES_SHOWN)
+    slices = [gain_in_words(gain) if edit.axis is None else f"{index} {gain_in_words(gain)}" for index, gain in pairs]
     more = len(edit.indices) - _SLICES_SHOWN
     tail = f" and {more} more" if more > 0 else ""
-    axis = "column" if edit.axis else "row"
-    return f"{edit.tensor} {edit.dtype} {list(edit.shape)}, {axis}s: {slices}{tail}"
+    return f"{edit.tensor} {edit.dtype} {list(edit.shape)}, {_slices_in_words(edit)}: {', '.join(slices)}{tail}"
+
+
+def _slices_in_words(edit: TensorEdit) -> str:
+    slot = locate(edit.tensor)
+    if slot is not None and slot.kind == "experts":
+        return f"expert {slot.expert}" if slot.expert is not None else "experts"
+    return "columns" if edit.axis else "rows"

@@ -79,4 +79,6 @@ def _print(found: Diff, patch: Patch | None, out: Path | None) -> None:
     elif out is None:
         print(patch.to_yaml(), end="")
     else:
-        print(f"found: {out} is {patch.id}, {count(len(found.gains), 'neuron')}")
+        units = [count(len(found.gains), "neuron") if found.gains else ""]
+        units.append(count(len(found.experts), "expert") if found.experts else "")
+        print(f"found: {out} is {patch.id}, {' and '.join(filter(None, units))}")

@@ -77,6 +77,6 @@ class SurgicalLoad:
         return tensor if edit is None else apply_edit(tensor, edit)
 
 
-def _slice_bytes(tensor: torch.Tensor, axis: int, index: int) -> bytes:
-    numbers = tensor.select(axis, index).contiguous().cpu()
+def _slice_bytes(tensor: torch.Tensor, axis: int | None, index: int) -> bytes:
+    numbers = (tensor if axis is None else tensor.select(axis, index)).contiguous().cpu()
     return bytes(numbers.view(torch.uint8).numpy().tobytes())
