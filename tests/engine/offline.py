@@ -47,6 +47,7 @@ class Arm:
         unpacked: whether linear layers keep their weights as the checkpoint has them, which is what GPUs do.
         digest: whether to hash every weight that can be read, in an engine of this process.
         ask_before: whether to answer all prompts once before the swaps, so that caches hold them.
+        forget_kernels: whether swaps get around what keeps vLLM from packing experts again.
         ready_bytes: how much of a swap may be held ready, where it isn't the default.
         adapters: for each prompt the folder of a LoRA adapter, or None. Where given, all are answered in one batch.
     """
@@ -62,6 +63,7 @@ class Arm:
     ready_bytes: int | None = None
     digest: bool = False
     ask_before: bool = False
+    forget_kernels: bool = True
     adapters: list[str | None] | None = None
 
 
@@ -92,7 +94,7 @@ def _answer(arm: Arm) -> dict[str, Any]:
 def _answer_there(arm: Arm) -> dict[str, Any]:
     from vllm import LLM, SamplingParams
 
-    text = isinstance(arm.prompts[0], str)
+    text = bool(arm.prompts) and isinstance(arm.prompts[0], str)
     llm = LLM(
         arm.model,
         enforce_eager=True,
@@ -172,11 +174,13 @@ def _circumstances(arm: Arm) -> Iterator[None]:
 
     from vllm import _custom_ops
 
-    from vllm_surgery.engine import swapping
+    from vllm_surgery.engine import swapping, writing
 
     with ExitStack() as stack:
         if arm.unpacked:
             stack.enter_context(patch.object(_custom_ops, "_supports_onednn", False))
+        if not arm.forget_kernels:
+            stack.enter_context(patch.object(writing, "_forget_expert_kernels", lambda module: None))
         if arm.ready_bytes is not None:
             stack.enter_context(patch.object(swapping, "READY_BYTES", arm.ready_bytes))
         yield
