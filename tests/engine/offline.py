@@ -43,6 +43,7 @@ class Arm:
         options: for `vllm.LLM`.
         prompts: text for chat, or token ids. Each is answered alone: a batch's size shows in the last bits.
         swaps: patch sets, as plain data, that are swapped in one after another before the answers.
+        later: patch sets that are swapped in after the answers, each with answers of its own.
         reload: whether to load the weights a second time before the answers, after all swaps.
         unpacked: whether linear layers keep their weights as the checkpoint has them, which is what GPUs do.
         digest: whether to hash every weight that can be read, in an engine of this process.
@@ -58,6 +59,7 @@ class Arm:
     prompts: list[Any] = field(default_factory=lambda: PROMPTS)
     max_tokens: int = 12
     swaps: list[list[Any]] = field(default_factory=list)
+    later: list[list[Any]] = field(default_factory=list)
     reload: bool = False
     unpacked: bool = False
     ready_bytes: int | None = None
@@ -114,18 +116,10 @@ def _answer_there(arm: Arm) -> dict[str, Any]:
     swaps = [_swap(llm, patches) for patches in arm.swaps]
     if arm.reload:
         llm.collective_rpc("reload_weights")
-    if arm.adapters is None:
-        outputs = [output for prompt in arm.prompts for output in ask([prompt])]
-    else:
-        outputs = ask(arm.prompts, lora_request=[_lora_request(arm.adapters, folder) for folder in arm.adapters])
-    answers = [output.outputs[0] for output in outputs]
+    answers = _all(arm, ask)
     version = llm.llm_engine.get_weight_version()
     result = {
-        "tokens": [list(answer.token_ids) for answer in answers],
-        "logprobs": [
-            [sorted((token, chance.logprob) for token, chance in step.items()) for step in answer.logprobs]
-            for answer in answers
-        ],
+        **_numbers(answers),
         "text": [answer.text for answer in answers],
         "weight_version": version,
         "weight_versions": [[span.version for span in answer.weight_versions or []] for answer in answers],
@@ -134,9 +128,30 @@ def _answer_there(arm: Arm) -> dict[str, Any]:
         "swaps": swaps,
         "digest": _digest(llm) if arm.digest else None,
     }
-    del llm
+    result["later"] = [{"swap": _swap(llm, patches), **_numbers(_all(arm, ask))} for patches in arm.later]
+    del llm, ask
     gc.collect()
     return result
+
+
+def _all(arm: Arm, ask: Any) -> list[Any]:
+    """The answers to all prompts of an arm."""
+    if arm.adapters is None:
+        outputs = [output for prompt in arm.prompts for output in ask([prompt])]
+    else:
+        outputs = ask(arm.prompts, lora_request=[_lora_request(arm.adapters, folder) for folder in arm.adapters])
+    return [output.outputs[0] for output in outputs]
+
+
+def _numbers(answers: list[Any]) -> dict[str, Any]:
+    """Tokens and log-probabilities: what tells one set of weights from another."""
+    return {
+        "tokens": [list(answer.token_ids) for answer in answers],
+        "logprobs": [
+            [sorted((token, chance.logprob) for token, chance in step.items()) for step in answer.logprobs]
+            for answer in answers
+        ],
+    }
 
 
 def _swap(llm: Any, patches: list[Any]) -> dict[str, Any]:
