@@ -105,11 +105,13 @@ def measure(model: Path, patches: PatchSet, work: Path, rounds: int, streams: in
                     progress.update()
         adapter = export_lora(patches, ModelFolder(model), work / "adapter")
         lora = ("--enable-lora", "--max-loras", "2", "--max-lora-rank", str(adapter.max_lora_rank))
-        with _server(costs, work / "lora", model, *lora, VLLM_ALLOW_RUNTIME_LORA_UPDATING="True") as server:
-            with Streams(server.url, streams, TOKENS) as going:
-                for number in range(rounds):
-                    _measure(costs, going, ADAPTER, lambda number=number: _load_adapter(server, adapter.folder, number))
-                    progress.update()
+        with (
+            _server(costs, work / "lora", model, *lora, VLLM_ALLOW_RUNTIME_LORA_UPDATING="True") as server,
+            Streams(server.url, streams, TOKENS) as going,
+        ):
+            for number in range(rounds):
+                _measure(costs, going, ADAPTER, lambda number=number: _load_adapter(server, adapter.folder, number))
+                progress.update()
     return costs
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from vllm_surgery.conventions import locate
-from vllm_surgery.engine import touchpoints
+from vllm_surgery.engine.request import logger
 from vllm_surgery.errors import EngineError
 
 if TYPE_CHECKING:
@@ -48,7 +48,10 @@ class Questioned:
         changed = [index for index in sorted({*before, *after}) if before.get(index, 1.0) != after.get(index, 1.0)]
         others = [index for index in range(count) if index not in set(changed)]
         asked = [*_sample(changed), *_sample(others)]
-        self._answers = {index: _ask(part.module, index) for index in asked}
+        try:
+            self._answers = {index: _ask(part.module, index) for index in asked}
+        except Exception as error:  # Nothing is written yet, and a backend that can't be asked can still be swapped.
+            logger.warning("vllm-surgery: %s can't be asked, so it isn't verified: %s", part.path, error)
 
     def check(self) -> int:
         """Compares what the experts answer now; tells how many were asked.
@@ -87,11 +90,8 @@ def expert_gains(names: Iterable[str], edits: Mapping[str, TensorEdit]) -> dict[
 
 
 def _may_be_asked(vllm_config: Any) -> bool:
-    """Where experts are spread over ranks, asking one may wait for the others, which aren't asked at that moment."""
-    parallel = vllm_config.parallel_config
-    return bool(touchpoints.PLATFORM.get().is_cpu()) or not (
-        parallel.enable_expert_parallel or parallel.data_parallel_size > 1
-    )
+    """With data parallelism asking an expert may wait for other engines, which aren't asked at that moment."""
+    return int(vllm_config.parallel_config.data_parallel_size) == 1
 
 
 def _sample(indices: list[int]) -> list[int]:

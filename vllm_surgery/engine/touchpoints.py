@@ -154,6 +154,12 @@ RESUME = TouchPoint("vllm.v1.engine.async_llm", "AsyncLLM.resume_generation", "g
 UPDATE_WEIGHT_VERSION = TouchPoint(
     "vllm.v1.engine.async_llm", "AsyncLLM.update_weight_version", "carrying the patch id in every output"
 )
+CALL_ALL_ENGINES = TouchPoint(
+    "vllm.v1.engine.core_client",
+    "AsyncMPClient.call_utility_all_async",
+    "hearing every engine of a server, not only the first",
+    ("method",),
+)
 
 FOR_LOADING = (
     CREATE_CONFIG,
@@ -178,6 +184,7 @@ FOR_SWAPPING = (
     PAUSE,
     RESUME,
     UPDATE_WEIGHT_VERSION,
+    CALL_ALL_ENGINES,
 )
 """Without any one of these a server still serves its patches, but says that it can't swap them."""
 
