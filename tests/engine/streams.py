@@ -45,7 +45,7 @@ def body(prompt: list[int], tokens: int, **more: Any) -> dict[str, Any]:
 def ask(url: str, prompt: list[int], tokens: int = 12, **more: Any) -> dict[str, Any]:
     """The whole answer to one request: its first choice."""
     response = httpx.post(f"{url}/v1/completions", json=body(prompt, tokens, **more), timeout=120)
-    response.raise_for_status()
+    assert response.is_success, response.text
     choice: dict[str, Any] = response.json()["choices"][0]
     return choice
 
