@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from vllm_surgery.engine import touchpoints
 from vllm_surgery.engine.plugin import ENDPOINT_GROUP
