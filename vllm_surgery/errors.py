@@ -47,6 +47,19 @@ class MixedWeightsError(EngineError):
     """A swap that failed and couldn't be undone: the server must not answer any more."""
 
 
+class ServerError(SurgeryError):
+    """A running server's refusal, as it came over HTTP.
+
+    Attributes:
+        status: HTTP's.
+        kind: the name of the error on the server, such as ``ConflictError``.
+    """
+
+    def __init__(self, status: int, kind: str, message: str) -> None:
+        self.status, self.kind = status, one_line(kind)
+        super().__init__(message)
+
+
 class PatchError(SurgeryError):
     """A patch that is wrong in itself.
 

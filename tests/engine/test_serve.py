@@ -19,6 +19,7 @@ from vllm_surgery.stack import SourcedPatch
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
 PATCHES = PatchSet((SourcedPatch("a.yaml", Patch.from_data(patch_of({(0, 0): -1.0}))),))
 
@@ -55,8 +56,10 @@ def serve(monkeypatch: pytest.MonkeyPatch) -> Callable[..., argparse.Namespace]:
         touched = getattr(module.touchpoints, point)
         monkeypatch.setattr(touched.owner(), touched.name, value)
 
-    def run(patches: PatchSet, *arguments: str) -> argparse.Namespace:
-        module.serve(patches, arguments)
+    monkeypatch.setenv("VLLM_PLUGINS", "vllm_surgery")
+
+    def run(patches: PatchSet, *arguments: str, **options: Any) -> argparse.Namespace:
+        module.serve(patches, arguments, **options)
         assert command.args is not None
         return command.args
 
@@ -93,20 +96,67 @@ def test_a_server_that_is_told_to_ignore_patches_says_so(
     assert f"vllm-surgery: VLLM_SURGERY_DISABLE is set, so {PATCHES.id} is not applied" in caplog.text
 
 
+def test_patch_folders_travel_in_the_config(serve: Callable[..., argparse.Namespace], tmp_path: Path) -> None:
+    args = serve(PatchSet(), "model", patch_dirs=[tmp_path])
+    assert Settings.of(args.additional_config) == Settings(patch_dirs=[str(tmp_path)])
+
+
+def test_patch_folders_may_be_named_in_both_places(serve: Callable[..., argparse.Namespace], tmp_path: Path) -> None:
+    config = '{"vllm_surgery": {"patch_dirs": ["/config"], "allow_inline": false}}'
+    args = serve(PatchSet(), "model", "--additional-config", config, patch_dirs=[tmp_path])
+    assert Settings.of(args.additional_config) == Settings(patch_dirs=["/config", str(tmp_path)], allow_inline=False)
+
+
+def test_followed_files_travel_in_the_config(serve: Callable[..., argparse.Namespace], tmp_path: Path) -> None:
+    args = serve(PATCHES, "model", watch=[tmp_path / "a.yaml"])
+    assert Settings.of(args.additional_config).watched_files() == [str(tmp_path / "a.yaml")]
+
+
+@pytest.fixture
+def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another package's plugins, one of each kind."""
+    metadata = tmp_path / "other-1.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: other\nVersion: 1\n")
+    groups = ("general", "platform", "stat_logger", "endpoint")
+    (metadata / "entry_points.txt").write_text(
+        "".join(f"[vllm.{group}_plugins]\nother_{group} = nowhere:nothing\n" for group in groups)
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+
+
+@pytest.mark.usefixtures("installed")
+def test_without_an_allow_list_everything_is_loaded_that_was_before_but_no_other_routes(
+    serve: Callable[..., argparse.Namespace], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("VLLM_PLUGINS")
+    serve(PATCHES, "model")
+    allowed = os.environ["VLLM_PLUGINS"].split(",")
+    assert {"vllm_surgery", "lora_filesystem_resolver", "lora_hf_hub_resolver"} <= set(allowed)
+    assert {"other_general", "other_platform", "other_stat_logger"} <= set(allowed)
+    assert "other_endpoint" not in allowed
+
+
+def test_a_plugin_that_is_off_makes_no_allow_list(
+    serve: Callable[..., argparse.Namespace], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("VLLM_PLUGINS")
+    monkeypatch.setenv("VLLM_SURGERY_DISABLE", "1")
+    serve(PatchSet(), "model")
+    assert "VLLM_PLUGINS" not in os.environ
+
+
 @pytest.mark.parametrize(
     ("before", "after"),
     [
-        (None, None),
         ("", "vllm_surgery"),
         ("other", "other,vllm_surgery"),
         ("other,vllm_surgery", "other,vllm_surgery"),
     ],
 )
 def test_an_allow_list_of_plugins_gets_this_one(
-    serve: Callable[..., argparse.Namespace], monkeypatch: pytest.MonkeyPatch, before: str | None, after: str | None
+    serve: Callable[..., argparse.Namespace], monkeypatch: pytest.MonkeyPatch, before: str, after: str
 ) -> None:
-    monkeypatch.delenv("VLLM_PLUGINS", raising=False)
-    if before is not None:
-        monkeypatch.setenv("VLLM_PLUGINS", before)
+    monkeypatch.setenv("VLLM_PLUGINS", before)
     serve(PATCHES, "model")
-    assert os.environ.get("VLLM_PLUGINS") == after
+    assert os.environ["VLLM_PLUGINS"] == after

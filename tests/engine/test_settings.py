@@ -39,10 +39,36 @@ def test_carried_patches_survive_the_config_with_their_file_names(tmp_path: Path
     file = tmp_path / "good.json"
     file.write_text(json.dumps(GOOD))
     patches = PatchSet.load([file])
-    config = Settings.carrying(patches).put_into({"another_plugin": 1})
+    config = Settings().carrying(patches).put_into({"another_plugin": 1})
     file.unlink()
     assert config["another_plugin"] == 1
     assert Settings.of(json.loads(json.dumps(config))).load() == patches
+
+
+def test_other_settings_are_carried_along(tmp_path: Path) -> None:
+    settings = Settings(patch_dirs=[str(tmp_path)], allow_remote_swaps=True, allow_inline=False)
+    carried = Settings.of(settings.carrying(PatchSet()).put_into({}))
+    assert carried == settings
+
+
+def test_files_to_follow_are_carried_by_their_absolute_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "good.json"
+    file.write_text(json.dumps(GOOD))
+    monkeypatch.chdir(tmp_path)
+    settings = Settings(patches=["good.json"], watch=True)
+    carried = Settings.of(settings.carrying(settings.load()).put_into({}))
+    assert carried.watched_files() == settings.watched_files() == [str(file)]
+    assert carried.carrying(carried.load()) == carried
+
+
+def test_files_to_follow_may_be_named_themselves() -> None:
+    assert Settings(patches=[GOOD], watch=["/config/good.json"]).watched_files() == ["/config/good.json"]
+
+
+@pytest.mark.parametrize("patches", [[], ["good.json"], [GOOD]])
+def test_by_default_nothing_is_followed(patches: list[Any]) -> None:
+    assert Settings(patches=patches).watched_files() == []
+    assert "watch" not in Settings(patches=patches).carrying(PatchSet()).put_into({})["vllm_surgery"]
 
 
 @pytest.mark.parametrize(
@@ -51,6 +77,11 @@ def test_carried_patches_survive_the_config_with_their_file_names(tmp_path: Path
         ({"patch": []}, r"additional_config\.vllm_surgery\.patch: Extra inputs are not permitted"),
         ({"patches": "a.yaml"}, r"additional_config\.vllm_surgery\.patches: Input should be a valid list"),
         ({"patches": [1]}, r"additional_config\.vllm_surgery\.patches\.0: Input should be a valid string"),
+        ({"watch": True}, r"additional_config\.vllm_surgery: watch: true needs `patches` that are files"),
+        ({"watch": True, "patches": [GOOD]}, r"watch: true needs `patches` that are files"),
+        ({"watch": "a.yaml"}, r"additional_config\.vllm_surgery\.watch"),
+        ({"patch_dirs": "folder"}, r"additional_config\.vllm_surgery\.patch_dirs: Input should be a valid list"),
+        ({"allow_inline": "no"}, r"additional_config\.vllm_surgery\.allow_inline: Input should be a valid boolean"),
         ([], r"additional_config\.vllm_surgery: Input should be a valid dictionary"),
     ],
 )

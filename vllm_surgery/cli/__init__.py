@@ -14,13 +14,27 @@ import sys
 from typing import TYPE_CHECKING
 
 from vllm_surgery import __version__
-from vllm_surgery.cli import bake, check, demo_model, diff, doctor, export_lora, schema, seal, serve, show
-from vllm_surgery.errors import PatchError, SurgeryError, UsageError
+from vllm_surgery.cli import (
+    bake,
+    check,
+    demo_model,
+    diff,
+    doctor,
+    export_lora,
+    patches,
+    schema,
+    seal,
+    serve,
+    show,
+    status,
+    swap,
+)
+from vllm_surgery.errors import PatchError, ServerError, SurgeryError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-_COMMANDS = (serve, demo_model, check, show, schema, seal, bake, diff, export_lora, doctor)
+_COMMANDS = (serve, demo_model, check, show, schema, seal, bake, diff, export_lora, status, swap, patches, doctor)
 _EXIT_NO, _EXIT_USAGE, _EXIT_INTERRUPTED = 1, 2, 130
 
 
@@ -56,9 +70,11 @@ def _parser() -> argparse.ArgumentParser:
 
 def _report(error: SurgeryError, as_json: bool) -> int:
     if as_json:
-        content = {"type": type(error).__name__, "message": str(error)}
+        content: dict[str, object] = {"type": type(error).__name__, "message": str(error)}
         if isinstance(error, PatchError):
             content |= {"source": error.source, "place": error.place, "detail": error.detail}
+        if isinstance(error, ServerError):
+            content |= {"status": error.status, "kind": error.kind}
         print(json.dumps({"ok": False, "error": content}, indent=2))
     else:
         print(f"vllm-surgery: error: {error}", file=sys.stderr)

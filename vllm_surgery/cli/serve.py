@@ -4,10 +4,12 @@
 from __future__ import annotations
 
 import importlib.util
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vllm_surgery.cli.options import add_command
-from vllm_surgery.errors import EngineError
+from vllm_surgery.errors import EngineError, UsageError
+from vllm_surgery.library import check_folder
 from vllm_surgery.stack import PatchSet
 
 if TYPE_CHECKING:
@@ -27,11 +29,19 @@ def add_to(subparsers: Subparsers) -> None:
         "Start vLLM's OpenAI-compatible server with patches applied to the model.",
         takes_rest=True,
         add_help=False,  # A bare --help shows both sets of options; --help=GROUP is vLLM's alone.
-        usage="vllm-surgery serve MODEL [--patch FILE]... [any option of `vllm serve`]",
+        usage="vllm-surgery serve MODEL [--patch FILE]... [--patch-dir DIR]... [--watch] [any option of `vllm serve`]",
     )
     parser.add_argument(
         "--patch", action="append", default=[], metavar="FILE", help="a patch file; may be given more than once"
     )
+    parser.add_argument(
+        "--patch-dir",
+        action="append",
+        default=[],
+        metavar="DIR",
+        help="a folder whose patches can be swapped in by name while the server runs; may be given more than once",
+    )
+    parser.add_argument("--watch", action="store_true", help="follow the patch files: an edit is swapped in")
     parser.set_defaults(print_help=parser.print_help)
 
 
@@ -40,10 +50,14 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
     if any(word in rest for word in _HELP):
         args.print_help()
         print("\nAll other options are those of `vllm serve`:\n")
+    if args.watch and not args.patch:
+        raise UsageError("--watch needs --patch: it follows the files that are given there")
     patches = PatchSet.load(args.patch)
+    patch_dirs = [check_folder(folder) for folder in args.patch_dir]
+    watch = [Path(file).absolute() for file in args.patch] if args.watch else []
     if importlib.util.find_spec("vllm") is None:
         raise EngineError("serve needs vLLM: install vllm-surgery with its extra `gpu` or `cpu`")
     from vllm_surgery.engine.serve import serve
 
-    serve(patches, rest)
+    serve(patches, rest, patch_dirs=patch_dirs, watch=watch)
     return 0

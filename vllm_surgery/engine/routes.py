@@ -1,0 +1,150 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The HTTP routes, and what becomes of errors on them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel
+from starlette.requests import ClientDisconnect
+
+from vllm_surgery.engine.access import Access, Caller, ForbiddenError
+from vllm_surgery.engine.body import MalformedError, NotJsonError, TooLargeError, check_type, parse_request, read_body
+from vllm_surgery.errors import (
+    CannotSwapError,
+    CheckpointError,
+    ConflictError,
+    EngineError,
+    MixedWeightsError,
+    PatchError,
+    SurgeryError,
+    SwapFailedError,
+    UsageError,
+)
+from vllm_surgery.protocol import PATCHES_PATH, STATE_PATH, PatchListing, ServerState, SwapReport, SwapRequest
+
+if TYPE_CHECKING:
+    from starlette.datastructures import State
+
+    from vllm_surgery.engine.doors import Doors
+
+DOORS, ACCESS = "vllm_surgery_doors", "vllm_surgery_access"
+"""Attributes of the web application's state."""
+
+STATUS: dict[type[SurgeryError], int] = {
+    MalformedError: 400,
+    ForbiddenError: 403,
+    ConflictError: 409,
+    TooLargeError: 413,
+    NotJsonError: 415,
+    UsageError: 422,
+    CheckpointError: 422,
+    PatchError: 422,
+    CannotSwapError: 501,
+    SwapFailedError: 500,
+    MixedWeightsError: 500,
+    EngineError: 500,
+    SurgeryError: 500,
+}
+"""The HTTP status of each error; a type that isn't here has that of its base."""
+
+
+class ErrorDetail(BaseModel):
+    """What went wrong, as vLLM's own routes say it.
+
+    Attributes:
+        message: one line.
+        type: the name of the error.
+        param: always null.
+        code: the HTTP status.
+    """
+
+    message: str
+    type: str
+    param: str | None = None
+    code: int
+
+
+class ErrorAnswer(BaseModel):
+    """The answer of every route that failed."""
+
+    error: ErrorDetail
+
+
+def _errors(**descriptions: str) -> dict[int | str, dict[str, Any]]:
+    """For the API's description: ``_401="no API key"``."""
+    return {int(name[1:]): {"model": ErrorAnswer, "description": text} for name, text in descriptions.items()}
+
+
+_ENGINE_ERRORS = _errors(
+    _500="The engine's workers don't answer, or don't agree.", _501="This server has no engine to operate on."
+)
+_SWAP_ERRORS = _errors(
+    _400="The body is not JSON. Nothing was changed.",
+    _403="The caller may not swap here, or may not send patches. Nothing was changed.",
+    _409="Another swap runs, the engine sleeps, or `if_epoch` is stale. Nothing was changed.",
+    _413="The body is too long. Nothing was changed.",
+    _415="The content type is not application/json. Nothing was changed.",
+    _422="The patches are refused: unknown, wrong, or not for this model. Nothing was changed.",
+    _500="The swap failed. `SwapFailedError`: it was undone. `MixedWeightsError`: the engine was stopped.",
+    _501="This server can't swap; the message says why.",
+)
+# The body is read by hand, since a framework would read all of it before anything could be refused.
+_SWAP_BODY = {
+    "requestBody": {
+        "required": True,
+        "content": {"application/json": {"schema": SwapRequest.model_json_schema()}},
+    }
+}
+
+router = APIRouter(tags=["vllm-surgery"])
+
+
+@router.get(STATE_PATH, summary="What is served", responses=_ENGINE_ERRORS)
+async def get_state(request: Request) -> ServerState:
+    """The active patches, what the followed files ask for, and whether patches can be swapped."""
+    return await _doors(request).state()
+
+
+@router.get(PATCHES_PATH, summary="Patches by name", responses=_ENGINE_ERRORS)
+async def get_patches(request: Request) -> PatchListing:
+    """What lies in the server's patch folders. A broken file is listed with its error."""
+    return await _doors(request).listing()
+
+
+@router.put(STATE_PATH, summary="Swap patches", responses=_SWAP_ERRORS, openapi_extra=_SWAP_BODY)
+async def put_state(request: Request) -> SwapReport:
+    """From the answer on the model is served with these patches and no others; an empty list is the model as it is.
+
+    All of it is done or none. A caller that goes away doesn't stop a swap that has begun.
+    """
+    access: Access = getattr(request.app.state, ACCESS)
+    access.check(_caller(request))
+    check_type(request.headers.get("content-type", ""))
+    doors = _doors(request)
+    try:
+        body = await read_body(request.stream())
+    except ClientDisconnect:
+        raise MalformedError("the connection ended in the middle of the body") from None
+    return await doors.swap(parse_request(body))
+
+
+async def answer_error(_request: Request, error: Exception) -> JSONResponse:
+    """A `SurgeryError` as the answer to a request."""
+    code = next(STATUS[kind] for kind in type(error).__mro__ if kind in STATUS)
+    detail = ErrorDetail(message=str(error), type=type(error).__name__, code=code)
+    return JSONResponse(ErrorAnswer(error=detail).model_dump(), code)
+
+
+def _doors(request: Request) -> Doors:
+    state: State = request.app.state
+    doors: Doors | None = getattr(state, DOORS, None)
+    if doors is None:
+        raise CannotSwapError("this server has no engine to operate on")
+    return doors
+
+
+def _caller(request: Request) -> Caller:
+    return Caller(request.client.host if request.client else None, request.headers.items())
