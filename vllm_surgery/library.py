@@ -156,7 +156,10 @@ def _listed(name: str, entries: list[_Entry]) -> ListedPatch:
 def _read_regular(path: Path, source: str) -> bytes:
     """Opens a resolved path without following a last link or waiting for a pipe's other end."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    with os.fdopen(descriptor, "rb") as file:
+    try:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             raise PatchError(source, "", "is not a regular file")
-        return file.read(MAX_BYTES + 1)
+        with os.fdopen(descriptor, "rb", closefd=False) as file:
+            return file.read(MAX_BYTES + 1)
+    finally:
+        os.close(descriptor)
