@@ -23,8 +23,11 @@ if TYPE_CHECKING:
 
 _ENTRY = re.compile(r"[^\n]+\n*")
 _PIECE = re.compile(r"[^,]+,?")
+_SENTENCE = re.compile(r".+?(?:[.!?](?=\s)|$)\s*", re.DOTALL)
 _COUNTER = re.compile(r"^[\s\-*•(#]*\d*[.):]*\s*")
 LONGEST_CYCLE = 12
+LONG_LINE = 160
+WIDTH = 150
 MANY_COMMAS = 6
 
 
@@ -40,20 +43,32 @@ def _numbered(text: str, ends: list[int]) -> Iterator[tuple[str, int, str]]:
     seen: dict[str, int] = {}
     for start, entry in _entries(text):
         token = bisect_right(ends, len(text[:start].encode()))
-        bare = _COUNTER.sub("", entry).strip(" ,.\n").lower()
+        bare = _bare(entry)
         if bare in seen:
             yield f"={seen[bare]}", token, f"={seen[bare]}"
         else:
             seen[bare] = len(seen)
-            yield f"={seen[bare]}", token, f"\n  @{token} <{seen[bare]}> {entry.strip()}"
+            yield f"={seen[bare]}", token, f"\n  @{token} <{seen[bare]}> {_shortened(entry.strip())}"
+
+
+def _bare(entry: str) -> str:
+    """An entry without its marker, figures in it masked if it has words; so lists that only count are folded too."""
+    bare = _COUNTER.sub("", entry).strip(" ,.\n").lower()
+    return re.sub(r"\d+", "0", bare) if re.search("[^\\W\\d]", bare) else bare
+
+
+def _shortened(entry: str) -> str:
+    return entry if len(entry) <= 2 * WIDTH else f"{entry[:WIDTH]} [...] {entry[-WIDTH:]}"
 
 
 def _entries(text: str) -> Iterator[tuple[int, str]]:
     for line in _ENTRY.finditer(text):
-        if line.group().count(",") < MANY_COMMAS:
-            yield line.start(), line.group()
-        else:
+        if line.group().count(",") >= MANY_COMMAS:
             yield from ((line.start() + piece.start(), piece.group()) for piece in _PIECE.finditer(line.group()))
+        elif len(line.group()) > LONG_LINE:
+            yield from ((line.start() + part.start(), part.group()) for part in _SENTENCE.finditer(line.group()))
+        else:
+            yield line.start(), line.group()
 
 
 def _fold(entries: list[tuple[str, int, str]]) -> Iterator[str]:
