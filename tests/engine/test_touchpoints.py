@@ -9,10 +9,12 @@ import types
 import pytest
 
 from vllm_surgery import EngineError
-from vllm_surgery.engine.touchpoints import FOR_LOADING, FOR_SERVING, TouchPoint
+from vllm_surgery.engine.touchpoints import FOR_LOADING, FOR_SERVING, FOR_WATCHING, TouchPoint
 
 
-@pytest.mark.parametrize("point", [*FOR_LOADING, *FOR_SERVING], ids=lambda point: f"{point.module}.{point.path}")
+@pytest.mark.parametrize(
+    "point", [*FOR_LOADING, *FOR_SERVING, *FOR_WATCHING], ids=lambda point: f"{point.module}.{point.path}"
+)
 def test_this_vllm_has_it(point: TouchPoint) -> None:
     assert point.get() is not None
 

@@ -7,6 +7,7 @@ from vllm_surgery.engine import touchpoints
 from vllm_surgery.engine.compile_cache import compute_hash_hook
 from vllm_surgery.engine.preflight import preflight_hook
 from vllm_surgery.engine.ranks import REPORT_METHOD, verify_hook
+from vllm_surgery.engine.watch_hooks import install_watching
 from vllm_surgery.engine.worker import load_hook, report
 
 
@@ -23,3 +24,4 @@ def install() -> None:
     touchpoints.LOAD_MODEL.wrap(load_hook)
     touchpoints.ENGINE_READY.wrap(verify_hook)
     setattr(touchpoints.WORKER_BASE.get(), REPORT_METHOD, report)
+    install_watching()

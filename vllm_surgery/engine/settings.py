@@ -28,12 +28,16 @@ class Settings(BaseModel):
     Attributes:
         patches: file names, or patches themselves as plain data.
         sources: what to call each patch in errors, where it isn't a file name any more.
+        detect_loops: whether the tokens of every request are watched for loops.
+        log_text: whether log lines may hold what a model wrote.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     patches: list[str | dict[str, Any]] = Field(default_factory=list)
     sources: list[str] = Field(default_factory=list)
+    detect_loops: bool = True
+    log_text: bool = False
 
     @classmethod
     def of(cls, additional_config: object) -> Settings:
@@ -60,8 +64,8 @@ class Settings(BaseModel):
         )
 
     def put_into(self, additional_config: dict[str, Any]) -> dict[str, Any]:
-        """A copy of vLLM's ``additional_config`` with these settings in it."""
-        return {**additional_config, KEY: self.model_dump(exclude_defaults=True)}
+        """A copy of vLLM's ``additional_config`` with these settings in it; its own hold where these are defaults."""
+        return {**additional_config, KEY: {**additional_config.get(KEY, {}), **self.model_dump(exclude_defaults=True)}}
 
     def load(self) -> PatchSet:
         """Reads and validates the patches.

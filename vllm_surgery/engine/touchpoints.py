@@ -135,6 +135,17 @@ CLI_SETUP = TouchPoint("vllm.entrypoints.serve.utils.api_utils", "cli_env_setup"
 CLI_LOGGING = TouchPoint("vllm.logger", "configure_logging_from_args", "`vllm-surgery serve`")
 CLI_PARSER = TouchPoint("vllm.utils.argparse_utils", "FlexibleArgumentParser", "`vllm-surgery serve`")
 
+_WATCHING = "watching for loops"
+ASYNC_ENGINE = TouchPoint("vllm.v1.engine.async_llm", "AsyncLLM.__init__", _WATCHING, ("vllm_config",))
+SYNC_ENGINE = TouchPoint("vllm.v1.engine.llm_engine", "LLMEngine.__init__", _WATCHING, ("vllm_config",))
+PROCESS_OUTPUTS = TouchPoint(
+    "vllm.v1.engine.output_processor",
+    "OutputProcessor.process_outputs",
+    _WATCHING,
+    ("engine_core_outputs", "engine_core_timestamp", "iteration_stats", "weight_version"),
+)
+ABORT_REQUESTS = TouchPoint("vllm.v1.engine.output_processor", "OutputProcessor.abort_requests", _WATCHING)
+
 FOR_LOADING = (
     CREATE_CONFIG,
     CONFIG_HASH,
@@ -149,3 +160,6 @@ FOR_LOADING = (
 
 FOR_SERVING = (SERVE_COMMAND, CLI_SETUP, CLI_LOGGING, CLI_PARSER)
 """What the command line alone needs. Without these, `vllm serve` with the plugin still works."""
+
+FOR_WATCHING = (ASYNC_ENGINE, SYNC_ENGINE, PROCESS_OUTPUTS, ABORT_REQUESTS)
+"""Without any one of these a server still serves its patches, but doesn't watch for loops."""
