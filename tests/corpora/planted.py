@@ -19,11 +19,12 @@ if TYPE_CHECKING:
 
 Kind: TypeAlias = Literal["verbatim", "decay", "doom"]
 
-SEED = "planted 1"
-VERBATIM, DECAY, DOOM = 2400, 600, 240
+SEED = "planted 2"
+VERBATIM, DECAY, DOOM = 3600, 600, 240
 LONGEST_PERIOD = 1024
-LEAST_COVERED = 384
-"""Tokens: half of an answer of 768. A loop that short cuts is beyond what a list of zeros in healthy text reaches."""
+COVERED = (6.5, 10.5)
+"""Binary logarithms of the fewest and the most tokens that a short period is repeated over: 90 to 1,448. The shortest are
+no longer than healthy rows of zeros, so nobody can find all of them; recall is reported by this length."""
 
 SHORTEST_ESCAPE = 96
 """Tokens of healthy text after a loop that was left, so that it is plain that it was left."""
@@ -88,8 +89,7 @@ def verbatim(random: Random, name: str, pool: Sequence[list[int]], vocabulary: i
     period = _period(random)
     family = "one token" if period == 1 else random.choice(("text", "text", "random", "2 symbols", "3 symbols", "nested"))
     motif = _primitive(_motif(random, family, period, pool, vocabulary))
-    copies = random.uniform(3, 6)
-    length = max(LEAST_COVERED, int(copies * len(motif)))
+    length = max(int(random.uniform(3, 6) * len(motif)), int(2 ** random.uniform(*COVERED)))
     before = _stretch(random, pool, random.choice((0, random.randrange(400))))
     after = _stretch(random, pool, random.randrange(SHORTEST_ESCAPE, 300)) if random.random() < 0.4 else []
     loop = (motif * (length // len(motif) + 1))[:length]

@@ -56,9 +56,9 @@ def passages() -> Iterator[Passage]:
 
 
 def passages_of(kind: str) -> Iterator[Passage]:
-    """The passages of one class."""
+    """The passages of one class, none twice."""
     texts = FROM_THE_ENVIRONMENT[kind]() if kind in FROM_THE_ENVIRONMENT else _generate(kind)
-    for number, text in enumerate(texts):
+    for number, text in enumerate(dict.fromkeys(texts)):
         yield Passage(f"{kind}/{number:04d}", text)
 
 

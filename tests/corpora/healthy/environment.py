@@ -61,12 +61,11 @@ def _library() -> tuple[Path, ...]:
 @cache
 def _package_files() -> tuple[Path, ...]:
     """All files of all installed packages but this one, in an order that doesn't depend on where they lie."""
-    named = {
-        f"{distribution.metadata['Name']} {file}": Path(str(distribution.locate_file(file)))
-        for distribution in distributions()
-        if distribution.metadata["Name"] != _FIRST_PARTY
-        for file in distribution.files or ()
-    }
+    named: dict[str, Path] = {}
+    for distribution in distributions():
+        name = distribution.metadata["Name"]
+        if name != _FIRST_PARTY:
+            named |= {f"{name} {file}": Path(str(distribution.locate_file(file))) for file in distribution.files or ()}
     return tuple(named[name] for name in sorted(named))
 
 
