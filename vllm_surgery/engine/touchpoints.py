@@ -160,6 +160,16 @@ CALL_ALL_ENGINES = TouchPoint(
     "hearing every engine of a server, not only the first",
     ("method",),
 )
+_WATCHING = "watching for loops"
+ASYNC_ENGINE = TouchPoint("vllm.v1.engine.async_llm", "AsyncLLM.__init__", _WATCHING, ("vllm_config",))
+SYNC_ENGINE = TouchPoint("vllm.v1.engine.llm_engine", "LLMEngine.__init__", _WATCHING, ("vllm_config",))
+PROCESS_OUTPUTS = TouchPoint(
+    "vllm.v1.engine.output_processor",
+    "OutputProcessor.process_outputs",
+    _WATCHING,
+    ("engine_core_outputs", "engine_core_timestamp", "iteration_stats", "weight_version"),
+)
+ABORT_REQUESTS = TouchPoint("vllm.v1.engine.output_processor", "OutputProcessor.abort_requests", _WATCHING)
 
 FOR_LOADING = (
     CREATE_CONFIG,
@@ -190,3 +200,6 @@ FOR_SWAPPING = (
 
 FOR_SERVING = (SERVE_COMMAND, CLI_SETUP, CLI_LOGGING, CLI_PARSER)
 """What the command line alone needs. Without these, `vllm serve` with the plugin still works."""
+
+FOR_WATCHING = (ASYNC_ENGINE, SYNC_ENGINE, PROCESS_OUTPUTS, ABORT_REQUESTS)
+"""Without any one of these a server still serves its patches, but doesn't watch for loops."""
