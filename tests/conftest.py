@@ -8,11 +8,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import settings
 
 from vllm_surgery.demo import default_folder, make_demo_model
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+# How long an example takes says more of what else the machine does than of the code.
+settings.register_profile("no deadline", deadline=None)
+settings.load_profile("no deadline")
 
 PATCHES = Path(__file__).parents[1] / "patches"
 

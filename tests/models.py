@@ -31,38 +31,108 @@ _SIZES: dict[str, Any] = {
     "eos_token_id": 1,
     "pad_token_id": 2,
 }
-FAMILIES = ("Llama", "Qwen2", "Qwen3", "Gemma2", "Gemma3")
+FAMILIES = ("Llama", "Qwen2", "Qwen3", "Gemma2", "Gemma3", "Mistral", "Phi3", "Gemma3n", "Gemma4/dense")
 
 EXPERT_LAYERS, EXPERTS = 4, 8
 # On the CPU backend experts' sizes are multiples of 32.
 _EXPERT_SIZES: dict[str, Any] = {
     "num_hidden_layers": EXPERT_LAYERS,
     "moe_intermediate_size": 64,
-    "num_experts": EXPERTS,
     "num_experts_per_tok": 2,
 }
+_DEEPSEEK: dict[str, Any] = {
+    **_EXPERT_SIZES,
+    "n_routed_experts": EXPERTS,
+    "n_shared_experts": 1,
+    "first_k_dense_replace": 1,
+    "n_group": 1,
+    "topk_group": 1,
+}
+_LATENT_ATTENTION: dict[str, Any] = {
+    "num_key_value_heads": 4,
+    "kv_lora_rank": 512,  # The CPU backend takes no other sum of this and the next but one.
+    "q_lora_rank": None,
+    "qk_nope_head_dim": 32,
+    "qk_rope_head_dim": 64,
+    "v_head_dim": 32,
+}
+# What a family's config says beside `_SIZES`; after a slash another model of the family.
 _MORE: dict[str, dict[str, Any]] = {
-    "Qwen3Moe": _EXPERT_SIZES,
-    "Gemma4": {
-        **_EXPERT_SIZES,
-        "enable_moe_block": True,
-        "top_k_experts": 2,
+    "Qwen2Moe": {**_EXPERT_SIZES, "num_experts": EXPERTS, "shared_expert_intermediate_size": 96},
+    "Qwen3Moe": {**_EXPERT_SIZES, "num_experts": EXPERTS, "mlp_only_layers": []},
+    "Mixtral": {"num_hidden_layers": EXPERT_LAYERS, "num_local_experts": EXPERTS, "num_experts_per_tok": 2},
+    "Olmoe": {"num_hidden_layers": EXPERT_LAYERS, "num_experts": EXPERTS, "num_experts_per_tok": 2},
+    "DeepseekV2": {**_DEEPSEEK, **_LATENT_ATTENTION, "topk_method": "greedy"},
+    "DeepseekV3": {**_DEEPSEEK, **_LATENT_ATTENTION, "topk_method": "noaux_tc"},
+    "Glm4Moe": _DEEPSEEK,
+    "GptOss": {"num_hidden_layers": EXPERT_LAYERS, "num_local_experts": EXPERTS, "num_experts_per_tok": 2},
+    "Gemma3n": {
+        "intermediate_size": [WIDTH] * LAYERS,
+        "num_kv_shared_layers": 2,
+        "hidden_size_per_layer_input": 32,
+        "vocab_size_per_layer_input": VOCABULARY,
+        # From the layer where most neurons are silenced by how large the others are, to one where none are.
+        "activation_sparsity_pattern": [0.9] * 4 + [0.0] * (LAYERS - 4),
+        "layer_types": ["sliding_attention", "full_attention"] * (LAYERS // 2),
+        "laurel_rank": 32,
+    },
+    "Gemma4/dense": {
         "global_head_dim": 32,
         "hidden_size_per_layer_input": 0,
-        "layer_types": ["sliding_attention", "full_attention"] * 2,
+        "layer_types": ["sliding_attention", "full_attention"] * (LAYERS // 2),
+        "use_double_wide_mlp": True,  # In the layers that share keys and values.
+        "num_kv_shared_layers": 2,
+    },
+    "Gemma4/experts": {
+        "num_hidden_layers": EXPERT_LAYERS,
+        "global_head_dim": 32,
+        "hidden_size_per_layer_input": 0,
+        "layer_types": ["sliding_attention", "full_attention"] * (EXPERT_LAYERS // 2),
+        "moe_intermediate_size": 64,
+        "num_experts": EXPERTS,
+        "enable_moe_block": True,
+        "top_k_experts": 2,
     },
 }
+
+EXPERT_FAMILIES = tuple(family for family, config in _MORE.items() if config.get("num_hidden_layers") == EXPERT_LAYERS)
 
 
 def make_model(folder: Path, family: str = "Llama", dtype: torch.dtype = torch.float32, **save: Any) -> Path:
     """A random model of a family. Its weights are larger than a fresh model's, so that answers depend on every unit."""
     import transformers
 
-    prefix = f"{family}Text" if family in {"Gemma3", "Gemma4"} else family
-    sizes = {**_SIZES, "tie_word_embeddings": family.startswith("Gemma"), **_MORE.get(family, {})}
-    config = getattr(transformers, f"{prefix}Config")(**sizes)
+    kind = family.split("/", maxsplit=1)[0]
+    return _save(getattr(transformers, f"{kind}ForCausalLM"), _config(family), folder, dtype, **save)
+
+
+def make_multimodal(folder: Path, family: str) -> Path:
+    """A random model that also sees pictures, whose language model is a family's."""
+    import transformers
+
+    kind = family.split("/", maxsplit=1)[0]
+    text = "Mistral" if kind == "Mistral3" else family
+    seeing = {
+        **{"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2},
+        **{"image_size": 32, "patch_size": 16},
+        **({"model_type": "pixtral"} if kind == "Mistral3" else {}),
+    }
+    config = getattr(transformers, f"{kind}Config")(text_config=_config(text).to_dict(), vision_config=seeing)
+    return _save(getattr(transformers, f"{kind}ForConditionalGeneration"), config, folder)
+
+
+def _config(family: str) -> Any:
+    import transformers
+
+    kind = family.split("/", maxsplit=1)[0]
+    name = f"{kind}TextConfig" if kind in {"Gemma3", "Gemma3n", "Gemma4"} else f"{kind}Config"
+    sizes = {**_SIZES, "tie_word_embeddings": kind.startswith("Gemma"), **_MORE.get(family, {})}
+    return getattr(transformers, name)(**sizes)
+
+
+def _save(kind: Any, config: Any, folder: Path, dtype: torch.dtype = torch.float32, **save: Any) -> Path:
     torch.manual_seed(20261124)
-    model = getattr(transformers, f"{family}ForCausalLM")(config)
+    model = kind(config)
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.dim() > 1:

@@ -58,6 +58,8 @@ class ModelFacts:
     """What a model's config says of it. None where it doesn't say.
 
     Attributes:
+        sparse_layers: where a neuron's gate is compared with the layer's other gates (Gemma 3n), so that a change of
+            one gate changes other neurons too.
         quantization: `quant_method` of a quantised checkpoint.
         base: the name on the Hugging Face Hub, where it is known.
         revision: the commit there, where it is known.
@@ -67,6 +69,7 @@ class ModelFacts:
     num_hidden_layers: int | None = None
     hidden_size: int | None = None
     num_experts: int | None = None
+    sparse_layers: frozenset[int] = frozenset()
     quantization: str | None = None
     base: str | None = None
     revision: str | None = None
@@ -83,6 +86,7 @@ class ModelFacts:
             num_hidden_layers=_whole_number(text.get("num_hidden_layers")),
             hidden_size=_whole_number(text.get("hidden_size")),
             num_experts=next((number for number in map(_whole_number, experts) if number), None),
+            sparse_layers=_sparse_layers(text.get("activation_sparsity_pattern")),
             quantization=str(quantization.get("quant_method", "unnamed")) if isinstance(quantization, dict) else None,
             base=base,
             revision=revision,
@@ -197,6 +201,11 @@ def _says_yes(question: Callable[[], bool]) -> bool:
 
 def _whole_number(value: object) -> int | None:
     return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def _sparse_layers(pattern: object) -> frozenset[int]:
+    shares = pattern if isinstance(pattern, list) else []
+    return frozenset(layer for layer, share in enumerate(shares) if isinstance(share, int | float) and share > 0)
 
 
 def _hub_identity(path: Path) -> tuple[str | None, str | None]:

@@ -102,6 +102,7 @@ class _Comparison:
         if not self._base.keys() & self._edited.keys():
             raise CheckpointError(f"{edited.path}: has no tensor in common with {base.path}")
         self._anatomy = Anatomy(base.facts.num_hidden_layers)
+        self._sparse = base.facts.sparse_layers
         self._result = Diff()
         self._parts: dict[tuple[Kind, int, int], list[float]] = defaultdict(list)
         self._elsewhere: dict[tuple[Kind, Role, Role], int] = defaultdict(int)
@@ -156,7 +157,7 @@ class _Comparison:
         strange = []
         for index, gain in zip(indices, recover_gains(old, new, axis, indices), strict=True):
             role, unit = _role_and_unit(slot, after.info, index)
-            if gain is None or not _is_gain_of_unit(slot, role, gain):
+            if gain is None or not self._is_gain_of_unit(slot, role, gain):
                 strange.append(index)
                 continue
             self._parts[slot.kind, slot.layer, unit].append(gain)
@@ -167,6 +168,16 @@ class _Comparison:
             changed = int((old.index_select(axis, chosen) != new.index_select(axis, chosen)).sum())
             word = "whole" if slot.expert is not None else f"{len(strange)} {_slice_word(slot)}(s) ({shown})"
             self._unexplained(after, f"{word} changed by more than a gain", changed)
+
+    def _is_gain_of_unit(self, slot: Slot, role: Role, gain: float) -> bool:
+        """Whether a gain on one part is a gain of the unit.
+
+        A gate of zero silences it, since act(0) = 0; any other change of a gate is no gain. Where gate and up have
+        biases no change of theirs is one, and no change of a gate where the layer compares its neurons' gates.
+        """
+        if any(part.role == "gate_up_bias" for part in slot.convention.parts.values()):
+            return slot.part.carries
+        return (gain == 0 and slot.layer not in self._sparse) if role in {"gate", "gate_up"} else True
 
     def _count_elsewhere(self, slot: Slot, role: Role) -> None:
         if not slot.part.carries:
@@ -237,17 +248,6 @@ def _role_and_unit(slot: Slot, info: TensorInfo, index: int) -> tuple[Role, int]
         half, unit = divmod(index, slot.part.width(info.shape))
         return HALVES[half], unit
     return slot.part.role, index if slot.expert is None else slot.expert
-
-
-def _is_gain_of_unit(slot: Slot, role: Role, gain: float) -> bool:
-    """Whether a gain on one part is a gain of the unit.
-
-    A gate of zero silences it, since act(0) = 0; any other change of a gate is no gain. Where gate and up have biases,
-    no change of theirs is one.
-    """
-    if any(part.role == "gate_up_bias" for part in slot.convention.parts.values()):
-        return slot.part.carries
-    return gain == 0 if role in {"gate", "gate_up"} else True
 
 
 def _slice_word(slot: Slot) -> str:

@@ -43,10 +43,12 @@ class Arm:
         options: for `vllm.LLM`.
         prompts: text for chat, or token ids. Each is answered alone: a batch's size shows in the last bits.
         swaps: patch sets, as plain data, that are swapped in one after another before the answers.
+        later: patch sets that are swapped in after the answers, each with answers of its own.
         reload: whether to load the weights a second time before the answers, after all swaps.
         unpacked: whether linear layers keep their weights as the checkpoint has them, which is what GPUs do.
         digest: whether to hash every weight that can be read, in an engine of this process.
         ask_before: whether to answer all prompts once before the swaps, so that caches hold them.
+        forget_kernels: whether swaps get around what keeps vLLM from packing experts again.
         ready_bytes: how much of a swap may be held ready, where it isn't the default.
         adapters: for each prompt the folder of a LoRA adapter, or None. Where given, all are answered in one batch.
     """
@@ -57,11 +59,13 @@ class Arm:
     prompts: list[Any] = field(default_factory=lambda: PROMPTS)
     max_tokens: int = 12
     swaps: list[list[Any]] = field(default_factory=list)
+    later: list[list[Any]] = field(default_factory=list)
     reload: bool = False
     unpacked: bool = False
     ready_bytes: int | None = None
     digest: bool = False
     ask_before: bool = False
+    forget_kernels: bool = True
     adapters: list[str | None] | None = None
 
 
@@ -92,7 +96,7 @@ def _answer(arm: Arm) -> dict[str, Any]:
 def _answer_there(arm: Arm) -> dict[str, Any]:
     from vllm import LLM, SamplingParams
 
-    text = isinstance(arm.prompts[0], str)
+    text = bool(arm.prompts) and isinstance(arm.prompts[0], str)
     llm = LLM(
         arm.model,
         enforce_eager=True,
@@ -112,18 +116,10 @@ def _answer_there(arm: Arm) -> dict[str, Any]:
     swaps = [_swap(llm, patches) for patches in arm.swaps]
     if arm.reload:
         llm.collective_rpc("reload_weights")
-    if arm.adapters is None:
-        outputs = [output for prompt in arm.prompts for output in ask([prompt])]
-    else:
-        outputs = ask(arm.prompts, lora_request=[_lora_request(arm.adapters, folder) for folder in arm.adapters])
-    answers = [output.outputs[0] for output in outputs]
+    answers = _all(arm, ask)
     version = llm.llm_engine.get_weight_version()
     result = {
-        "tokens": [list(answer.token_ids) for answer in answers],
-        "logprobs": [
-            [sorted((token, chance.logprob) for token, chance in step.items()) for step in answer.logprobs]
-            for answer in answers
-        ],
+        **_numbers(answers),
         "text": [answer.text for answer in answers],
         "weight_version": version,
         "weight_versions": [[span.version for span in answer.weight_versions or []] for answer in answers],
@@ -132,9 +128,30 @@ def _answer_there(arm: Arm) -> dict[str, Any]:
         "swaps": swaps,
         "digest": _digest(llm) if arm.digest else None,
     }
-    del llm
+    result["later"] = [{"swap": _swap(llm, patches), **_numbers(_all(arm, ask))} for patches in arm.later]
+    del llm, ask
     gc.collect()
     return result
+
+
+def _all(arm: Arm, ask: Any) -> list[Any]:
+    """The answers to all prompts of an arm."""
+    if arm.adapters is None:
+        outputs = [output for prompt in arm.prompts for output in ask([prompt])]
+    else:
+        outputs = ask(arm.prompts, lora_request=[_lora_request(arm.adapters, folder) for folder in arm.adapters])
+    return [output.outputs[0] for output in outputs]
+
+
+def _numbers(answers: list[Any]) -> dict[str, Any]:
+    """Tokens and log-probabilities: what tells one set of weights from another."""
+    return {
+        "tokens": [list(answer.token_ids) for answer in answers],
+        "logprobs": [
+            [sorted((token, chance.logprob) for token, chance in step.items()) for step in answer.logprobs]
+            for answer in answers
+        ],
+    }
 
 
 def _swap(llm: Any, patches: list[Any]) -> dict[str, Any]:
@@ -172,11 +189,13 @@ def _circumstances(arm: Arm) -> Iterator[None]:
 
     from vllm import _custom_ops
 
-    from vllm_surgery.engine import swapping
+    from vllm_surgery.engine import swapping, writing
 
     with ExitStack() as stack:
         if arm.unpacked:
             stack.enter_context(patch.object(_custom_ops, "_supports_onednn", False))
+        if not arm.forget_kernels:
+            stack.enter_context(patch.object(writing, "_forget_expert_kernels", lambda module: None))
         if arm.ready_bytes is not None:
             stack.enter_context(patch.object(swapping, "READY_BYTES", arm.ready_bytes))
         yield

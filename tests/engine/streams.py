@@ -45,7 +45,7 @@ def body(prompt: list[int], tokens: int, **more: Any) -> dict[str, Any]:
 def ask(url: str, prompt: list[int], tokens: int = 12, **more: Any) -> dict[str, Any]:
     """The whole answer to one request: its first choice."""
     response = httpx.post(f"{url}/v1/completions", json=body(prompt, tokens, **more), timeout=120)
-    response.raise_for_status()
+    assert response.is_success, response.text
     choice: dict[str, Any] = response.json()["choices"][0]
     return choice
 
@@ -99,12 +99,15 @@ async def _follow(client: httpx.AsyncClient, stream: Stream, tokens: int) -> Non
             stream.finish = choice["finish_reason"] or stream.finish
 
 
-def longest_gap(streams: list[Stream]) -> float:
-    """The longest time, in seconds, that any stream waited between two tokens."""
-    return max(
-        (later - sooner for stream in streams for sooner, later in itertools.pairwise(stream.times)),
-        default=0.0,
-    )
+def longest_gap(streams: list[Stream], since: float = 0.0) -> float:
+    """The longest time, in seconds, that any stream waited for a token that came after `since`."""
+    gaps = [
+        later - sooner
+        for stream in streams
+        for sooner, later in itertools.pairwise(list(stream.times))
+        if later >= since
+    ]
+    return max(gaps, default=0.0)
 
 
 def chances(url: str, stream: Stream) -> list[tuple[float, float]]:

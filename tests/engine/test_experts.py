@@ -9,7 +9,7 @@ import pytest
 
 from tests.engine.offline import Arm, run_arms
 from tests.engine.test_load import same
-from tests.models import down, edit_slices, patch_of
+from tests.models import EXPERT_FAMILIES, WIDTH, down, edit_slices, patch_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -20,31 +20,43 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.engine
 
-GAINS = {(0, 0): -1.0, (0, 1): 0.5, (1, 3): 0.0, (3, 7): -1.0, (3, 0): -0.8, (2, 5): 3.0}
-"""Every op, in the first layer and the last, on the first expert and the last."""
-NEURONS = {(1, 3): -1.0, (2, 127): 0.5}
-"""Beside them, of a dense MLP."""
+GAINS = {(1, 0): -1.0, (1, 1): 0.5, (1, 3): 0.0, (3, 7): -1.0, (3, 0): -0.8, (2, 5): 3.0}
+"""Every op, in the first layer that has experts in all families and in the last, on the first expert and the last."""
 
 
-def own_tensors(name: str) -> Slices:
+def own(name: str = "mlp.experts.{expert}.down_proj.weight") -> Slices:
     """The gains on tensors that each expert has for itself."""
-    return {(name.format(layer=layer, expert=expert), None, 0): gain for (layer, expert), gain in GAINS.items()}
+    return {
+        (f"model.layers.{layer}.{name.format(expert=expert)}", None, 0): gain for (layer, expert), gain in GAINS.items()
+    }
 
 
-def slices_of(name: str) -> Slices:
-    """The gains on a tensor that all experts of a layer share."""
-    return {(name.format(layer=layer), 0, expert): gain for (layer, expert), gain in GAINS.items()}
+def shared(*names: str) -> Slices:
+    """The gains on tensors that all experts of a layer share."""
+    return {
+        (f"model.layers.{layer}.{name}", 0, expert): gain for (layer, expert), gain in GAINS.items() for name in names
+    }
 
 
-def dense() -> Slices:
-    return {(down(layer), 1, index): gain for (layer, index), gain in NEURONS.items()}
+def dense(neurons: dict[tuple[int, int], float]) -> Slices:
+    """The gains of neurons of a dense MLP."""
+    return {(down(layer), 1, index): gain for (layer, index), gain in neurons.items()}
 
 
+FIRST_LAYER = {(0, 3): -1.0, (0, WIDTH - 1): 0.5}
+BESIDE = {(1, 3): -1.0, (2, WIDTH - 1): 0.5}
 FAMILIES: dict[str, tuple[Slices, dict[tuple[int, int], float]]] = {
-    "Qwen3Moe": (own_tensors("model.layers.{layer}.mlp.experts.{expert}.down_proj.weight"), {}),
-    "Gemma4": (slices_of("model.layers.{layer}.router.per_expert_scale") | dense(), NEURONS),
+    "Qwen2Moe": (own(), {}),
+    "Qwen3Moe": (own(), {}),
+    "Mixtral": (own("block_sparse_moe.experts.{expert}.w2.weight"), {}),
+    "Olmoe": (own(), {}),
+    "DeepseekV2": (own() | dense(FIRST_LAYER), FIRST_LAYER),
+    "DeepseekV3": (own() | dense(FIRST_LAYER), FIRST_LAYER),
+    "Glm4Moe": (own() | dense(FIRST_LAYER), FIRST_LAYER),
+    "GptOss": (shared("mlp.experts.down_proj", "mlp.experts.down_proj_bias"), {}),
+    "Gemma4/experts": (shared("router.per_expert_scale") | dense(BESIDE), BESIDE),
 }
-"""What each family's checkpoint has to become, and the neurons that are edited beside the experts."""
+"""What each family's checkpoint has to become, and the neurons that are edited together with the experts."""
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +70,10 @@ def answers(tmp_path_factory: pytest.TempPathFactory, family_model: Callable[[st
         arms[f"{family} patched"] = Arm(str(base), [patch_of(neurons, experts=GAINS)])
         arms[f"{family} by hand"] = Arm(str(edit_slices(base, work / family, slices)))
     return dict(zip(arms, run_arms(*arms.values()), strict=True))
+
+
+def test_every_family_is_here() -> None:
+    assert FAMILIES.keys() == set(EXPERT_FAMILIES)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

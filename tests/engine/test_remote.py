@@ -162,6 +162,7 @@ def test_halted_in_a_process_that_is_not_vllms_it_computes_no_more(worker: Any) 
         MismatchError("file", "place", "detail"),
         PatchError("file", "place", "detail"),
         CheckpointError("gone"),
+        SurgeryError("too large"),
     ],
     ids=lambda error: type(error).__name__,
 )
@@ -175,9 +176,8 @@ def test_what_a_user_caused_crosses_processes_unchanged(error: SurgeryError) -> 
     [
         (OSError("disk\non fire"), "rank 1: OSError: disk on fire"),
         (EngineError("only part was loaded"), "rank 1: only part was loaded"),
-        (SurgeryError("too large"), "rank 1: too large"),
     ],
-    ids=["unforeseen", "engine", "surgery"],
+    ids=["unforeseen", "engine"],
 )
 def test_what_a_machine_caused_names_the_rank(error: Exception, message: str) -> None:
     assert str(error_of(failure_of(error), "rank 1")) == message

@@ -232,9 +232,11 @@ def test_a_cancelled_swap_is_undone() -> None:
 
 def test_an_engine_that_sleeps_is_not_touched() -> None:
     engine = Engine(sleeps=True)
-    with pytest.raises(ConflictError, match=r"^the engine sleeps; wake it before its patches are swapped$"):
+    with pytest.raises(
+        ConflictError, match=r"^the engine sleeps or was paused; wake it before its patches are swapped$"
+    ):
         swap(engine, FIRST)
-    assert engine.calls == []
+    assert engine.calls == ["begin", "discard"]
 
 
 def test_the_status_is_that_of_all_ranks() -> None:

@@ -9,12 +9,12 @@ import types
 import pytest
 
 from vllm_surgery import EngineError
-from vllm_surgery.engine.touchpoints import FOR_LOADING, FOR_SERVING, FOR_SWAPPING, TouchPoint
+from vllm_surgery.engine.touchpoints import FOR_LOADING, FOR_SERVING, FOR_SWAPPING, FOR_WATCHING, TouchPoint
+
+ALL = (*FOR_LOADING, *FOR_SERVING, *FOR_SWAPPING, *FOR_WATCHING)
 
 
-@pytest.mark.parametrize(
-    "point", [*FOR_LOADING, *FOR_SERVING, *FOR_SWAPPING], ids=lambda point: f"{point.module}.{point.path}"
-)
+@pytest.mark.parametrize("point", ALL, ids=lambda point: f"{point.module}.{point.path}")
 def test_this_vllm_has_it(point: TouchPoint) -> None:
     assert point.get() is not None
 

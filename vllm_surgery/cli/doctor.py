@@ -7,8 +7,10 @@ import dataclasses
 import json
 from typing import TYPE_CHECKING
 
+from vllm_surgery.checkpoint import ModelFolder
 from vllm_surgery.cli.options import add_command, add_json
 from vllm_surgery.doctor import examine
+from vllm_surgery.inventory import take_inventory
 
 if TYPE_CHECKING:
     import argparse
@@ -18,16 +20,40 @@ if TYPE_CHECKING:
 
 def add_to(subparsers: Subparsers) -> None:
     """Adds the command."""
-    add_json(add_command(subparsers, "doctor", run, "Examine the environment and every place where vLLM is touched."))
+    parser = add_command(
+        subparsers,
+        "doctor",
+        run,
+        "Examine the environment and every place where vLLM is touched; or what a patch can edit in a model.",
+    )
+    parser.add_argument(
+        "--model", metavar="DIR", help="examine this model's Hugging Face folder instead; needs no vLLM"
+    )
+    add_json(parser)
 
 
 def run(args: argparse.Namespace, _rest: list[str]) -> int:
     """Carries the command out."""
+    return _examine_model(args.model, args.json) if args.model else _examine_environment(args.json)
+
+
+def _examine_environment(as_json: bool) -> int:
     findings = examine()
     healthy = all(finding.status != "fail" for finding in findings)
-    if args.json:
+    if as_json:
         print(json.dumps({"ok": healthy, "findings": [dataclasses.asdict(item) for item in findings]}, indent=2))
     else:
         for item in findings:
             print(f"{item.status:4}  {item.subject}: {item.detail}")
     return 0 if healthy else 1
+
+
+def _examine_model(folder: str, as_json: bool) -> int:
+    inventory = take_inventory(ModelFolder(folder))
+    if as_json:
+        print(json.dumps({"ok": inventory.editable, "model": folder, **dataclasses.asdict(inventory)}, indent=2))
+    else:
+        print(f"{folder}:")
+        for line in inventory.lines():
+            print(f"  {line}")
+    return 0 if inventory.editable else 1

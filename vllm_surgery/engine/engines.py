@@ -49,7 +49,7 @@ class ServedEngine:
         await self._client.update_weight_version(_version(patch_id))
 
     async def sleeping(self) -> bool:
-        """Whether the engine has given its weights' memory away."""
+        """Whether somebody has put the engine to sleep, or paused it."""
         return bool(await self._client.is_sleeping())
 
     async def wait(self, seconds: float) -> None:
@@ -91,7 +91,7 @@ class OfflineEngine:
         self._llm.llm_engine.set_weight_version(_version(patch_id))
 
     async def sleeping(self) -> bool:
-        """Whether the engine has given its weights' memory away."""
+        """Whether somebody has put the engine to sleep, or paused it."""
         return bool(self._llm.llm_engine.is_sleeping())
 
     async def wait(self, seconds: float) -> None:

@@ -8,6 +8,7 @@ from vllm_surgery.engine.compile_cache import compute_hash_hook
 from vllm_surgery.engine.preflight import preflight_hook
 from vllm_surgery.engine.ranks import verify_hook
 from vllm_surgery.engine.remote import REPORT_METHOD, STEP_METHOD, report, step
+from vllm_surgery.engine.watch_hooks import install_watching
 from vllm_surgery.engine.worker import load_hook
 
 
@@ -26,3 +27,4 @@ def install() -> None:
     worker = touchpoints.WORKER_BASE.get()
     setattr(worker, REPORT_METHOD, report)
     setattr(worker, STEP_METHOD, step)
+    install_watching()

@@ -58,6 +58,23 @@ def check_columns(part: Part, tensor_of: Callable[[str], torch.Tensor], columns:
     return len(sample)
 
 
+def check_parameter(part: Part, tensor_of: Callable[[str], torch.Tensor]) -> int:
+    """Compares a parameter that is used as it is stored with its checkpoint tensor.
+
+    Returns:
+        How many numbers it has.
+
+    Raises:
+        EngineError: they differ.
+    """
+    assert part.parameter is not None
+    parameter = part.module._parameters[part.parameter].data
+    expected = tensor_of(part.tensors[0]).to(parameter.device, parameter.dtype)
+    if not torch.equal(parameter, expected):
+        raise EngineError(f"{part.path}.{part.parameter} doesn't hold what was written to it")
+    return int(parameter.numel())
+
+
 def _read_columns(module: Any, local: list[int]) -> torch.Tensor:
     """Columns of a layer's weight, ``[output, len(local)]``, as its kernel sees them, in the layer's number format."""
     inputs = torch.zeros(len(local), module.input_size_per_partition, dtype=module.params_dtype, device=_device(module))

@@ -241,5 +241,4 @@ def error_of(failure: dict[str, Any], rank: str) -> SurgeryError:
     cls = _KINDS.get(failure["kind"], EngineError)
     if "parts" in failure and issubclass(cls, PatchError):
         return cls(*failure["parts"])
-    blames_rank = cls is EngineError or cls is SurgeryError
-    return cls(f"{rank}: {failure['error']}" if blames_rank else failure["error"])
+    return cls(f"{rank}: {failure['error']}" if cls is EngineError else failure["error"])

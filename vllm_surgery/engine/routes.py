@@ -46,7 +46,7 @@ STATUS: dict[type[SurgeryError], int] = {
     SwapFailedError: 500,
     MixedWeightsError: 500,
     EngineError: 500,
-    SurgeryError: 500,
+    SurgeryError: 422,
 }
 """The HTTP status of each error; a type that isn't here has that of its base."""
 

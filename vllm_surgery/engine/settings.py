@@ -34,6 +34,8 @@ class Settings(BaseModel):
         watch: whether to follow the files in `patches`, or which files to follow.
         allow_remote_swaps: whether swaps from other machines are accepted where there is no API key.
         allow_inline: whether callers may send patches themselves, rather than names.
+        detect_loops: whether the tokens of every request are watched for loops.
+        log_text: whether log lines may hold what a model wrote.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
@@ -44,6 +46,8 @@ class Settings(BaseModel):
     watch: bool | list[str] = False
     allow_remote_swaps: bool = False
     allow_inline: bool = True
+    detect_loops: bool = True
+    log_text: bool = False
 
     @model_validator(mode="after")
     def _watches_files(self) -> Settings:

@@ -53,7 +53,7 @@ class Engine(Protocol):
         """From now on every output carries this id."""
 
     async def sleeping(self) -> bool:
-        """Whether the engine has given its weights' memory away."""
+        """Whether somebody has put the engine to sleep, or paused it."""
 
     async def wait(self, seconds: float) -> None:
         """Lets time pass."""
@@ -143,8 +143,6 @@ class _Transaction:
 
     async def run(self, if_epoch: int | None) -> SwapReport:
         started = time.perf_counter()
-        if await self._engine.sleeping():
-            raise ConflictError("the engine sleeps; wake it before its patches are swapped")
         staged = await self._stage(if_epoch)
         previous, epoch = str(staged[0]["previous"]), int(staged[0]["epoch"])
         if previous == self._patches.id:
@@ -175,6 +173,9 @@ class _Transaction:
     async def _stage(self, if_epoch: int | None) -> list[dict[str, Any]]:
         try:
             await self._do("begin", patches=self._patches.to_data(), if_epoch=if_epoch)
+            # Only now: a swap that runs pauses the engine too, and is refused by the line above.
+            if await self._engine.sleeping():
+                raise ConflictError("the engine sleeps or was paused; wake it before its patches are swapped")
             wait = FIRST_WAIT_SECONDS
             answers = await self._do("poll")
             while not all(answer["done"] for answer in answers):

@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from vllm_surgery.arithmetic import apply_edit
-from vllm_surgery.engine.reading import check_columns
+from vllm_surgery.engine.experts import Questioned, expert_gains
+from vllm_surgery.engine.reading import check_columns, check_parameter
 from vllm_surgery.engine.targets import parts_of
 from vllm_surgery.errors import EngineError
 from vllm_surgery.review import review
@@ -77,6 +78,7 @@ class Swap:
         self.changed = sorted(name for name in {*before, *after} if before.get(name) != after.get(name))
         self.parts = parts_of(model, self.changed, original.names)
         self._columns = {name: _columns(before.get(name), after.get(name)) for name in self.changed}
+        self._questioned: dict[Part, Questioned] = {}
         self._ready: dict[str, torch.Tensor] = {}
         self._make_ready(after)
 
@@ -90,15 +92,19 @@ class Swap:
         Raises:
             EngineError: a part couldn't be written. Others may have been.
         """
+        self._questioned = {part: self._question(part) for part in self.parts if part.holds_experts}
         self._write(self.new, self._ready)
 
     def verify(self) -> int:
-        """Reads back what was written, where the backend lets it be read; tells how many columns were.
+        """Reads back what was written, where the backend lets it be read; tells how many places were.
 
         Raises:
             EngineError: the model doesn't hold what was written.
         """
-        return sum(self._check(part, self.new, self._ready) for part in self.parts)
+        return sum(
+            self._questioned[part].check() if part.holds_experts else self._check(part, self.new, self._ready)
+            for part in self.parts
+        )
 
     def restore(self) -> None:
         """Writes the old weights, and verifies them.
@@ -108,7 +114,14 @@ class Swap:
         """
         self._write(self.old, {})
         for part in self.parts:
-            self._check(part, self.old, {})
+            if not part.holds_experts:
+                self._check(part, self.old, {})
+            elif part in self._questioned:
+                self._questioned[part].check_unchanged()
+
+    def _question(self, part: Part) -> Questioned:
+        before, after = (expert_gains(part.tensors, _by_tensor(active.plan)) for active in (self.old, self.new))
+        return Questioned(part, before, after, self._writer.vllm_config)
 
     def _write(self, to: Active, ready: Mapping[str, torch.Tensor]) -> None:
         tensor_of = _TensorOf(self._original, _by_tensor(to.plan), ready)
@@ -116,10 +129,11 @@ class Swap:
             self._writer.write(part, tensor_of, self._columns_of(part))
 
     def _check(self, part: Part, to: Active, ready: Mapping[str, torch.Tensor]) -> int:
+        tensor_of = _TensorOf(self._original, _by_tensor(to.plan), ready)
+        if part.parameter is not None:
+            return check_parameter(part, tensor_of)
         columns = self._columns_of(part)
-        if columns is None:
-            return 0
-        return check_columns(part, _TensorOf(self._original, _by_tensor(to.plan), ready), columns)
+        return 0 if columns is None else check_columns(part, tensor_of, columns)
 
     def _columns_of(self, part: Part) -> tuple[int, ...] | None:
         """The columns that differ, where the part is fed by one tensor of which columns are edited."""

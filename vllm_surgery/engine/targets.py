@@ -38,6 +38,11 @@ class Part:
     tensors: tuple[str, ...]
     parameter: str | None = None
 
+    @property
+    def holds_experts(self) -> bool:
+        """Whether it is the routed experts of a layer."""
+        return _FUSED_EXPERTS_PARAMETER in self.module._parameters
+
 
 def parts_of(model: Any, edited: Iterable[str], stored: Sequence[str]) -> list[Part]:
     """The parts of `model` that hold the tensors called `edited`; none for layers that another rank holds.

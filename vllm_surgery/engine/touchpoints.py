@@ -154,6 +154,22 @@ RESUME = TouchPoint("vllm.v1.engine.async_llm", "AsyncLLM.resume_generation", "g
 UPDATE_WEIGHT_VERSION = TouchPoint(
     "vllm.v1.engine.async_llm", "AsyncLLM.update_weight_version", "carrying the patch id in every output"
 )
+CALL_ALL_ENGINES = TouchPoint(
+    "vllm.v1.engine.core_client",
+    "AsyncMPClient.call_utility_all_async",
+    "hearing every engine of a server, not only the first",
+    ("method",),
+)
+_WATCHING = "watching for loops"
+ASYNC_ENGINE = TouchPoint("vllm.v1.engine.async_llm", "AsyncLLM.__init__", _WATCHING, ("vllm_config",))
+SYNC_ENGINE = TouchPoint("vllm.v1.engine.llm_engine", "LLMEngine.__init__", _WATCHING, ("vllm_config",))
+PROCESS_OUTPUTS = TouchPoint(
+    "vllm.v1.engine.output_processor",
+    "OutputProcessor.process_outputs",
+    _WATCHING,
+    ("engine_core_outputs", "engine_core_timestamp", "iteration_stats", "weight_version"),
+)
+ABORT_REQUESTS = TouchPoint("vllm.v1.engine.output_processor", "OutputProcessor.abort_requests", _WATCHING)
 
 FOR_LOADING = (
     CREATE_CONFIG,
@@ -178,8 +194,12 @@ FOR_SWAPPING = (
     PAUSE,
     RESUME,
     UPDATE_WEIGHT_VERSION,
+    CALL_ALL_ENGINES,
 )
 """Without any one of these a server still serves its patches, but says that it can't swap them."""
 
 FOR_SERVING = (SERVE_COMMAND, CLI_SETUP, CLI_LOGGING, CLI_PARSER)
 """What the command line alone needs. Without these, `vllm serve` with the plugin still works."""
+
+FOR_WATCHING = (ASYNC_ENGINE, SYNC_ENGINE, PROCESS_OUTPUTS, ABORT_REQUESTS)
+"""Without any one of these a server still serves its patches, but doesn't watch for loops."""

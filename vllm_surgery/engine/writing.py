@@ -37,7 +37,7 @@ class Writer:
     def __init__(self, model: Any, load_weights: Callable[..., Any], vllm_config: Any) -> None:
         self._model = model
         self._load_weights = load_weights
-        self._vllm_config = vllm_config
+        self.vllm_config = vllm_config
 
     def write(self, part: Part, tensor_of: TensorOf, columns: Sequence[int] | None) -> None:
         """Makes a part hold what the checkpoint tensors of these names say.
@@ -60,7 +60,7 @@ class Writer:
 
     def _reload(self, part: Part, tensor_of: TensorOf) -> None:
         initialize, finalize = touchpoints.RELOAD_BEGIN.get(), touchpoints.RELOAD_END.get()
-        with touchpoints.SET_CONFIG.get()(self._vllm_config):
+        with touchpoints.SET_CONFIG.get()(self.vllm_config):
             _forget_expert_kernels(part.module)
             with _put_back_on_error(part.module):
                 initialize(part.module)
@@ -69,7 +69,7 @@ class Writer:
                 if incomplete:
                     missing = incomplete[0] or type(part.module).__name__
                     raise EngineError(f"{part.path}: vLLM loaded only part of {missing}")
-            finalize(part.module, self._vllm_config.model_config)
+            finalize(part.module, self.vllm_config.model_config)
 
 
 def local_columns(module: Any) -> range | None:

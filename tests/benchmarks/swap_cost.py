@@ -1,0 +1,192 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a swap costs a server under traffic, beside the other ways to change what it serves.
+
+    python -m tests.benchmarks.swap_cost --model DIR --patch FILE [--rounds 10] [--streams 4] [--json OUT]
+
+One server, with a few streams going all the time: swaps of the patch in and out, then vLLM's own reload of all weights.
+A second server, with LoRA enabled: the same edit as an adapter. Restarts are those two starts. Prints Markdown.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+import httpx
+from tqdm import tqdm
+
+from tests.benchmarks.markdown import table
+from tests.engine.server import Server, running_server
+from tests.engine.streams import MODEL, Streams, longest_gap
+from vllm_surgery.checkpoint import ModelFolder
+from vllm_surgery.errors import SurgeryError
+from vllm_surgery.export_lora import export_lora
+from vllm_surgery.stack import PatchSet
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+SWAP, RELOAD, ADAPTER, RESTART = "swap", "reload of all weights", "load of a LoRA adapter", "restart"
+TOKENS = 400
+OPTIONS = ("--served-model-name", MODEL, "--dtype", "float32", "--max-model-len", "1024", "--enforce-eager")
+MEMORY = ("--kv-cache-memory-bytes", "1073741824")
+SETTLE_SECONDS = 1.0
+"""Between two measurements, so that a stall belongs to one of them alone."""
+
+
+@dataclass
+class Costs:
+    """Seconds of every measurement.
+
+    Attributes:
+        calls: how long a caller waited, for each way.
+        stalls: the longest gap between two tokens of any stream around that call.
+        steps: of swaps, in the server's own words.
+        quiet: the longest gap in as long a time without any call.
+    """
+
+    calls: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
+    stalls: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
+    steps: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
+    quiet: list[float] = field(default_factory=list)
+
+
+def main() -> int:
+    arguments = _parser().parse_args()
+    try:
+        patches = PatchSet.load([arguments.patch])
+        with tempfile.TemporaryDirectory() as work:
+            costs = measure(arguments.model, patches, Path(work), arguments.rounds, arguments.streams)
+    except SurgeryError as error:
+        print(error, file=sys.stderr)
+        return 1
+    if arguments.json:
+        arguments.json.write_text(json.dumps(costs.__dict__, indent=1) + "\n")
+    print("\n".join(render(costs, patches.id, arguments.streams)))
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.swap_cost", description=__doc__.split("\n")[0])
+    parser.add_argument("--model", type=Path, required=True, help="folder of the model")
+    parser.add_argument("--patch", type=Path, required=True, help="patch file, of neurons")
+    parser.add_argument("--rounds", type=int, default=10, help="swaps, reloads and adapters (default: %(default)s)")
+    parser.add_argument("--streams", type=int, default=4, help="kept going meanwhile (default: %(default)s)")
+    parser.add_argument("--json", type=Path, help="where every single figure goes")
+    return parser
+
+
+def measure(model: Path, patches: PatchSet, work: Path, rounds: int, streams: int) -> Costs:
+    """Runs both servers, one after the other."""
+    costs = Costs()
+    data = [member.patch.to_data() for member in patches.members]
+    with tqdm(total=4 * rounds, desc="measurements") as progress:
+        with _server(costs, work / "plain", model, VLLM_SERVER_DEV_MODE="1") as server:
+            with Streams(server.url, streams, TOKENS) as going:
+                for _ in range(rounds):
+                    costs.quiet.append(_stall(going, lambda: None))
+                    for wanted in (data, []):
+                        report = _measure(costs, going, SWAP, lambda wanted=wanted: _swap(server, wanted))
+                        for step, milliseconds in report["milliseconds"].items():
+                            costs.steps[step].append(milliseconds / 1000)
+                        progress.update()
+            with Streams(server.url, streams, TOKENS) as going:
+                for _ in range(rounds):
+                    _measure(costs, going, RELOAD, lambda: _reload(server))
+                    progress.update()
+        adapter = export_lora(patches, ModelFolder(model), work / "adapter")
+        lora = ("--enable-lora", "--max-loras", "2", "--max-lora-rank", str(adapter.max_lora_rank))
+        with (
+            _server(costs, work / "lora", model, *lora, VLLM_ALLOW_RUNTIME_LORA_UPDATING="True") as server,
+            Streams(server.url, streams, TOKENS) as going,
+        ):
+            for number in range(rounds):
+                _measure(costs, going, ADAPTER, lambda number=number: _load_adapter(server, adapter.folder, number))
+                progress.update()
+    return costs
+
+
+@contextmanager
+def _server(costs: Costs, folder: Path, model: Path, *options: str, **environment: str) -> Iterator[Server]:
+    folder.mkdir()
+    started = time.monotonic()
+    arguments = (str(model), *OPTIONS, *MEMORY, *options)
+    with running_server(folder, *arguments, VLLM_ENABLE_V1_MULTIPROCESSING="1", **environment) as server:
+        costs.calls[RESTART].append(time.monotonic() - started)
+        yield server
+
+
+def _measure(costs: Costs, streams: Streams, way: str, call: Callable[[], Any]) -> Any:
+    results: list[Any] = []
+
+    def timed() -> None:
+        started = time.monotonic()
+        results.append(call())
+        costs.calls[way].append(time.monotonic() - started)
+
+    costs.stalls[way].append(_stall(streams, timed))
+    return results[0]
+
+
+def _stall(streams: Streams, call: Callable[[], None]) -> float:
+    """The longest time between two tokens of a stream from a while before `call` to a while after it."""
+    time.sleep(SETTLE_SECONDS)
+    since = time.monotonic()
+    time.sleep(SETTLE_SECONDS)
+    call()
+    time.sleep(SETTLE_SECONDS)
+    return longest_gap(list(streams.done), since)
+
+
+def _swap(server: Server, patches: list[Any]) -> dict[str, Any]:
+    answer = httpx.put(f"{server.url}/v1/surgery", json={"patches": patches}, timeout=120).raise_for_status()
+    report: dict[str, Any] = answer.json()
+    return report
+
+
+def _reload(server: Server) -> None:
+    httpx.post(f"{server.url}/collective_rpc", json={"method": "reload_weights"}, timeout=120).raise_for_status()
+
+
+def _load_adapter(server: Server, folder: Path, number: int) -> None:
+    body = {"lora_name": f"adapter-{number}", "lora_path": str(folder)}
+    httpx.post(f"{server.url}/v1/load_lora_adapter", json=body, timeout=120).raise_for_status()
+
+
+def render(costs: Costs, patch_id: str, streams: int) -> list[str]:
+    """The report."""
+    base = median(costs.calls[SWAP])
+    rows = [
+        [way, _spread(costs.calls[way]), f"{median(costs.calls[way]) / base:.1f}", _spread(costs.stalls.get(way, []))]
+        for way in (SWAP, RELOAD, ADAPTER, RESTART)
+    ]
+    steps = [[name, _spread(seconds)] for name, seconds in costs.steps.items()]
+    return [
+        f"# Swap cost of {patch_id} with {streams} streams (milliseconds: median, least to most)",
+        "",
+        f"Longest gap between two tokens without any call: {_spread(costs.quiet)} ms.",
+        "",
+        *table(["way", "call, ms", "call / swap", "longest gap between tokens, ms"], rows),
+        "",
+        *table(["step of a swap", "ms"], steps),
+    ]
+
+
+def _spread(seconds: Sequence[float]) -> str:
+    if not seconds:
+        return "no tokens"
+    low, middle, high = (1000 * figure for figure in (min(seconds), median(seconds), max(seconds)))
+    return f"{middle:.1f} ({low:.1f} to {high:.1f})"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A server of two ranks, one of which fails in every step of a swap: it ends in the old state or the new one."""
+
+from __future__ import annotations
+
+import time
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import httpx
+import pytest
+
+from tests.engine.faults import Faults
+from tests.engine.server import SMALL, Server, running_server
+from tests.engine.test_live import OPTIONS, SETS, answers, put, state
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+pytestmark = pytest.mark.engine
+
+FAILING = 1
+
+
+@contextmanager
+def two_ranks(folder: Path, model: Path) -> Iterator[tuple[Server, Faults]]:
+    faults = Faults(folder)
+    arguments = (str(model), *OPTIONS, *SMALL, "--tensor-parallel-size", "2")
+    with running_server(folder, *arguments, VLLM_ENABLE_V1_MULTIPROCESSING="1", **faults.environment) as server:
+        yield server, faults
+
+
+@pytest.fixture(scope="module")
+def ranks(
+    tmp_path_factory: pytest.TempPathFactory, family_model: Callable[[str], Path]
+) -> Iterator[tuple[Server, Faults]]:
+    with two_ranks(tmp_path_factory.mktemp("ranks"), family_model("Llama")) as started:
+        yield started
+
+
+@pytest.mark.parametrize("step", ["begin", "poll", "apply", "verify", "commit"])
+def test_a_rank_that_fails_leaves_both_as_they_were(ranks: tuple[Server, Faults], step: str) -> None:
+    (server, faults), url = ranks, ranks[0].url
+    put(url, SETS["first"]).raise_for_status()
+    before = answers(url)
+    faults.set(step, "halfway" if step == "apply" else "raise", rank=FAILING)
+    failed = put(url, SETS["second"])
+    faults.clear()
+    assert failed.status_code == 500, server.log[-3000:]
+    assert f"rank {FAILING}: RuntimeError: a test made {step} fail" in failed.json()["error"]["message"]
+    assert answers(url) == before
+    assert state(url)["active"].startswith("first@")
+    assert put(url, SETS["second"]).status_code == 200
+    assert answers(url) != before
+
+
+def _until_gone(server: Server) -> int | None:
+    """What /health answers once it is bad; None where the server went away altogether."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        try:
+            status = httpx.get(f"{server.url}/health", timeout=5).status_code
+        except httpx.TransportError:
+            return None
+        if status != httpx.codes.OK:
+            return status
+        time.sleep(0.2)
+    raise AssertionError("the server still says that it is healthy")
+
+
+@pytest.mark.parametrize("fault", ["not to be undone", "killed"])
+def test_a_server_with_mixed_weights_answers_no_more(
+    fault: str, tmp_path: Path, family_model: Callable[[str], Path]
+) -> None:
+    with two_ranks(tmp_path, family_model("Llama")) as (server, faults):
+        put(server.url, SETS["first"]).raise_for_status()
+        if fault == "killed":
+            faults.set("apply", "kill", rank=FAILING)
+        else:
+            faults.set("apply", "halfway", rank=FAILING)
+            faults.set("restore", "raise", rank=FAILING)
+        _expect_failure(server, SETS["second"])
+        assert _until_gone(server) in {None, 503}
+        with pytest.raises((httpx.TransportError, httpx.HTTPStatusError)):
+            answers(server.url)
+
+
+def _expect_failure(server: Server, patches: list[Any]) -> None:
+    try:
+        failed = put(server.url, patches)
+    except httpx.TransportError:
+        return  # The server may be gone before it can say so.
+    assert failed.status_code == 500
+    assert "could not be undone, so the engine was stopped" in failed.json()["error"]["message"]

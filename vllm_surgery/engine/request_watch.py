@@ -1,0 +1,146 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One request while it is answered: its detectors, and which patch made which of its tokens."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from vllm_surgery.loops import KINDS
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterator, Mapping, Sequence
+
+    from vllm_surgery.loops import Kind, Loop
+
+
+class Detector(Protocol):
+    """What is asked of a `vllm_surgery.loops.Watcher`."""
+
+    @property
+    def looping(self) -> Collection[Kind]:
+        """The kinds of loop that the request is in."""
+
+    def feed(self, token_ids: Sequence[int], /) -> Sequence[Loop]:
+        """Takes the next tokens; gives loops found or left."""
+
+    def finish(self) -> Sequence[Loop]:
+        """All loops, now that the answer has ended."""
+
+
+class _Blind:
+    """A detector that sees nothing, in the place of one that failed."""
+
+    looping: Collection[Kind] = frozenset()
+
+    def feed(self, token_ids: Sequence[int], /) -> Sequence[Loop]:
+        return ()
+
+    def finish(self) -> Sequence[Loop]:
+        return ()
+
+
+_BLIND = _Blind()
+
+
+@dataclass(frozen=True)
+class Answer:
+    """An answer that is complete or was broken off.
+
+    Attributes:
+        finish_reason: in vLLM's words.
+        patch: the patch that made its last token.
+        tokens: how many it has.
+        loops: at most one of each kind, with the patch that was active at its onset: the one that the answer ended in,
+            else the first.
+        looped_tokens: tokens in loops of a kind, by the patch that made them.
+    """
+
+    finish_reason: str
+    patch: str
+    tokens: int
+    loops: tuple[tuple[Loop, str], ...]
+    looped_tokens: Mapping[tuple[Kind, str], int]
+
+
+class RequestWatch:
+    """Follows one request. What it holds is bounded by the detector and by how often patches change meanwhile.
+
+    Args:
+        detector: new, for this request alone; None where there is none to be had.
+        patch: the id of the patch that is active now.
+
+    Attributes:
+        patch: the one that made the last token, or was active at the start.
+        tokens: how many have come.
+        looping: the loops that the request is in, each with the patch that was active at its onset.
+    """
+
+    __slots__ = ("_detector", "_spans", "looping", "patch", "tokens")
+
+    def __init__(self, detector: Detector | None, patch: str) -> None:
+        self._detector = detector or _BLIND
+        self._spans = [(0, patch)]
+        self.patch = patch
+        self.tokens = 0
+        self.looping: dict[Kind, str] = {}
+
+    def feed(self, token_ids: Sequence[int], patch: str) -> Sequence[Loop]:
+        """Takes the next tokens, all made by `patch`. Gives loops found (running) or left (escaped), if any."""
+        if patch != self.patch:
+            self._begin_span(patch)
+        self.tokens += len(token_ids)
+        news = self._detector.feed(token_ids)
+        if news:
+            known = self.looping | {loop.kind: self._patch_at(loop.onset) for loop in news if loop.outcome == "running"}
+            self.looping = {kind: known[kind] for kind in self._detector.looping}
+        return news
+
+    def blind(self) -> None:
+        """Goes on without the detector: tokens are counted, loops are not, not even those already found."""
+        self._detector = _BLIND
+        self.looping = {}
+
+    def finish(self, finish_reason: str) -> Answer:
+        """What became of the request."""
+        loops = self._detector.finish()
+        counted = [(loop, self._patch_at(loop.onset)) for loop in _one_a_kind(loops)]
+        return Answer(finish_reason, self.patch, self.tokens, tuple(counted), self._looped_tokens(loops))
+
+    def _begin_span(self, patch: str) -> None:
+        if self._spans[-1][0] == self.tokens:
+            self._spans.pop()
+        self._spans.append((self.tokens, patch))
+        self.patch = patch
+
+    def _patch_at(self, index: int) -> str:
+        return next(patch for start, patch in reversed(self._spans) if start <= index)
+
+    def _looped_tokens(self, loops: Sequence[Loop]) -> Counter[tuple[Kind, str]]:
+        counted: Counter[tuple[Kind, str]] = Counter()
+        if not loops:
+            return counted
+        ends = [start for start, _ in self._spans[1:]] + [self.tokens]
+        for (start, patch), end in zip(self._spans, ends, strict=True):
+            for kind in KINDS:
+                stretches = _union(loop for loop in loops if loop.kind == kind)
+                counted[kind, patch] += sum(max(0, min(stop, end) - max(begin, start)) for begin, stop in stretches)
+        return +counted
+
+
+def _one_a_kind(loops: Sequence[Loop]) -> Iterator[Loop]:
+    for kind in KINDS:
+        of_kind = [loop for loop in loops if loop.kind == kind]
+        if of_kind:
+            yield next((loop for loop in of_kind if loop.outcome == "terminal"), of_kind[0])
+
+
+def _union(loops: Iterator[Loop]) -> list[tuple[int, int]]:
+    """The stretches that loops cover, none of them twice."""
+    stretches: list[tuple[int, int]] = []
+    for loop in sorted(loops, key=lambda loop: loop.onset):
+        begin = max(loop.onset, stretches[-1][1]) if stretches else loop.onset
+        if begin < loop.end:
+            stretches.append((begin, loop.end))
+    return stretches

@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The hooks that let `Watching` see every token of an engine."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from vllm_surgery.engine import touchpoints
+from vllm_surgery.engine.detectors import Detectors
+from vllm_surgery.engine.loop_log import LoopLog
+from vllm_surgery.engine.loop_metrics import LoopMetrics
+from vllm_surgery.engine.metrics import process_metrics
+from vllm_surgery.engine.request import logger, requested_patches
+from vllm_surgery.engine.settings import Settings
+from vllm_surgery.engine.watching import Watching
+from vllm_surgery.errors import EngineError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_WATCHING = "_vllm_surgery_watching"
+"""Where an `OutputProcessor` that is watched has its `Watching`."""
+
+
+def install_watching() -> None:
+    """Puts the hooks into this process, once; a vLLM that lacks a touch point serves without being watched."""
+    try:
+        for point in touchpoints.FOR_WATCHING:
+            point.get()
+    except EngineError as error:
+        logger.warning("vllm-surgery: requests are not watched for loops: %s", error)
+        return
+    touchpoints.ASYNC_ENGINE.wrap(engine_hook)
+    touchpoints.SYNC_ENGINE.wrap(engine_hook)
+    touchpoints.PROCESS_OUTPUTS.wrap(process_outputs_hook)
+    touchpoints.ABORT_REQUESTS.wrap(abort_requests_hook)
+
+
+def engine_hook(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Around `__init__` of `AsyncLLM` and of `LLMEngine`: the places that know both config and output processor."""
+
+    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:  # noqa: N807
+        original(self, *args, **kwargs)
+        try:
+            _watch(self.output_processor, self.vllm_config)
+        except Exception:
+            logger.exception("vllm-surgery: requests can't be watched for loops; they are served all the same")
+
+    return __init__
+
+
+def process_outputs_hook(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Around `OutputProcessor.process_outputs`."""
+
+    def process_outputs(
+        self: Any,
+        engine_core_outputs: Any,
+        engine_core_timestamp: float | None = None,
+        iteration_stats: Any = None,
+        weight_version: str | None = None,
+        **more: Any,
+    ) -> Any:
+        watching: Watching | None = getattr(self, _WATCHING, None)
+        # Before, since states of finished requests are gone afterwards; outputs without one are of aborted requests.
+        states = self.request_states
+        taken = [
+            (output, states[output.request_id])
+            for output in (engine_core_outputs if watching is not None else ())
+            if output.request_id in states
+        ]
+        result = original(
+            self, engine_core_outputs, engine_core_timestamp, iteration_stats, weight_version=weight_version, **more
+        )
+        if watching is not None and taken:
+            # Afterwards, since by then tokens past a stop string are cut off.
+            watching.step(taken, states, weight_version)
+        return result
+
+    return process_outputs
+
+
+def abort_requests_hook(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Around `OutputProcessor.abort_requests`, which calls itself for the children of a parent request."""
+
+    def abort_requests(self: Any, *args: Any, **kwargs: Any) -> Any:
+        watching: Watching | None = getattr(self, _WATCHING, None)
+        if watching is None:
+            return original(self, *args, **kwargs)
+        before = dict(self.request_states)
+        aborted = original(self, *args, **kwargs)
+        watching.aborted([before[request] for request in aborted if request in before])
+        return aborted
+
+    return abort_requests
+
+
+def _watch(output_processor: Any, vllm_config: Any) -> None:
+    settings = Settings.of(vllm_config.additional_config)
+    if not settings.detect_loops:
+        return
+    detectors = Detectors(output_processor.tokenizer)
+    watching = Watching(
+        LoopMetrics(process_metrics(), vllm_config.model_config.served_model_name),
+        detectors.new,
+        LoopLog(detectors.text if settings.log_text else None),
+        requested_patches(vllm_config).id,
+    )
+    setattr(output_processor, _WATCHING, watching)

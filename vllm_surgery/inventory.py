@@ -1,0 +1,146 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a patch can edit in a model's folder: which units, where their gains go, and which ops are exact there."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from vllm_surgery.anatomy import PLAIN_DTYPES
+from vllm_surgery.describe import count
+from vllm_surgery.units import IndexRange, merge_ranges
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from vllm_surgery.anatomy import Anatomy, TensorInfo
+    from vllm_surgery.checkpoint import ModelFolder
+    from vllm_surgery.units import Kind
+
+_EXACT_OPS = ("scale", "zero", "negate")
+
+
+@dataclass(frozen=True)
+class UnitsFound:
+    """Units of one kind, in layers that store them alike.
+
+    Attributes:
+        kind: neurons or experts.
+        layers: where they are.
+        units: of each layer; 0 where a packed format hides how many.
+        tensors: on which their gains go, with ``*`` for the number of a layer or an expert.
+        dtypes: how those are stored.
+        ops: what these formats hold exactly.
+    """
+
+    kind: Kind
+    layers: tuple[int, ...]
+    units: int
+    tensors: tuple[str, ...]
+    dtypes: tuple[str, ...]
+    ops: tuple[str, ...]
+
+    def __str__(self) -> str:
+        layers = f"layer{'s' if len(self.layers) > 1 else ''} {_ranges(self.layers)}"
+        each = f"{self.units} {self.kind}{' each' if len(self.layers) > 1 else ''}" if self.units else self.kind
+        exact = f"exact: {', '.join(self.ops)}" if self.ops else "no op is exact"
+        return f"{layers}: {each}; gains go on {' and '.join(self.tensors)} ({', '.join(self.dtypes)}); {exact}"
+
+
+@dataclass(frozen=True)
+class Inventory:
+    """What a model's folder holds.
+
+    Attributes:
+        tensors: how many.
+        known: how many of them belong to units.
+        found: the units, in groups that are stored alike.
+        without: layers that have neither neurons nor experts in a naming that is known.
+    """
+
+    architectures: tuple[str, ...]
+    num_hidden_layers: int | None
+    hidden_size: int | None
+    quantization: str | None
+    tensors: int
+    known: int
+    found: tuple[UnitsFound, ...]
+    without: tuple[int, ...]
+
+    @property
+    def editable(self) -> bool:
+        """Whether a patch can edit anything."""
+        return any(group.ops for group in self.found)
+
+    def lines(self) -> Iterator[str]:
+        """The inventory in words."""
+        yield ", ".join(
+            filter(
+                None,
+                [
+                    " or ".join(self.architectures) or "an unnamed architecture",
+                    count(self.num_hidden_layers, "layer") if self.num_hidden_layers is not None else "",
+                    f"hidden size {self.hidden_size}" if self.hidden_size is not None else "",
+                    f"quantised ({self.quantization})" if self.quantization else "",
+                    f"{count(self.tensors, 'tensor')}, {self.known} of them parts of units",
+                ],
+            )
+        )
+        yield from map(str, self.found)
+        if self.without:
+            plural = "s" if len(self.without) > 1 else ""
+            yield f"layer{plural} {_ranges(self.without)}: no MLP and no experts in a naming that is known"
+        if not self.editable:
+            yield "nothing in this model can be edited"
+
+
+def take_inventory(folder: ModelFolder) -> Inventory:
+    """Looks through a model's folder; only headers are read.
+
+    Raises:
+        CheckpointError: it can't be read, or is not a model that is understood.
+    """
+    facts, anatomy = folder.facts, folder.anatomy
+    groups: dict[tuple[Kind, int, tuple[str, ...], tuple[str, ...]], list[int]] = defaultdict(list)
+    for kind, layer, units, carriers in _carriers(anatomy):
+        names = tuple(sorted({_with_stars(info.name) for info in carriers}))
+        groups[kind, units, names, tuple(sorted({info.dtype for info in carriers}))].append(layer)
+    found = [
+        UnitsFound(kind, tuple(sorted(layers)), units, names, dtypes, _EXACT_OPS if set(dtypes) <= PLAIN_DTYPES else ())
+        for (kind, units, names, dtypes), layers in groups.items()
+    ]
+    seen = {layer for group in found for layer in group.layers}
+    return Inventory(
+        architectures=facts.architectures,
+        num_hidden_layers=facts.num_hidden_layers,
+        hidden_size=facts.hidden_size,
+        quantization=facts.quantization,
+        tensors=len(folder.tensors),
+        known=sum(len(mlp.tensors) for mlp in anatomy.mlps.values())
+        + sum(len(block.tensors) for block in anatomy.experts.values()),
+        found=tuple(sorted(found, key=lambda group: (group.kind != "neurons", group.layers))),
+        without=tuple(layer for layer in range(facts.num_hidden_layers or 0) if layer not in seen),
+    )
+
+
+def _carriers(anatomy: Anatomy) -> Iterator[tuple[Kind, int, int, list[TensorInfo]]]:
+    """Kind, layer, number of units and the tensors that their gains go on, for each block that is whole."""
+    widths = anatomy.widths()
+    for layer, mlp in anatomy.mlps.items():
+        if not mlp.missing():
+            yield "neurons", layer, widths.get(layer, 0), [mlp.tensors["down"]]
+    for layer, block in anatomy.experts.items():
+        roles = {part.role for part in block.convention.carriers}
+        carriers = [info for (role, _), info in block.tensors.items() if role in roles]
+        if carriers:
+            yield "experts", layer, block.count, carriers
+
+
+def _with_stars(name: str) -> str:
+    return re.sub(r"\.[0-9]+\.", ".*.", name)
+
+
+def _ranges(layers: Iterable[int]) -> str:
+    return ", ".join(map(str, merge_ranges(IndexRange(layer, layer) for layer in layers)))

@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One request's detectors together."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+
+from vllm_surgery.loops.compiled import integers
+from vllm_surgery.loops.detectors import Decay, Detector, Doom, Verbatim, rules_of
+from vllm_surgery.loops.thresholds import Thresholds
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from vllm_surgery.loops.loop import Kind, Loop
+    from vllm_surgery.loops.tokens import TokenTable
+
+_BLOCK: Final = 32
+"""Tokens that wait until they are looked at together, since calling a kernel costs as much as a few dozen tokens in it.
+So a loop is reported up to this many tokens late; its indices are not affected."""
+
+_CHUNK: Final = 512
+"""Tokens that a detector reads before the next one does. Motifs are read from the ring of the first, which must still
+hold what the others are at."""
+
+_LOOPS_KEPT: Final = 8
+"""Loops of a kind that a request keeps: the first ones, and in the last place the latest."""
+
+_NOTHING: Final[tuple[Loop, ...]] = ()
+_THRESHOLDS: Final = Thresholds()
+
+
+class Watcher:
+    """Watches the output tokens of one request for loops. Its memory doesn't grow with the output.
+
+    What it finds depends on the tokens alone, not on how they are divided among calls.
+
+    Args:
+        table: what the tokens are as text; without one only verbatim loops are looked for.
+        thresholds: from when on a repetition is a loop.
+
+    Attributes:
+        looping: the kinds of loop that the request is in, as far as its tokens were looked at.
+    """
+
+    __slots__ = ("_detectors", "_loops", "_pending", "_total", "looping")
+
+    looping: frozenset[Kind]
+
+    def __init__(self, table: TokenTable | None = None, thresholds: Thresholds = _THRESHOLDS) -> None:
+        rules = rules_of(thresholds)
+        verbatim = Verbatim(rules)
+        self._detectors: tuple[Detector, ...] = (verbatim,)
+        if table is not None:
+            self._detectors = (verbatim, Decay(rules, table, verbatim), Doom(rules, table, verbatim))
+        self._loops: list[Loop] = []
+        self._pending: list[int] = []
+        self._total = 0
+        self.looping = frozenset()
+
+    def feed(self, token_ids: Sequence[int]) -> Sequence[Loop]:
+        """Takes the next tokens.
+
+        Returns:
+            Loops that were found (running) or left (escaped) since the last call; nearly always none.
+        """
+        pending = self._pending
+        pending += token_ids
+        return _NOTHING if len(pending) < _BLOCK else self._look()
+
+    def finish(self) -> tuple[Loop, ...]:
+        """All loops of the request now that it has ended, in the order of their onset; none is running any more.
+
+        A kind's first onset is where the answer began to be wasted. An answer that ends in a loop and the token that
+        says so is terminal, even if `feed` has called it escaped for that one token. Of many loops of one kind the
+        first and the latest are kept.
+        """
+        self._look()
+        for detector in self._detectors:
+            for loop in detector.running():
+                self._note(loop)
+        self.looping = frozenset()
+        ended = (replace(loop, outcome="terminal") if self._total - loop.end <= 1 else loop for loop in self._loops)
+        return tuple(sorted(ended, key=lambda loop: (loop.onset, loop.kind)))
+
+    def _look(self) -> Sequence[Loop]:
+        news = list(self._read())
+        if not news:
+            return _NOTHING
+        for loop in news:
+            self._note(loop)
+        self.looping = frozenset(loop.kind for loop in self._loops if loop.outcome == "running")
+        return news
+
+    def _read(self) -> Iterator[Loop]:
+        tokens, self._pending = self._pending, []
+        self._total += len(tokens)
+        for start in range(0, len(tokens), _CHUNK):
+            chunk = integers(tokens[start : start + _CHUNK], np.int32)
+            for detector in self._detectors:
+                yield from detector.read(chunk)
+
+    def _note(self, news: Loop) -> None:
+        """Keeps a loop: in the place of what was known of it, or in a new one."""
+        for place, loop in enumerate(self._loops):
+            if loop.outcome == "running" and (loop.kind, loop.onset) == (news.kind, news.onset):
+                self._loops[place] = news
+                return
+        same = [place for place, loop in enumerate(self._loops) if loop.kind == news.kind]
+        if len(same) >= _LOOPS_KEPT:
+            del self._loops[same[-1]]
+        self._loops.append(news)
+
+
+def detect(
+    token_ids: Sequence[int], table: TokenTable | None = None, thresholds: Thresholds = _THRESHOLDS
+) -> tuple[Loop, ...]:
+    """The loops of a whole answer: what a `Watcher` that has read it finds."""
+    watcher = Watcher(table, thresholds)
+    watcher.feed(token_ids)
+    return watcher.finish()
