@@ -77,9 +77,16 @@ def test_a_switch_that_turns_patches_off_is_noted(
     assert of(variable) == Finding(variable, "note", said)
 
 
+def test_without_an_allow_list_the_missing_routes_are_noted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("VLLM_PLUGINS", raising=False)
+    said = "is not set: only `vllm-surgery serve` will have the routes of vllm_surgery"
+    assert of("VLLM_PLUGINS") == Finding("VLLM_PLUGINS", "note", said)
+
+
 def test_a_missing_entry_point_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     def none(**_: Any) -> list[Any]:
         return []
 
     monkeypatch.setattr(doctor.importlib.metadata, "entry_points", none)
     assert of("entry point vllm.general_plugins").status == "fail"
+    assert of("entry point vllm.endpoint_plugins").status == "fail"

@@ -107,6 +107,24 @@ def test_the_command_line_works(arguments: list[str], patch_file: Path, model: P
     assert (done.returncode, done.stderr) == (0, "")
 
 
+def test_a_server_can_be_talked_to() -> None:
+    done = run(MAIN, "status", "--url", "http://127.0.0.1:1")
+
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("vllm-surgery: error: http://127.0.0.1:1: ")
+
+
+def test_files_are_followed_and_folders_read(patch_file: Path) -> None:
+    code = (
+        "from vllm_surgery.desired import DesiredFiles; from vllm_surgery.follower import Follower\n"
+        "from vllm_surgery.library import PatchLibrary\n"
+        "print(DesiredFiles([sys.argv[1]]).read().id == PatchLibrary([sys.argv[2]]).listing()[0].id)"
+    )
+    done = run(code, patch_file, patch_file.parent)
+
+    assert (done.stdout, done.stderr) == ("True\n", "")
+
+
 def test_what_changes_weights_needs_torch_and_no_vllm(patch_file: Path, model: Path, tmp_path: Path) -> None:
     baked, adapter = tmp_path / "baked", tmp_path / "adapter"
     for arguments in (

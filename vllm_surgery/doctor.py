@@ -11,7 +11,7 @@ import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
-from vllm_surgery.engine.plugin import GROUP, NAME
+from vllm_surgery.engine.plugin import ENDPOINT_GROUP, GROUP, NAME
 from vllm_surgery.engine.settings import DISABLE_VARIABLE, disabled
 from vllm_surgery.engine.touchpoints import FOR_LOADING, FOR_SERVING, FOR_SWAPPING, FOR_WATCHING
 from vllm_surgery.errors import EngineError, one_line
@@ -75,11 +75,14 @@ def _touch(point: TouchPoint) -> Finding:
 
 
 def _plugin() -> Iterator[Finding]:
-    found = [entry.value for entry in importlib.metadata.entry_points(group=GROUP, name=NAME)]
-    status: Status = "pass" if len(set(found)) == 1 else "fail"
-    yield Finding(f"entry point {GROUP}", status, ", ".join(found) or "missing: install vllm-surgery as a package")
+    for group in (GROUP, ENDPOINT_GROUP):
+        found = [entry.value for entry in importlib.metadata.entry_points(group=group, name=NAME)]
+        status: Status = "pass" if len(set(found)) == 1 else "fail"
+        yield Finding(f"entry point {group}", status, ", ".join(found) or "missing: install vllm-surgery as a package")
     allowed = os.environ.get("VLLM_PLUGINS")
-    if allowed is not None and NAME not in allowed.split(","):
+    if allowed is None:
+        yield Finding("VLLM_PLUGINS", "note", f"is not set: only `vllm-surgery serve` will have the routes of {NAME}")
+    elif NAME not in allowed.split(","):
         yield Finding("VLLM_PLUGINS", "note", f"leaves {NAME} out: only `vllm-surgery serve` will apply patches")
     if disabled():
         yield Finding(DISABLE_VARIABLE, "note", "is set: no patch will be applied")

@@ -6,17 +6,28 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from importlib.metadata import entry_points
+import tomllib
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
 
 import pytest
 
+from vllm_surgery.engine.endpoint import SurgeryEndpoint
 from vllm_surgery.engine.install import install
-from vllm_surgery.engine.plugin import GROUP, NAME, register
+from vllm_surgery.engine.plugin import ENDPOINT_GROUP, GROUP, NAME, register
 from vllm_surgery.engine.touchpoints import FOR_LOADING
 
 
 def test_the_entry_point_is_register() -> None:
     assert [entry.load() for entry in entry_points(group=GROUP, name=NAME)] == [register]
+
+
+def test_the_package_declares_the_same_name_in_every_group_of_vllms() -> None:
+    """What is installed may be older than what is tested, so the declaration itself is read."""
+    declared = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]["entry-points"]
+    loaded = {group: EntryPoint(NAME, entries[NAME], group).load() for group, entries in declared.items()}
+    assert loaded == {GROUP: register, ENDPOINT_GROUP: SurgeryEndpoint}
+    assert all(list(entries) == [NAME] for entries in declared.values())
 
 
 def test_registering_twice_does_the_same_as_once() -> None:

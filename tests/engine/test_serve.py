@@ -34,6 +34,8 @@ class Command:
         parser = subparsers.add_parser("serve")
         parser.add_argument("model_tag")
         parser.add_argument("--port", type=int)
+        parser.add_argument("--grpc", action="store_true")
+        parser.add_argument("--headless", action="store_true")
         parser.add_argument("--additional-config", type=json.loads, default={})
 
     def validate(self, args: argparse.Namespace) -> None:
@@ -110,6 +112,19 @@ def test_patch_folders_may_be_named_in_both_places(serve: Callable[..., argparse
 def test_followed_files_travel_in_the_config(serve: Callable[..., argparse.Namespace], tmp_path: Path) -> None:
     args = serve(PATCHES, "model", watch=[tmp_path / "a.yaml"])
     assert Settings.of(args.additional_config).watched_files() == [str(tmp_path / "a.yaml")]
+
+
+@pytest.mark.parametrize("name", ["--grpc", "--headless", "VLLM_USE_RUST_FRONTEND"])
+@pytest.mark.parametrize("asked", ["patch_dirs", "watch"])
+def test_a_server_without_our_routes_neither_follows_files_nor_has_folders(
+    serve: Callable[..., argparse.Namespace], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, asked: str
+) -> None:
+    flags = [name] if name.startswith("--") else []
+    monkeypatch.setenv("VLLM_USE_RUST_FRONTEND", "0" if flags else "1")
+    said = f"--patch-dir and --watch need vLLM's HTTP server in Python, which {name} leaves out"
+    with pytest.raises(UsageError, match=f"^{said}$"):
+        serve(PATCHES, "model", *flags, **{asked: [tmp_path]})
+    assert serve(PATCHES, "model", *flags).model_tag == "model"
 
 
 @pytest.fixture

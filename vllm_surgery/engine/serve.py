@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vllm_surgery.engine import touchpoints
 from vllm_surgery.engine.plugin import ENDPOINT_GROUP
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from vllm_surgery.stack import PatchSet
 
 PLUGINS_VARIABLE = "VLLM_PLUGINS"
+RUST_VARIABLE = "VLLM_USE_RUST_FRONTEND"
 
 
 def serve(
@@ -38,7 +39,8 @@ def serve(
         watch: the files of `patches`, where they are to be followed.
 
     Raises:
-        UsageError: patches are named here and in ``--additional-config``.
+        UsageError: patches are named here and in ``--additional-config``, or are to be swapped on a server without our
+            routes.
         SurgeryError: the patches can't be applied to this model, or this vLLM isn't one that can be patched.
         SystemExit: vLLM itself refuses the arguments.
     """
@@ -50,6 +52,8 @@ def serve(
     parser = touchpoints.CLI_PARSER.get()(prog="vllm-surgery")
     command.subparser_init(parser.add_subparsers(required=True, dest="subparser"))
     args = parser.parse_args(["serve", *vllm_arguments])
+    if patch_dirs or watch:
+        _check_has_routes(args)
     settings = Settings.of(args.additional_config)
     if patches:
         settings = _with_patches(settings, patches, watch)
@@ -60,6 +64,17 @@ def serve(
     touchpoints.CLI_LOGGING.get()(args)
     command.validate(args)
     command.cmd(args)
+
+
+def _check_has_routes(args: Any) -> None:
+    """Refuses what would be ignored in silence: some of vLLM's servers have no room for a plugin's routes."""
+    servers = {
+        "--grpc": getattr(args, "grpc", False),
+        "--headless": getattr(args, "headless", False),
+        RUST_VARIABLE: os.environ.get(RUST_VARIABLE, "0") not in {"", "0"},
+    }
+    if without := [name for name, given in servers.items() if given]:
+        raise UsageError(f"--patch-dir and --watch need vLLM's HTTP server in Python, which {without[0]} leaves out")
 
 
 def _let_plugin_load() -> None:
