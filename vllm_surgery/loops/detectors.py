@@ -104,7 +104,7 @@ class Decay:
         """See `Detector`."""
         for base in lines.RINGS:
             if self._state[base + entries.LOOPING]:
-                lasts = entries.lasts(self._state, base, self._state[lines.POSITION], self._rules)
+                lasts = lines.lasts(self._state, base, self._rules)
                 yield self._loop(base, "terminal" if lasts else "escaped")
 
     def _loop(self, base: int, outcome: Outcome) -> Loop:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Decay loops: have the latest entries of a list collapsed onto a few answers?
+"""Decay loops: the latest entries of a list have collapsed onto a few answers.
 
 Entries are kept in a ring as hashes of what they say. A list has collapsed when its latest n entries hold so few
 different answers that each stands there several times, on average. Whether an entry is a line or a piece of a line is
@@ -9,7 +9,15 @@ for `lines` to say.
 from __future__ import annotations
 
 from vllm_surgery.loops.compiled import Integers, kernel
-from vllm_surgery.loops.thresholds import CUT_TOKENS, ENTRY_COPIES, ENTRY_TOKENS, LEAVE_ENTRIES, LEAVE_TOKENS
+from vllm_surgery.loops.thresholds import (
+    BARE_COPIES,
+    BARE_ENTRIES,
+    CUT_TOKENS,
+    ENTRY_COPIES,
+    ENTRY_TOKENS,
+    LEAVE_ENTRIES,
+    LEAVE_TOKENS,
+)
 
 FIELDS = 3
 """Integers per entry: hash of what it says, its first token, and flags."""
@@ -19,14 +27,15 @@ LINES, PIECES_OF_LINE = 128, 64
 
 _SAID, _FIRST, _FLAGS = range(FIELDS)
 
-MARKED, _AGAIN = 1, 2
-"""Flags: the entry had a list marker; a later entry in the ring says the same."""
+MARKED, BARE, CHOICE, _AGAIN = 1, 2, 4, 8
+"""Flags: the entry had a list marker; it had none and is nothing but words; it is one of few possible answers, such as
+yes and no; a later entry in the ring says the same."""
 
-COUNT, LOOPING, ONSET, END, REPEATS, NEW, EVENT, ONSET_ENTRY, MOTIF, MOTIF_END = range(10)
-"""Where the state of a ring keeps: entries seen; whether the list is in a loop, since which token, up to which, with how
-many entries that belong to it, and how many new ones since; what the last call brought about; the loop's first entry;
-and the entry by which the loop was found: its first token and one past its last."""
-STATE = 10
+COUNT, LOOPING, ONSET, END, REPEATS, NEW, EVENT, ONSET_ENTRY, MOTIF, MOTIF_END, SORT = range(11)
+"""Where the state of a ring keeps: entries seen; whether the list is in a loop, since which token, up to which, with
+how many entries that belong to it, and how many new ones since; what the last call brought about; the loop's first
+entry; and the entry by which the loop was found: its first token, one past its last, and its flags."""
+STATE = 11
 
 NOTHING, BEGUN, LEFT = range(3)
 """Events."""
@@ -41,7 +50,7 @@ def add(
     said: int,
     first: int,
     end: int,
-    marked: int,
+    sort: int,
     least: int,
     rules: Integers,
 ) -> None:
@@ -55,7 +64,7 @@ def add(
         said: hash of what the entry says.
         first: its first token.
         end: one past its last.
-        marked: whether it had a list marker.
+        sort: its flags.
         least: entries over which a list of this sort has collapsed.
         rules: see `thresholds`.
     """
@@ -63,14 +72,15 @@ def add(
     slot = state[base + COUNT] % size * FIELDS
     ring[slot + _SAID] = said
     ring[slot + _FIRST] = first
-    ring[slot + _FLAGS] = marked
+    ring[slot + _FLAGS] = sort
     state[base + COUNT] += 1
     if state[base + LOOPING]:
         _go_on(state, base, familiar, end, rules)
-    elif same + 1 >= rules[ENTRY_COPIES]:
+    elif same + 1 >= rules[ENTRY_COPIES] and not sort & CHOICE:
         window = _collapsed(ring, size, state, base, end, least, rules)
         if window:
             _begin(ring, size, state, base, window, first, end)
+            state[base + SORT] = sort
 
 
 @kernel
@@ -89,7 +99,7 @@ def has_left(state: Integers, base: int, position: int, rules: Integers) -> bool
 
 @kernel
 def lasts(state: Integers, base: int, position: int, rules: Integers) -> bool:
-    """Whether the loop lasts to the end of the answer at `position`: what follows it is at most one entry that is cut."""
+    """Whether what follows the loop, up to the end of the answer at `position`, is at most one entry that was cut."""
     typical = (state[base + END] - state[base + ONSET]) // state[base + REPEATS]
     return bool(state[base + NEW] == 0 and position - state[base + END] <= max(rules[CUT_TOKENS], 2 * typical))
 
@@ -102,7 +112,7 @@ def forget(state: Integers, base: int) -> None:
 
 @kernel
 def _count(ring: Integers, size: int, state: Integers, base: int, said: int) -> tuple[int, int]:
-    """How many entries in the ring say `said`, and whether one of them belongs to the loop. Marks the latest of them."""
+    """How many entries in the ring say `said`, and whether one of them is in the loop. Marks the latest of them."""
     count = state[base + COUNT]
     oldest = max(count - size, 0)
     same = 0
@@ -135,15 +145,21 @@ def _collapsed(ring: Integers, size: int, state: Integers, base: int, end: int, 
     count = state[base + COUNT]
     different = 0
     marked = 0
+    bare = 0
     for window in range(1, min(count, size) + 1):
         slot = (count - window) % size * FIELDS
         flags = ring[slot + _FLAGS]
-        marked += flags & MARKED
+        if flags & CHOICE:
+            return 0
         if not flags & _AGAIN:
             different += 1
-        if window < rules[ENTRY_COPIES] * different or 2 * marked < window:
+        marked += flags & MARKED
+        bare += 1 if flags & BARE else 0
+        if window < rules[ENTRY_COPIES] * different:
             continue
-        if window >= least or end - ring[slot + _FIRST] >= rules[ENTRY_TOKENS]:
+        if 2 * marked >= window and (window >= least or end - ring[slot + _FIRST] >= rules[ENTRY_TOKENS]):
+            return window
+        if bare == window and window >= rules[BARE_ENTRIES] and window >= rules[BARE_COPIES] * different:
             return window
     return 0
 
@@ -170,7 +186,7 @@ def _begin(ring: Integers, size: int, state: Integers, base: int, window: int, f
 
 @kernel
 def _is_said(ring: Integers, size: int, said: int, start: int, stop: int) -> bool:
-    for entry in range(start, stop):
+    for entry in range(start, stop):  # noqa: SIM110 - Numba compiles no generators here.
         if ring[entry % size * FIELDS + _SAID] == said:
             return True
     return False

@@ -2,16 +2,17 @@
 """Cuts tokens into the entries of lists, and says what each entry says without its markers and counters.
 
 Two sorts of lists: lines, of which most begin with a number or a bullet; and pieces of one line, between commas or
-inline numbers. A hash of letters and digits stands for what an entry says: case, decoration and white space don't count,
-nor does how the tokenizer cut the text.
+inline numbers. A hash of letters and digits stands for what an entry says: case, decoration and white space don't
+count, nor does how the tokenizer cut the text.
 """
 
 from __future__ import annotations
 
 from vllm_surgery.loops import entries
 from vllm_surgery.loops.compiled import Integers, kernel
-from vllm_surgery.loops.thresholds import ENTRIES, PIECES
+from vllm_surgery.loops.thresholds import BESIDE_TOKENS, ENTRIES, PIECES
 from vllm_surgery.loops.tokens import (
+    BASE,
     BULLET,
     CLOSE,
     CODE,
@@ -32,21 +33,46 @@ from vllm_surgery.loops.tokens import (
 POSITION, _GAP_BEFORE = 0, 1
 """Where the state keeps how many tokens were seen, and whether the last one ended in white space."""
 
-LINE, PIECE = 2, 13
+LINE, PIECE = 2, 14
 """Where the state of each sort of entry begins."""
 
-_PHASE, _FIRST, _SAID, _CONTENT, _MARKED, _NUMBER, _POWER, _BEFORE, _COUNTER = range(9)
-"""Of an entry: how far it is read; its first token; hash of what it says; flags of its content; whether it had a marker;
-a number that may be one, and its power; what it said before a bracket; whether only a number stood in it since."""
+_PHASE, _FIRST, _SAID, _CONTENT, _MARKED, _NUMBER, _POWER, _BEFORE, _COUNTER, _OPENED, _ODD = range(11)
+"""Of an entry: how far it is read; its first token; hash of what it says; flags of its content; whether it had a
+marker; a number that may be one, and its power; what it said before a bracket; whether only a number stood in it since;
+whether it began with what opens a counter; whether it holds what bare entries don't, such as numbers, commas, code."""
+
+_UNUSUAL = DIGIT | CODE | COMMA | OPEN
+"""What bare entries don't hold."""
 
 _START, _NUMBERED, _POINTED, _BODY = range(4)
 """Phases: nothing but markers yet; a number, which may be a marker; and what closes one; what the entry says."""
 
-LINES = 24
+LINES = 26
 PIECES_OF_LINE = LINES + entries.STATE
 STATE = PIECES_OF_LINE + entries.STATE
 RINGS = (LINES, PIECES_OF_LINE)
 """Where the states of the two rings begin, and the size of it all."""
+
+_CHOICES = tuple(
+    content_hash(word)
+    for word in (
+        "yes",
+        "no",
+        "true",
+        "false",
+        "none",
+        "null",
+        "nan",
+        "na",
+        "ok",
+        "pass",
+        "fail",
+        "on",
+        "off",
+        "done",
+        "x",
+    )
+)
 
 _AND, _OR = content_hash("and"), content_hash("or")
 
@@ -69,7 +95,7 @@ def advance(
         said = columns[row + 1] if known else 0
         power = columns[row + 2] if known else 1
         position = state[POSITION]
-        _read_line(flags, said, power, position, lines, state, rules)
+        _read_line(flags, said, power, state)
         _read_piece(flags, said, power, position, pieces, state, rules)
         if flags & NEWLINE:
             _close_line(position, lines, pieces, state, rules)
@@ -95,6 +121,20 @@ def _leave_if_over(state: Integers, base: int, position: int, rules: Integers) -
 
 
 @kernel
+def lasts(state: Integers, base: int, rules: Integers) -> bool:
+    """Whether the loop of a ring lasts to the end of the answer.
+
+    What follows its last whole entry may be one that was cut, but a line without a marker after lines that had one is
+    something else.
+    """
+    position = state[POSITION]
+    if not entries.lasts(state, base, position, rules):
+        return False
+    beside = state[LINE + _CONTENT] and not state[LINE + _MARKED] and state[base + entries.SORT] & entries.MARKED
+    return bool(base != LINES or not beside or position - state[base + entries.END] < rules[BESIDE_TOKENS])
+
+
+@kernel
 def open_entry(state: Integers, base: int, first: int) -> None:
     """Begins an entry at the token `first`."""
     state[base + _PHASE] = _START
@@ -103,6 +143,8 @@ def open_entry(state: Integers, base: int, first: int) -> None:
     state[base + _CONTENT] = 0
     state[base + _MARKED] = 0
     state[base + _COUNTER] = 0
+    state[base + _OPENED] = 0
+    state[base + _ODD] = 0
 
 
 @kernel
@@ -131,36 +173,60 @@ def _read_digit(state: Integers, base: int, said: int, power: int) -> None:
 
 
 @kernel
-def _read_line(
-    flags: int, said: int, power: int, position: int, lines: Integers, state: Integers, rules: Integers
-) -> None:
-    phase = state[LINE + _PHASE]
+def _read_line(flags: int, said: int, power: int, state: Integers) -> None:
+    if flags & _UNUSUAL:
+        state[LINE + _ODD] = 1
     glued = _is_glued(flags, state)
+    phase = state[LINE + _PHASE]
     if phase == _POINTED:
-        if glued:  # 3.5, 12:30: a number, not a marker.
-            _say_number(state, LINE)
-            _say(state, LINE, flags, said, power)
-            return
-        state[LINE + _MARKED] = 1
-        state[LINE + _PHASE] = _START
-        phase = _START
-    if phase == _NUMBERED:
-        if glued:
-            _read_digit(state, LINE, said, power)
-        elif flags & (POINT | BULLET) and not flags & CONTENT:
-            state[LINE + _PHASE] = _POINTED
-        elif flags != SPACE | GAP:
-            _say_number(state, LINE)
-            phase = _BODY
-    elif phase == _START:
-        if flags & DIGIT:
-            _read_number(state, LINE, said, power)
-        elif flags & LETTER:
-            phase = _BODY
-        elif flags & BULLET:
-            state[LINE + _MARKED] = 1
+        phase = _after_point(state, glued)
+    if phase == _START:
+        phase = _at_start(flags, said, power, state)
+    elif phase == _NUMBERED:
+        phase = _after_number(flags, said, power, state, glued)
     if phase == _BODY:
         _read_body(state, LINE, flags, said, power)
+
+
+@kernel
+def _after_point(state: Integers, glued: bool) -> int:
+    if glued:  # 3.5, 12:30: a number, not a marker.
+        _say_number(state, LINE)
+        return _BODY
+    state[LINE + _MARKED] = 1
+    state[LINE + _PHASE] = _START
+    return _START
+
+
+@kernel
+def _at_start(flags: int, said: int, power: int, state: Integers) -> int:
+    if flags & LETTER:
+        return _BODY
+    if flags & DIGIT:
+        _read_number(state, LINE, said, power)
+        return _NUMBERED
+    if flags & BULLET:
+        state[LINE + _MARKED] = 1
+    elif flags & OPEN:
+        state[LINE + _OPENED] = 1
+    return _START
+
+
+@kernel
+def _after_number(flags: int, said: int, power: int, state: Integers, glued: bool) -> int:
+    if glued:
+        _read_digit(state, LINE, said, power)
+        return _NUMBERED
+    if flags & (POINT | BULLET) and not flags & CONTENT:
+        state[LINE + _PHASE] = _POINTED
+        return _POINTED
+    if flags & LETTER and state[LINE + _OPENED]:  # "#17 Pikachu"
+        state[LINE + _MARKED] = 1
+        return _BODY
+    if flags == SPACE | GAP:
+        return _NUMBERED
+    _say_number(state, LINE)
+    return _BODY
 
 
 @kernel
@@ -187,20 +253,30 @@ def _close_line(position: int, lines: Integers, pieces: Integers, state: Integer
     if state[LINE + _COUNTER]:
         state[LINE + _SAID] = state[LINE + _BEFORE]
     if (state[LINE + _CONTENT] or numbered) and not state[PIECES_OF_LINE + entries.LOOPING]:
-        marked = 1 if numbered or state[LINE + _MARKED] else 0
-        entries.add(
-            lines,
-            entries.LINES,
-            state,
-            LINES,
-            state[LINE + _SAID],
-            state[LINE + _FIRST],
-            position + 1,
-            marked,
-            rules[ENTRIES],
-            rules,
-        )
+        sort = entries.MARKED if numbered or state[LINE + _MARKED] else 0
+        if not sort and not state[LINE + _ODD]:
+            sort = entries.BARE
+        _add(lines, entries.LINES, state, LINES, LINE, position + 1, sort, rules[ENTRIES], rules)
     open_entry(state, LINE, position + 1)
+
+
+@kernel
+def _add(
+    ring: Integers, size: int, state: Integers, base: int, entry: int, end: int, sort: int, least: int, rules: Integers
+) -> None:
+    """Adds the entry whose state begins at `entry` to the ring whose state begins at `base`."""
+    said = state[entry + _SAID]
+    if _is_choice(said):
+        sort |= entries.CHOICE
+    entries.add(ring, size, state, base, said, state[entry + _FIRST], end, sort, least, rules)
+
+
+@kernel
+def _is_choice(said: int) -> bool:
+    """Whether an entry answers a closed question, or is a value: a healthy list has few of them, again and again."""
+    if 0 < said < BASE:  # One character.
+        return True
+    return bool(said in _CHOICES)
 
 
 @kernel
@@ -227,13 +303,13 @@ def _read_piece(
     if flags & DIGIT and not glued:
         _read_number(state, PIECE, said, power)
         state[PIECE + _NUMBER_FIRST] = position
-    elif flags & CONTENT and not (state[PIECE + _CONTENT] == 0 and (said == _AND or said == _OR)):
+    elif flags & CONTENT and not (state[PIECE + _CONTENT] == 0 and said in (_AND, _OR)):
         _say(state, PIECE, flags, said, power)
     if flags & COMMA:
         _close_piece(position + 1, pieces, state, rules)
 
 
-_NUMBER_FIRST = 9
+_NUMBER_FIRST = 11
 """Of a piece: the first token of the number that may be the next piece's marker."""
 
 
@@ -241,18 +317,8 @@ _NUMBER_FIRST = 9
 def _close_piece(following: int, pieces: Integers, state: Integers, rules: Integers) -> None:
     """Adds the piece that ends before the token `following`, where the next begins."""
     if state[PIECE + _CONTENT] & LETTER and not state[LINES + entries.LOOPING]:
-        entries.add(
-            pieces,
-            entries.PIECES_OF_LINE,
-            state,
-            PIECES_OF_LINE,
-            state[PIECE + _SAID],
-            state[PIECE + _FIRST],
-            following,
-            1,
-            rules[PIECES],
-            rules,
-        )
+        sort = entries.MARKED
+        _add(pieces, entries.PIECES_OF_LINE, state, PIECES_OF_LINE, PIECE, following, sort, rules[PIECES], rules)
     elif state[PIECE + _CONTENT]:
         entries.forget(state, PIECES_OF_LINE)
     open_entry(state, PIECE, following)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Verbatim loops: is the tail of the tokens periodic?
+"""Verbatim loops: the tail of the tokens is periodic.
 
 One lag is followed at a time. A table knows where the last `_GRAM` tokens stood before; the distance is a lag, and
 comparing backwards from here says since when the tokens repeat at that lag. From then on each token is compared with
@@ -18,8 +18,8 @@ from vllm_surgery.loops.thresholds import (
     LONG_COPIES,
     LONG_PERIOD,
     MAX_PERIOD,
-    SHORT_PERIOD,
-    SHORT_TOKENS,
+    POOR_TOKENS,
+    POOR_VARIETY,
     TOKENS,
 )
 
@@ -30,23 +30,30 @@ SLOTS = 512
 """Places in the table of grams. A gram may lose its place to another; the next token's gram is the next chance, so
 fewer places mean some tokens of delay, not a miss: 8 at the longest period."""
 
-_GRAM = 8
+_GRAM = 16
 """Tokens that must recur to propose a lag. With 3, loops over alphabets of two or three tokens hide behind accidental
-lags: 349 of 400 were missed; with 8 none of 2,400."""
+lags: 349 of 400 were missed. With 8, two tokens give only 256 grams, each of which stood nearby by accident, and
+periods above that were missed; with 16 there are more grams than `MAX_PERIOD`."""
 
 _GRAM_BITS = 32 // _GRAM
 _HASH_MASK = 0xFFFFFFFF
 _SPREAD = 0x9E3779B1  # 2**32 over the golden ratio, as usual for hashing by multiplication.
-_SLOT_SHIFT = 32 - 9  # The highest bits depend on all of the gram; 2**9 is `SLOTS`.
+_SLOT_FACTOR, _SLOT_SHIFT = (
+    0x45D9F3B,
+    32 - 9,
+)  # Old tokens are in the high bits alone: mixed once more. 2**9 is `SLOTS`.
 _PLACE_MASK = 0x7FFF  # A slot keeps the lower 15 bits of a position.
 
-POSITION, GRAM, LAG, ONSET, LOOPING, EVENT = range(6)
+POSITION, GRAM, LAG, ONSET, LOOPING, EVENT, _VARIETY = range(7)
 """Where the state keeps: tokens seen; hash of the last ones; lag that is followed (0: none) and since when the tokens
-are periodic at it; whether that is a loop by now; what made `advance` stop."""
-STATE = 6
+are periodic at it; whether that is a loop by now; what made `advance` stop; whether the
+period has many different tokens."""
+STATE = 7
 
 NOTHING, BEGUN, LEFT = range(3)
 """Events."""
+
+_UNKNOWN, _POOR, _RICH = range(3)
 
 
 @kernel
@@ -72,7 +79,7 @@ def advance(tokens: Integers, start: int, ring: Integers, slots: Integers, state
             state[LAG] = 0
         _follow(ring, slots, state, position, lag)
         state[POSITION] = position + 1
-        if state[LAG] > 0 and not state[LOOPING] and _is_loop(state, rules):
+        if state[LAG] > 0 and not state[LOOPING] and _is_loop(ring, state, rules):
             state[LOOPING] = 1
             state[EVENT] = BEGUN
             return index + 1
@@ -91,13 +98,14 @@ def settle(ring: Integers, slots: Integers, state: Integers) -> None:
 
 @kernel
 def _follow(ring: Integers, slots: Integers, state: Integers, position: int, lag: int) -> None:
-    slot = state[GRAM] >> _SLOT_SHIFT
+    slot = (state[GRAM] * _SLOT_FACTOR & _HASH_MASK) >> _SLOT_SHIFT
     if lag == 0 and slots[slot] >= 0:
         proposed = (position - slots[slot]) & _PLACE_MASK
         if 0 < proposed <= MAX_PERIOD and proposed <= position:
             first = _periodic_since(ring, position, proposed)
             if position - first + 1 >= proposed + _GRAM:
                 state[LAG] = proposed
+                state[_VARIETY] = _UNKNOWN
                 state[ONSET] = first
     slots[slot] = position & _PLACE_MASK
 
@@ -113,10 +121,26 @@ def _periodic_since(ring: Integers, position: int, lag: int) -> int:
 
 
 @kernel
-def _is_loop(state: Integers, rules: Integers) -> bool:
+def _is_loop(ring: Integers, state: Integers, rules: Integers) -> bool:
     lag = state[LAG]
     covered = state[POSITION] - state[ONSET]
-    if lag <= rules[SHORT_PERIOD]:
-        return bool(covered >= rules[SHORT_TOKENS])
     copies = rules[LONG_COPIES] if lag >= rules[LONG_PERIOD] else rules[COPIES]
-    return bool(covered >= rules[TOKENS] and covered >= copies * lag)
+    if covered < rules[TOKENS] or covered < copies * lag:
+        return False
+    if state[_VARIETY] == _UNKNOWN:
+        state[_VARIETY] = _POOR if _is_poor(ring, state[POSITION] - lag, state[POSITION], rules) else _RICH
+    return bool(state[_VARIETY] == _RICH or covered >= rules[POOR_TOKENS])
+
+
+@kernel
+def _is_poor(ring: Integers, start: int, stop: int, rules: Integers) -> bool:
+    """Whether the tokens of a period are few different ones."""
+    different = 0
+    for place in range(start, stop):
+        earlier = start
+        while ring[earlier % RING] != ring[place % RING]:
+            earlier += 1
+        different += earlier == place
+        if different > rules[POOR_VARIETY]:
+            return False
+    return True

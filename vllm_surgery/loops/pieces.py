@@ -36,7 +36,7 @@ def _from_sentence_piece(token: str | bytes) -> str:
 
 
 def _from_bytes(token: str) -> str:
-    """The text of a token that is written in the alphabet of byte-level BPE; one that isn't, as it is (added tokens)."""
+    """The text of a token in the alphabet of byte-level BPE; of one that isn't, such as an added token, as it is."""
     try:
         return bytes([_BYTE_OF[character] for character in token]).decode("utf-8", errors="replace")
     except KeyError:

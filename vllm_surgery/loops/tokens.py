@@ -28,8 +28,8 @@ NEWLINE, SPACE, LETTER, DIGIT, COMMA, POINT, BULLET, OPEN, CLOSE, CODE, SENTENCE
     1 << bit for bit in range(13)
 )
 """Flags: has a line's end; begins with white space; has a letter; content is a number; has a comma or semicolon; begins
-with what closes a list marker; is a bullet; is what opens a counter; begins with what closes one; has characters of code;
-ends a sentence; ends in a letter or digit, so that the next token may go on with the word;
+with what closes a list marker; is a bullet; is what opens a counter; begins with what closes one; has characters of
+code; ends a sentence; ends in a letter or digit, so that the next token may go on with the word;
 ends in white space."""
 
 CONTENT = LETTER | DIGIT
@@ -58,7 +58,7 @@ class TokenTable:
 
     @classmethod
     def from_tokenizer(cls, tokenizer: Any) -> TokenTable:
-        """The table of a Hugging Face tokenizer, or of any that has its `convert_ids_to_tokens`, `decode` and length."""
+        """The table of a Hugging Face tokenizer, or of any that has a length and its `convert_ids_to_tokens`."""
         return cls(pieces_of(tokenizer))
 
     def text(self, token_ids: Sequence[int]) -> str:

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Doom loops: does self-correction go in circles?
+"""Doom loops: self-correction goes in circles.
 
-A turn begins with a cue at the start of a sentence ("Wait", "Hmm", "Actually", "Let me check again"). A loop is a row of
-turns, none of them too long, in which hardly any pair of neighbouring words is new.
+A turn begins with a cue at the start of a sentence ("Wait", "Hmm", "Actually", "Let me check again"). A loop is a row
+of turns, none of them too long, in which hardly any pair of neighbouring words is new.
 
 What this can see: a model that says "Wait" again and again and comes back to the same words and the same candidates,
-word for word or shuffled. What it can't see: whether the reasoning is right; circles in other words each time; circles in
-languages other than English; cues that it doesn't know. Long reasoning that makes headway says "Wait" too, and its
+word for word or shuffled. What it can't see: whether the reasoning is right; circles in other words each time; circles
+in languages other than English; cues that it doesn't know. Long reasoning that makes headway says "Wait" too, and its
 word pairs stay new: that is what tells the two apart, and where in doubt nothing is reported. A turn that ends with an
 answer looks like any other turn: an answer is only seen by its length, as text without a cue.
 """
@@ -14,7 +14,7 @@ answer looks like any other turn: an answer is only seen by its length, as text 
 from __future__ import annotations
 
 from vllm_surgery.loops.compiled import Integers, kernel
-from vllm_surgery.loops.thresholds import TURN_NOVELTY, TURN_TOKENS, TURNS
+from vllm_surgery.loops.thresholds import ROUND_NOVELTY, TURN_NOVELTY, TURN_TOKENS, TURNS
 from vllm_surgery.loops.tokens import COLUMNS, CONTENT, DIGIT, MODULUS, MORE, SENTENCE, SPACE, content_hash
 
 POSITION, WORD, BEFORE, FRESH, ASIDE, COUNT, LOOPING, ONSET, END, REPEATS, EVENT, LATEST, WORD_FIRST, MOTIF = range(14)
@@ -38,29 +38,22 @@ _TAG_SHIFT = 10  # 2**10 is `PAIRS`; the tag is the rest of the hash, as far as 
 _TAG_MASK = 0x7FFF
 _PAIR_FACTOR = 1_000_003
 
-_WAIT, _HMM, _HM, _ACTUALLY, _ALTERNATIVELY = (
-    content_hash(word) for word in ("wait", "hmm", "hm", "actually", "alternatively")
-)
-_BUT, _OH, _SO, _OK, _OKAY, _AND, _NO, _WELL = (
-    content_hash(word) for word in ("but", "oh", "so", "ok", "okay", "and", "no", "well")
-)
-_LET, _ME = content_hash("let"), content_hash("me")
-_RE, _RECHECK, _CHECK, _DOUBLE, _RECONSIDER, _RETHINK, _VERIFY, _RECOUNT, _THINK, _TRY, _START = (
-    content_hash(word)
-    for word in (
-        "re",
-        "recheck",
-        "check",
-        "double",
-        "reconsider",
-        "rethink",
-        "verify",
-        "recount",
-        "think",
-        "try",
-        "start",
-    )
-)
+
+def _words(text: str) -> tuple[int, ...]:
+    return tuple(content_hash(word) for word in text.split())
+
+
+_CUES = _words("wait hmm hm actually alternatively no oh")
+"""Begin a turn where they begin a sentence."""
+
+_OPENINGS = _words("but so ok okay and well")
+"""May stand before a cue."""
+
+_LET, _ME = _words("let me")
+_AGAIN = _words("re recheck check double reconsider rethink verify recount think try start")
+"""Begin a turn after "let me". Of "re-check" and "double-check" the first part is enough."""
+
+_NEITHER, _AFTER_LET, _AFTER_LET_ME = range(3)
 
 
 @kernel
@@ -101,7 +94,7 @@ def _read(
             _end_word(pairs, turns, state, rules)
     if flags & SENTENCE:
         state[FRESH] = 1
-        state[ASIDE] = 0
+        state[ASIDE] = _NEITHER
 
 
 @kernel
@@ -118,41 +111,17 @@ def _end_word(pairs: Integers, turns: Integers, state: Integers, rules: Integers
 def _is_cue(word: int, state: Integers) -> bool:
     """Whether `word`, near the start of a sentence, makes the sentence one of self-correction."""
     aside = state[ASIDE]
-    if aside == 0 and word == _LET:
-        state[ASIDE] = 1
+    if aside == _NEITHER and word in _OPENINGS:
         return False
-    if aside == 1 and word == _ME:
-        state[ASIDE] = 2
+    if aside == _NEITHER and word == _LET:
+        state[ASIDE] = _AFTER_LET
         return False
-    opening = (
-        word == _BUT
-        or word == _OH
-        or word == _SO
-        or word == _OK
-        or word == _OKAY
-        or word == _AND
-        or word == _NO
-        or word == _WELL
-    )
-    if aside == 0 and opening:
+    if aside == _AFTER_LET and word == _ME:
+        state[ASIDE] = _AFTER_LET_ME
         return False
     state[FRESH] = 0
-    state[ASIDE] = 0
-    if aside == 2:
-        return bool(
-            word == _RE
-            or word == _RECHECK
-            or word == _CHECK
-            or word == _DOUBLE
-            or word == _RECONSIDER
-            or word == _RETHINK
-            or word == _VERIFY
-            or word == _RECOUNT
-            or word == _THINK
-            or word == _TRY
-            or word == _START
-        )
-    return bool(word == _WAIT or word == _HMM or word == _HM or word == _ACTUALLY or word == _ALTERNATIVELY)
+    state[ASIDE] = _NEITHER
+    return bool(word in _AGAIN) if aside == _AFTER_LET_ME else bool(word in _CUES)
 
 
 @kernel
@@ -182,7 +151,7 @@ def _begin_turn(turns: Integers, state: Integers, rules: Integers) -> None:
         else:
             _leave(state)
     elif circling:
-        _begin_loop(turns, state, window, first)
+        _begin_loop(turns, state, window, first, rules)
     state[COUNT] += 1
     slot = state[COUNT] % TURNS_KEPT * TURN_FIELDS
     turns[slot + _FIRST] = first
@@ -203,11 +172,22 @@ def _circles(turns: Integers, state: Integers, window: int, rules: Integers) -> 
 
 
 @kernel
-def _begin_loop(turns: Integers, state: Integers, window: int, end: int) -> None:
+def _begin_loop(turns: Integers, state: Integers, window: int, end: int, rules: Integers) -> None:
+    words = 0
+    fresh = 0
+    turn = state[COUNT]
+    onset = turn
+    while turn > max(state[COUNT] - TURNS_KEPT + 1, 0):  # Turn 0 is what stood before the first cue.
+        slot = turn % TURNS_KEPT * TURN_FIELDS
+        words += turns[slot + _WORDS]
+        fresh += turns[slot + _FRESH_PAIRS]
+        if 100 * fresh <= rules[ROUND_NOVELTY] * words or turn > state[COUNT] - window:
+            onset = turn
+        turn -= 1
     state[LOOPING] = 1
-    state[ONSET] = turns[(state[COUNT] - window + 1) % TURNS_KEPT * TURN_FIELDS + _FIRST]
+    state[ONSET] = turns[onset % TURNS_KEPT * TURN_FIELDS + _FIRST]
     state[END] = end
-    state[REPEATS] = window
+    state[REPEATS] = state[COUNT] - onset + 1
     state[MOTIF] = state[LATEST]
     state[EVENT] = BEGUN
 

@@ -10,12 +10,12 @@ import numpy as np
 
 from vllm_surgery.loops.compiled import integers
 from vllm_surgery.loops.detectors import Decay, Detector, Doom, Verbatim, rules_of
-from vllm_surgery.loops.loop import Kind, Loop
 from vllm_surgery.loops.thresholds import Thresholds
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from vllm_surgery.loops.loop import Kind, Loop
     from vllm_surgery.loops.tokens import TokenTable
 
 _BLOCK: Final = 32
