@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from random import Random
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
-from tests.corpora.healthy import passages
+from tests.corpora.healthy import passages_of
 from tests.corpora.healthy.lists import COUNTRIES, ELEMENTS, STATES
 from tests.corpora.healthy.words import names, paragraph, sentence
 from tests.corpora.reasoning import circle
@@ -73,10 +73,12 @@ def planted(encode: Encode, vocabulary: int) -> Iterator[Planted]:
         yield doom(Random(f"{SEED} doom {number}"), f"doom/{number:04d}", encode)
 
 
+_AROUND = ("known-lists", "dialogue", "plays", "stories", "json", "logs", "markup", "templated-code")
+
+
 def healthy_pool(encode: Encode, step: int = 20) -> list[list[int]]:
     """Generated prose and lists as tokens, for what stands around loops and for motifs. The same everywhere."""
-    kinds = {"stories", "plays", "logs", "json", "known-lists", "dialogue", "markup", "templated-code"}
-    found = [encode(passage.text) for passage in passages() if passage.kind in kinds and int(passage.id[-4:]) % step == 0]
+    found = [encode(one.text) for kind in _AROUND for one in passages_of(kind) if int(one.id[-4:]) % step == 0]
     return [tokens for tokens in found if len(tokens) > 64]
 
 
@@ -87,7 +89,9 @@ def verbatim(random: Random, name: str, pool: Sequence[list[int]], vocabulary: i
     end as the motif does; so with the end.
     """
     period = _period(random)
-    family = "one token" if period == 1 else random.choice(("text", "text", "random", "2 symbols", "3 symbols", "nested"))
+    family = (
+        "one token" if period == 1 else random.choice(("text", "text", "random", "2 symbols", "3 symbols", "nested"))
+    )
     motif = _primitive(_motif(random, family, period, pool, vocabulary))
     length = max(int(random.uniform(3, 6) * len(motif)), int(2 ** random.uniform(*COVERED)))
     before = _stretch(random, pool, random.choice((0, random.randrange(400))))
@@ -203,4 +207,6 @@ def _assemble(name: str, kind: Kind, family: str, encode: Encode, start: str, lo
 
 
 def _shared(tokens: Sequence[int], part: Sequence[int]) -> int:
-    return next((at for at, (a, b) in enumerate(zip(tokens, part, strict=False)) if a != b), min(len(tokens), len(part)))
+    return next(
+        (at for at, (a, b) in enumerate(zip(tokens, part, strict=False)) if a != b), min(len(tokens), len(part))
+    )
