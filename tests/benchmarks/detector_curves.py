@@ -20,13 +20,16 @@ if TYPE_CHECKING:
     from tests.corpora.samples import Corpora, Sample
 
 VALUES: dict[str, tuple[str, tuple[int, ...]]] = {
-    "short_tokens": ("verbatim", (64, 128, 256, 512, 768)),
+    "poor_tokens": ("verbatim", (128, 256, 320, 384, 448, 512, 768)),
+    "poor_variety": ("verbatim", (4, 6, 8, 12)),
     "tokens": ("verbatim", (32, 64, 96, 128, 192)),
     "copies": ("verbatim", (3, 4, 5, 6)),
     "long_period": ("verbatim", (48, 64, 96, 128, 256)),
     "entries": ("decay", (6, 8, 10, 12, 16)),
     "entry_copies": ("decay", (3, 4, 5, 6)),
     "entry_tokens": ("decay", (32, 64, 128)),
+    "bare_entries": ("decay", (8, 16, 24, 32)),
+    "bare_copies": ("decay", (4, 6, 8, 12)),
     "pieces": ("decay", (8, 12, 16, 24)),
     "turns": ("doom", (6, 8, 10, 12, 16)),
     "turn_novelty": ("doom", (10, 15, 20, 25, 30, 40, 50)),

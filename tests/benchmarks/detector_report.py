@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -117,7 +118,7 @@ def _verbatim(scored: Scored) -> list[str]:
     long = [one for one in _planted(scored, "verbatim") if _covered(one) >= LONG_ENOUGH]
     groups = {
         f"{low} to {high - 1}" if high > low + 1 else str(low): [one for one in long if low <= _period(one) < high]
-        for low, high in zip(PERIODS, PERIODS[1:], strict=False)
+        for low, high in pairwise(PERIODS)
     }
     families = {
         name: [one for one in long if one.sample.group == name] for name in sorted({one.sample.group for one in long})
@@ -135,7 +136,7 @@ def _by_length(scored: Scored) -> list[str]:
         f"{low} to {high - 1}" if high < COVERED[-1] else f"{low} and more": [
             one for one in loops if low <= _covered(one) < high
         ]
-        for low, high in zip(COVERED, COVERED[1:], strict=False)
+        for low, high in pairwise(COVERED)
     }
     return ["### All planted verbatim loops, by the tokens they cover", "", *_recall_table("tokens", groups)]
 

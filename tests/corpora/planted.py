@@ -185,7 +185,7 @@ def decay(random: Random, name: str, encode: Encode) -> Planted:
     start = f"{sentence(random)}\n\n" + separator.join(lines[: good - 1]) + separator
     loop = separator.join(lines[good - 1 :])
     after = f"\n\n{paragraph(random, 12, 20)}" if random.random() < 0.3 else ""
-    return _assemble(name, "decay", f"{family}", encode, start, loop, after)
+    return _assemble(name, "decay", family, encode, (start, loop, after))
 
 
 def _stuck_entry(random: Random, stuck: Sequence[str], known: Sequence[str]) -> str:
@@ -196,11 +196,12 @@ def _stuck_entry(random: Random, stuck: Sequence[str], known: Sequence[str]) -> 
 def doom(random: Random, name: str, encode: Encode) -> Planted:
     """Reasoning that turns in circles to the end of the budget."""
     start, loop = circle(random, random.randrange(24, 72))
-    return _assemble(name, "doom", "circle", encode, start, loop, "")
+    return _assemble(name, "doom", "circle", encode, (start, loop, ""))
 
 
-def _assemble(name: str, kind: Kind, family: str, encode: Encode, start: str, loop: str, after: str) -> Planted:
-    """The whole as tokens; a token over a border counts to what comes after it."""
+def _assemble(name: str, kind: Kind, family: str, encode: Encode, parts: tuple[str, str, str]) -> Planted:
+    """The whole as tokens, of what is before, in and after the loop; a token over a border counts to what comes after."""
+    start, loop, after = parts
     tokens = encode(start + loop + after)
     end = len(tokens) if not after else _shared(tokens, encode(start + loop))
     return Planted(name, kind, family, tuple(tokens), _shared(tokens, encode(start)), end, None)

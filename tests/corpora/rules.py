@@ -24,7 +24,7 @@ pattern. Each stops wherever the one before it does, so the strictest needn't be
 RATIO = 2.4
 """Above it Whisper calls a text a loop."""
 
-PEERS = tuple(f"vLLM ({size}, {count})" for size, count in VLLM_SETTINGS) + (f"zlib > {RATIO}",)
+PEERS = (*(f"vLLM ({size}, {count})" for size, count in VLLM_SETTINGS), f"zlib > {RATIO}")
 
 
 @dataclass(frozen=True)

@@ -5,12 +5,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tests.corpora.planted import Planted
-
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from tests.corpora.labels import Finding
+    from tests.corpora.planted import Planted
     from vllm_surgery.loops import Loop
 
 

@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
+# ruff: noqa: RUF001, SIM905  (Long lists of words read best as text, and other scripts are meant.)
 """Right enumerations: what the decay detector must leave alone."""
 
 from __future__ import annotations

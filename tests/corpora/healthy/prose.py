@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
+# ruff: noqa: RUF001, SIM905  (Long lists of words read best as text, and other scripts are meant.)
 """Verse with refrains, dialogue, plays, and prose in several languages. Traditional texts and own ones."""
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from tests.corpora.healthy.words import ADJECTIVES, CITIES, COLOURS, NOUNS, PEOPLE, VERBS, name, paragraph, sentence
@@ -113,8 +115,7 @@ def _own_song(random: Random) -> str:
 def _lullaby(random: Random) -> str:
     gifts = random.sample(NOUNS, random.randrange(4, 10))
     lines = [
-        f"And if that {one} won't shine,\nPapa's going to buy you a {other} so fine."
-        for one, other in zip(gifts, gifts[1:], strict=False)
+        f"And if that {one} won't shine,\nPapa's going to buy you a {other} so fine." for one, other in pairwise(gifts)
     ]
     return "Hush, little baby, don't say a word.\n" + "\n".join(lines)
 
