@@ -193,12 +193,16 @@ class Staging:
     Args:
         token: names the swap, so that only its leader goes on with it.
         make: makes the swap.
+
+    Attributes:
+        committed: whether the swap is over, and only kept to be undone.
     """
 
     def __init__(self, token: str, make: Any) -> None:
         self.token = token
         self.started = time.perf_counter()
         self.seconds = 0.0
+        self.committed = False
         self._make = make
         self._swap: Swap | None = None
         self._error: Exception | None = None
