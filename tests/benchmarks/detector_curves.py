@@ -29,6 +29,8 @@ VALUES: dict[str, tuple[str, tuple[int, ...]]] = {
     "entry_tokens": ("decay", (32, 64, 128)),
     "bare_entries": ("decay", (8, 16, 24, 32)),
     "bare_copies": ("decay", (4, 6, 8, 12)),
+    "counted_entries": ("decay", (16, 24, 32, 40, 48)),
+    "counted_copies": ("decay", (4, 8, 16)),
     "pieces": ("decay", (8, 12, 16, 24)),
     "turns": ("doom", (6, 8, 10, 12, 16)),
     "turn_novelty": ("doom", (10, 15, 20, 25, 30, 40, 50)),
