@@ -28,14 +28,14 @@ NOTHING, BEGUN, LEFT = range(3)
 """Events."""
 
 PAIRS = 1024
-"""Word pairs remembered, by a hash that says where: the words of about ten turns of the usual length."""
+"""Word pairs remembered, by a hash that says where: the words of about ten turns."""
 
 TURNS_KEPT, TURN_FIELDS = 32, 3
 _FIRST, _WORDS, _FRESH_PAIRS = range(3)
 """Of a turn: its first token, its words, and the pairs among them that were new."""
 
-_TAG_SHIFT = 10  # 2**10 is `PAIRS`; the tag is the rest of the hash, as far as 15 bits hold it.
-_TAG_MASK = 0x7FFF
+_TAG_SHIFT = 10  # 2**10 is `PAIRS`. Seven more bits tell pairs of the same place apart; one in 128 looks known.
+_TAG_MASK = 0x7F
 _PAIR_FACTOR = 1_000_003
 
 

@@ -18,11 +18,11 @@ if TYPE_CHECKING:
     from vllm_surgery.loops.loop import Kind, Loop
     from vllm_surgery.loops.tokens import TokenTable
 
-_BLOCK: Final = 32
+_BLOCK: Final = 64
 """Tokens that wait until they are looked at together, since calling a kernel costs as much as a few dozen tokens in it.
 So a loop is reported up to this many tokens late; its indices are not affected."""
 
-_CHUNK: Final = 512
+_CHUNK: Final = 256
 """Tokens that a detector reads before the next one does. Motifs are read from the ring of the first, which must still
 hold what the others are at."""
 
