@@ -14,13 +14,13 @@ import sys
 from typing import TYPE_CHECKING
 
 from vllm_surgery import __version__
-from vllm_surgery.cli import bake, check, demo_model, diff, doctor, export_lora, schema, seal, serve, show
+from vllm_surgery.cli import bake, check, demo_model, detect, diff, doctor, export_lora, schema, seal, serve, show
 from vllm_surgery.errors import PatchError, SurgeryError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-_COMMANDS = (serve, demo_model, check, show, schema, seal, bake, diff, export_lora, doctor)
+_COMMANDS = (serve, demo_model, check, show, schema, seal, bake, diff, export_lora, detect, doctor)
 _EXIT_NO, _EXIT_USAGE, _EXIT_INTERRUPTED = 1, 2, 130
 
 
