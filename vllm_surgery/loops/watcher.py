@@ -82,9 +82,12 @@ class Watcher:
         for detector in self._detectors:
             for loop in detector.running():
                 self._note(loop)
+        self._detectors = ()
         self.looping = frozenset()
-        ended = (replace(loop, outcome="terminal") if self._total - loop.end <= 1 else loop for loop in self._loops)
-        return tuple(sorted(ended, key=lambda loop: (loop.onset, loop.kind)))
+        self._loops = [
+            replace(loop, outcome="terminal") if self._total - loop.end <= 1 else loop for loop in self._loops
+        ]
+        return tuple(sorted(self._loops, key=lambda loop: (loop.onset, loop.kind)))
 
     def _look(self) -> Sequence[Loop]:
         news = list(self._read())
