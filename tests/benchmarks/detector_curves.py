@@ -10,9 +10,8 @@ from tests.benchmarks.detector_report import HARDEST, LONG_ENOUGH
 from tests.benchmarks.markdown import table as markdown_table
 from tests.corpora.labels import Label
 from tests.corpora.planted import Planted
-from tests.corpora.rules import watch
 from tests.corpora.scoring import found_planted, found_real
-from vllm_surgery.loops import Thresholds
+from vllm_surgery.loops import Thresholds, detect
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -30,6 +29,8 @@ VALUES: dict[str, tuple[str, tuple[int, ...]]] = {
     "entry_tokens": ("decay", (32, 64, 128)),
     "bare_entries": ("decay", (8, 16, 24, 32)),
     "bare_copies": ("decay", (4, 6, 8, 12)),
+    "counted_entries": ("decay", (16, 24, 32, 40, 48)),
+    "counted_copies": ("decay", (4, 8, 16)),
     "pieces": ("decay", (8, 12, 16, 24)),
     "turns": ("doom", (6, 8, 10, 12, 16)),
     "turn_novelty": ("doom", (10, 15, 20, 25, 30, 40, 50)),
@@ -65,7 +66,7 @@ def _cells(kind: str, corpora: Corpora, table: Any, thresholds: Thresholds) -> l
 
 
 def _finds(kind: str, one: Sample, table: Any, thresholds: Thresholds) -> bool:
-    return any(loop.kind == kind for loop in watch(one.tokens, table, thresholds)[0])
+    return any(loop.kind == kind for loop in detect(one.tokens, table, thresholds))
 
 
 def _planted(kind: str, samples: Sequence[Sample], table: Any, thresholds: Thresholds) -> str:
@@ -76,7 +77,7 @@ def _planted(kind: str, samples: Sequence[Sample], table: Any, thresholds: Thres
         and one.truth.kind == kind
         and (kind != "verbatim" or one.truth.end - one.truth.onset >= LONG_ENOUGH)
     ]
-    found = sum(found_planted(truth, watch(one.tokens, table, thresholds)[0]) is not None for one, truth in of_kind)
+    found = sum(found_planted(truth, detect(one.tokens, table, thresholds)) is not None for one, truth in of_kind)
     return f"{found}/{len(of_kind)}"
 
 
@@ -84,9 +85,9 @@ def _labelled(kind: str, samples: Sequence[Sample], table: Any, thresholds: Thre
     wanted = [
         (one, finding)
         for one in samples
-        if isinstance(one.truth, Label)
+        if isinstance(one.truth, Label) and not one.truth.late
         for finding in one.truth.findings
         if finding.kind == kind and not finding.optional
     ]
-    found = sum(found_real(finding, watch(one.tokens, table, thresholds)[0]) is not None for one, finding in wanted)
+    found = sum(found_real(finding, detect(one.tokens, table, thresholds)) is not None for one, finding in wanted)
     return f"{found}/{len(wanted)}" if wanted else ""

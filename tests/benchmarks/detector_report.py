@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import pairwise, product
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -211,8 +211,8 @@ def _real(scored: Scored) -> list[str]:
         seen = list(findings(scored, kind))
         for name, part in (
             (f"**{kind}**", seen),
-            (f"{kind}, thresholds chosen by", [one for one in seen if not one[0].sample.held_out]),
-            (f"{kind}, held out", [one for one in seen if one[0].sample.held_out]),
+            (f"{kind}, thresholds chosen by", [one for one in seen if not _label(one[0]).late]),
+            (f"{kind}, labelled later", [one for one in seen if _label(one[0]).late]),
         ):
             rows.append([name, *_real_row(part)])
     head = ["labelled", "found", "onset outside the label by (5, 50, 95 %)", "outcome agrees", *PEERS]
@@ -250,9 +250,15 @@ def _real_row(seen: Sequence[tuple[Judged, Finding, Loop | None]]) -> list[str]:
 
 def _verdicts(scored: Scored) -> list[str]:
     rows = []
-    for verdict in ("loop", "healthy", "unclear"):
-        group = [one for one in scored.real if _label(one).verdict == verdict]
-        rows.append([verdict, str(len(group)), *(_fires(group, rule) or "0" for rule in ("any", *KINDS, *PEERS))])
+    for verdict, late in product(("loop", "healthy", "unclear"), (False, True)):
+        group = [one for one in scored.real if (_label(one).verdict, _label(one).late) == (verdict, late)]
+        rows.append(
+            [
+                f"{verdict}, labelled later" if late else verdict,
+                str(len(group)),
+                *(_fires(group, rule) or "0" for rule in ("any", *KINDS, *PEERS)),
+            ]
+        )
     return table(["a reader says", "answers", "any of ours", *KINDS, *PEERS], rows)
 
 

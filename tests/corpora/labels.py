@@ -4,12 +4,15 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
 
 from tests.corpora.make_real import DATA
 
 LABELS = DATA / "labels.txt"
+
+LATE_LABELS = DATA / "labels_late.txt"
+"""Set when the thresholds had been chosen, and used for none."""
 
 Verdict: TypeAlias = Literal["healthy", "loop", "unclear"]
 
@@ -40,12 +43,13 @@ class Finding:
 
 @dataclass(frozen=True)
 class Label:
-    """What a reader says about an answer."""
+    """What a reader says about an answer. `late`: in `LATE_LABELS`."""
 
     id: str
     verdict: Verdict
     findings: tuple[Finding, ...]
     note: str = ""
+    late: bool = False
 
 
 def read_labels() -> dict[str, Label]:
@@ -55,12 +59,13 @@ def read_labels() -> dict[str, Label]:
         ValueError: a line that isn't one, or an id twice.
     """
     labels: dict[str, Label] = {}
-    for line in LABELS.read_text("utf-8").splitlines():
-        if line and not line.startswith("#"):
-            label = _label(line)
-            if label.id in labels:
-                raise ValueError(f"{label.id} is labelled twice")
-            labels[label.id] = label
+    for file in (LABELS, LATE_LABELS):
+        for line in file.read_text("utf-8").splitlines():
+            if line and not line.startswith("#"):
+                label = replace(_label(line), late=file == LATE_LABELS)
+                if label.id in labels:
+                    raise ValueError(f"{label.id} is labelled twice")
+                labels[label.id] = label
     return labels
 
 

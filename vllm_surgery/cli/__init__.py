@@ -18,6 +18,7 @@ from vllm_surgery.cli import (
     bake,
     check,
     demo_model,
+    detect,
     diff,
     doctor,
     export_lora,
@@ -34,7 +35,22 @@ from vllm_surgery.errors import PatchError, ServerError, SurgeryError, UsageErro
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-_COMMANDS = (serve, demo_model, check, show, schema, seal, bake, diff, export_lora, status, swap, patches, doctor)
+_COMMANDS = (
+    serve,
+    demo_model,
+    check,
+    show,
+    schema,
+    seal,
+    bake,
+    diff,
+    export_lora,
+    status,
+    swap,
+    patches,
+    detect,
+    doctor,
+)
 _EXIT_NO, _EXIT_USAGE, _EXIT_INTERRUPTED = 1, 2, 130
 
 

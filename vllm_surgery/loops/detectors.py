@@ -58,7 +58,6 @@ class Verbatim:
                 yield self._loop("running")
             elif state[periods.EVENT] == periods.LEFT:
                 yield self._loop("escaped")
-                periods.settle(self._ring, self._slots, state)
 
     def running(self) -> Iterator[Loop]:
         """See `Detector`."""
@@ -71,8 +70,9 @@ class Verbatim:
 
     def _loop(self, outcome: Outcome) -> Loop:
         onset, period, end = (int(self._state[field]) for field in (periods.ONSET, periods.LAG, periods.POSITION))
-        last_copy = onset + ((end - onset) // period - 1) * period  # Equal to the first, which the ring may have lost.
-        motif = self.kept(last_copy, last_copy + period)
+        cut = onset + (end - onset) // period * period  # Where the copy begins that isn't whole yet.
+        latest = (place if place < end else place - period for place in range(cut, cut + min(period, MOTIF_TOKENS)))
+        motif = tuple(int(self._ring[place % periods.RING]) for place in latest)
         return Loop(self.kind, onset, period, (end - onset) / period, end, outcome, motif)
 
 
@@ -124,7 +124,7 @@ class Doom:
         self._rules = rules
         self._columns = table.columns
         self._tokens = tokens
-        self._pairs = room(turns.PAIRS, np.int16, -1)
+        self._pairs = room(turns.PAIRS, np.int8, -1)
         self._turns = room(turns.TURNS_KEPT * turns.TURN_FIELDS)
         self._state = room(turns.STATE, np.int64)
         self._state[turns.WORD] = -1

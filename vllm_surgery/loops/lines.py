@@ -30,16 +30,20 @@ from vllm_surgery.loops.tokens import (
     content_hash,
 )
 
-POSITION, _GAP_BEFORE = 0, 1
-"""Where the state keeps how many tokens were seen, and whether the last one ended in white space."""
+POSITION, _GAP_BEFORE, _DIGIT_BEFORE = range(3)
+"""Where the state keeps how many tokens were seen, and whether the last one ended in white space, or was a
+number."""
 
-LINE, PIECE = 2, 14
+LINE, PIECE = 3, 17
 """Where the state of each sort of entry begins."""
 
-_PHASE, _FIRST, _SAID, _CONTENT, _MARKED, _NUMBER, _POWER, _BEFORE, _COUNTER, _OPENED, _ODD = range(11)
+_PHASE, _FIRST, _SAID, _CONTENT, _MARKED, _NUMBER, _POWER, _BEFORE, _COUNTER, _OPENED, _ODD, _LETTERS, _GROUPS = range(
+    13
+)
 """Of an entry: how far it is read; its first token; hash of what it says; flags of its content; whether it had a
 marker; a number that may be one, and its power; what it said before a bracket; whether only a number stood in it since;
-whether it began with what opens a counter; whether it holds what bare entries don't, such as numbers, commas, code."""
+whether it began with what opens a counter; flags that bare entries don't have, such as numbers, commas, code;
+hash of its letters; and how many numbers it holds."""
 
 _UNUSUAL = DIGIT | CODE | COMMA | OPEN
 """What bare entries don't hold."""
@@ -47,7 +51,7 @@ _UNUSUAL = DIGIT | CODE | COMMA | OPEN
 _START, _NUMBERED, _POINTED, _BODY = range(4)
 """Phases: nothing but markers yet; a number, which may be a marker; and what closes one; what the entry says."""
 
-LINES = 26
+LINES = 32
 PIECES_OF_LINE = LINES + entries.STATE
 STATE = PIECES_OF_LINE + entries.STATE
 RINGS = (LINES, PIECES_OF_LINE)
@@ -101,6 +105,7 @@ def advance(
             _close_line(position, lines, pieces, state, rules)
         state[POSITION] = position + 1
         state[_GAP_BEFORE] = flags & GAP
+        state[_DIGIT_BEFORE] = flags & DIGIT
         _leave_if_over(state, LINES, position + 1, rules)
         _leave_if_over(state, PIECES_OF_LINE, position + 1, rules)
         if state[LINES + entries.EVENT] or state[PIECES_OF_LINE + entries.EVENT]:
@@ -120,7 +125,6 @@ def _leave_if_over(state: Integers, base: int, position: int, rules: Integers) -
         entries.leave(state, base)
 
 
-@kernel
 def lasts(state: Integers, base: int, rules: Integers) -> bool:
     """Whether the loop of a ring lasts to the end of the answer.
 
@@ -145,6 +149,8 @@ def open_entry(state: Integers, base: int, first: int) -> None:
     state[base + _COUNTER] = 0
     state[base + _OPENED] = 0
     state[base + _ODD] = 0
+    state[base + _LETTERS] = 0
+    state[base + _GROUPS] = 0
 
 
 @kernel
@@ -157,6 +163,7 @@ def _say(state: Integers, base: int, flags: int, said: int, power: int) -> None:
 @kernel
 def _say_number(state: Integers, base: int) -> None:
     _say(state, base, DIGIT, state[base + _NUMBER], state[base + _POWER])
+    state[base + _GROUPS] += 1
 
 
 @kernel
@@ -175,7 +182,7 @@ def _read_digit(state: Integers, base: int, said: int, power: int) -> None:
 @kernel
 def _read_line(flags: int, said: int, power: int, state: Integers) -> None:
     if flags & _UNUSUAL:
-        state[LINE + _ODD] = 1
+        state[LINE + _ODD] |= flags
     glued = _is_glued(flags, state)
     phase = state[LINE + _PHASE]
     if phase == _POINTED:
@@ -236,6 +243,9 @@ def _read_body(state: Integers, base: int, flags: int, said: int, power: int) ->
         _say(state, base, flags, said, power)
         if flags & LETTER:
             state[base + _COUNTER] = 0
+            state[base + _LETTERS] = (state[base + _LETTERS] * power + said) % MODULUS
+        elif not state[_DIGIT_BEFORE] or flags & SPACE:
+            state[base + _GROUPS] += 1
     elif flags & OPEN:
         state[base + _BEFORE] = state[base + _SAID]
         state[base + _COUNTER] = 1
@@ -256,8 +266,18 @@ def _close_line(position: int, lines: Integers, pieces: Integers, state: Integer
         sort = entries.MARKED if numbered or state[LINE + _MARKED] else 0
         if not sort and not state[LINE + _ODD]:
             sort = entries.BARE
+        if _is_counted(state, sort):
+            sort |= entries.COUNTED
         _add(lines, entries.LINES, state, LINES, LINE, position + 1, sort, rules[ENTRIES], rules)
     open_entry(state, LINE, position + 1)
+
+
+@kernel
+def _is_counted(state: Integers, sort: int) -> bool:
+    """Whether the line holds words and few numbers: with a marker two, such as years from and to, else one."""
+    groups = state[LINE + _GROUPS]
+    words = state[LINE + _CONTENT] & LETTER and not state[LINE + _ODD] & (CODE | COMMA)
+    return bool(words and (groups == 1 or (groups == 2 and sort & entries.MARKED)))  # noqa: PLR2004
 
 
 @kernel
@@ -268,7 +288,7 @@ def _add(
     said = state[entry + _SAID]
     if _is_choice(said):
         sort |= entries.CHOICE
-    entries.add(ring, size, state, base, said, state[entry + _FIRST], end, sort, least, rules)
+    entries.add(ring, size, state, base, said, state[entry + _LETTERS], state[entry + _FIRST], end, sort, least, rules)
 
 
 @kernel
@@ -309,7 +329,7 @@ def _read_piece(
         _close_piece(position + 1, pieces, state, rules)
 
 
-_NUMBER_FIRST = 11
+_NUMBER_FIRST = 13
 """Of a piece: the first token of the number that may be the next piece's marker."""
 
 

@@ -24,7 +24,8 @@ from vllm_surgery.loops.thresholds import (
 )
 
 RING = 2 * MAX_PERIOD
-"""Tokens kept. Twice the period, so that a run is still there in full when a shorter lag has hidden it for a copy."""
+"""Tokens kept. Twice the period, so that the beginning of a run is still there when a shorter lag has hidden it for
+nearly a copy: with one and a half, the onset came up to 227 tokens late in 8 of 482 nested loops."""
 
 SLOTS = 512
 """Places in the table of grams. A gram may lose its place to another; the next token's gram is the next chance, so
@@ -62,8 +63,10 @@ def advance(tokens: Integers, start: int, ring: Integers, slots: Integers, state
 
     Returns:
         The index after the last token read. After `BEGUN` that token belongs to the loop, after `LEFT` it is the first
-        outside; `LAG` and `ONSET` are the loop's in either case, and `settle` must be called after `LEFT`.
+        outside; `LAG` and `ONSET` are the loop's in either case, until the next call.
     """
+    if state[EVENT] == LEFT:
+        _settle(ring, slots, state)
     state[EVENT] = NOTHING
     for index in range(start, len(tokens)):
         token = tokens[index]
@@ -73,6 +76,7 @@ def advance(tokens: Integers, start: int, ring: Integers, slots: Integers, state
         state[GRAM] = ((state[GRAM] << _GRAM_BITS) ^ ((token + 1) * _SPREAD)) & _HASH_MASK
         if lag > 0 and ring[(position - lag) % RING] != token:
             if state[LOOPING]:
+                state[LOOPING] = 0
                 state[EVENT] = LEFT
                 return index + 1
             lag = 0
@@ -87,10 +91,9 @@ def advance(tokens: Integers, start: int, ring: Integers, slots: Integers, state
 
 
 @kernel
-def settle(ring: Integers, slots: Integers, state: Integers) -> None:
-    """Leaves the loop: the token that differed is the first of what comes next."""
+def _settle(ring: Integers, slots: Integers, state: Integers) -> None:
+    """After a loop was left: the token that differed is the first of what comes next."""
     position = state[POSITION]
-    state[LOOPING] = 0
     state[LAG] = 0
     _follow(ring, slots, state, position, 0)
     state[POSITION] = position + 1

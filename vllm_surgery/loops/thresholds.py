@@ -31,6 +31,8 @@ class Thresholds:
             the answer has cut; with more, the list was left.
         bare_entries: `entries` for lines without numbers or bullets, which healthy columns are too.
         bare_copies: `entry_copies` for them.
+        counted_entries: `entries` for lines that are the same but for one or two numbers in them, as "Helium: 17" is.
+        counted_copies: `entry_copies` for them.
         beside_tokens: so many tokens after it that don't begin as an entry does, such as a closing sentence, likewise.
         turns: turns of self-correction in a row, each begun by a cue such as "Wait", that go in circles.
         turn_tokens: the longest turn. More tokens without a cue, and the model has left the circle.
@@ -53,6 +55,8 @@ class Thresholds:
     cut_tokens: int = 16
     bare_entries: int = 24
     bare_copies: int = 8
+    counted_entries: int = 40
+    counted_copies: int = 8
     beside_tokens: int = 4
     turns: int = 10
     turn_tokens: int = 200
@@ -80,10 +84,12 @@ class Thresholds:
     CUT_TOKENS,
     BARE_ENTRIES,
     BARE_COPIES,
+    COUNTED_ENTRIES,
+    COUNTED_COPIES,
     BESIDE_TOKENS,
     TURNS,
     TURN_TOKENS,
     TURN_NOVELTY,
     ROUND_NOVELTY,
-) = range(20)
+) = range(22)
 """Where each number stands in `Thresholds.rules`."""

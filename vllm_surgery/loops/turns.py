@@ -17,25 +17,41 @@ from vllm_surgery.loops.compiled import Integers, kernel
 from vllm_surgery.loops.thresholds import ROUND_NOVELTY, TURN_NOVELTY, TURN_TOKENS, TURNS
 from vllm_surgery.loops.tokens import COLUMNS, CONTENT, DIGIT, MODULUS, MORE, SENTENCE, SPACE, content_hash
 
-POSITION, WORD, BEFORE, FRESH, ASIDE, COUNT, LOOPING, ONSET, END, REPEATS, EVENT, LATEST, WORD_FIRST, MOTIF = range(14)
+(
+    POSITION,
+    WORD,
+    BEFORE,
+    FRESH,
+    ASIDE,
+    COUNT,
+    LOOPING,
+    ONSET,
+    END,
+    REPEATS,
+    EVENT,
+    LATEST,
+    WORD_FIRST,
+    MOTIF,
+    SENTENCE_FIRST,
+) = range(15)
 """Where the state keeps: tokens seen; hash of the word that is being read (-1: none) and of the one before; whether a
 sentence has just begun; how much of "let me" was read; turns begun; whether they are a loop, since which token, up to
 which, with how many turns; what the last call brought about; the first token of the latest turn; the first token of the
-word; the first token of the turn by which the loop was found."""
-STATE = 14
+word; the first token of the turn by which the loop was found, and of the sentence."""
+STATE = 15
 
 NOTHING, BEGUN, LEFT = range(3)
 """Events."""
 
 PAIRS = 1024
-"""Word pairs remembered, by a hash that says where: the words of about ten turns of the usual length."""
+"""Word pairs remembered, by a hash that says where: the words of about ten turns."""
 
 TURNS_KEPT, TURN_FIELDS = 32, 3
 _FIRST, _WORDS, _FRESH_PAIRS = range(3)
 """Of a turn: its first token, its words, and the pairs among them that were new."""
 
-_TAG_SHIFT = 10  # 2**10 is `PAIRS`; the tag is the rest of the hash, as far as 15 bits hold it.
-_TAG_MASK = 0x7FFF
+_TAG_SHIFT = 10  # 2**10 is `PAIRS`. Seven more bits tell pairs of the same place apart; one in 128 looks known.
+_TAG_MASK = 0x7F
 _PAIR_FACTOR = 1_000_003
 
 
@@ -52,6 +68,9 @@ _OPENINGS = _words("but so ok okay and well")
 _LET, _ME = _words("let me")
 _AGAIN = _words("re recheck check double reconsider rethink verify recount think try start")
 """Begin a turn after "let me". Of "re-check" and "double-check" the first part is enough."""
+
+_JUST_BEGUN, _OPENING = 1, 2
+"""Of a sentence: no word yet; only words that may stand before a cue."""
 
 _NEITHER, _AFTER_LET, _AFTER_LET_ME = range(3)
 
@@ -93,7 +112,7 @@ def _read(
         if not flags & MORE or flags & DIGIT:
             _end_word(pairs, turns, state, rules)
     if flags & SENTENCE:
-        state[FRESH] = 1
+        state[FRESH] = _JUST_BEGUN
         state[ASIDE] = _NEITHER
 
 
@@ -101,6 +120,9 @@ def _read(
 def _end_word(pairs: Integers, turns: Integers, state: Integers, rules: Integers) -> None:
     word = state[WORD]
     state[WORD] = -1
+    if state[FRESH] == _JUST_BEGUN:
+        state[FRESH] = _OPENING
+        state[SENTENCE_FIRST] = state[WORD_FIRST]
     if state[FRESH] and _is_cue(word, state):
         _begin_turn(turns, state, rules)
     _remember(word, pairs, turns, state)
@@ -139,7 +161,7 @@ def _remember(word: int, pairs: Integers, turns: Integers, state: Integers) -> N
 @kernel
 def _begin_turn(turns: Integers, state: Integers, rules: Integers) -> None:
     """Ends the turn before, judges the row, and begins the next turn."""
-    first = state[WORD_FIRST]
+    first = state[SENTENCE_FIRST]
     if first - state[LATEST] > rules[TURN_TOKENS]:
         state[COUNT] = 0  # The row is broken.
     window = min(rules[TURNS], TURNS_KEPT - 1)

@@ -18,11 +18,11 @@ if TYPE_CHECKING:
     from vllm_surgery.loops.loop import Kind, Loop
     from vllm_surgery.loops.tokens import TokenTable
 
-_BLOCK: Final = 32
+_BLOCK: Final = 64
 """Tokens that wait until they are looked at together, since calling a kernel costs as much as a few dozen tokens in it.
 So a loop is reported up to this many tokens late; its indices are not affected."""
 
-_CHUNK: Final = 512
+_CHUNK: Final = 256
 """Tokens that a detector reads before the next one does. Motifs are read from the ring of the first, which must still
 hold what the others are at."""
 
@@ -82,9 +82,12 @@ class Watcher:
         for detector in self._detectors:
             for loop in detector.running():
                 self._note(loop)
+        self._detectors = ()
         self.looping = frozenset()
-        ended = (replace(loop, outcome="terminal") if self._total - loop.end <= 1 else loop for loop in self._loops)
-        return tuple(sorted(ended, key=lambda loop: (loop.onset, loop.kind)))
+        self._loops = [
+            replace(loop, outcome="terminal") if self._total - loop.end <= 1 else loop for loop in self._loops
+        ]
+        return tuple(sorted(self._loops, key=lambda loop: (loop.onset, loop.kind)))
 
     def _look(self) -> Sequence[Loop]:
         news = list(self._read())

@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Decay loops: lists that have collapsed onto few answers, and lists that haven't."""
+
+from __future__ import annotations
+
+from random import Random
+
+import pytest
+
+from tests.loops.words import loops_of, start_of
+
+KNOWN = ("Ditto", "Mew", "Onix", "Muk", "Abra", "Eevee", "Golem")
+STUCK = ("Pikachu", "Mr. Mime", "Nidoran")
+
+FRAMES = {
+    "numbers": "{number}. {entry}\n",
+    "brackets": "({number}) {entry}\n",
+    "bare brackets": "{number}) {entry}\n",
+    "colons": "{number}: {entry}\n",
+    "hashes": "#{number} {entry}\n",
+    "bold": "{number}. **{entry}**\n",
+    "dashes": "- {entry}\n",
+    "stars": "* {entry}\n",
+    "blank lines": "{number}. {entry}\n\n",
+    "years": "{number}. {entry} ({year})\n",
+    "one line with numbers": "{number}. {entry} ",
+    "one line with commas": "{entry}, ",
+}
+
+
+def listed(frame: str, entries: list[str], first: int = 1) -> str:
+    return "".join(
+        frame.format(number=number, entry=entry, year=1900 + number) for number, entry in enumerate(entries, first)
+    )
+
+
+@pytest.mark.parametrize("answers", [1, 2])
+@pytest.mark.parametrize("frame", FRAMES.values(), ids=FRAMES)
+def test_a_list_that_collapses(frame: str, answers: int) -> None:
+    random = Random(f"{frame} {answers}")
+    stuck = [random.choice(STUCK[:answers]) for _ in range(40)]
+    start = listed(frame, list(KNOWN))
+    text = "A list: " + ("\n" if frame.endswith("\n") else "") + start + listed(frame, stuck, len(KNOWN) + 1)
+    loop = loops_of(text)["decay"]
+    assert loop.outcome == "terminal"
+    assert start_of(text, loop).strip() == text[text.index(start) + len(start) :].strip()
+
+
+@pytest.mark.parametrize("frame", FRAMES.values(), ids=FRAMES)
+def test_with_more_answers_the_onset_may_come_some_entries_late(frame: str) -> None:
+    random = Random(frame)
+    stuck = [random.choice(STUCK) for _ in range(40)]
+    start = listed(frame, list(KNOWN))
+    text = start + listed(frame, stuck, len(KNOWN) + 1)
+    loop = loops_of(text)["decay"]
+    assert loop.outcome == "terminal"
+    assert 0 <= len(text) - len(start) - len(start_of(text, loop).lstrip()) < len(listed(frame, stuck[:8], len(KNOWN) + 1))
+
+
+@pytest.mark.parametrize("frame", FRAMES.values(), ids=FRAMES)
+def test_a_list_that_goes_on(frame: str) -> None:
+    entries = [f"{first}{last}" for first in ("Al", "Bo", "Ce", "Du") for last in ("dan", "fer", "kin", "mos", "tur")]
+    assert "decay" not in loops_of(listed(frame, entries))
+
+
+def test_a_list_that_recovers_is_escaped() -> None:
+    frame = FRAMES["numbers"]
+    loop = loops_of(listed(frame, ["Pikachu"] * 12) + listed(frame, list(KNOWN), 13))["decay"]
+    assert (loop.outcome, loop.copies) == ("escaped", 12)
+
+
+def test_a_closing_sentence_is_not_a_cut_entry() -> None:
+    text = listed(FRAMES["numbers"], ["Pikachu"] * 12)
+    assert loops_of(text + "\nI hope that this helps you.")["decay"].outcome == "escaped"
+    assert loops_of(text + "13. Pika")["decay"].outcome == "terminal"
+
+
+def test_long_entries_collapse_sooner() -> None:
+    entry = "the longest river that flows from the mountains in the north to the sea in the south of the land"
+    text = listed(FRAMES["numbers"], [entry] * 5)
+    assert loops_of(text)["decay"].onset == 0
+
+
+def test_case_and_decoration_make_no_new_entry() -> None:
+    variants = ["Pikachu", "**pikachu**", "PIKACHU", "Pikachu."]
+    assert loops_of(listed(FRAMES["numbers"], variants * 3))["decay"].copies == 12
+
+
+def test_lines_without_markers_need_more() -> None:
+    random = Random(1)
+    lines = [random.choice(STUCK[:2]) + "\n" for _ in range(60)]
+    assert "decay" not in loops_of("".join(lines[:20]))
+    assert loops_of("".join(lines))["decay"].outcome == "terminal"
+
+
+def test_numbers_within_entries_may_count() -> None:
+    assert loops_of(listed("- Helium: {number}\n", [""] * 60))["decay"].onset == 0
+
+
+HEALTHY = {
+    "multiplication table": "".join(f"{a} x {b} = {a * b}\n" for a in range(1, 11) for b in range(1, 11)),
+    "numbers": "".join(f"{number}\n" for number in range(200)),
+    "primes": ", ".join(str(n) for n in range(2, 400) if all(n % d for d in range(2, n))),
+    "SQL": "".join(f"INSERT INTO pets (id, kind) VALUES ({n}, 'cat');\n" for n in range(60)),
+    "CSV": "".join(f"{n},male,yes\n" for n in range(60)),
+    "JSON": "[\n" + "".join('  {\n    "kind": "cat",\n    "age": 3\n  },\n' for _ in range(20)) + "]\n",
+    "log": "".join(f"2026-11-24 12:{n:02}:00 INFO worker: heartbeat received\n" for n in range(60)),
+    "answer key": "".join(f"{n}. {'ABCD'[n * 7 % 4]}\n" for n in range(60)),
+    "yes and no": "".join(f"{n}. {['Yes', 'No'][n * 7 % 3 % 2]}\n" for n in range(60)),
+    "zeros": "[" + ", ".join("0" * 60) + "]",
+    "nulls": "[" + ", ".join(["null"] * 60) + "]",
+    "code": "    return None\n}\n" * 4 + "    else:\n        pass\n" * 6,
+}
+
+
+@pytest.mark.parametrize("text", HEALTHY.values(), ids=HEALTHY)
+def test_healthy_texts_do_not_decay(text: str) -> None:
+    assert "decay" not in loops_of(text)
