@@ -57,7 +57,8 @@ def _edit_slices(original: torch.Tensor, edited: torch.Tensor, edit: TensorEdit,
     gains = torch.tensor(edit.gains[some], dtype=torch.float64, device=original.device)
     slices = original.index_select(axis, indices)
     scaled = _scaled(slices, gains.view([-1 if axis == other else 1 for other in range(original.dim())]))
-    if bool((slices.isfinite() & ~scaled.isfinite()).any()):
+    # A factor of at most 1 makes no weight larger, so it needs no look at each.
+    if bool((gains.abs() > 1).any()) and bool((slices.isfinite() & ~scaled.isfinite()).any()):
         raise SurgeryError(f"{edit.tensor}: the edit makes weights too large for {edit.dtype}; use a smaller factor")
     edited.index_copy_(axis, indices, scaled)
 
@@ -66,8 +67,11 @@ def _scaled(slices: torch.Tensor, gains: torch.Tensor) -> torch.Tensor:
     wide = torch.float64 if slices.dtype == torch.float64 else torch.float32
     gains = gains.to(wide)
     product = (slices.to(wide) * gains).to(slices.dtype)
-    product = torch.where(gains == -1, _negated(slices), product)
-    return torch.where(gains == 0, torch.zeros_like(slices), product)
+    if bool((gains == -1).any()):
+        product = torch.where(gains == -1, _negated(slices), product)
+    if bool((gains == 0).any()):
+        product = torch.where(gains == 0, torch.zeros_like(slices), product)
+    return product
 
 
 def _negated(slices: torch.Tensor) -> torch.Tensor:

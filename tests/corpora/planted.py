@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from random import Random
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
-from tests.corpora.healthy import passages
+from tests.corpora.healthy import passages_of
 from tests.corpora.healthy.lists import COUNTRIES, ELEMENTS, STATES
 from tests.corpora.healthy.words import names, paragraph, sentence
 from tests.corpora.reasoning import circle
@@ -73,10 +73,12 @@ def planted(encode: Encode, vocabulary: int) -> Iterator[Planted]:
         yield doom(Random(f"{SEED} doom {number}"), f"doom/{number:04d}", encode)
 
 
+_AROUND = ("known-lists", "dialogue", "plays", "stories", "json", "logs", "markup", "templated-code")
+
+
 def healthy_pool(encode: Encode, step: int = 20) -> list[list[int]]:
     """Generated prose and lists as tokens, for what stands around loops and for motifs. The same everywhere."""
-    kinds = {"stories", "plays", "logs", "json", "known-lists", "dialogue", "markup", "templated-code"}
-    found = [encode(passage.text) for passage in passages() if passage.kind in kinds and int(passage.id[-4:]) % step == 0]
+    found = [encode(one.text) for kind in _AROUND for one in passages_of(kind) if int(one.id[-4:]) % step == 0]
     return [tokens for tokens in found if len(tokens) > 64]
 
 
@@ -87,7 +89,9 @@ def verbatim(random: Random, name: str, pool: Sequence[list[int]], vocabulary: i
     end as the motif does; so with the end.
     """
     period = _period(random)
-    family = "one token" if period == 1 else random.choice(("text", "text", "random", "2 symbols", "3 symbols", "nested"))
+    family = (
+        "one token" if period == 1 else random.choice(("text", "text", "random", "2 symbols", "3 symbols", "nested"))
+    )
     motif = _primitive(_motif(random, family, period, pool, vocabulary))
     length = max(int(random.uniform(3, 6) * len(motif)), int(2 ** random.uniform(*COVERED)))
     before = _stretch(random, pool, random.choice((0, random.randrange(400))))
@@ -181,7 +185,7 @@ def decay(random: Random, name: str, encode: Encode) -> Planted:
     start = f"{sentence(random)}\n\n" + separator.join(lines[: good - 1]) + separator
     loop = separator.join(lines[good - 1 :])
     after = f"\n\n{paragraph(random, 12, 20)}" if random.random() < 0.3 else ""
-    return _assemble(name, "decay", f"{family}", encode, start, loop, after)
+    return _assemble(name, "decay", family, encode, (start, loop, after))
 
 
 def _stuck_entry(random: Random, stuck: Sequence[str], known: Sequence[str]) -> str:
@@ -192,15 +196,18 @@ def _stuck_entry(random: Random, stuck: Sequence[str], known: Sequence[str]) -> 
 def doom(random: Random, name: str, encode: Encode) -> Planted:
     """Reasoning that turns in circles to the end of the budget."""
     start, loop = circle(random, random.randrange(24, 72))
-    return _assemble(name, "doom", "circle", encode, start, loop, "")
+    return _assemble(name, "doom", "circle", encode, (start, loop, ""))
 
 
-def _assemble(name: str, kind: Kind, family: str, encode: Encode, start: str, loop: str, after: str) -> Planted:
-    """The whole as tokens; a token over a border counts to what comes after it."""
+def _assemble(name: str, kind: Kind, family: str, encode: Encode, parts: tuple[str, str, str]) -> Planted:
+    """The whole as tokens, of what is before, in and after the loop; a token over a border counts to what comes after."""
+    start, loop, after = parts
     tokens = encode(start + loop + after)
     end = len(tokens) if not after else _shared(tokens, encode(start + loop))
     return Planted(name, kind, family, tuple(tokens), _shared(tokens, encode(start)), end, None)
 
 
 def _shared(tokens: Sequence[int], part: Sequence[int]) -> int:
-    return next((at for at, (a, b) in enumerate(zip(tokens, part, strict=False)) if a != b), min(len(tokens), len(part)))
+    return next(
+        (at for at, (a, b) in enumerate(zip(tokens, part, strict=False)) if a != b), min(len(tokens), len(part))
+    )

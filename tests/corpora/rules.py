@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 STEP = 32
 """Tokens that the watcher is given at once, to see when it says so. What it finds doesn't depend on it."""
 
-VLLM_SETTINGS = ((20, 4), (20, 12), (64, 4))
-"""`max_pattern_size` and `min_count`: what users try first, what was settled on elsewhere after false cuts, and a longer
-pattern."""
+VLLM_SETTINGS = ((20, 12), (20, 4), (64, 4))
+"""`max_pattern_size` and `min_count`: what was settled on elsewhere after false cuts, what users try first, and a longer
+pattern. Each stops wherever the one before it does, so the strictest needn't be asked if a laxer one is silent."""
 
 RATIO = 2.4
 """Above it Whisper calls a text a loop."""
 
-PEERS = tuple(f"vLLM ({size}, {count})" for size, count in VLLM_SETTINGS) + (f"zlib > {RATIO}",)
+PEERS = (*(f"vLLM ({size}, {count})" for size, count in VLLM_SETTINGS), f"zlib > {RATIO}")
 
 
 @dataclass(frozen=True)
@@ -74,9 +74,11 @@ def watch(
 
 
 def _peers(sample: Sample) -> frozenset[str]:
-    fired = {
-        name for name, (size, count) in zip(PEERS, VLLM_SETTINGS, strict=False) if _vllm_stops(sample.tokens, size, count)
-    }
+    fired = set()
+    for name, (size, count) in reversed(list(zip(PEERS, VLLM_SETTINGS, strict=False))):
+        if not _vllm_stops(sample.tokens, size, count):
+            break
+        fired.add(name)
     return frozenset(fired | ({PEERS[-1]} if compression_ratio(sample.text) > RATIO else set()))
 
 

@@ -54,23 +54,23 @@ def load_tokenizer(model: Path) -> Any:
     return AutoTokenizer.from_pretrained(str(model))
 
 
-def load_corpora(tokenizer: Any, part: int = 1) -> Corpora:
-    """Makes all corpora. `part`: every so-manieth healthy passage and planted loop only, for quick tests."""
-    found = list(passages())[::part]
+def load_corpora(tokenizer: Any, planted_step: int = 1) -> Corpora:
+    """Makes all corpora. `planted_step`: every so-manieth planted loop only, for quick tests."""
+    found = list(passages())
     encoded = tokenizer.backend_tokenizer.encode_batch([one.text for one in found], add_special_tokens=False)
     healthy = tuple(
         Sample(one.id, one.kind, tuple(tokens.ids), one.text) for one, tokens in zip(found, encoded, strict=True)
     )
-    return Corpora(healthy, tuple(_planted(tokenizer, part)), tuple(real_samples()))
+    return Corpora(healthy, tuple(_planted(tokenizer, planted_step)), tuple(real_samples()))
 
 
-def _planted(tokenizer: Any, part: int) -> list[Sample]:
+def _planted(tokenizer: Any, step: int) -> list[Sample]:
     backend = tokenizer.backend_tokenizer
 
     def encode(text: str) -> list[int]:
         return list(backend.encode(text, add_special_tokens=False).ids)
 
-    loops = list(planted(encode, backend.get_vocab_size()))[::part]
+    loops = list(planted(encode, backend.get_vocab_size()))[::step]
     texts = backend.decode_batch([list(loop.tokens) for loop in loops], skip_special_tokens=False)
     return [Sample(loop.id, loop.family, loop.tokens, text, loop) for loop, text in zip(loops, texts, strict=True)]
 

@@ -75,7 +75,10 @@ def _fold(entries: list[tuple[str, int, str]]) -> Iterator[str]:
     """What to show, with copies of up to `LONGEST_CYCLE` entries folded."""
     at = 0
     while at < len(entries):
-        cycle, copies = max(((length, _copies(entries, at, length)) for length in range(1, LONGEST_CYCLE + 1)), key=lambda found: found[0] * (found[1] - 1))
+        cycle, copies = max(
+            ((length, _copies(entries, at, length)) for length in range(1, LONGEST_CYCLE + 1)),
+            key=lambda found: found[0] * (found[1] - 1),
+        )
         if copies < 3:
             yield entries[at][2]
             at += 1

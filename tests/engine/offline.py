@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -49,6 +49,7 @@ class Arm:
         digest: whether to hash every weight that can be read, in an engine of this process.
         ask_before: whether to answer all prompts once before the swaps, so that caches hold them.
         forget_kernels: whether swaps get around what keeps vLLM from packing experts again.
+        hide: tensors with this in their name don't reach vLLM in a swap.
         ready_bytes: how much of a swap may be held ready, where it isn't the default.
         adapters: for each prompt the folder of a LoRA adapter, or None. Where given, all are answered in one batch.
     """
@@ -66,6 +67,7 @@ class Arm:
     digest: bool = False
     ask_before: bool = False
     forget_kernels: bool = True
+    hide: str | None = None
     adapters: list[str | None] | None = None
 
 
@@ -182,6 +184,10 @@ def _digest(llm: Any) -> str:
     return content.hexdigest()
 
 
+def _without(word: Any, parts: list[Any]) -> list[Any]:
+    return [replace(part, tensors=tuple(name for name in part.tensors if word not in name)) for part in parts]
+
+
 @contextmanager
 def _circumstances(arm: Arm) -> Iterator[None]:
     """What an arm asks for that vLLM and the package have no option for."""
@@ -194,6 +200,9 @@ def _circumstances(arm: Arm) -> Iterator[None]:
     with ExitStack() as stack:
         if arm.unpacked:
             stack.enter_context(patch.object(_custom_ops, "_supports_onednn", False))
+        if arm.hide is not None:
+            parts_of = swapping.parts_of
+            stack.enter_context(patch.object(swapping, "parts_of", lambda *args: _without(arm.hide, parts_of(*args))))
         if not arm.forget_kernels:
             stack.enter_context(patch.object(writing, "_forget_expert_kernels", lambda module: None))
         if arm.ready_bytes is not None:

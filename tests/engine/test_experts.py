@@ -66,8 +66,9 @@ def answers(tmp_path_factory: pytest.TempPathFactory, family_model: Callable[[st
     arms: dict[str, Arm] = {}
     for family, (slices, neurons) in FAMILIES.items():
         base = family_model(family)
-        arms[family] = Arm(str(base))
-        arms[f"{family} patched"] = Arm(str(base), [patch_of(neurons, experts=GAINS)])
+        patch = patch_of(neurons, experts=GAINS)
+        arms[family] = Arm(str(base), later=[[patch], []])
+        arms[f"{family} patched"] = Arm(str(base), [patch])
         arms[f"{family} by hand"] = Arm(str(edit_slices(base, work / family, slices)))
     return dict(zip(arms, run_arms(*arms.values()), strict=True))
 
@@ -86,3 +87,30 @@ def test_a_patch_equals_a_checkpoint_edited_by_hand(answers: Answers, family: st
 def test_the_report_counts_units(answers: Answers, family: str) -> None:
     (report,) = answers[f"{family} patched"]["reports"]
     assert report["units"] == len(GAINS) + len(FAMILIES[family][1])
+
+
+@pytest.mark.parametrize("family", sorted(FAMILIES.keys() - {"GptOss"}))
+def test_swapped_in_and_out_equals_patched_and_unpatched(answers: Answers, family: str) -> None:
+    swapped_in, swapped_out = answers[family]["later"]
+    assert same(swapped_in, answers[f"{family} patched"]), swapped_in["swap"]
+    assert same(swapped_out, answers[family]), swapped_out["swap"]
+
+
+def test_experts_that_vllm_can_not_load_while_it_serves_are_refused(answers: Answers) -> None:
+    refused, _ = answers["GptOss"]["later"]
+    assert refused["swap"]["error"].startswith("CannotSwapError: model.layers.")
+    assert refused["swap"]["error"].endswith("GptOssRoutedExperts can't be loaded while it serves, only at a start")
+    assert same(refused, answers["GptOss"])
+def test_two_ranks_apply_the_same_patch(tmp_path: Path, family_model: Callable[[str], Path]) -> None:
+    # Of the families with experts GPT-OSS has most to get wrong: each rank holds a part of every expert, and one of
+    # them adds the bias.
+    two_ranks = {"tensor_parallel_size": 2, "distributed_executor_backend": "mp"}
+    base = family_model("GptOss")
+    slices, neurons = FAMILIES["GptOss"]
+    patched, by_hand = run_arms(
+        Arm(str(base), [patch_of(neurons, experts=GAINS)], two_ranks),
+        Arm(str(edit_slices(base, tmp_path / "by_hand", slices)), options=two_ranks),
+        VLLM_ENABLE_V1_MULTIPROCESSING="1",
+    )
+    assert same(patched, by_hand)
+    assert [report["units"] for report in patched["reports"]] == [len(GAINS)] * 2

@@ -130,7 +130,7 @@ def families(tmp_path_factory: pytest.TempPathFactory, family_model: Callable[[s
     arms: dict[str, Arm] = {}
     for family in FAMILIES:
         base = family_model(family)
-        arms[family] = Arm(str(base))
+        arms[family] = Arm(str(base), later=[[patch_of(GAINS)], []])
         arms[f"{family} patched"] = Arm(str(base), [patch_of(GAINS)])
         arms[f"{family} by hand"] = Arm(str(edit_by_hand(base, work / family, GAINS)))
     del arms["Llama"], arms["Llama patched"], arms["Llama by hand"]  # They have a fixture of their own.
@@ -141,6 +141,13 @@ def families(tmp_path_factory: pytest.TempPathFactory, family_model: Callable[[s
 def test_a_patch_means_the_same_in_every_family(families: Answers, family: str) -> None:
     assert families[f"{family} patched"]["logprobs"] != families[family]["logprobs"]
     assert same(families[f"{family} patched"], families[f"{family} by hand"])
+
+
+@pytest.mark.parametrize("family", FAMILIES[1:])
+def test_swapped_in_and_out_equals_patched_and_unpatched(families: Answers, family: str) -> None:
+    swapped_in, swapped_out = families[family]["later"]
+    assert same(swapped_in, families[f"{family} patched"]), swapped_in["swap"]
+    assert same(swapped_out, families[family]), swapped_out["swap"]
 
 
 def test_two_ranks_apply_the_same_patch(tmp_path: Path, family_model: Callable[[str], Path]) -> None:

@@ -98,6 +98,20 @@ def test_until_the_commit_the_old_patches_are_active(worker: Any) -> None:
     assert (report(worker)["id"], report(worker)["epoch"]) == ("none", 0)
 
 
+def test_a_commit_can_be_undone_until_the_next_swap(worker: Any) -> None:
+    staged(worker)
+    step(worker, "commit", "mine")
+    assert step(worker, "restore", "mine")["ok"]
+    assert (report(worker)["id"], report(worker)["epoch"]) == ("none", 0)
+
+
+def test_after_a_commit_the_next_swap_may_begin(worker: Any) -> None:
+    staged(worker)
+    step(worker, "commit", "mine")
+    assert begin(worker, "yours")["ok"]
+    assert not step(worker, "restore", "mine")["ok"]
+
+
 def test_two_swaps_at_once_are_a_conflict(worker: Any) -> None:
     staged(worker)
     assert begin(worker, "yours") == {"ok": False, "kind": "ConflictError", "error": "another swap is running"}

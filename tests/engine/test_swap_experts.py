@@ -25,7 +25,7 @@ BESIDE = patch_of({(1, 3): -1.0, (2, 100): 0.5}, "beside")
 """Neurons of the dense MLP that Gemma 4 has beside its experts."""
 FAMILIES: dict[str, tuple[list[Any], list[Any]]] = {
     "Qwen3Moe": ([FIRST], [SECOND]),
-    "Gemma4": ([FIRST], [SECOND, BESIDE]),
+    "Gemma4/experts": ([FIRST], [SECOND, BESIDE]),
 }
 TWO_RANKS = {"tensor_parallel_size": 2, "distributed_executor_backend": "mp"}
 
@@ -73,3 +73,13 @@ def test_experts_that_are_not_packed_again_are_noticed(family_model: Callable[[s
     (report,) = answer["swaps"]
     assert report["error"].startswith("MixedWeightsError: swap to first@")
     assert "doesn't answer as its weights say" in report["error"]
+
+
+def test_a_part_that_vllm_does_not_take_stays_as_it_was(family_model: Callable[[str], Path]) -> None:
+    """Whatever keeps vLLM from loading a layer's experts whole: nothing was written, so the engine goes on."""
+    base = str(family_model("Qwen3Moe"))
+    (answer,) = run_arms(Arm(base, [], later=[[FIRST], [SECOND]], hide=".up_proj."))
+    for later in answer["later"]:
+        assert later["swap"]["error"].startswith("SwapFailedError: swap to ")
+        assert "vLLM loaded only part of RoutedExperts" in later["swap"]["error"]
+        assert same(later, answer)

@@ -10,7 +10,13 @@ from vllm_surgery.engine.request import logger
 from vllm_surgery.loops import TokenTable, Watcher
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
+    from concurrent.futures import Future
+
+
+def compile_beside() -> None:
+    """Compiles the detectors' kernels in a thread, which the first start after an installation takes seconds for."""
+    _in_a_thread(_prepare, None)
 
 
 class Detectors:
@@ -21,9 +27,7 @@ class Detectors:
     """
 
     def __init__(self, tokenizer: Any) -> None:
-        with_one_thread = ThreadPoolExecutor(1, "vllm-surgery-tokens")
-        self._table = with_one_thread.submit(_prepare, tokenizer)
-        with_one_thread.shutdown(wait=False)
+        self._table = _in_a_thread(_prepare, tokenizer)
 
     def new(self) -> Watcher:
         """The detectors of a new request."""
@@ -35,10 +39,18 @@ class Detectors:
         return "" if table is None else table.text(token_ids)
 
 
+def _in_a_thread(prepare: Callable[[Any], TokenTable | None], tokenizer: Any) -> Future[TokenTable | None]:
+    threads = ThreadPoolExecutor(1, "vllm-surgery-detectors")
+    try:
+        return threads.submit(prepare, tokenizer)
+    finally:
+        threads.shutdown(wait=False)
+
+
 def _prepare(tokenizer: Any) -> TokenTable | None:
     table = None if tokenizer is None else _table_of(tokenizer)
-    # Enough tokens for the kernels to be compiled now, not while somebody waits for an answer.
-    Watcher(table).feed([0] * 64)
+    # Enough tokens for every kernel to be compiled now, not while somebody waits for an answer.
+    Watcher(table or TokenTable([""])).feed([0] * 64)
     return table
 
 

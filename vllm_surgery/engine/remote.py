@@ -96,7 +96,7 @@ class WorkerSurgery:
             CannotSwapError: this model can't be swapped.
             PatchError: a patch is wrong in itself.
         """
-        if self._staging is not None and self._staging.token != token:
+        if self._staging is not None and not self._staging.committed and self._staging.token != token:
             raise ConflictError("another swap is running")
         if if_epoch is not None and if_epoch != self.active.epoch:
             raise ConflictError(f"the epoch is {self.active.epoch}, not {if_epoch}: patches were swapped in between")
@@ -139,16 +139,18 @@ class WorkerSurgery:
         return {"columns": self._of(token).swap().verify()}
 
     def commit(self, token: str) -> dict[str, Any]:
-        """From now on the new patches are the active ones."""
-        self.active = self._of(token).swap().new
+        """From now on the new patches are the active ones. Until the next swap begins it can still be undone."""
+        staging = self._of(token)
+        self.active = staging.swap().new
         self.active.since = time.time()
-        self._staging = None
+        staging.committed = True
         return {}
 
     def restore(self, token: str) -> dict[str, Any]:
-        """Writes the active patches again."""
-        self._of(token).swap().restore()
-        self._staging = None
+        """Writes the patches again that were active before."""
+        swap = self._of(token).swap()
+        swap.restore()
+        self.active, self._staging = swap.old, None
         return {}
 
     def discard(self, token: str) -> dict[str, Any]:

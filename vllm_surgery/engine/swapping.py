@@ -17,11 +17,12 @@ from vllm_surgery.arithmetic import apply_edit
 from vllm_surgery.engine.experts import Questioned, expert_gains
 from vllm_surgery.engine.reading import check_columns, check_parameter
 from vllm_surgery.engine.targets import parts_of
+from vllm_surgery.engine.writing import NotWrittenError
 from vllm_surgery.errors import EngineError
 from vllm_surgery.review import review
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     import torch
 
@@ -79,6 +80,7 @@ class Swap:
         self.parts = parts_of(model, self.changed, original.names)
         self._columns = {name: _columns(before.get(name), after.get(name)) for name in self.changed}
         self._questioned: dict[Part, Questioned] = {}
+        self._touched: list[Part] = []
         self._ready: dict[str, torch.Tensor] = {}
         self._make_ready(after)
 
@@ -93,7 +95,7 @@ class Swap:
             EngineError: a part couldn't be written. Others may have been.
         """
         self._questioned = {part: self._question(part) for part in self.parts if part.holds_experts}
-        self._write(self.new, self._ready)
+        self._write(self.parts, self.new, self._ready)
 
     def verify(self) -> int:
         """Reads back what was written, where the backend lets it be read; tells how many places were.
@@ -107,13 +109,14 @@ class Swap:
         )
 
     def restore(self) -> None:
-        """Writes the old weights, and verifies them.
+        """Writes the old weights wherever new ones went, and verifies them.
 
         Raises:
             EngineError: it can't be done; what the model holds isn't known.
         """
-        self._write(self.old, {})
-        for part in self.parts:
+        touched = tuple(self._touched)
+        self._write(touched, self.old, {})
+        for part in touched:
             if not part.holds_experts:
                 self._check(part, self.old, {})
             elif part in self._questioned:
@@ -123,10 +126,15 @@ class Swap:
         before, after = (expert_gains(part.tensors, _by_tensor(active.plan)) for active in (self.old, self.new))
         return Questioned(part, before, after, self._writer.vllm_config)
 
-    def _write(self, to: Active, ready: Mapping[str, torch.Tensor]) -> None:
+    def _write(self, parts: Iterable[Part], to: Active, ready: Mapping[str, torch.Tensor]) -> None:
         tensor_of = _TensorOf(self._original, _by_tensor(to.plan), ready)
-        for part in self.parts:
-            self._writer.write(part, tensor_of, self._columns_of(part))
+        for part in parts:
+            self._touched.append(part)
+            try:
+                self._writer.write(part, tensor_of, self._columns_of(part))
+            except NotWrittenError:
+                self._touched.remove(part)
+                raise
 
     def _check(self, part: Part, to: Active, ready: Mapping[str, torch.Tensor]) -> int:
         tensor_of = _TensorOf(self._original, _by_tensor(to.plan), ready)
@@ -185,12 +193,16 @@ class Staging:
     Args:
         token: names the swap, so that only its leader goes on with it.
         make: makes the swap.
+
+    Attributes:
+        committed: whether the swap is over, and only kept to be undone.
     """
 
     def __init__(self, token: str, make: Any) -> None:
         self.token = token
         self.started = time.perf_counter()
         self.seconds = 0.0
+        self.committed = False
         self._make = make
         self._swap: Swap | None = None
         self._error: Exception | None = None

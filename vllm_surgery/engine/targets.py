@@ -11,6 +11,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from vllm_surgery.engine import touchpoints
 from vllm_surgery.errors import CannotSwapError
 
 if TYPE_CHECKING:
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
 
 _IN_LAYER = re.compile(r"(?P<block>(?:.*\.)?layers\.(?P<layer>\d+)\.)(?P<rest>.+)")
 _EXPERTS = re.compile(r"(?P<owner>(?:.*\.)?experts\.)(?P<rest>.+)")
+_MODELS = "vllm.model_executor.models."
+"""Where vLLM keeps what only one family does."""
+
 _FUSED_EXPERTS_PARAMETER = "w13_weight"
 """What only the module that holds a layer's routed experts has, in every vLLM that this package knows."""
 
@@ -106,7 +110,10 @@ def _part_of(layers: _Layers, name: str, stored: Sequence[str]) -> Part | None:
     layer, rest, block = int(found["layer"]), found["rest"], found["block"]
     if experts := _EXPERTS.fullmatch(rest):
         owner = block + experts["owner"]
-        return _only(name, layers.experts(layer), tuple(other for other in stored if other.startswith(owner)))
+        found_here = layers.experts(layer)
+        for _, module in found_here:
+            _refuse_own_loader(name, module)
+        return _only(name, found_here, tuple(other for other in stored if other.startswith(owner)))
     path, _, parameter = rest.rpartition(".")
     part = _only(name, layers.below(layer, path), ())
     if part is None:
@@ -115,6 +122,15 @@ def _part_of(layers: _Layers, name: str, stored: Sequence[str]) -> Part | None:
         return Part(part.path, part.module, (name,), parameter)
     owner = f"{block}{path}."
     return Part(part.path, part.module, tuple(other for other in stored if other.startswith(owner)))
+
+
+def _refuse_own_loader(name: str, module: Any) -> None:
+    """Refuses experts that fill their weights themselves, past what vLLM's layerwise reload watches (GPT-OSS)."""
+    for cls in type(module).__mro__:
+        if "weight_loader" in vars(cls):
+            if cls is not touchpoints.ROUTED_EXPERTS.get() and cls.__module__.startswith(_MODELS):
+                raise CannotSwapError(f"{name}: {cls.__name__} can't be loaded while it serves, only at a start")
+            return
 
 
 def _only(name: str, found: list[tuple[str, Any]], tensors: tuple[str, ...]) -> Part | None:

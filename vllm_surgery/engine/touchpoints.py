@@ -147,6 +147,11 @@ PLATFORM = TouchPoint("vllm.platforms", "current_platform", "knowing how weights
 PLAIN_LINEAR = TouchPoint(
     "vllm.model_executor.layers.linear", "UnquantizedLinearMethod", "knowing how weights are packed"
 )
+ROUTED_EXPERTS = TouchPoint(
+    "vllm.model_executor.layers.fused_moe.routed_experts",
+    "RoutedExperts",
+    "swapping patches while serving",
+)
 PAUSE = TouchPoint(
     "vllm.v1.engine.async_llm", "AsyncLLM.pause_generation", "holding tokens during a swap", ("mode", "clear_cache")
 )
@@ -191,6 +196,7 @@ FOR_SWAPPING = (
     SET_CONFIG,
     PLATFORM,
     PLAIN_LINEAR,
+    ROUTED_EXPERTS,
     PAUSE,
     RESUME,
     UPDATE_WEIGHT_VERSION,

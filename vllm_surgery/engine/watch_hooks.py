@@ -6,17 +6,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from vllm_surgery.engine import touchpoints
-from vllm_surgery.engine.detectors import Detectors
-from vllm_surgery.engine.loop_log import LoopLog
-from vllm_surgery.engine.loop_metrics import LoopMetrics
-from vllm_surgery.engine.metrics import process_metrics
+from vllm_surgery.engine.llvmlite import let_vllm_look_through_llvmlite
 from vllm_surgery.engine.request import logger, requested_patches
 from vllm_surgery.engine.settings import Settings
-from vllm_surgery.engine.watching import Watching
 from vllm_surgery.errors import EngineError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from vllm_surgery.engine.watching import Watching
 
 _WATCHING = "_vllm_surgery_watching"
 """Where an `OutputProcessor` that is watched has its `Watching`."""
@@ -30,21 +28,30 @@ def install_watching() -> None:
     except EngineError as error:
         logger.warning("vllm-surgery: requests are not watched for loops: %s", error)
         return
-    touchpoints.ASYNC_ENGINE.wrap(engine_hook)
+    let_vllm_look_through_llvmlite()
+    touchpoints.ASYNC_ENGINE.wrap(async_engine_hook)
     touchpoints.SYNC_ENGINE.wrap(engine_hook)
     touchpoints.PROCESS_OUTPUTS.wrap(process_outputs_hook)
     touchpoints.ABORT_REQUESTS.wrap(abort_requests_hook)
 
 
 def engine_hook(original: Callable[..., Any]) -> Callable[..., Any]:
-    """Around `__init__` of `AsyncLLM` and of `LLMEngine`: the places that know both config and output processor."""
+    """Around `LLMEngine.__init__`, which knows both config and output processor."""
 
-    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:  # noqa: N807
-        original(self, *args, **kwargs)
-        try:
-            _watch(self.output_processor, self.vllm_config)
-        except Exception:
-            logger.exception("vllm-surgery: requests can't be watched for loops; they are served all the same")
+    def __init__(self: Any, vllm_config: Any, *args: Any, **kwargs: Any) -> None:  # noqa: N807
+        original(self, vllm_config, *args, **kwargs)
+        _unless_it_fails(_watch, self.output_processor, vllm_config)
+
+    return __init__
+
+
+def async_engine_hook(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Around `AsyncLLM.__init__`. It waits for an engine in another process, which is time to get ready here."""
+
+    def __init__(self: Any, vllm_config: Any, *args: Any, **kwargs: Any) -> None:  # noqa: N807
+        _unless_it_fails(_get_ready, vllm_config)
+        original(self, vllm_config, *args, **kwargs)
+        _unless_it_fails(_watch, self.output_processor, vllm_config)
 
     return __init__
 
@@ -94,15 +101,39 @@ def abort_requests_hook(original: Callable[..., Any]) -> Callable[..., Any]:
     return abort_requests
 
 
+def _unless_it_fails(act: Callable[..., None], *args: Any) -> None:
+    try:
+        act(*args)
+    except Exception:
+        logger.exception("vllm-surgery: requests can't be watched for loops; they are served all the same")
+
+
+def _get_ready(vllm_config: Any) -> None:
+    if Settings.of(vllm_config.additional_config).detect_loops:
+        from vllm_surgery.engine.detectors import compile_beside
+
+        compile_beside()
+
+
 def _watch(output_processor: Any, vllm_config: Any) -> None:
     settings = Settings.of(vllm_config.additional_config)
-    if not settings.detect_loops:
-        return
-    detectors = Detectors(output_processor.tokenizer)
-    watching = Watching(
+    if settings.detect_loops:
+        setattr(output_processor, _WATCHING, _watching(output_processor.tokenizer, vllm_config, settings))
+
+
+def _watching(tokenizer: Any, vllm_config: Any, settings: Settings) -> Watching:
+    # Only here: these load Numba, for which workers have no use.
+    from vllm_surgery.engine.detectors import Detectors
+    from vllm_surgery.engine.loop_log import LoopLog
+    from vllm_surgery.engine.loop_metrics import LoopMetrics
+    from vllm_surgery.engine.metrics import process_metrics
+    from vllm_surgery.engine.watching import Watching
+
+    let_vllm_look_through_llvmlite()
+    detectors = Detectors(tokenizer)
+    return Watching(
         LoopMetrics(process_metrics(), vllm_config.model_config.served_model_name),
         detectors.new,
         LoopLog(detectors.text if settings.log_text else None),
         requested_patches(vllm_config).id,
     )
-    setattr(output_processor, _WATCHING, watching)

@@ -25,6 +25,10 @@ if TYPE_CHECKING:
     TensorOf = Callable[[str], torch.Tensor]
 
 
+class NotWrittenError(EngineError):
+    """A part that couldn't be written, and holds what it held before."""
+
+
 class Writer:
     """Writes into one model.
 
@@ -48,7 +52,8 @@ class Writer:
             columns: those of the tensor that may differ from what is there; None for all of it.
 
         Raises:
-            EngineError: vLLM took only some of the tensors. The part then holds what it held before, or nothing good.
+            NotWrittenError: vLLM didn't take the tensors; the part holds what it held before.
+            EngineError: it took only some of them; what the part holds isn't known.
         """
         with torch.no_grad():
             if part.parameter is not None:
@@ -61,14 +66,13 @@ class Writer:
     def _reload(self, part: Part, tensor_of: TensorOf) -> None:
         initialize, finalize = touchpoints.RELOAD_BEGIN.get(), touchpoints.RELOAD_END.get()
         with touchpoints.SET_CONFIG.get()(self.vllm_config):
-            _forget_expert_kernels(part.module)
-            with _put_back_on_error(part.module):
+            with _put_back_on_error(part):
+                _forget_expert_kernels(part.module)
                 initialize(part.module)
                 self._load_weights((name, tensor_of(name)) for name in part.tensors)
                 incomplete = [name for name, module in part.module.named_modules() if _waits_for_weights(module)]
                 if incomplete:
-                    missing = incomplete[0] or type(part.module).__name__
-                    raise EngineError(f"{part.path}: vLLM loaded only part of {missing}")
+                    raise EngineError(f"vLLM loaded only part of {incomplete[0] or type(part.module).__name__}")
             finalize(part.module, self.vllm_config.model_config)
 
 
@@ -112,10 +116,13 @@ def _forget_expert_kernels(module: Any) -> None:
     See `UnquantizedFusedMoEMethod._setup_kernel`: it packs only where there is no kernel yet.
     """
     if touchpoints.PLATFORM.get().is_cpu():
-        for inner in module.modules():
-            method: Any = getattr(inner, "quant_method", None)
-            if getattr(method, "moe_kernel", None) is not None:
-                method.moe_kernel = None
+        for method in _expert_methods(module):
+            method.moe_kernel = None
+
+
+def _expert_methods(module: Any) -> list[Any]:
+    methods = [getattr(inner, "quant_method", None) for inner in module.modules()]
+    return [method for method in methods if getattr(method, "moe_kernel", None) is not None]
 
 
 def _waits_for_weights(module: Any) -> bool:
@@ -123,15 +130,32 @@ def _waits_for_weights(module: Any) -> bool:
 
 
 @contextmanager
-def _put_back_on_error(module: Any) -> Iterator[None]:
-    """Gives every layer that isn't fully loaded its old tensors back, if loading fails."""
+def _put_back_on_error(part: Part) -> Iterator[None]:
+    """If loading fails, gives every layer that isn't fully loaded its old tensors and kernels back.
+
+    Raises:
+        NotWrittenError: it failed before any layer was written.
+        EngineError: it failed after that.
+    """
+    kernels = [(method, method.moe_kernel, method.moe_quant_config) for method in _expert_methods(part.module)]
     try:
         yield
-    except Exception:
-        for inner in module.modules():
-            info = touchpoints.RELOAD_INFO.get()(inner)
-            if info.can_load():
-                if info.kernel_tensors is not None:
-                    touchpoints.RELOAD_PUT_BACK.get()(inner, info)
-                info.reset()
-        raise
+    except Exception as error:
+        waiting = [inner for inner in part.module.modules() if inner._parameters]
+        untouched = all(touchpoints.RELOAD_INFO.get()(inner).can_load() for inner in waiting)
+        for inner in part.module.modules():
+            _put_back(inner)
+        reason = f"{part.path}: {error if isinstance(error, EngineError) else f'{type(error).__name__}: {error}'}"
+        if not untouched:
+            raise EngineError(reason) from error
+        for method, kernel, config in kernels:
+            method.moe_kernel, method.moe_quant_config = kernel, config
+        raise NotWrittenError(reason) from error
+
+
+def _put_back(module: Any) -> None:
+    info = touchpoints.RELOAD_INFO.get()(module)
+    if info.can_load():
+        if info.kernel_tensors is not None:
+            touchpoints.RELOAD_PUT_BACK.get()(module, info)
+        info.reset()

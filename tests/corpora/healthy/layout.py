@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
+# ruff: noqa: SIM905  (Long lists of words read best as text.)
 """What is drawn with characters: tables, rules, boxes, bars, trees."""
 
 from __future__ import annotations

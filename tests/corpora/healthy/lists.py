@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
+# ruff: noqa: RUF001, SIM905  (Long lists of words read best as text, and other scripts are meant.)
 """Right enumerations: what the decay detector must leave alone."""
 
 from __future__ import annotations
@@ -95,9 +96,13 @@ def invented_list(random: Random) -> str:
 
 def counted_list(random: Random) -> str:
     """Entries that share all but a little: "Chapter 7: The old bridge", "Apollo 11", "1947 - 1951: ..."."""
-    frame = random.choice(("Chapter {n}: The {x}", "Apollo {n}", "Station {n} ({x})", "The {x} of the {n}th year", "{n} BC: {x}"))
+    frame = random.choice(
+        ("Chapter {n}: The {x}", "Apollo {n}", "Station {n} ({x})", "The {x} of the {n}th year", "{n} BC: {x}")
+    )
     labels = names(random, random.randrange(12, 40))
-    return _styled(random, [frame.format(n=place, x=one) for place, one in enumerate(labels, start=random.randrange(1, 9))])
+    return _styled(
+        random, [frame.format(n=place, x=one) for place, one in enumerate(labels, start=random.randrange(1, 9))]
+    )
 
 
 def numbers(random: Random) -> str:
@@ -108,7 +113,16 @@ def numbers(random: Random) -> str:
     fibonacci = [1, 1]
     while len(fibonacci) < limit:
         fibonacci.append(fibonacci[-1] + fibonacci[-2])
-    found = random.choice((primes, [n * n for n in range(1, 70)], [step * n for n in range(1, 70)], [2**n for n in range(40)], fibonacci, list(range(step, step + 70))))
+    found = random.choice(
+        (
+            primes,
+            [n * n for n in range(1, 70)],
+            [step * n for n in range(1, 70)],
+            [2**n for n in range(40)],
+            fibonacci,
+            list(range(step, step + 70)),
+        )
+    )
     return _styled(random, [str(n) for n in found[:limit]])
 
 
@@ -144,7 +158,9 @@ def alphabet(random: Random) -> str:
     letters = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
     style = random.randrange(3)
     if style == 0:
-        return _styled(random, [f"{letter} is for {one}" for letter, one in zip(letters, names(random, 26), strict=True)])
+        return _styled(
+            random, [f"{letter} is for {one}" for letter, one in zip(letters, names(random, 26), strict=True)]
+        )
     if style == 1:
         return _styled(random, list(random.choice((letters, letters.lower()))))
     return _styled(random, [a + b for a in letters[: random.randrange(1, 3)] for b in letters])

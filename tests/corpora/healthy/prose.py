@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
+# ruff: noqa: RUF001, SIM905  (Long lists of words read best as text, and other scripts are meant.)
 """Verse with refrains, dialogue, plays, and prose in several languages. Traditional texts and own ones."""
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from tests.corpora.healthy.words import ADJECTIVES, CITIES, COLOURS, NOUNS, PEOPLE, VERBS, name, paragraph, sentence
@@ -44,7 +46,9 @@ COUNTING = "ten nine eight seven six five four three two one no".split()
 
 def verse(random: Random) -> str:
     """A song or a poem with a refrain."""
-    return random.choice((_twelve_days, _house, _farm, _bottles, _boat, _bridge, _own_song, _own_song, _own_song, _lullaby))(random)
+    return random.choice(
+        (_twelve_days, _house, _farm, _bottles, _boat, _bridge, _own_song, _own_song, _own_song, _lullaby)
+    )(random)
 
 
 def _twelve_days(random: Random) -> str:
@@ -85,7 +89,9 @@ def _bottles(random: Random) -> str:
 
 
 def _boat(random: Random) -> str:
-    verse = "Row, row, row your boat,\nGently down the stream.\nMerrily, merrily, merrily, merrily,\nLife is but a dream."
+    verse = (
+        "Row, row, row your boat,\nGently down the stream.\nMerrily, merrily, merrily, merrily,\nLife is but a dream."
+    )
     return "\n\n".join([verse] * random.randrange(1, 3))
 
 
@@ -109,7 +115,7 @@ def _own_song(random: Random) -> str:
 def _lullaby(random: Random) -> str:
     gifts = random.sample(NOUNS, random.randrange(4, 10))
     lines = [
-        f"And if that {one} won't shine,\nPapa's going to buy you a {other} so fine." for one, other in zip(gifts, gifts[1:], strict=False)
+        f"And if that {one} won't shine,\nPapa's going to buy you a {other} so fine." for one, other in pairwise(gifts)
     ]
     return "Hush, little baby, don't say a word.\n" + "\n".join(lines)
 
@@ -145,7 +151,10 @@ def story(random: Random) -> str:
     """Plain prose; some of it with an anaphora."""
     if random.random() < 0.3:
         start = f"We shall {random.choice(('remember', 'look for', 'sing of', 'keep'))} the"
-        return " ".join(f"{start} {random.choice(NOUNS)} {random.choice(('of', 'in', 'near'))} {one}." for one in random.sample(CITIES, 8))
+        return " ".join(
+            f"{start} {random.choice(NOUNS)} {random.choice(('of', 'in', 'near'))} {one}."
+            for one in random.sample(CITIES, 8)
+        )
     return "\n\n".join(paragraph(random) for _ in range(random.randrange(2, 8)))
 
 
@@ -178,8 +187,13 @@ def languages_side_by_side(random: Random) -> str:
 
 def recipe(random: Random) -> str:
     """Steps that begin alike."""
-    lines = [f"{step}. {random.choice(('Add', 'Add', 'Stir in', 'Fold in'))} the {random.choice(COLOURS)} {name(random)}." for step in range(1, random.randrange(8, 20))]
-    return "\n".join([sentence(random), "", *lines, "", f"{random.choice(PEOPLE)} {random.choice(VERBS)} it while it is hot."])
+    lines = [
+        f"{step}. {random.choice(('Add', 'Add', 'Stir in', 'Fold in'))} the {random.choice(COLOURS)} {name(random)}."
+        for step in range(1, random.randrange(8, 20))
+    ]
+    return "\n".join(
+        [sentence(random), "", *lines, "", f"{random.choice(PEOPLE)} {random.choice(VERBS)} it while it is hot."]
+    )
 
 
 CLASSES: dict[str, tuple[int, Callable[[Random], str]]] = {

@@ -50,7 +50,9 @@ def _votes(random: Random) -> str:
 
 
 def _plan(random: Random) -> str:
-    return "\n".join(f"Day {day}: {'rest' if day % 3 == 0 else 'run 5 km'}" for day in range(1, random.randrange(10, 31)))
+    return "\n".join(
+        f"Day {day}: {'rest' if day % 3 == 0 else 'run 5 km'}" for day in range(1, random.randrange(10, 31))
+    )
 
 
 def _coin(random: Random) -> str:
@@ -58,7 +60,9 @@ def _coin(random: Random) -> str:
 
 
 def _rhythm(random: Random) -> str:
-    return "\n".join(f"{place} & {random.choice(('kick', 'snare', 'hat'))}" for place in range(1, random.randrange(8, 17)))
+    return "\n".join(
+        f"{place} & {random.choice(('kick', 'snare', 'hat'))}" for place in range(1, random.randrange(8, 17))
+    )
 
 
 CLASSES: dict[str, tuple[int, Callable[[Random], str]]] = {"few-right-answers": (180, few_answers)}

@@ -67,7 +67,9 @@ def latex(random: Random) -> str:
         rows = [" & ".join(str(random.randrange(100)) for _ in range(6)) + r" \\ \hline" for _ in range(14)]
         head = r"\begin{tabular}{|c|c|c|c|c|c|} \hline"
         return "\n".join([head, *rows[: random.randrange(4, 15)], r"\end{tabular}"])
-    lines = [rf"  x_{{{k}}} &= \frac{{{random.randrange(1, 9)}}}{{{k + 1}}} x_{{{k - 1}}} + {k} \\" for k in range(1, 14)]
+    lines = [
+        rf"  x_{{{k}}} &= \frac{{{random.randrange(1, 9)}}}{{{k + 1}}} x_{{{k - 1}}} + {k} \\" for k in range(1, 14)
+    ]
     return "\n".join([r"\begin{align}", *lines[: random.randrange(4, 14)], r"\end{align}"])
 
 
@@ -131,7 +133,7 @@ def _unit_tests(random: Random) -> str:
 
 
 def _cases(random: Random) -> str:
-    lines = [f"        case {place}:\n            return \"{one}\";" for place, one in enumerate(names(random, 14))]
+    lines = [f'        case {place}:\n            return "{one}";' for place, one in enumerate(names(random, 14))]
     return "    switch (code) {\n" + "\n".join(lines[: random.randrange(5, 15)]) + "\n    }"
 
 

@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
+# ruff: noqa: SIM905  (Long lists of words read best as text.)
 """Words of which healthy text is made, and names and sentences that are invented from them."""
 
 from __future__ import annotations

@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is published about the detectors holds: `docs/detectors.md` has the figures, this has the bounds they must keep.
+
+All healthy passages and all labelled answers are read; of the planted loops every fifth, for time.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.benchmarks.detector_report import HARDEST, LONG_ENOUGH, Judged, Scored, findings, fired
+from tests.benchmarks.detectors import score
+from tests.corpora.labels import Label
+from tests.corpora.planted import Planted
+from tests.corpora.samples import load_corpora, load_tokenizer
+from tests.corpora.scoring import found_planted
+from vllm_surgery.loops import TokenTable
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+DEGENERATE = ("zeros/0146", "zeros/0242", "zeros/0255")
+"""Matrices of `0.00`, 402 to 490 tokens of nothing else: in tokens they are loops, by what they mean they aren't."""
+
+FROM_THE_ENVIRONMENT_AT_MOST = 2
+"""Passages from the environment that may fire, since other versions of packages bring other files."""
+
+
+@pytest.fixture(scope="module")
+def scored(demo_model: Path) -> Scored:
+    tokenizer = load_tokenizer(demo_model)
+    corpora = load_corpora(tokenizer, planted_step=5)
+    return score(corpora, TokenTable.from_tokenizer(tokenizer), peers=False)
+
+
+def test_no_healthy_passage_is_a_verbatim_loop_but_the_degenerate_ones(scored: Scored) -> None:
+    alarms = [name for name in fired(scored)["verbatim"] if name not in DEGENERATE]
+
+    assert [name for name in alarms if _is_generated(name)] == []
+    assert len(alarms) <= FROM_THE_ENVIRONMENT_AT_MOST
+
+
+def _is_generated(name: str) -> bool:
+    from tests.corpora.healthy import GENERATED
+
+    return name.partition("/")[0] in GENERATED
+
+
+@pytest.mark.parametrize("kind", ["decay", "doom"])
+def test_no_healthy_passage_is_another_loop_but_of_the_class_that_cannot_be_told_apart(
+    scored: Scored, kind: str
+) -> None:
+    alarms = [name for name in fired(scored)[kind] if not name.startswith(HARDEST)]
+
+    assert [name for name in alarms if _is_generated(name)] == []
+    assert len(alarms) <= FROM_THE_ENVIRONMENT_AT_MOST
+
+
+def test_of_lists_with_few_right_answers_at_most_a_tenth_fires(scored: Scored) -> None:
+    hardest = [one for one in scored.healthy if one.sample.group == HARDEST]
+
+    assert sum(bool(one.verdict.loops) for one in hardest) <= len(hardest) / 10
+
+
+def test_planted_verbatim_loops_are_found_with_their_period_and_onset(scored: Scored) -> None:
+    long = [one for one in _planted(scored, "verbatim") if _truth(one).end - _truth(one).onset >= LONG_ENOUGH]
+    found = [found_planted(_truth(one), one.verdict.loops) for one in long]
+    exact = [loop for one, loop in zip(long, found, strict=True) if loop and loop.onset == _truth(one).onset]
+
+    assert len(long) > 300
+    assert sum(loop is not None for loop in found) / len(long) > 0.99
+    assert len(exact) / len(long) > 0.99
+
+
+@pytest.mark.parametrize(("kind", "least"), [("decay", 0.95), ("doom", 0.85)])
+def test_planted_loops_of_other_kinds_are_mostly_found(scored: Scored, kind: str, least: float) -> None:
+    loops = _planted(scored, kind)
+
+    assert sum(found_planted(_truth(one), one.verdict.loops) is not None for one in loops) / len(loops) >= least
+
+
+def _planted(scored: Scored, kind: str) -> list[Judged]:
+    return [one for one in scored.planted if _truth(one).kind == kind]
+
+
+def _truth(one: Judged) -> Planted:
+    assert isinstance(one.sample.truth, Planted)
+    return one.sample.truth
+
+
+@pytest.mark.parametrize("kind", ["verbatim", "decay"])
+def test_more_than_nine_tenths_of_the_labelled_loops_are_found(scored: Scored, kind: str) -> None:
+    seen = [loop for _, _, loop in findings(scored, kind)]
+
+    assert sum(loop is not None for loop in seen) / len(seen) > 0.9
+
+
+def test_no_answer_that_a_reader_calls_healthy_fires(scored: Scored) -> None:
+    healthy = [
+        one for one in scored.real if isinstance(one.sample.truth, Label) and one.sample.truth.verdict == "healthy"
+    ]
+
+    assert [one.sample.id for one in healthy if one.verdict.loops] == []
