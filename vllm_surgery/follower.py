@@ -43,6 +43,9 @@ class Follower:
     - Content that is refused, by itself or by the server, changes nothing, is logged once, and isn't tried again until
       a file changes. Only a swap that another one is in the way of is tried again.
     - What someone else swaps in stays until the files ask for other patches than before.
+
+    Attributes:
+        on_reading: is told whatever the files say, at every look.
     """
 
     def __init__(
@@ -60,6 +63,7 @@ class Follower:
         self._served: tuple[tuple[str, str], ...] | None = None  # What the files asked for when it was last served.
         self._error: tuple[str, str] | None = None  # Fingerprint, and why the swap to it failed.
         self._attempts, self._not_before = 0, 0.0
+        self.on_reading: Callable[[Reading], None] | None = None
 
     async def run(self) -> None:
         """Follows the files until it is cancelled."""
@@ -70,6 +74,8 @@ class Follower:
     async def look(self) -> None:
         """Looks at the files once, and swaps where that is called for."""
         reading = await asyncio.to_thread(self._files.read)
+        if self.on_reading:
+            self.on_reading(reading)
         settled, self._seen = reading.fingerprint == self._seen, reading.fingerprint
         if not settled:
             self._attempts, self._not_before = 0, 0.0

@@ -4,17 +4,20 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from vllm_surgery.desired import DesiredFiles
 from vllm_surgery.engine.access import Access
 from vllm_surgery.engine.doors import Doors
 from vllm_surgery.engine.engines import ServedEngine
+from vllm_surgery.engine.metrics import process_metrics
 from vllm_surgery.engine.plugin import NAME
 from vllm_surgery.engine.request import logger, model_facts
 from vllm_surgery.engine.routes import ACCESS, DOORS, answer_error, router
 from vllm_surgery.engine.settings import Settings, disabled
 from vllm_surgery.engine.surgeon import Surgeon
+from vllm_surgery.engine.swap_metrics import MeasuredOperator
 from vllm_surgery.errors import SurgeryError
 from vllm_surgery.follower import Follower
 from vllm_surgery.library import PatchLibrary, check_folder
@@ -63,14 +66,17 @@ class SurgeryEndpoint:
             return
         config = engine_client.vllm_config
         settings = Settings.of(config.additional_config)
-        operator = self._operate(engine_client)
+        summary = _summary(config, args)
+        operator = MeasuredOperator(self._operate(engine_client), process_metrics(), summary.name)
+        with suppress(SurgeryError):  # For `/metrics`. What is wrong is told to whoever asks for the state.
+            await operator.status()
         paths = settings.watched_files()
         files = DesiredFiles(paths) if paths else None
         follower = Follower(files, operator, logger) if files and _is_first(engine_client) else None
         doors = Doors(
             operator,
             PatchLibrary([check_folder(folder) for folder in settings.patch_dirs]),
-            _summary(config, args),
+            summary,
             inline=settings.allow_inline,
             files=files,
             follower=follower,
@@ -78,6 +84,7 @@ class SurgeryEndpoint:
         setattr(state, ACCESS, Access.of(args, remote=settings.allow_remote_swaps))
         setattr(state, DOORS, doors)
         if follower:
+            follower.on_reading = operator.show_desired
             self._following = asyncio.create_task(follower.run(), name="vllm-surgery follows files")
             self._following.add_done_callback(_report_end)
             logger.info("vllm-surgery: following %s", ", ".join(paths))
