@@ -8,11 +8,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import settings
 
 from vllm_surgery.demo import default_folder, make_demo_model
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+# How long a machine takes says nothing about what is tested.
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 
 PATCHES = Path(__file__).parents[1] / "patches"
 
