@@ -13,14 +13,11 @@ import time
 import tracemalloc
 from collections.abc import Callable, Sequence
 from random import Random
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TypeAlias
 
 from tests.benchmarks.markdown import table
 from tests.corpora.healthy import passages_of
 from vllm_surgery.loops import TokenTable, Watcher
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 Feed: TypeAlias = Callable[[Sequence[int]], object]
 Made: TypeAlias = Callable[[], Feed]
@@ -30,8 +27,19 @@ ROUNDS = 3
 MEASURED_TOKENS = 512
 """Tokens of each request after which its memory is looked at."""
 
-CLASSES = ("documents", "source", "chat", "dialogue", "json", "logs", "reasoning", "sql", "states", "counted-lists")
-"""Of healthy passages, where there are such: what servers write, one answer after another."""
+CLASSES = (
+    "documents",
+    "python-code",
+    "dialogue",
+    "stories",
+    "recipes",
+    "json",
+    "logs",
+    "sql",
+    "known-lists",
+    "reasoning",
+)
+"""Of healthy passages: what servers write, one answer after another."""
 
 LOOPING = 8
 """One answer in so many ends in a loop, half of these a list that decays."""
@@ -48,11 +56,7 @@ def streams(encode: Callable[[str], list[int]]) -> list[list[int]]:
 
 
 def _texts() -> list[str]:
-    from tests.corpora.healthy import FROM_THE_ENVIRONMENT, GENERATED
-
-    known = {*FROM_THE_ENVIRONMENT, *GENERATED}
-    chosen = [name for name in CLASSES if name in known]
-    return [passage.text for name in chosen for passage in passages_of(name)]
+    return [passage.text for name in CLASSES for passage in passages_of(name)]
 
 
 def _stream(encode: Callable[[str], list[int]], random: Random, texts: Sequence[str], number: int) -> list[int]:
@@ -136,8 +140,7 @@ def main() -> None:
 
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", required=True, help="folder of the tokenizer")
-    model: Path = parser.parse_args().model
-    tokenizer = AutoTokenizer.from_pretrained(model)
+    tokenizer = AutoTokenizer.from_pretrained(parser.parse_args().model)
     made, table_seconds, kernel_seconds = seconds_to_prepare(tokenizer)
     answers = streams(lambda text: tokenizer.encode(text, add_special_tokens=False, verbose=False))
     steps = [[[answer[place]] for answer in answers] for place in range(LENGTH)]
