@@ -77,7 +77,7 @@ def _planted(kind: str, samples: Sequence[Sample], table: Any, thresholds: Thres
         and one.truth.kind == kind
         and (kind != "verbatim" or one.truth.end - one.truth.onset >= LONG_ENOUGH)
     ]
-    found = sum(found_planted(truth, detect(one.tokens, table, thresholds)) is not None for one, truth in of_kind)
+    found = sum(bool(found_planted(truth, detect(one.tokens, table, thresholds))) for one, truth in of_kind)
     return f"{found}/{len(of_kind)}"
 
 

@@ -182,6 +182,7 @@ def _recall_table(title: str, groups: dict[str, list[Judged]]) -> list[str]:
         "found",
         "onset too late by (median, 95 %)",
         "outcome agrees",
+        "in one piece",
         "tokens read until found (median, 95 %)",
         *PEERS,
     ]
@@ -189,12 +190,13 @@ def _recall_table(title: str, groups: dict[str, list[Judged]]) -> list[str]:
 
 
 def _recall_row(group: Sequence[Judged]) -> list[str]:
-    hits = [(one, loop) for one in group if (loop := found_planted(_truth(one), one.verdict.loops)) is not None]
-    late = [loop.onset - _truth(one).onset for one, loop in hits]
-    outcomes = [agrees("escaped" if _truth(one).escaped else "terminal", loop) for one, loop in hits]
-    waits = [one.verdict.seen_at[loop.kind] - _truth(one).onset for one, loop in hits]
+    hits = [(one, loops) for one in group if (loops := found_planted(_truth(one), one.verdict.loops))]
+    late = [loops[0].onset - _truth(one).onset for one, loops in hits]
+    outcomes = [agrees("escaped" if _truth(one).escaped else "terminal", loops[-1]) for one, loops in hits]
+    waits = [one.verdict.seen_at[loops[0].kind] - _truth(one).onset for one, loops in hits]
+    pieces = [len(loops) == 1 for _, loops in hits]
     peers = [f"{100 * sum(one.verdict.fires(rule) for one in group) / len(group):.0f} %" for rule in PEERS]
-    return [share(len(hits), len(group)), _two(late), _percent(outcomes), _two(waits), *peers]
+    return [share(len(hits), len(group)), _two(late), _percent(outcomes), _percent(pieces), _two(waits), *peers]
 
 
 def _two(values: Sequence[int]) -> str:

@@ -13,17 +13,16 @@ if TYPE_CHECKING:
     from vllm_surgery.loops import Loop
 
 
-def found_planted(loop: Planted, found: Iterable[Loop]) -> Loop | None:
-    """The loop that is the planted one: of its kind, in the same place, and of its exact period where it has one."""
-    for one in found:
-        if (
-            one.kind == loop.kind
-            and one.onset < loop.end
-            and one.end > loop.onset
-            and loop.period in (None, one.period)
-        ):
-            return one
-    return None
+def found_planted(loop: Planted, found: Iterable[Loop]) -> list[Loop]:
+    """The planted loop as it was found: of its kind, in its place, and of its exact period where it has one.
+
+    Several if it was found in pieces.
+    """
+    return [
+        one
+        for one in found
+        if one.kind == loop.kind and one.onset < loop.end and one.end > loop.onset and loop.period in (None, one.period)
+    ]
 
 
 def found_real(finding: Finding, found: Iterable[Loop]) -> Loop | None:

@@ -21,8 +21,8 @@ from vllm_surgery.loops import TokenTable
 if TYPE_CHECKING:
     from pathlib import Path
 
-DEGENERATE = ("zeros/0146", "zeros/0242", "zeros/0255")
-"""Matrices of `0.00`, 402 to 490 tokens of nothing else: in tokens they are loops, by what they mean they aren't."""
+DEGENERATE = ("zeros/0075", "zeros/0146", "zeros/0242", "zeros/0255")
+"""Matrices of `0.0` and `0.00`, 401 to 490 tokens of nothing else: in tokens they are loops, by what they mean they aren't."""
 
 FROM_THE_ENVIRONMENT_AT_MOST = 2
 """Passages from the environment that may fire, since other versions of packages bring other files."""
@@ -67,10 +67,10 @@ def test_of_lists_with_few_right_answers_at_most_a_tenth_fires(scored: Scored) -
 def test_planted_verbatim_loops_are_found_with_their_period_and_onset(scored: Scored) -> None:
     long = [one for one in _planted(scored, "verbatim") if _truth(one).end - _truth(one).onset >= LONG_ENOUGH]
     found = [found_planted(_truth(one), one.verdict.loops) for one in long]
-    exact = [loop for one, loop in zip(long, found, strict=True) if loop and loop.onset == _truth(one).onset]
+    exact = [loops for one, loops in zip(long, found, strict=True) if loops and loops[0].onset == _truth(one).onset]
 
     assert len(long) > 300
-    assert sum(loop is not None for loop in found) / len(long) > 0.99
+    assert sum(map(bool, found)) / len(long) > 0.99
     assert len(exact) / len(long) > 0.99
 
 
@@ -78,7 +78,7 @@ def test_planted_verbatim_loops_are_found_with_their_period_and_onset(scored: Sc
 def test_planted_loops_of_other_kinds_are_mostly_found(scored: Scored, kind: str, least: float) -> None:
     loops = _planted(scored, kind)
 
-    assert sum(found_planted(_truth(one), one.verdict.loops) is not None for one in loops) / len(loops) >= least
+    assert sum(bool(found_planted(_truth(one), one.verdict.loops)) for one in loops) / len(loops) >= least
 
 
 def _planted(scored: Scored, kind: str) -> list[Judged]:
