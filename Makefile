@@ -22,7 +22,7 @@ DEMO_OPTIONS := --served-model-name smollm2 --dtype float32 --max-model-len 4096
 help:
 	@echo "make serve      serve the demo model with its patch on port $(PORT)"
 	@echo "make test       lint, types and all tests"
-	@echo "make bench      what a patch costs while a model is loaded"
+	@echo "make bench      what a patch costs while a model is loaded, and what a swap costs"
 	@echo "make evidence   measure again what the shipped patch does, and what it costs"
 
 serve: demo-model
@@ -45,6 +45,7 @@ pytest: demo-model
 bench: EXTRAS = --extra test
 bench: demo-model
 	$(BIN)/python -m tests.benchmarks.load_cost --model $(DEMO_MODEL) --patch $(PATCH) $(ARGS)
+	$(BIN)/python -m tests.benchmarks.swap_cost --model $(DEMO_MODEL) --patch $(PATCH) $(ARGS)
 
 evidence: EXTRAS = --extra test
 evidence: demo-model
