@@ -71,8 +71,8 @@ def swap(llm: Any, patches: Patch | Iterable[Patch] = ()) -> SwapReport:
         SwapFailedError: it failed on the way and was undone.
         MixedWeightsError: it couldn't be undone; `llm` answers no more.
     """
-    from vllm_surgery.engine.engines import OfflineEngine, at_once
-    from vllm_surgery.engine.surgeon import Surgeon
+    from vllm_surgery.engine.swap.engines import OfflineEngine, at_once
+    from vllm_surgery.engine.swap.surgeon import Surgeon
 
     return at_once(Surgeon(OfflineEngine(llm)).swap(patch_set(patches)))
 

@@ -48,7 +48,7 @@ class Faults:
 
 def register() -> None:
     """vLLM calls this in every process."""
-    from vllm_surgery.engine import remote
+    from vllm_surgery.engine.swap import remote
 
     for name, original in list(remote._STEPS.items()):
         if not hasattr(original, "__wrapped__"):

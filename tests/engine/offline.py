@@ -195,7 +195,7 @@ def _circumstances(arm: Arm) -> Iterator[None]:
 
     from vllm import _custom_ops
 
-    from vllm_surgery.engine import swapping, writing
+    from vllm_surgery.engine.swap import swapping, writing
 
     with ExitStack() as stack:
         if arm.unpacked:

@@ -101,6 +101,8 @@ def test_experts_that_vllm_can_not_load_while_it_serves_are_refused(answers: Ans
     assert refused["swap"]["error"].startswith("CannotSwapError: model.layers.")
     assert refused["swap"]["error"].endswith("GptOssRoutedExperts can't be loaded while it serves, only at a start")
     assert same(refused, answers["GptOss"])
+
+
 def test_two_ranks_apply_the_same_patch(tmp_path: Path, family_model: Callable[[str], Path]) -> None:
     # Of the families with experts GPT-OSS has most to get wrong: each rank holds a part of every expert, and one of
     # them adds the bias.

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from vllm_surgery.engine.endpoint import SurgeryEndpoint
+from vllm_surgery.engine.http.endpoint import SurgeryEndpoint
 from vllm_surgery.engine.install import install
 from vllm_surgery.engine.plugin import ENDPOINT_GROUP, GROUP, NAME, register
 from vllm_surgery.engine.touchpoints import FOR_LOADING

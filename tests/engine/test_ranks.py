@@ -11,8 +11,8 @@ import pytest
 from tests.models import patch_of
 from vllm_surgery import EngineError
 from vllm_surgery.engine.ranks import verify_hook
-from vllm_surgery.engine.remote import REPORT_METHOD
 from vllm_surgery.engine.settings import Settings
+from vllm_surgery.engine.swap.remote import REPORT_METHOD
 
 PATCH = patch_of({(0, 0): -1.0})
 ID = Settings(patches=[PATCH]).load().id

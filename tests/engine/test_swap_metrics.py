@@ -8,7 +8,7 @@ import asyncio
 import pytest
 from prometheus_client import CollectorRegistry
 
-from tests.engine.test_endpoint import A_ID, B_ID, A, B, Operator
+from tests.engine.http.test_endpoint import A_ID, B_ID, A, B, Operator
 from vllm_surgery import Patch
 from vllm_surgery.api import patch_set
 from vllm_surgery.desired import Reading

@@ -13,7 +13,7 @@ from torch import nn
 from tests.models import patch_of
 from vllm_surgery import EngineError, MismatchError
 from vllm_surgery.engine import touchpoints
-from vllm_surgery.engine.remote import report
+from vllm_surgery.engine.swap.remote import report
 from vllm_surgery.engine.worker import load_hook
 
 HIDDEN, WIDTH = 4, 6

@@ -5,8 +5,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from vllm_surgery.engine.remote import REPORT_METHOD
 from vllm_surgery.engine.request import logger, requested_patches
+from vllm_surgery.engine.swap.remote import REPORT_METHOD
 from vllm_surgery.errors import EngineError
 
 if TYPE_CHECKING:

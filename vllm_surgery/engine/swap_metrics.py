@@ -12,9 +12,9 @@ from vllm_surgery.errors import CannotSwapError, ConflictError, MixedWeightsErro
 
 if TYPE_CHECKING:
     from vllm_surgery.desired import Reading
-    from vllm_surgery.engine.doors import Operator
+    from vllm_surgery.engine.http.doors import Operator
     from vllm_surgery.engine.metrics import Metrics
-    from vllm_surgery.engine.surgeon import SurgeonStatus
+    from vllm_surgery.engine.swap.surgeon import SurgeonStatus
     from vllm_surgery.protocol import SwapMode, SwapReport
     from vllm_surgery.stack import PatchSet
 

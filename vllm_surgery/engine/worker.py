@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 from vllm_surgery.engine import touchpoints
 from vllm_surgery.engine.load import SurgicalLoad
-from vllm_surgery.engine.original import Original, local_folder
-from vllm_surgery.engine.remote import STATE, WorkerSurgery
 from vllm_surgery.engine.request import logger, model_facts, requested_patches
-from vllm_surgery.engine.swappable import why_not
-from vllm_surgery.engine.swapping import Active
-from vllm_surgery.engine.writing import Writer
+from vllm_surgery.engine.swap.original import Original, local_folder
+from vllm_surgery.engine.swap.remote import STATE, WorkerSurgery
+from vllm_surgery.engine.swap.swappable import why_not
+from vllm_surgery.engine.swap.swapping import Active
+from vllm_surgery.engine.swap.writing import Writer
 from vllm_surgery.errors import EngineError, SurgeryError, one_line
 from vllm_surgery.plan import Plan
 

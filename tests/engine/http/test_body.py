@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.examples import refusal
-from vllm_surgery.engine.body import (
+from vllm_surgery.engine.http.body import (
     MAX_BODY_BYTES,
     MalformedError,
     NotJsonError,

@@ -20,7 +20,7 @@ from vllm_surgery.errors import EngineError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from vllm_surgery.engine.targets import Part
+    from vllm_surgery.engine.swap.targets import Part
 
     TensorOf = Callable[[str], torch.Tensor]
 

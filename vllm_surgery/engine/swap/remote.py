@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from vllm_surgery.engine.request import logger
-from vllm_surgery.engine.swapping import Active, Staging, Swap
+from vllm_surgery.engine.swap.swapping import Active, Staging, Swap
 from vllm_surgery.errors import (
     CannotSwapError,
     CheckpointError,
@@ -32,8 +32,8 @@ from vllm_surgery.stack import PatchSet
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from vllm_surgery.engine.original import Original
-    from vllm_surgery.engine.writing import Writer
+    from vllm_surgery.engine.swap.original import Original
+    from vllm_surgery.engine.swap.writing import Writer
 
 STATE = "_vllm_surgery"
 """Where a worker keeps its `WorkerSurgery`."""

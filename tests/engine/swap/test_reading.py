@@ -11,9 +11,9 @@ import torch
 from torch import nn
 
 from vllm_surgery import EngineError
-from vllm_surgery.engine.reading import MOST_COLUMNS, check_columns, check_parameter
-from vllm_surgery.engine.targets import Part
-from vllm_surgery.engine.writing import _write_columns, local_columns
+from vllm_surgery.engine.swap.reading import MOST_COLUMNS, check_columns, check_parameter
+from vllm_surgery.engine.swap.targets import Part
+from vllm_surgery.engine.swap.writing import _write_columns, local_columns
 
 NAME = "model.layers.0.mlp.down_proj.weight"
 WIDTH, HIDDEN = 12, 5

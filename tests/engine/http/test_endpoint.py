@@ -15,11 +15,11 @@ import pytest
 from fastapi import FastAPI
 
 from tests.examples import patch_data, zero
-from vllm_surgery.engine.body import MAX_BODY_BYTES
-from vllm_surgery.engine.endpoint import SurgeryEndpoint
+from vllm_surgery.engine.http.body import MAX_BODY_BYTES
+from vllm_surgery.engine.http.endpoint import SurgeryEndpoint
+from vllm_surgery.engine.http.routes import STATUS
 from vllm_surgery.engine.plugin import ENDPOINT_GROUP, NAME
-from vllm_surgery.engine.routes import STATUS
-from vllm_surgery.engine.surgeon import Surgeon, SurgeonStatus
+from vllm_surgery.engine.swap.surgeon import Surgeon, SurgeonStatus
 from vllm_surgery.errors import (
     CannotSwapError,
     CheckpointError,

@@ -21,9 +21,9 @@ from vllm_surgery import (
     SwapFailedError,
 )
 from vllm_surgery.api import patch_set
-from vllm_surgery.engine.engines import at_once, named
-from vllm_surgery.engine.remote import failure_of
-from vllm_surgery.engine.surgeon import Surgeon
+from vllm_surgery.engine.swap.engines import at_once, named
+from vllm_surgery.engine.swap.remote import failure_of
+from vllm_surgery.engine.swap.surgeon import Surgeon
 
 NONE = PatchSet()
 FIRST = patch_set(Patch.from_data(patch_of({(0, 0): -1.0}, "first"), "first"))

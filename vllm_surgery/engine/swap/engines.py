@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The two kinds of engine that vLLM has, as a `vllm_surgery.engine.surgeon.Surgeon` sees them."""
+"""The two kinds of engine that vLLM has, as a `vllm_surgery.engine.swap.surgeon.Surgeon` sees them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import asyncio
 import time
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from vllm_surgery.engine.remote import REPORT_METHOD, STEP_METHOD
+from vllm_surgery.engine.swap.remote import REPORT_METHOD, STEP_METHOD
 from vllm_surgery.stack import NO_PATCH
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ class ServedEngine:
         return await self._call(STEP_METHOD, (name, token), payload)
 
     async def pause(self, mode: SwapMode) -> None:
-        """See `vllm_surgery.engine.surgeon.Engine`."""
+        """See `vllm_surgery.engine.swap.surgeon.Engine`."""
         await self._client.pause_generation(mode=mode, clear_cache=True)
 
     async def resume(self) -> None:

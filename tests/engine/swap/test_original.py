@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 
 from vllm_surgery import CannotSwapError
-from vllm_surgery.engine.original import Original, local_folder
+from vllm_surgery.engine.swap.original import Original, local_folder
 
 if TYPE_CHECKING:
     from pathlib import Path

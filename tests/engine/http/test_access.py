@@ -8,7 +8,7 @@ from argparse import Namespace
 import pytest
 
 from tests.examples import refusal
-from vllm_surgery.engine.access import Access, Caller, ForbiddenError
+from vllm_surgery.engine.http.access import Access, Caller, ForbiddenError
 
 HERE, ELSEWHERE = "127.0.0.1", "10.0.0.7"
 OPEN, OPEN_TO_ALL, WITH_KEY = Access(key_asked=False), Access(key_asked=False, remote=True), Access(key_asked=True)

@@ -18,7 +18,7 @@ from vllm_surgery.errors import EngineError
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from vllm_surgery.engine.targets import Part
+    from vllm_surgery.engine.swap.targets import Part
     from vllm_surgery.plan import TensorEdit
 
 MOST_EXPERTS = 8

@@ -16,7 +16,7 @@ from vllm_surgery.errors import EngineError
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from vllm_surgery.engine.targets import Part
+    from vllm_surgery.engine.swap.targets import Part
 
 MOST_COLUMNS = 64
 """Columns read back from one layer: all of them for every edit but the largest, which are checked by samples."""

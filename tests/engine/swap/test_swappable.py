@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from vllm_surgery.engine import touchpoints
-from vllm_surgery.engine.swappable import why_not
+from vllm_surgery.engine.swap.swappable import why_not
 
 
 def config(**changes: Any) -> Any:

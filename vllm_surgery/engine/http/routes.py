@@ -10,8 +10,15 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 from starlette.requests import ClientDisconnect
 
-from vllm_surgery.engine.access import Access, Caller, ForbiddenError
-from vllm_surgery.engine.body import MalformedError, NotJsonError, TooLargeError, check_type, parse_request, read_body
+from vllm_surgery.engine.http.access import Access, Caller, ForbiddenError
+from vllm_surgery.engine.http.body import (
+    MalformedError,
+    NotJsonError,
+    TooLargeError,
+    check_type,
+    parse_request,
+    read_body,
+)
 from vllm_surgery.errors import (
     CannotSwapError,
     CheckpointError,
@@ -28,7 +35,7 @@ from vllm_surgery.protocol import PATCHES_PATH, STATE_PATH, PatchListing, Server
 if TYPE_CHECKING:
     from starlette.datastructures import State
 
-    from vllm_surgery.engine.doors import Doors
+    from vllm_surgery.engine.http.doors import Doors
 
 DOORS, ACCESS = "vllm_surgery_doors", "vllm_surgery_access"
 """Attributes of the web application's state."""

@@ -24,9 +24,9 @@ from vllm_surgery import (
     SurgeryError,
 )
 from vllm_surgery.api import patch_set
-from vllm_surgery.engine import remote
-from vllm_surgery.engine.remote import STATE, WorkerSurgery, error_of, failure_of, report, step
-from vllm_surgery.engine.swapping import Active
+from vllm_surgery.engine.swap import remote
+from vllm_surgery.engine.swap.remote import STATE, WorkerSurgery, error_of, failure_of, report, step
+from vllm_surgery.engine.swap.swapping import Active
 from vllm_surgery.plan import Plan
 
 WANTED = patch_set(Patch.from_data(patch_of({(0, 0): -1.0}), "wanted"))

@@ -7,7 +7,7 @@ import asyncio
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
-from vllm_surgery.engine.access import ForbiddenError
+from vllm_surgery.engine.http.access import ForbiddenError
 from vllm_surgery.engine.request import logger
 from vllm_surgery.errors import SurgeryError
 from vllm_surgery.patch import Patch
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from vllm_surgery.desired import DesiredFiles
-    from vllm_surgery.engine.surgeon import SurgeonStatus
+    from vllm_surgery.engine.swap.surgeon import SurgeonStatus
     from vllm_surgery.follower import Follower
     from vllm_surgery.library import PatchLibrary
     from vllm_surgery.protocol import ModelSummary, SwapMode, SwapReport, SwapRequest
 
 
 class Operator(Protocol):
-    """`vllm_surgery.engine.surgeon.Surgeon`, as far as it is asked here."""
+    """`vllm_surgery.engine.swap.surgeon.Surgeon`, as far as it is asked here."""
 
     async def status(self) -> SurgeonStatus:
         """What is served now."""

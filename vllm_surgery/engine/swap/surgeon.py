@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Protocol
 
-from vllm_surgery.engine.remote import error_of
 from vllm_surgery.engine.request import logger
+from vllm_surgery.engine.swap.remote import error_of
 from vllm_surgery.errors import (
     CannotSwapError,
     ConflictError,

@@ -8,15 +8,15 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from vllm_surgery.desired import DesiredFiles
-from vllm_surgery.engine.access import Access
-from vllm_surgery.engine.doors import Doors
-from vllm_surgery.engine.engines import ServedEngine
+from vllm_surgery.engine.http.access import Access
+from vllm_surgery.engine.http.doors import Doors
+from vllm_surgery.engine.http.routes import ACCESS, DOORS, answer_error, router
 from vllm_surgery.engine.metrics import process_metrics
 from vllm_surgery.engine.plugin import NAME
 from vllm_surgery.engine.request import logger, model_facts
-from vllm_surgery.engine.routes import ACCESS, DOORS, answer_error, router
 from vllm_surgery.engine.settings import Settings, disabled
-from vllm_surgery.engine.surgeon import Surgeon
+from vllm_surgery.engine.swap.engines import ServedEngine
+from vllm_surgery.engine.swap.surgeon import Surgeon
 from vllm_surgery.engine.swap_metrics import MeasuredOperator
 from vllm_surgery.errors import SurgeryError
 from vllm_surgery.follower import Follower
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from fastapi import FastAPI
     from starlette.datastructures import State
 
-    from vllm_surgery.engine.doors import Operator
+    from vllm_surgery.engine.http.doors import Operator
 
 
 class SurgeryEndpoint:

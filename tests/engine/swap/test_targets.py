@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from vllm_surgery import CannotSwapError
-from vllm_surgery.engine.targets import parts_of
+from vllm_surgery.engine.swap.targets import parts_of
 
 
 class Named(nn.Module):

@@ -14,10 +14,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from vllm_surgery.arithmetic import apply_edit
-from vllm_surgery.engine.experts import Questioned, expert_gains
-from vllm_surgery.engine.reading import check_columns, check_parameter
-from vllm_surgery.engine.targets import parts_of
-from vllm_surgery.engine.writing import NotWrittenError
+from vllm_surgery.engine.swap.experts import Questioned, expert_gains
+from vllm_surgery.engine.swap.reading import check_columns, check_parameter
+from vllm_surgery.engine.swap.targets import parts_of
+from vllm_surgery.engine.swap.writing import NotWrittenError
 from vllm_surgery.errors import EngineError
 from vllm_surgery.review import review
 
@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 
     import torch
 
-    from vllm_surgery.engine.original import Original
-    from vllm_surgery.engine.targets import Part
-    from vllm_surgery.engine.writing import Writer
+    from vllm_surgery.engine.swap.original import Original
+    from vllm_surgery.engine.swap.targets import Part
+    from vllm_surgery.engine.swap.writing import Writer
     from vllm_surgery.plan import Plan, TensorEdit
     from vllm_surgery.stack import PatchSet
 
