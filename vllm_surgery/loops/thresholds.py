@@ -16,7 +16,8 @@ class Thresholds:
     Attributes:
         poor_tokens: tokens that a verbatim loop covers if its period has few different tokens: rows and matrices of
             zeros, rules, alignment rows, empty cells.
-        poor_variety: that many different tokens are few.
+        poor_variety: that many different tokens are few if most of them come more than once in the period.
+        least_variety: that many are few in any case.
         tokens: tokens that any other verbatim loop covers.
         copies: copies of a verbatim loop's period; for a long period, `long_copies`.
         long_period: verbatim periods from this on are long: nothing healthy says so much twice in a row.
@@ -42,6 +43,7 @@ class Thresholds:
 
     poor_tokens: int = 384
     poor_variety: int = 8
+    least_variety: int = 5
     tokens: int = 96
     copies: int = 4
     long_period: int = 96
@@ -71,6 +73,7 @@ class Thresholds:
 (
     POOR_TOKENS,
     POOR_VARIETY,
+    LEAST_VARIETY,
     TOKENS,
     COPIES,
     LONG_PERIOD,
@@ -91,5 +94,5 @@ class Thresholds:
     TURN_TOKENS,
     TURN_NOVELTY,
     ROUND_NOVELTY,
-) = range(22)
+) = range(23)
 """Where each number stands in `Thresholds.rules`."""
