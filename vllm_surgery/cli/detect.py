@@ -11,8 +11,6 @@ from typing import TYPE_CHECKING
 
 from vllm_surgery.cli.options import add_command
 from vllm_surgery.errors import UsageError
-from vllm_surgery.loops.answers import read_answers
-from vllm_surgery.loops.report import report_of
 
 if TYPE_CHECKING:
     from vllm_surgery.cli.options import Subparsers
@@ -43,6 +41,9 @@ def add_to(subparsers: Subparsers) -> None:
 
 def run(args: argparse.Namespace, _rest: list[str]) -> int:
     """Carries the command out."""
+    from vllm_surgery.loops.answers import read_answers  # Here, since Numba takes half a second to import.
+    from vllm_surgery.loops.report import report_of
+
     source, text = _read(args.file)
     answers = looped = 0
     for answer in read_answers(text, source, args.tokenizer):

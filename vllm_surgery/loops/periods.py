@@ -15,6 +15,7 @@ from __future__ import annotations
 from vllm_surgery.loops.compiled import Integers, kernel
 from vllm_surgery.loops.thresholds import (
     COPIES,
+    LEAST_VARIETY,
     LONG_COPIES,
     LONG_PERIOD,
     MAX_PERIOD,
@@ -146,4 +147,5 @@ def _is_poor(ring: Integers, start: int, stop: int, rules: Integers) -> bool:
         different += earlier == place
         if different > rules[POOR_VARIETY]:
             return False
-    return True
+    # A row of zeros says the same tokens again and again; a short phrase says each once.
+    return bool(different <= rules[LEAST_VARIETY] or 4 * different < 3 * (stop - start))
