@@ -37,11 +37,17 @@ def preflight(patches: PatchSet, vllm_config: Any) -> None:
     if load_format in NO_CHECKPOINT_STREAM:
         reason = NO_CHECKPOINT_STREAM[load_format]
         raise EngineError(f"{patches.id}: --load-format {load_format} {reason}, so no patch can be applied to it")
+    if getattr(vllm_config.parallel_config, "enable_ep_weight_filter", False) and _names_experts(patches):
+        raise EngineError(f"{patches.id}: --enable-ep-weight-filter hides experts from ranks, so they can't be edited")
     model = Path(vllm_config.model_config.model)
     if model.is_dir() and any(model.glob("*.safetensors")):
         review(patches, ModelFolder(model))
     else:
         Planner(patches, model_facts(vllm_config))
+
+
+def _names_experts(patches: PatchSet) -> bool:
+    return any(item.kind == "experts" for item in patches.assignments())
 
 
 def preflight_hook(original: Callable[..., Any]) -> Callable[..., Any]:
