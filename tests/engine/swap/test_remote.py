@@ -48,6 +48,9 @@ class FakeSwap:
     def verify(self) -> int:
         return 3
 
+    def settle(self) -> None:
+        self.done.append("settle")
+
     def restore(self) -> None:
         self.done.append("restore")
 

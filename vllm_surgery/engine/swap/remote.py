@@ -141,6 +141,7 @@ class WorkerSurgery:
     def commit(self, token: str) -> dict[str, Any]:
         """From now on the new patches are the active ones. Until the next swap begins it can still be undone."""
         staging = self._of(token)
+        staging.swap().settle()
         self.active = staging.swap().new
         self.active.since = time.time()
         staging.committed = True

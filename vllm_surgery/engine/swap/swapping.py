@@ -108,6 +108,10 @@ class Swap:
             for part in self.parts
         )
 
+    def settle(self) -> None:
+        """Lets go of the tensors that were held ready: all are written."""
+        self._ready.clear()
+
     def restore(self) -> None:
         """Writes the old weights wherever new ones went, and verifies them.
 
