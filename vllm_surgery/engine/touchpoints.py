@@ -159,6 +159,7 @@ RESUME = TouchPoint("vllm.v1.engine.async_llm", "AsyncLLM.resume_generation", "g
 UPDATE_WEIGHT_VERSION = TouchPoint(
     "vllm.v1.engine.async_llm", "AsyncLLM.update_weight_version", "carrying the patch id in every output"
 )
+ENGINE_DIED = TouchPoint("vllm.v1.engine.async_llm", "AsyncLLM.errored", "giving up a swap when the engine dies")
 CALL_ALL_ENGINES = TouchPoint(
     "vllm.v1.engine.core_client",
     "AsyncMPClient.call_utility_all_async",
@@ -200,6 +201,7 @@ FOR_SWAPPING = (
     PAUSE,
     RESUME,
     UPDATE_WEIGHT_VERSION,
+    ENGINE_DIED,
     CALL_ALL_ENGINES,
 )
 """Without any one of these a server still serves its patches, but says that it can't swap them."""

@@ -8,6 +8,7 @@ import time
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from vllm_surgery.engine.swap.remote import REPORT_METHOD, STEP_METHOD
+from vllm_surgery.errors import EngineError
 from vllm_surgery.stack import NO_PATCH
 
 if TYPE_CHECKING:
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
 
 UNPATCHED_VERSION = "default"
 """The weight version that vLLM itself starts with."""
+
+DEATH_CHECK_SECONDS = 0.5
+"""Between two looks at whether the engine still lives, while it is asked something."""
 
 Result = TypeVar("Result")
 Answers = list[tuple[str, dict[str, Any]]]
@@ -38,19 +42,19 @@ class ServedEngine:
 
     async def pause(self, mode: SwapMode) -> None:
         """See `vllm_surgery.engine.swap.surgeon.Engine`."""
-        await self._client.pause_generation(mode=mode, clear_cache=True)
+        await self._while_it_lives(self._client.pause_generation(mode=mode, clear_cache=True))
 
     async def resume(self) -> None:
         """Undoes `pause`."""
-        await self._client.resume_generation()
+        await self._while_it_lives(self._client.resume_generation())
 
     async def set_version(self, patch_id: str) -> None:
         """From now on every output carries this id."""
-        await self._client.update_weight_version(_version(patch_id))
+        await self._while_it_lives(self._client.update_weight_version(_version(patch_id)))
 
     async def sleeping(self) -> bool:
         """Whether somebody has put the engine to sleep, or paused it."""
-        return bool(await self._client.is_sleeping())
+        return bool(await self._while_it_lives(self._client.is_sleeping()))
 
     async def wait(self, seconds: float) -> None:
         """Lets the event loop do other work."""
@@ -59,8 +63,23 @@ class ServedEngine:
     async def _call(self, method: str, arguments: tuple[Any, ...], options: dict[str, Any]) -> Answers:
         core = self._client.engine_core
         # vLLM's own `collective_rpc` gives the first engine's answers alone.
-        engines = await core.call_utility_all_async("collective_rpc", method, None, arguments, options)
-        return named(engines)
+        call = core.call_utility_all_async("collective_rpc", method, None, arguments, options)
+        return named(await self._while_it_lives(call))
+
+    async def _while_it_lives(self, call: Coroutine[Any, Any, Result]) -> Result:
+        """What `call` gives. An engine that dies leaves vLLM's own calls waiting for ever, and the server with them.
+
+        Raises:
+            EngineError: it died.
+        """
+        task = asyncio.ensure_future(call)
+        try:
+            while not (await asyncio.wait({task}, timeout=DEATH_CHECK_SECONDS))[0]:
+                if self._client.errored:
+                    raise EngineError("the engine died")
+            return task.result()
+        finally:
+            task.cancel()
 
 
 class OfflineEngine:

@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How a server's engine is asked, and what happens when it dies while it is."""
+
+from __future__ import annotations
+
+import asyncio
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from vllm_surgery import EngineError
+from vllm_surgery.engine.swap import engines
+from vllm_surgery.engine.swap.engines import ServedEngine
+
+
+class Client:
+    """vLLM's client of an engine."""
+
+    def __init__(self, dead: bool = False) -> None:
+        self.errored = dead
+        self.versions: list[str] = []
+        self.engine_core = SimpleNamespace(call_utility_all_async=self._call)
+
+    async def _call(self, utility: str, method: str, timeout: None, arguments: Any, options: Any) -> list[list[Any]]:
+        if self.errored:
+            await asyncio.Event().wait()
+        return [[{"asked": [utility, method, *arguments], **options}]]
+
+    async def update_weight_version(self, version: str) -> None:
+        self.versions.append(version)
+
+    async def is_sleeping(self) -> bool:
+        raise RuntimeError("no such call")
+
+
+def test_every_engine_is_asked() -> None:
+    answers = asyncio.run(ServedEngine(Client()).step("apply", "token", {"more": 1}))
+    asked = ["collective_rpc", "vllm_surgery_step", "apply", "token"]
+    assert answers == [("rank 0", {"asked": asked, "more": 1})]
+
+
+def test_an_engine_that_dies_is_waited_for_no_longer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engines, "DEATH_CHECK_SECONDS", 0.01)
+    with pytest.raises(EngineError, match=r"^the engine died$"):
+        asyncio.run(ServedEngine(Client(dead=True)).step("apply", "token", {}))
+
+
+def test_what_vllm_raises_comes_through() -> None:
+    with pytest.raises(RuntimeError, match=r"^no such call$"):
+        asyncio.run(ServedEngine(Client()).sleeping())
+
+
+def test_the_unpatched_model_has_the_version_that_vllm_gives_it() -> None:
+    client = Client()
+    asyncio.run(ServedEngine(client).set_version("none"))
+    asyncio.run(ServedEngine(client).set_version("a@12345678"))
+    assert client.versions == ["default", "a@12345678"]
