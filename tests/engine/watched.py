@@ -109,8 +109,11 @@ class Watched:
 
     def __post_init__(self) -> None:
         metrics = LoopMetrics(Metrics(self.registry, removable=True), "tiny")
-        self.watching = Watching(metrics, lambda: self.new_detector(), self.log, "none")
+        self.watching = Watching(metrics, self._new, self.log, "none")
         self.processor._vllm_surgery_watching = self.watching  # type: ignore[attr-defined]
+
+    def _new(self) -> Any:
+        return self.new_detector()
 
     def add(self, *request_ids: str, **more: Any) -> None:
         for request_id in request_ids:

@@ -54,7 +54,9 @@ def test_with_more_answers_the_onset_may_come_some_entries_late(frame: str) -> N
     text = start + listed(frame, stuck, len(KNOWN) + 1)
     loop = loops_of(text)["decay"]
     assert loop.outcome == "terminal"
-    assert 0 <= len(text) - len(start) - len(start_of(text, loop).lstrip()) < len(listed(frame, stuck[:8], len(KNOWN) + 1))
+    assert (
+        0 <= len(text) - len(start) - len(start_of(text, loop).lstrip()) < len(listed(frame, stuck[:8], len(KNOWN) + 1))
+    )
 
 
 @pytest.mark.parametrize("frame", FRAMES.values(), ids=FRAMES)
