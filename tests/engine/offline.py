@@ -98,6 +98,8 @@ def _answer(arm: Arm) -> dict[str, Any]:
 def _answer_there(arm: Arm) -> dict[str, Any]:
     from vllm import LLM, SamplingParams
 
+    from vllm_surgery.engine.settings import disabled
+
     text = bool(arm.prompts) and isinstance(arm.prompts[0], str)
     llm = LLM(
         arm.model,
@@ -126,7 +128,7 @@ def _answer_there(arm: Arm) -> dict[str, Any]:
         "weight_version": version,
         "weight_versions": [[span.version for span in answer.weight_versions or []] for answer in answers],
         "config_hash": llm.llm_engine.vllm_config.compute_hash(),
-        "reports": llm.collective_rpc("vllm_surgery_report") if arm.patches is not None or swaps else None,
+        "reports": None if disabled() else llm.collective_rpc("vllm_surgery_report"),
         "swaps": swaps,
         "digest": _digest(llm) if arm.digest else None,
     }
