@@ -39,7 +39,6 @@ class SurgicalLoad:
 
     def __init__(self, patches: PatchSet, facts: ModelFacts) -> None:
         self.seconds = 0.0
-        self.plan: Plan | None = None
         self._planner = Planner(patches, facts)
         self._seals: SealCheck | None = SealCheck(patches)
 
@@ -62,12 +61,12 @@ class SurgicalLoad:
             MismatchError: they were not.
         """
         started = time.perf_counter()
-        self.plan = self._planner.finish()
+        plan = self._planner.finish()
         if self._seals is not None:
             self._seals.finish()
             self._seals = None
         self.seconds += time.perf_counter() - started
-        return self.plan
+        return plan
 
     def _edit(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
         info = TensorInfo(name, dtype_word(tensor.dtype), tuple(tensor.shape))

@@ -45,7 +45,6 @@ REPORT_METHOD = "vllm_surgery_report"
 EXIT_MIXED = 70
 """What a worker process ends with rather than serve mixed weights (EX_SOFTWARE of sysexits.h)."""
 
-
 MIXED = "weights are mixed after a failed swap"
 
 

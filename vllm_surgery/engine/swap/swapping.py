@@ -22,7 +22,7 @@ from vllm_surgery.errors import EngineError
 from vllm_surgery.review import review
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable
 
     import torch
 
@@ -72,17 +72,16 @@ class Swap:
     def __init__(self, active: Active, patches: PatchSet, original: Original, model: Any, writer: Writer) -> None:
         original.check_unchanged()
         self.old = active
-        self._original, self._writer = original, writer
-        plan = review(patches, original.folder)
-        self.new = Active(patches, plan, active.epoch + 1)
-        before, after = _by_tensor(active.plan), _by_tensor(plan)
+        self._writer = writer
+        self.new = Active(patches, review(patches, original.folder), active.epoch + 1)
+        self._before, self._after = (_Tensors(original, patched.plan) for patched in (self.old, self.new))
+        before, after = self._before.edits, self._after.edits
         self.changed = sorted(name for name in {*before, *after} if before.get(name) != after.get(name))
         self.parts = parts_of(model, self.changed, original.names)
         self._columns = {name: _columns(before.get(name), after.get(name)) for name in self.changed}
         self._questioned: dict[Part, Questioned] = {}
         self._touched: list[Part] = []
-        self._ready: dict[str, torch.Tensor] = {}
-        self._make_ready(after)
+        self._after.hold_ready(name for part in self.parts for name in part.tensors)
 
     def covered(self) -> list[str]:
         """The tensors of the change that this rank holds, or a share of them."""
@@ -95,7 +94,7 @@ class Swap:
             EngineError: a part couldn't be written. Others may have been.
         """
         self._questioned = {part: self._question(part) for part in self.parts if part.holds_experts}
-        self._write(self.parts, self.new, self._ready)
+        self._write(self.parts, self._after)
 
     def verify(self) -> int:
         """Reads back what was written, where the backend lets it be read; tells how many places were.
@@ -104,13 +103,13 @@ class Swap:
             EngineError: the model doesn't hold what was written.
         """
         return sum(
-            self._questioned[part].check() if part.holds_experts else self._check(part, self.new, self._ready)
+            self._questioned[part].check() if part.holds_experts else self._check(part, self._after)
             for part in self.parts
         )
 
     def settle(self) -> None:
         """Lets go of the tensors that were held ready: all are written."""
-        self._ready.clear()
+        self._after.let_go()
 
     def restore(self) -> None:
         """Writes the old weights wherever new ones went, and verifies them.
@@ -119,65 +118,70 @@ class Swap:
             EngineError: it can't be done; what the model holds isn't known.
         """
         touched = tuple(self._touched)
-        self._write(touched, self.old, {})
+        self._write(touched, self._before)
         for part in touched:
             if not part.holds_experts:
-                self._check(part, self.old, {})
+                self._check(part, self._before)
             elif part in self._questioned:
                 self._questioned[part].check_unchanged()
 
     def _question(self, part: Part) -> Questioned:
-        before, after = (expert_gains(part.tensors, _by_tensor(active.plan)) for active in (self.old, self.new))
+        before, after = (expert_gains(part.tensors, tensors.edits) for tensors in (self._before, self._after))
         return Questioned(part, before, after, self._writer.vllm_config)
 
-    def _write(self, parts: Iterable[Part], to: Active, ready: Mapping[str, torch.Tensor]) -> None:
-        tensor_of = _TensorOf(self._original, _by_tensor(to.plan), ready)
+    def _write(self, parts: Iterable[Part], tensors: _Tensors) -> None:
         for part in parts:
             self._touched.append(part)
             try:
-                self._writer.write(part, tensor_of, self._columns_of(part))
+                self._writer.write(part, tensors, self._columns_of(part))
             except NotWrittenError:
                 self._touched.remove(part)
                 raise
 
-    def _check(self, part: Part, to: Active, ready: Mapping[str, torch.Tensor]) -> int:
-        tensor_of = _TensorOf(self._original, _by_tensor(to.plan), ready)
+    def _check(self, part: Part, tensors: _Tensors) -> int:
         if part.parameter is not None:
-            return check_parameter(part, tensor_of)
+            return check_parameter(part, tensors)
         columns = self._columns_of(part)
-        return 0 if columns is None else check_columns(part, tensor_of, columns)
+        return 0 if columns is None else check_columns(part, tensors, columns)
 
     def _columns_of(self, part: Part) -> tuple[int, ...] | None:
         """The columns that differ, where the part is fed by one tensor of which columns are edited."""
         touched = [name for name in part.tensors if name in self._columns]
         return self._columns[touched[0]] if len(touched) == 1 else None
 
-    def _make_ready(self, edits: Mapping[str, TensorEdit]) -> None:
-        tensor_of, size = _TensorOf(self._original, edits, {}), 0
-        for part in self.parts:
-            for name in part.tensors:
-                size += self._original.folder.stored[name].size
-                if size > READY_BYTES:
-                    return
-                self._ready[name] = tensor_of(name)
 
+class _Tensors:
+    """The checkpoint's tensors, each with its edit.
 
-class _TensorOf:
-    """Gives a tensor with its edit, in checkpoint form."""
+    Args:
+        original: the checkpoint.
+        plan: the edits.
+    """
 
-    def __init__(self, original: Original, edits: Mapping[str, TensorEdit], ready: Mapping[str, torch.Tensor]) -> None:
-        self._original, self._edits, self._ready = original, edits, ready
+    def __init__(self, original: Original, plan: Plan) -> None:
+        self._original = original
+        self.edits = {edit.tensor: edit for edit in plan.edits}
+        self._ready: dict[str, torch.Tensor] = {}
 
     def __call__(self, name: str) -> torch.Tensor:
         if name in self._ready:
             return self._ready[name]
         tensor = self._original.tensor(name)
-        edit = self._edits.get(name)
+        edit = self.edits.get(name)
         return tensor if edit is None else apply_edit(tensor, edit)
 
+    def hold_ready(self, names: Iterable[str]) -> None:
+        """Makes tensors now, as many of the first ones as there is room for."""
+        size = 0
+        for name in names:
+            size += self._original.folder.stored[name].size
+            if size > READY_BYTES:
+                return
+            self._ready[name] = self(name)
 
-def _by_tensor(plan: Plan) -> dict[str, TensorEdit]:
-    return {edit.tensor: edit for edit in plan.edits}
+    def let_go(self) -> None:
+        """Undoes `hold_ready`."""
+        self._ready.clear()
 
 
 def _columns(before: TensorEdit | None, after: TensorEdit | None) -> tuple[int, ...] | None:
@@ -202,7 +206,7 @@ class Staging:
         committed: whether the swap is over, and only kept to be undone.
     """
 
-    def __init__(self, token: str, make: Any) -> None:
+    def __init__(self, token: str, make: Callable[[], Swap]) -> None:
         self.token = token
         self.started = time.perf_counter()
         self.seconds = 0.0
