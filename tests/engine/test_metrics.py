@@ -14,7 +14,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
 
 from tests.engine.watched import samples
 from vllm_surgery.engine.loop_metrics import LoopMetrics
-from vllm_surgery.engine.metrics import OTHER, PATCHES_KEPT, Metrics, Spec, patch_of, process_metrics
+from vllm_surgery.engine.metrics import OTHER, PATCHES_KEPT, Metrics, Spec, process_metrics
 
 if TYPE_CHECKING:
     from vllm_surgery.engine.request_watch import Answer
@@ -48,10 +48,6 @@ def test_a_metric_is_made_once_for_all_engines_of_the_process(registry: Collecto
 def test_no_metric_is_registered_before_its_first_use(registry: CollectorRegistry) -> None:
     Metrics(registry)
     assert list(registry.collect()) == []
-
-
-def test_an_unpatched_model_is_labelled_none() -> None:
-    assert (patch_of("default"), patch_of("none"), patch_of("fix@12345678")) == ("none", "none", "fix@12345678")
 
 
 def test_of_ten_thousand_patches_the_last_used_have_series(registry: CollectorRegistry) -> None:

@@ -16,8 +16,6 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from prometheus_client import REGISTRY, Counter, Gauge, Histogram
 
-from vllm_surgery.stack import NO_PATCH
-
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
 
@@ -30,9 +28,6 @@ patches than that between two looks at a dashboard."""
 
 OTHER = "other"
 """The label of further patches where series can't be removed. No patch has it for an id, since ids have a digest."""
-
-UNSET_VERSION = "default"
-"""vLLM's weight version until somebody sets one."""
 
 _Collector: TypeAlias = Counter | Gauge | Histogram
 
@@ -54,11 +49,6 @@ class Spec:
     documentation: str
     labels: tuple[str, ...] = ()
     options: dict[str, Any] = field(default_factory=dict)
-
-
-def patch_of(weight_version: str) -> str:
-    """The id of the patch that made tokens of `weight_version`."""
-    return NO_PATCH if weight_version == UNSET_VERSION else weight_version
 
 
 class Metrics:

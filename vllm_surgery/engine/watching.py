@@ -11,9 +11,9 @@ import functools
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
-from vllm_surgery.engine.metrics import patch_of
 from vllm_surgery.engine.request import logger
 from vllm_surgery.engine.request_watch import RequestWatch
+from vllm_surgery.engine.weight_version import patch_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence

@@ -8,16 +8,13 @@ import time
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from vllm_surgery.engine.swap.remote import REPORT_METHOD, STEP_METHOD
+from vllm_surgery.engine.weight_version import version_of
 from vllm_surgery.errors import EngineError
-from vllm_surgery.stack import NO_PATCH
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Sequence
 
     from vllm_surgery.protocol import SwapMode
-
-UNPATCHED_VERSION = "default"
-"""The weight version that vLLM itself starts with."""
 
 DEATH_CHECK_SECONDS = 0.5
 """Between two looks at whether the engine still lives, while it is asked something."""
@@ -50,7 +47,7 @@ class ServedEngine:
 
     async def set_version(self, patch_id: str) -> None:
         """From now on every output carries this id."""
-        await self._while_it_lives(self._client.update_weight_version(_version(patch_id)))
+        await self._while_it_lives(self._client.update_weight_version(version_of(patch_id)))
 
     async def sleeping(self) -> bool:
         """Whether somebody has put the engine to sleep, or paused it."""
@@ -107,7 +104,7 @@ class OfflineEngine:
 
     async def set_version(self, patch_id: str) -> None:
         """From now on every output carries this id."""
-        self._llm.llm_engine.set_weight_version(_version(patch_id))
+        self._llm.llm_engine.set_weight_version(version_of(patch_id))
 
     async def sleeping(self) -> bool:
         """Whether somebody has put the engine to sleep, or paused it."""
@@ -126,10 +123,6 @@ def named(engines: Sequence[Sequence[dict[str, Any]]]) -> Answers:
         for engine, answers in enumerate(engines)
         for rank, answer in enumerate(answers)
     ]
-
-
-def _version(patch_id: str) -> str:
-    return UNPATCHED_VERSION if patch_id == NO_PATCH else patch_id
 
 
 def at_once(work: Coroutine[Any, Any, Result]) -> Result:

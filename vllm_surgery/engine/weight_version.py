@@ -1,0 +1,19 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Patch ids as vLLM's weight versions, which come with every output."""
+
+from __future__ import annotations
+
+from vllm_surgery.stack import NO_PATCH
+
+UNSET_VERSION = "default"
+"""vLLM's weight version until somebody sets one."""
+
+
+def patch_of(weight_version: str) -> str:
+    """The id of the patch that made tokens of `weight_version`."""
+    return NO_PATCH if weight_version == UNSET_VERSION else weight_version
+
+
+def version_of(patch_id: str) -> str:
+    """The weight version of tokens that the patch `patch_id` makes."""
+    return UNSET_VERSION if patch_id == NO_PATCH else patch_id
