@@ -9,11 +9,11 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry
 
-from vllm_surgery.engine.loop_log import LoopLog
-from vllm_surgery.engine.loop_metrics import LoopMetrics
+from vllm_surgery.engine.loops.hooks import abort_requests_hook, process_outputs_hook
+from vllm_surgery.engine.loops.loop_log import LoopLog
+from vllm_surgery.engine.loops.loop_metrics import LoopMetrics
+from vllm_surgery.engine.loops.watching import Watching
 from vllm_surgery.engine.metrics import Metrics
-from vllm_surgery.engine.watch_hooks import abort_requests_hook, process_outputs_hook
-from vllm_surgery.engine.watching import Watching
 from vllm_surgery.loops import Watcher
 
 HEALTHY = [2000 + number for number in range(200)]

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from tests.engine.watched import HEALTHY, LOOPED, Watched, output
-from vllm_surgery.engine.loop_log import LoopLog
+from tests.engine.loops.watched import HEALTHY, LOOPED, Watched, output
+from vllm_surgery.engine.loops.loop_log import LoopLog
 from vllm_surgery.loops import Watcher
 
 

@@ -11,16 +11,16 @@ import functools
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
+from vllm_surgery.engine.loops.request_watch import RequestWatch
 from vllm_surgery.engine.request import logger
-from vllm_surgery.engine.request_watch import RequestWatch
 from vllm_surgery.engine.weight_version import patch_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
-    from vllm_surgery.engine.loop_log import LoopLog
-    from vllm_surgery.engine.loop_metrics import LoopMetrics
-    from vllm_surgery.engine.request_watch import Detector
+    from vllm_surgery.engine.loops.loop_log import LoopLog
+    from vllm_surgery.engine.loops.loop_metrics import LoopMetrics
+    from vllm_surgery.engine.loops.request_watch import Detector
     from vllm_surgery.loops import Loop
 
 _WATCH = "_vllm_surgery_watch"

@@ -12,8 +12,8 @@ from vllm_surgery.engine.metrics import Spec
 from vllm_surgery.loops import KINDS
 
 if TYPE_CHECKING:
+    from vllm_surgery.engine.loops.request_watch import Answer
     from vllm_surgery.engine.metrics import Metrics
-    from vllm_surgery.engine.request_watch import Answer
     from vllm_surgery.loops import Kind
 
 _ONSETS = tuple(float(1 << power) for power in range(4, 17))

@@ -6,7 +6,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from vllm_surgery.engine import touchpoints
-from vllm_surgery.engine.llvmlite import let_vllm_look_through_llvmlite
+from vllm_surgery.engine.loops.llvmlite import let_vllm_look_through_llvmlite
 from vllm_surgery.engine.request import logger, requested_patches
 from vllm_surgery.engine.settings import Settings
 from vllm_surgery.errors import EngineError
@@ -14,7 +14,7 @@ from vllm_surgery.errors import EngineError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from vllm_surgery.engine.watching import Watching
+    from vllm_surgery.engine.loops.watching import Watching
 
 _WATCHING = "_vllm_surgery_watching"
 """Where an `OutputProcessor` that is watched has its `Watching`."""
@@ -110,7 +110,7 @@ def _unless_it_fails(act: Callable[..., None], *args: Any) -> None:
 
 def _get_ready(vllm_config: Any) -> None:
     if Settings.of(vllm_config.additional_config).detect_loops:
-        from vllm_surgery.engine.detectors import compile_beside
+        from vllm_surgery.engine.loops.detectors import compile_beside
 
         compile_beside()
 
@@ -123,11 +123,11 @@ def _watch(output_processor: Any, vllm_config: Any) -> None:
 
 def _watching(tokenizer: Any, vllm_config: Any, settings: Settings) -> Watching:
     # Only here: these load Numba, for which workers have no use.
-    from vllm_surgery.engine.detectors import Detectors
-    from vllm_surgery.engine.loop_log import LoopLog
-    from vllm_surgery.engine.loop_metrics import LoopMetrics
+    from vllm_surgery.engine.loops.detectors import Detectors
+    from vllm_surgery.engine.loops.loop_log import LoopLog
+    from vllm_surgery.engine.loops.loop_metrics import LoopMetrics
+    from vllm_surgery.engine.loops.watching import Watching
     from vllm_surgery.engine.metrics import process_metrics
-    from vllm_surgery.engine.watching import Watching
 
     let_vllm_look_through_llvmlite()
     detectors = Detectors(tokenizer)
