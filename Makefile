@@ -17,12 +17,12 @@ BIN := $(VENV)/bin
 DEMO_OPTIONS := --served-model-name smollm2 --dtype float32 --max-model-len 4096 --enforce-eager \
 	--kv-cache-memory-bytes 1073741824
 
-.PHONY: help serve test lint pytest bench evidence schema install demo-model clean
+.PHONY: help serve test lint pytest bench bench-swaps evidence schema install demo-model clean
 
 help:
 	@echo "make serve      serve the demo model with its patch on port $(PORT)"
 	@echo "make test       lint, types and all tests"
-	@echo "make bench      what a patch costs while a model is loaded, and what a swap costs"
+	@echo "make bench      what a patch costs while a model is loaded (bench-swaps: what a swap costs)"
 	@echo "make evidence   measure again what the shipped patch does, and what it costs"
 
 serve: demo-model
@@ -45,6 +45,9 @@ pytest: demo-model
 bench: EXTRAS = --extra test
 bench: demo-model
 	$(BIN)/python -m tests.benchmarks.load_cost --model $(DEMO_MODEL) --patch $(PATCH) $(ARGS)
+
+bench-swaps: EXTRAS = --extra test
+bench-swaps: demo-model
 	$(BIN)/python -m tests.benchmarks.swap_cost --model $(DEMO_MODEL) --patch $(PATCH) $(ARGS)
 
 evidence: EXTRAS = --extra test

@@ -27,7 +27,7 @@ from statistics import median
 import numpy as np
 from tqdm import tqdm
 
-from tests.benchmarks.markdown import table
+from tests.benchmarks.markdown import spread, table
 from tests.folders import Tensor, config_of, write_safetensors
 from vllm_surgery import Patch, load_patch
 from vllm_surgery.checkpoint import INDEX_FILE
@@ -193,7 +193,7 @@ def _report(rounds: list[dict[str, Cost]], layers: int) -> list[str]:
         ratios = [costs[name].seconds / costs[beside].seconds for costs in rounds]
         seconds = median(costs[name].seconds for costs in rounds)
         memory = max(costs[name].memory for costs in rounds)
-        ratio = f"{median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f}) of {beside}"
+        ratio = f"{spread(ratios, '.2f')} of {beside}"
         rows.append([name, f"{seconds:.1f}", f"{size / seconds / 1e9:.2f}", ratio, f"{memory / 2**20:.0f}"])
     head = ["program", "seconds, median", "GB/s", "time, median (range)", "peak memory, MiB"]
     return [

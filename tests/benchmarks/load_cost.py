@@ -16,13 +16,12 @@ import sys
 from collections import defaultdict
 from dataclasses import asdict
 from pathlib import Path
-from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
 from tests.benchmarks.load_once import Load, load_once
-from tests.benchmarks.markdown import table
+from tests.benchmarks.markdown import spread, table
 from tests.benchmarks.registration import PROCESSES, Registration, register_once
 from vllm_surgery.anatomy import Anatomy
 from vllm_surgery.checkpoint import ModelFolder
@@ -30,7 +29,7 @@ from vllm_surgery.errors import SurgeryError
 from vllm_surgery.patch import Patch, load_patch
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
 UNPATCHED = "unpatched"
 MANY = 1100
@@ -117,9 +116,9 @@ def _render_loads(loads: dict[str, list[Load]], rounds: int) -> list[str]:
     head += ["plugin, ms", "plugin's share of the load, %"]
     rows = [_load_row(name, found, base) for name, found in loads.items() if name != UNPATCHED]
     absolute = (
-        f"Unpatched: load {_spread([load.load_seconds for load in base], '.3f')} s, "
-        f"start {_spread([load.start_seconds for load in base], '.2f')} s, "
-        f"peak memory {_spread([load.peak_bytes / 2**20 for load in base], '.0f')} MiB."
+        f"Unpatched: load {spread([load.load_seconds for load in base], '.3f')} s, "
+        f"start {spread([load.start_seconds for load in base], '.2f')} s, "
+        f"peak memory {spread([load.peak_bytes / 2**20 for load in base], '.0f')} MiB."
     )
     title = f"# Load cost ({rounds} rounds; median, least to most)"
     note = "`load` is `Worker.load_model`, `start` the whole construction of `LLM` without its imports."
@@ -128,15 +127,15 @@ def _render_loads(loads: dict[str, list[Load]], rounds: int) -> list[str]:
 
 def _load_row(name: str, found: list[Load], base: list[Load]) -> list[str]:
     def ratios(figure: Callable[[Load], float]) -> str:
-        return _spread([figure(load) / figure(other) for load, other in zip(found, base, strict=True)], ".3f")
+        return spread([figure(load) / figure(other) for load, other in zip(found, base, strict=True)], ".3f")
 
     return [
         name,
         ratios(lambda load: load.load_seconds),
         ratios(lambda load: load.start_seconds),
         ratios(lambda load: load.peak_bytes),
-        _spread([load.plugin_seconds * 1000 for load in found], ".1f"),
-        _spread([100 * load.plugin_seconds / load.load_seconds for load in found], ".2f"),
+        spread([load.plugin_seconds * 1000 for load in found], ".1f"),
+        spread([100 * load.plugin_seconds / load.load_seconds for load in found], ".2f"),
     ]
 
 
@@ -145,18 +144,14 @@ def _render_registrations(found: dict[str, list[Registration]]) -> list[str]:
     rows = [
         [
             name,
-            _spread([item.before_seconds for item in items], ".2f"),
-            _spread([item.seconds for item in items], ".3f"),
-            _spread([item.added_bytes / 2**20 for item in items], ".0f"),
+            spread([item.before_seconds for item in items], ".2f"),
+            spread([item.seconds for item in items], ".3f"),
+            spread([item.added_bytes / 2**20 for item in items], ".0f"),
             str(items[-1].added_modules),
         ]
         for name, items in found.items()
     ]
     return ["# Cost of the plugin where no patch is asked for", "", *table(head, rows)]
-
-
-def _spread(values: Sequence[float], form: str) -> str:
-    return f"{median(values):{form}} ({min(values):{form}} to {max(values):{form}})"
 
 
 def _to_json(loads: dict[str, list[Load]], registrations: dict[str, list[Registration]]) -> str:

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tables for the reports."""
+"""Tables for the reports, and how they say a figure that was taken several times."""
 
 from __future__ import annotations
 
+from statistics import median
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -12,3 +13,8 @@ if TYPE_CHECKING:
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
     """The lines of a Markdown table."""
     return ["| " + " | ".join(cells) + " |" for cells in [head, ["---"] * len(head), *rows]]
+
+
+def spread(values: Sequence[float], form: str) -> str:
+    """Median, and from the least to the most, each formatted by `form`."""
+    return f"{median(values):{form}} ({min(values):{form}} to {max(values):{form}})"

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 from tqdm import tqdm
 
-from tests.benchmarks.markdown import table
+from tests.benchmarks.markdown import spread, table
 from tests.engine.server import Server, running_server
 from tests.engine.streams import MODEL, Streams, longest_gap
 from vllm_surgery.checkpoint import ModelFolder
@@ -175,18 +175,18 @@ def render(costs: Costs, patch_id: str, streams: int) -> list[str]:
     rows = [
         [
             way,
-            _spread(costs.calls[way]),
+            _milliseconds(costs.calls[way]),
             f"{median(costs.calls[way]) / base:.1f}",
             f"{median(costs.calls[way]) / held:.1f}",
-            _spread(costs.stalls.get(way, [])),
+            _milliseconds(costs.stalls.get(way, [])),
         ]
         for way in (SWAP, RELOAD, ADAPTER, RESTART)
     ]
-    steps = [[name, _spread(seconds)] for name, seconds in costs.steps.items()]
+    steps = [[name, _milliseconds(seconds)] for name, seconds in costs.steps.items()]
     return [
         f"# Swap cost of {patch_id} with {streams} streams (milliseconds: median, least to most)",
         "",
-        f"Longest gap between two tokens without any call: {_spread(costs.quiet)} ms.",
+        f"Longest gap between two tokens without any call: {_milliseconds(costs.quiet)} ms.",
         "",
         *table(["way", "call, ms", "call / swap's call", "call / swap's hold", "longest gap between tokens, ms"], rows),
         "",
@@ -197,11 +197,8 @@ def render(costs: Costs, patch_id: str, streams: int) -> list[str]:
     ]
 
 
-def _spread(seconds: Sequence[float]) -> str:
-    if not seconds:
-        return "no tokens"
-    low, middle, high = (1000 * figure for figure in (min(seconds), median(seconds), max(seconds)))
-    return f"{middle:.1f} ({low:.1f} to {high:.1f})"
+def _milliseconds(seconds: Sequence[float]) -> str:
+    return spread([1000 * figure for figure in seconds], ".1f") if seconds else "no tokens"
 
 
 if __name__ == "__main__":
