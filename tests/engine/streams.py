@@ -35,6 +35,11 @@ class Stream:
     finish: str | None = None
     error: str | None = None
 
+    @property
+    def running(self) -> bool:
+        """Whether more tokens may come."""
+        return self.finish is None and self.error is None
+
 
 def body(prompt: list[int], tokens: int, **more: Any) -> dict[str, Any]:
     """A request for exactly that many tokens, greedy."""
