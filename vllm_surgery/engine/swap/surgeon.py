@@ -140,6 +140,7 @@ class _Transaction:
         self._engine, self._patches, self._mode = engine, patches, mode
         self._token = uuid.uuid4().hex
         self._times = dict.fromkeys(("stage", "pause", "apply", "verify", "total"), 0.0)
+        self._held = 0.0
 
     async def run(self, if_epoch: int | None) -> SwapReport:
         started = time.perf_counter()
@@ -166,7 +167,7 @@ class _Transaction:
             report.previous,
             report.units,
             report.tensors,
-            self._times["total"] - self._times["stage"],
+            self._held,
         )
         return report
 
@@ -218,6 +219,7 @@ class _Transaction:
         finally:
             if not mixed:
                 await self._engine.resume()
+                self._held = _milliseconds_since(started)
 
     async def _write(self) -> None:
         for name in ("apply", "verify"):
