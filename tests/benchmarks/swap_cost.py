@@ -3,8 +3,8 @@
 
     python -m tests.benchmarks.swap_cost --model DIR --patch FILE [--rounds 10] [--streams 4] [--json OUT]
 
-One server, with a few streams going all the time: swaps of the patch in and out, then vLLM's own reload of all weights.
-A second server, with LoRA enabled: the same edit as an adapter. Restarts are those two starts. Prints Markdown.
+One server, idle and with a few streams going all the time: swaps of the patch in and out, and vLLM's own reload of all
+weights. A second server, with LoRA enabled: the same edit as an adapter. Restarts are those two starts. Prints Markdown.
 """
 
 from __future__ import annotations
@@ -55,12 +55,14 @@ class Costs:
     """Seconds of every measurement.
 
     Attributes:
-        calls: how long a caller waited, for each way.
+        idle: how long a caller waited, for each way, on a server without requests.
+        calls: the same, under traffic.
         stalls: the longest gap between two tokens of any stream around that call.
         steps: of swaps, in the server's own words.
         quiet: the longest gap in as long a time without any call.
     """
 
+    idle: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
     calls: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
     stalls: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
     steps: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
@@ -96,8 +98,11 @@ def measure(model: Path, patches: PatchSet, work: Path, rounds: int, streams: in
     """Runs both servers, one after the other."""
     costs = Costs()
     data = [member.patch.to_data() for member in patches.members]
-    with tqdm(total=4 * rounds, desc="measurements") as progress:
+    with tqdm(total=4 * rounds, desc="measurements under traffic") as progress:
         with _server(costs, work / "plain", model, VLLM_SERVER_DEV_MODE="1") as server:
+            for _ in range(rounds):
+                for wanted in (data, []):
+                    _time(costs.idle[SWAP], lambda wanted=wanted: _swap(server, wanted))
             with Streams(server.url, streams, TOKENS) as going:
                 time.sleep(WARM_UP_SECONDS)
                 for _ in range(rounds):
@@ -111,16 +116,19 @@ def measure(model: Path, patches: PatchSet, work: Path, rounds: int, streams: in
                 for _ in range(rounds):
                     _measure(costs, going, RELOAD, lambda: _reload(server))
                     progress.update()
+            for _ in range(rounds):  # Last, since there is no swap after a reload: it may have been of other weights.
+                _time(costs.idle[RELOAD], lambda: _reload(server))
         adapter = export_lora(patches, ModelFolder(model), work / "adapter")
         lora = ("--enable-lora", "--max-loras", "2", "--max-lora-rank", str(adapter.max_lora_rank))
-        with (
-            _server(costs, work / "lora", model, *lora, VLLM_ALLOW_RUNTIME_LORA_UPDATING="True") as server,
-            Streams(server.url, streams, TOKENS) as going,
-        ):
-            time.sleep(WARM_UP_SECONDS)
-            for number in range(rounds):
-                _measure(costs, going, ADAPTER, lambda number=number: _load_adapter(server, adapter.folder, number))
-                progress.update()
+        with _server(costs, work / "lora", model, *lora, VLLM_ALLOW_RUNTIME_LORA_UPDATING="True") as server:
+            names = iter(range(2 * rounds))
+            for _ in range(rounds):
+                _time(costs.idle[ADAPTER], lambda: _load_adapter(server, adapter.folder, next(names)))
+            with Streams(server.url, streams, TOKENS) as going:
+                time.sleep(WARM_UP_SECONDS)
+                for _ in range(rounds):
+                    _measure(costs, going, ADAPTER, lambda: _load_adapter(server, adapter.folder, next(names)))
+                    progress.update()
     return costs
 
 
@@ -130,20 +138,22 @@ def _server(costs: Costs, folder: Path, model: Path, *options: str, **environmen
     started = time.monotonic()
     arguments = (str(model), *OPTIONS, *MEMORY, *options)
     with running_server(folder, *arguments, VLLM_ENABLE_V1_MULTIPROCESSING="1", **environment) as server:
-        costs.calls[RESTART].append(time.monotonic() - started)
+        for waits in (costs.idle, costs.calls):
+            waits[RESTART].append(time.monotonic() - started)
         yield server
 
 
 def _measure(costs: Costs, streams: Streams, way: str, call: Callable[[], Any]) -> Any:
     results: list[Any] = []
-
-    def timed() -> None:
-        started = time.monotonic()
-        results.append(call())
-        costs.calls[way].append(time.monotonic() - started)
-
-    costs.stalls[way].append(_stall(streams, timed))
+    costs.stalls[way].append(_stall(streams, lambda: results.append(_time(costs.calls[way], call))))
     return results[0]
+
+
+def _time(seconds: list[float], call: Callable[[], Any]) -> Any:
+    started = time.monotonic()
+    result = call()
+    seconds.append(time.monotonic() - started)
+    return result
 
 
 def _stall(streams: Streams, call: Callable[[], None]) -> float:
@@ -184,14 +194,15 @@ def _load_adapter(server: Server, folder: Path, number: int) -> None:
 
 def render(costs: Costs, patch_id: str, streams: int) -> list[str]:
     """The report."""
-    base = median(costs.calls[SWAP])
     held = median(sum(steps) for steps in zip(*(costs.steps[name] for name in _HELD), strict=True))
     rows = [
         [
             way,
+            _milliseconds(costs.idle[way]),
+            _times(costs.idle[way], costs.idle[SWAP]),
             _milliseconds(costs.calls[way]),
-            f"{median(costs.calls[way]) / base:.1f}",
-            f"{median(costs.calls[way]) / held:.1f}",
+            _times(costs.calls[way], costs.calls[SWAP]),
+            _times(costs.calls[way], [held]),
             _milliseconds(costs.stalls.get(way, [])),
         ]
         for way in (SWAP, RELOAD, ADAPTER, RESTART)
@@ -202,7 +213,18 @@ def render(costs: Costs, patch_id: str, streams: int) -> list[str]:
         "",
         f"Longest gap between two tokens without any call: {_milliseconds(costs.quiet)} ms.",
         "",
-        *table(["way", "call, ms", "call / swap's call", "call / swap's hold", "longest gap between tokens, ms"], rows),
+        *table(
+            [
+                "way",
+                "call, idle",
+                "call / swap's, idle",
+                "call",
+                "call / swap's",
+                "call / swap's hold",
+                "longest gap between tokens",
+            ],
+            rows,
+        ),
         "",
         "A swap's hold is its pause, apply and verify: tokens stand still in it. Before it tokens go on, and each question",
         "to the engine waits for the step that runs. After it, what the running requests had is computed again with the",
@@ -211,6 +233,10 @@ def render(costs: Costs, patch_id: str, streams: int) -> list[str]:
         "",
         *table(["step of a swap", "ms"], steps),
     ]
+
+
+def _times(seconds: Sequence[float], base: Sequence[float]) -> str:
+    return f"{median(seconds) / median(base):.1f}"
 
 
 def _milliseconds(seconds: Sequence[float]) -> str:

@@ -17,6 +17,9 @@ from typing import Any
 VARIABLE = "VLLM_SURGERY_TEST_FAULTS"
 NAME = "vllm_surgery_faults"
 
+_rank = 0
+"""Of this process, as its last swap began."""
+
 
 class Faults:
     """What is to go wrong, as the test sees it."""
@@ -50,16 +53,47 @@ def register() -> None:
     """vLLM calls this in every process."""
     from vllm_surgery.engine.swap import remote
 
-    for name, original in list(remote._STEPS.items()):
-        if not hasattr(original, "__wrapped__"):
-            remote._STEPS[name] = _faulty(name, original)
+    if hasattr(remote.Swap, "__wrapped__"):
+        return
+    for name, original in remote._STEPS.items():
+        remote._STEPS[name] = _faulty(name, original)
+    remote._STEPS["begin"] = _noting_rank(remote._STEPS["begin"])
+    remote.Swap = _faulty_stage(remote.Swap)
+
+
+def _fault(step: str, rank: int) -> dict[str, Any] | None:
+    fault = json.loads(Path(os.environ[VARIABLE]).read_text()).get(step)
+    return fault if fault and fault["rank"] == rank else None
+
+
+def _noting_rank(begin: Any) -> Any:
+    @functools.wraps(begin)
+    def step(surgery: Any, token: str, **payload: Any) -> Any:
+        global _rank  # noqa: PLW0603 - a process is one rank
+        _rank = surgery.worker.rank
+        return begin(surgery, token, **payload)
+
+    return step
+
+
+def _faulty_stage(swap: Any) -> Any:
+    @functools.wraps(swap, updated=())
+    def stage(*arguments: Any) -> Any:
+        fault = _fault("stage", _rank)
+        if fault is not None and fault["how"] == "raise":
+            raise RuntimeError("a test made stage fail")
+        if fault is not None:
+            time.sleep(fault["seconds"])
+        return swap(*arguments)
+
+    return stage
 
 
 def _faulty(name: str, original: Any) -> Any:
     @functools.wraps(original)
     def step(surgery: Any, token: str, **payload: Any) -> Any:
-        fault = json.loads(Path(os.environ[VARIABLE]).read_text()).get(name)
-        if fault is None or fault["rank"] != surgery.worker.rank:
+        fault = _fault(name, surgery.worker.rank)
+        if fault is None:
             return original(surgery, token, **payload)
         if fault["how"] == "kill":
             os.kill(os.getpid(), signal.SIGKILL)

@@ -206,7 +206,7 @@ def _put_and_hang_up(url: str, content: bytes) -> None:
         time.sleep(0.4)
 
 
-@pytest.mark.parametrize("step", ["begin", "poll", "apply", "verify"])
+@pytest.mark.parametrize("step", ["begin", "stage", "apply", "verify"])
 def test_a_step_that_fails_leaves_the_old_answers(url: str, faults: Faults, step: str) -> None:
     put(url, SETS["first"]).raise_for_status()
     before = answers(url)

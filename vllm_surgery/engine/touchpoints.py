@@ -152,16 +152,18 @@ ROUTED_EXPERTS = TouchPoint(
     "RoutedExperts",
     "swapping patches while serving",
 )
+_CLIENT = "vllm.v1.engine.core_client"
 PAUSE = TouchPoint(
-    "vllm.v1.engine.async_llm", "AsyncLLM.pause_generation", "holding tokens during a swap", ("mode", "clear_cache")
+    _CLIENT, "AsyncMPClient.pause_scheduler_async", "holding tokens during a swap", ("mode", "clear_cache")
 )
+CLEAR_INPUTS = TouchPoint("vllm.renderers.base", "BaseRenderer.clear_mm_cache_async", "clearing caches during a swap")
 RESUME = TouchPoint("vllm.v1.engine.async_llm", "AsyncLLM.resume_generation", "going on after a swap")
 UPDATE_WEIGHT_VERSION = TouchPoint(
     "vllm.v1.engine.async_llm", "AsyncLLM.update_weight_version", "carrying the patch id in every output"
 )
 ENGINE_DIED = TouchPoint("vllm.v1.engine.async_llm", "AsyncLLM.errored", "giving up a swap when the engine dies")
 CALL_ALL_ENGINES = TouchPoint(
-    "vllm.v1.engine.core_client",
+    _CLIENT,
     "AsyncMPClient.call_utility_all_async",
     "hearing every engine of a server, not only the first",
     ("method",),
@@ -199,6 +201,7 @@ FOR_SWAPPING = (
     PLAIN_LINEAR,
     ROUTED_EXPERTS,
     PAUSE,
+    CLEAR_INPUTS,
     RESUME,
     UPDATE_WEIGHT_VERSION,
     ENGINE_DIED,

@@ -6,6 +6,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from vllm_surgery.errors import one_line
+from vllm_surgery.loops.answer_loops import stretches
 from vllm_surgery.loops.loop import KINDS, MOTIF_TOKENS, Loop
 from vllm_surgery.loops.watcher import detect
 
@@ -21,11 +22,11 @@ def report_of(answer: Answer) -> dict[str, Any]:
 
     Returns:
         ``line``; ``tokens``; ``loops``, each with ``kind``, ``onset``, ``period``, ``copies``, ``end``, ``outcome`` and
-        for text also ``character``, where it begins, and ``words``, how it begins; ``looped_tokens``, in loops of each
-        kind that there is.
+        for text also ``character``, where it begins, and ``words``, how it begins; ``looped_tokens``, how many tokens are
+        in loops of each kind that there is.
     """
     loops = detect(answer.tokens, answer.table)
-    looped = {kind: sum(loop.tokens for loop in loops if loop.kind == kind) for kind in KINDS}
+    looped = {kind: sum(end - first for first, end in stretches(loops, kind)) for kind in KINDS}
     return {
         "line": answer.line,
         "tokens": len(answer.tokens),

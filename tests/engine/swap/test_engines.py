@@ -20,18 +20,30 @@ class Client:
     def __init__(self, dead: bool = False) -> None:
         self.errored = dead
         self.versions: list[str] = []
-        self.engine_core = SimpleNamespace(call_utility_all_async=self._call)
+        self.asked: list[str] = []
+        self.engine_core = SimpleNamespace(call_utility_all_async=self._call, pause_scheduler_async=self._pause)
+        self.renderer = SimpleNamespace(clear_mm_cache_async=self._clear)
 
     async def _call(self, utility: str, method: str, timeout: None, arguments: Any, options: Any) -> list[list[Any]]:
         if self.errored:
             await asyncio.Event().wait()
+        self.asked.append(str(arguments[0]))
         return [[{"asked": [utility, method, *arguments], **options}]]
+
+    async def _pause(self, mode: str, clear_cache: bool) -> None:
+        self.asked.append(f"pause {mode}, {clear_cache}")
+
+    async def _clear(self) -> None:
+        self.asked.append("clear")
 
     async def update_weight_version(self, version: str) -> None:
         self.versions.append(version)
 
     async def is_sleeping(self) -> bool:
-        raise RuntimeError("no such call")
+        self.asked.append("sleeps?")
+        if self.errored:
+            raise RuntimeError("no such call")
+        return True
 
 
 def test_every_engine_is_asked() -> None:
@@ -48,7 +60,21 @@ def test_an_engine_that_dies_is_waited_for_no_longer(monkeypatch: pytest.MonkeyP
 
 def test_what_vllm_raises_comes_through() -> None:
     with pytest.raises(RuntimeError, match=r"^no such call$"):
-        asyncio.run(ServedEngine(Client()).sleeping())
+        asyncio.run(ServedEngine(Client(dead=True)).begin("token", {}))
+
+
+def test_whether_it_sleeps_is_asked_after_the_first_step() -> None:
+    client = Client()
+    answers, sleeps = asyncio.run(ServedEngine(client).begin("token", {"if_epoch": 0}))
+    assert client.asked == ["begin", "sleeps?"]
+    assert sleeps
+    assert answers[0][1]["if_epoch"] == 0
+
+
+def test_a_pause_clears_all_caches() -> None:
+    client = Client()
+    asyncio.run(ServedEngine(client).pause("keep"))
+    assert client.asked == ["clear", "pause keep, True"]
 
 
 def test_the_unpatched_model_has_the_version_that_vllm_gives_it() -> None:

@@ -50,8 +50,9 @@ class Rank:
             return failure_of(self.fails[name])
         return {"ok": True, "milliseconds": 1.0, **(getattr(self, name)(token, **payload) or {})}
 
-    def begin(self, token: str, patches: list[Any], if_epoch: int | None) -> None:
+    def begin(self, token: str, patches: list[Any], if_epoch: int | None) -> dict[str, Any]:
         self.token, self.staged, self.before = token, PatchSet.from_data(patches).id, self.holds
+        return self.poll(token)
 
     def poll(self, token: str) -> dict[str, Any]:
         self.slow -= 1
@@ -98,6 +99,9 @@ class Engine:
     async def reports(self) -> list[tuple[str, dict[str, Any]]]:
         return named([[rank.report() for rank in self.ranks]])
 
+    async def begin(self, token: str, payload: dict[str, Any]) -> tuple[list[tuple[str, dict[str, Any]]], bool]:
+        return await self.step("begin", token, payload), self._sleeps
+
     async def step(self, name: str, token: str, payload: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
         self.calls.append(name)
         return named([[rank.step(name, token, payload) for rank in self.ranks]])
@@ -115,9 +119,6 @@ class Engine:
             raise RuntimeError("no such call")
         self.version = patch_id
 
-    async def sleeping(self) -> bool:
-        return self._sleeps
-
     async def wait(self, seconds: float) -> None:
         self.calls.append("wait")
 
@@ -129,7 +130,7 @@ def swap(engine: Engine, patches: PatchSet, **options: Any) -> Any:
 def test_a_swap_goes_step_by_step() -> None:
     engine = Engine()
     report = swap(engine, FIRST, mode="wait")
-    assert engine.calls == ["begin", "poll", "pause wait", "apply", "verify", "commit", "resume"]
+    assert engine.calls == ["begin", "pause wait", "apply", "verify", "commit", "resume"]
     assert (report.id, report.previous, report.epoch) == (FIRST.id, "none", 1)
     assert [rank.holds for rank in engine.ranks] == [FIRST.id] * 2
     assert engine.version == FIRST.id
@@ -138,7 +139,7 @@ def test_a_swap_goes_step_by_step() -> None:
 def test_nothing_is_paused_while_a_rank_stages() -> None:
     engine = Engine(Rank(slow=2), Rank())
     swap(engine, FIRST)
-    assert engine.calls[:7] == ["begin", "poll", "wait", "poll", "wait", "poll", "pause keep"]
+    assert engine.calls[:6] == ["begin", "wait", "poll", "wait", "poll", "pause keep"]
 
 
 def test_what_is_active_already_costs_no_pause() -> None:
@@ -146,7 +147,7 @@ def test_what_is_active_already_costs_no_pause() -> None:
     swap(engine, FIRST)
     engine.calls.clear()
     report = swap(engine, FIRST)
-    assert engine.calls == ["begin", "poll", "discard"]
+    assert engine.calls == ["begin", "discard"]
     assert (report.id, report.previous, report.epoch) == (FIRST.id, FIRST.id, 1)
 
 
@@ -160,7 +161,7 @@ REFUSALS = [
 @pytest.mark.parametrize("step", ["begin", "poll"])
 @pytest.mark.parametrize(("refusal", "message"), REFUSALS, ids=lambda value: type(value).__name__)
 def test_a_rank_that_refuses_stops_the_swap_before_the_pause(step: str, refusal: Exception, message: str) -> None:
-    engine = Engine(Rank(), Rank(fails={step: refusal}))
+    engine = Engine(Rank(slow=1), Rank(fails={step: refusal}))
     with pytest.raises(type(refusal), match=message):
         swap(engine, FIRST)
     assert engine.calls[-1] == "discard"
@@ -170,14 +171,14 @@ def test_a_rank_that_refuses_stops_the_swap_before_the_pause(step: str, refusal:
 
 def test_a_machine_that_fails_while_staging_is_named() -> None:
     with pytest.raises(EngineError, match=r"^rank 1: OSError: disk on fire$"):
-        swap(Engine(Rank(), Rank(fails={"poll": OSError("disk on fire")})), FIRST)
+        swap(Engine(Rank(slow=1), Rank(fails={"poll": OSError("disk on fire")})), FIRST)
 
 
 def test_a_tensor_that_no_rank_holds_stops_the_swap() -> None:
     engine = Engine(Rank(covers=False), Rank(covers=False))
     with pytest.raises(CannotSwapError, match=r"^model\.layers\.0\.mlp\.down_proj\.weight is in the memory of no rank"):
         swap(engine, FIRST)
-    assert engine.calls == ["begin", "poll", "discard"]
+    assert engine.calls == ["begin", "discard"]
 
 
 def test_with_pipeline_parallelism_one_rank_may_hold_it() -> None:

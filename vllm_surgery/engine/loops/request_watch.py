@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from vllm_surgery.loops import KINDS
+from vllm_surgery.loops.answer_loops import one_a_kind, stretches
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
     from vllm_surgery.loops import Kind, Loop
 
@@ -105,7 +106,7 @@ class RequestWatch:
     def finish(self, finish_reason: str) -> Answer:
         """What became of the request."""
         loops = self._detector.finish()
-        counted = [(loop, self._patch_at(loop.onset)) for loop in _one_a_kind(loops)]
+        counted = [(loop, self._patch_at(loop.onset)) for loop in one_a_kind(loops)]
         return Answer(finish_reason, self.patch, self.tokens, tuple(counted), self._looped_tokens(loops))
 
     def _begin_span(self, patch: str) -> None:
@@ -124,23 +125,6 @@ class RequestWatch:
         ends = [start for start, _ in self._spans[1:]] + [self.tokens]
         for (start, patch), end in zip(self._spans, ends, strict=True):
             for kind in KINDS:
-                stretches = _union(loop for loop in loops if loop.kind == kind)
-                counted[kind, patch] += sum(max(0, min(stop, end) - max(begin, start)) for begin, stop in stretches)
+                looped = (max(0, min(stop, end) - max(first, start)) for first, stop in stretches(loops, kind))
+                counted[kind, patch] += sum(looped)
         return +counted
-
-
-def _one_a_kind(loops: Sequence[Loop]) -> Iterator[Loop]:
-    for kind in KINDS:
-        of_kind = [loop for loop in loops if loop.kind == kind]
-        if of_kind:
-            yield next((loop for loop in of_kind if loop.outcome == "terminal"), of_kind[0])
-
-
-def _union(loops: Iterator[Loop]) -> list[tuple[int, int]]:
-    """The stretches that loops cover, none of them twice."""
-    stretches: list[tuple[int, int]] = []
-    for loop in sorted(loops, key=lambda loop: loop.onset):
-        begin = max(loop.onset, stretches[-1][1]) if stretches else loop.onset
-        if begin < loop.end:
-            stretches.append((begin, loop.end))
-    return stretches

@@ -33,13 +33,25 @@ class ServedEngine:
         """The name and the state of every rank."""
         return await self._call(REPORT_METHOD, (), {})
 
+    async def begin(self, token: str, payload: dict[str, Any]) -> tuple[Answers, bool]:
+        """See `vllm_surgery.engine.swap.surgeon.Engine`. Both are sent at once, and read in this order."""
+        answers, sleeps = await asyncio.gather(
+            self.step("begin", token, payload), self._while_it_lives(self._client.is_sleeping())
+        )
+        return answers, bool(sleeps)
+
     async def step(self, name: str, token: str, payload: dict[str, Any]) -> Answers:
         """The name of every rank and its answer to a step."""
         return await self._call(STEP_METHOD, (name, token), payload)
 
     async def pause(self, mode: SwapMode) -> None:
-        """See `vllm_surgery.engine.swap.surgeon.Engine`."""
-        await self._while_it_lives(self._client.pause_generation(mode=mode, clear_cache=True))
+        """See `vllm_surgery.engine.swap.surgeon.Engine`.
+
+        What `AsyncLLM.pause_generation` does but for its last line, 20 ms of sleep, so that callers see the last tokens
+        before the pause. Here they may come later: each says itself which weights it is from.
+        """
+        await self._client.renderer.clear_mm_cache_async()
+        await self._while_it_lives(self._client.engine_core.pause_scheduler_async(mode=mode, clear_cache=True))
 
     async def resume(self) -> None:
         """Undoes `pause`."""
@@ -48,10 +60,6 @@ class ServedEngine:
     async def set_version(self, patch_id: str) -> None:
         """From now on every output carries this id."""
         await self._while_it_lives(self._client.update_weight_version(version_of(patch_id)))
-
-    async def sleeping(self) -> bool:
-        """Whether somebody has put the engine to sleep, or paused it."""
-        return bool(await self._while_it_lives(self._client.is_sleeping()))
 
     async def wait(self, seconds: float) -> None:
         """Lets the event loop do other work."""
@@ -89,6 +97,10 @@ class OfflineEngine:
         """The name and the state of every rank."""
         return named([self._llm.collective_rpc(REPORT_METHOD)])
 
+    async def begin(self, token: str, payload: dict[str, Any]) -> tuple[Answers, bool]:
+        """See `vllm_surgery.engine.swap.surgeon.Engine`."""
+        return await self.step("begin", token, payload), bool(self._llm.llm_engine.is_sleeping())
+
     async def step(self, name: str, token: str, payload: dict[str, Any]) -> Answers:
         """The name of every rank and its answer to a step."""
         return named([self._llm.collective_rpc(STEP_METHOD, args=(name, token), kwargs=payload)])
@@ -105,10 +117,6 @@ class OfflineEngine:
     async def set_version(self, patch_id: str) -> None:
         """From now on every output carries this id."""
         self._llm.llm_engine.set_weight_version(version_of(patch_id))
-
-    async def sleeping(self) -> bool:
-        """Whether somebody has put the engine to sleep, or paused it."""
-        return bool(self._llm.llm_engine.is_sleeping())
 
     async def wait(self, seconds: float) -> None:
         """Waits."""

@@ -45,6 +45,10 @@ REPORT_METHOD = "vllm_surgery_report"
 EXIT_MIXED = 70
 """What a worker process ends with rather than serve mixed weights (EX_SOFTWARE of sysexits.h)."""
 
+FIRST_LOOK_SECONDS = 0.01
+"""How long the first step waits for staging. Patches of a few neurons are staged by then, and a further question would
+wait for a whole step of the engine: longer than this on every server that is at work."""
+
 MIXED = "weights are mixed after a failed swap"
 
 
@@ -88,7 +92,7 @@ class WorkerSurgery:
         }
 
     def begin(self, token: str, patches: list[dict[str, Any]], if_epoch: int | None) -> dict[str, Any]:
-        """Starts to stage a swap, in the background.
+        """Starts to stage a swap, in the background; gives what `poll` gives.
 
         Raises:
             ConflictError: another swap runs, or the epoch is another.
@@ -104,7 +108,8 @@ class WorkerSurgery:
         wanted, original = PatchSet.from_data(patches), self.original
         model = self.worker.get_model()
         self._staging = Staging(token, lambda: Swap(self.active, wanted, original, model, self.writer))
-        return {}
+        self._staging.wait(FIRST_LOOK_SECONDS)
+        return self.poll(token)
 
     def poll(self, token: str) -> dict[str, Any]:
         """Whether staging is done, and what it came to.

@@ -40,6 +40,12 @@ class Engine(Protocol):
     async def reports(self) -> list[tuple[str, dict[str, Any]]]:
         """The name and the state of every rank."""
 
+    async def begin(self, token: str, payload: dict[str, Any]) -> tuple[list[tuple[str, dict[str, Any]]], bool]:
+        """What `step` gives for the first step, and whether somebody has put the engine to sleep, or paused it.
+
+        One question, since each waits until the engine has made a token for every request that runs.
+        """
+
     async def step(self, name: str, token: str, payload: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
         """The name of every rank and its answer to a step."""
 
@@ -51,9 +57,6 @@ class Engine(Protocol):
 
     async def set_version(self, patch_id: str) -> None:
         """From now on every output carries this id."""
-
-    async def sleeping(self) -> bool:
-        """Whether somebody has put the engine to sleep, or paused it."""
 
     async def wait(self, seconds: float) -> None:
         """Lets time pass."""
@@ -173,12 +176,13 @@ class _Transaction:
 
     async def _stage(self, if_epoch: int | None) -> list[dict[str, Any]]:
         try:
-            await self._do("begin", patches=self._patches.to_data(), if_epoch=if_epoch)
+            payload = {"patches": self._patches.to_data(), "if_epoch": if_epoch}
+            begun, sleeps = await self._engine.begin(self._token, payload)
+            answers = _all_ok(begun)
             # Only now: a swap that runs pauses the engine too, and is refused by the line above.
-            if await self._engine.sleeping():
+            if sleeps:
                 raise ConflictError("the engine sleeps or was paused; wake it before its patches are swapped")
             wait = FIRST_WAIT_SECONDS
-            answers = await self._do("poll")
             while not all(answer["done"] for answer in answers):
                 await self._engine.wait(wait)
                 wait = min(wait * 2, LONGEST_WAIT_SECONDS)
@@ -238,21 +242,24 @@ class _Transaction:
             return False
         return True
 
-    async def _do(self, name: str, **payload: Any) -> list[dict[str, Any]]:
-        """What every rank answered.
-
-        Raises:
-            SurgeryError: one of them failed.
-        """
-        answers = await self._engine.step(name, self._token, payload)
-        for rank, answer in answers:
-            if not answer["ok"]:
-                raise error_of(answer, rank)
-        return [answer for _, answer in answers]
+    async def _do(self, name: str) -> list[dict[str, Any]]:
+        return _all_ok(await self._engine.step(name, self._token, {}))
 
     async def _tell(self, name: str) -> None:
         with suppress(Exception):  # A rank that is gone needs no telling.
             await self._engine.step(name, self._token, {})
+
+
+def _all_ok(answers: Sequence[tuple[str, dict[str, Any]]]) -> list[dict[str, Any]]:
+    """What every rank answered.
+
+    Raises:
+        SurgeryError: one of them failed.
+    """
+    for rank, answer in answers:
+        if not answer["ok"]:
+            raise error_of(answer, rank)
+    return [answer for _, answer in answers]
 
 
 def _milliseconds_since(started: float) -> float:

@@ -222,6 +222,10 @@ class Staging:
         """Whether it isn't done yet."""
         return self._thread.is_alive()
 
+    def wait(self, seconds: float) -> None:
+        """Returns when staging is over, and after `seconds` at the latest."""
+        self._thread.join(seconds)
+
     def swap(self) -> Swap:
         """The staged swap.
 
