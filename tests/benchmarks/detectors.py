@@ -13,6 +13,7 @@ from pathlib import Path
 from platform import python_version
 from typing import TYPE_CHECKING, Any
 
+from tests.benchmarks.decay_on_text import decay_on_text
 from tests.benchmarks.detector_curves import curves
 from tests.benchmarks.detector_report import Scored, render
 from tests.corpora.rules import judge
@@ -30,7 +31,7 @@ def main() -> None:
     arguments = _parser().parse_args()
     tokenizer = load_tokenizer(arguments.model)
     corpora, table = load_corpora(tokenizer), TokenTable.from_tokenizer(tokenizer)
-    report = f"{_made_with(corpora)}\n\n{render(score(corpora, table))}"
+    report = f"{_made_with(corpora)}\n\n{render(score(corpora, table))}\n{decay_on_text(corpora, table)}"
     if arguments.curve:
         report += "\n" + curves(corpora, table)
     if arguments.markdown:

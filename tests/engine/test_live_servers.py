@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING
 import httpx
 import pytest
 
-from tests.engine.server import SMALL, running_server
+from tests.engine.counted import counts_of, expected, settled, total
+from tests.engine.server import SMALL, Server, running_server
 from tests.engine.streams import ask
 from tests.engine.test_live import OPTIONS, PROMPT, SETS, put, state
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
 pytestmark = pytest.mark.engine
@@ -22,20 +23,37 @@ TRIES = 24
 """Connections are spread over servers by the kernel, and requests over engines by vLLM: with so many, each is met."""
 
 
-def test_a_swap_through_either_of_two_servers_is_seen_by_both(
-    tmp_path: Path, family_model: Callable[[str], Path]
-) -> None:
+@pytest.fixture(scope="module")
+def two_servers(tmp_path_factory: pytest.TempPathFactory, family_model: Callable[[str], Path]) -> Iterator[Server]:
     arguments = (str(family_model("Llama")), *OPTIONS, *SMALL, "--api-server-count", "2")
-    with running_server(tmp_path, *arguments, VLLM_ENABLE_V1_MULTIPROCESSING="1") as server:
-        seen = set()
-        for number in range(TRIES):
-            name = ("first", "second", "none")[number % 3]
-            report = put(server.url, SETS[name])
-            assert report.status_code == 200, report.text
-            told = [state(server.url) for _ in range(4)]
-            assert {(each["active"], each["epoch"]) for each in told} == {(report.json()["id"], number + 1)}
-            seen.add((name, str(ask(server.url, PROMPT)["token_ids"])))
-        assert len(seen) == 3, "each set has one answer, whichever server is asked"
+    with running_server(tmp_path_factory.mktemp("two"), *arguments, VLLM_ENABLE_V1_MULTIPROCESSING="1") as server:
+        yield server
+
+
+def test_the_metrics_of_two_servers_add_up_on_the_page_of_either(
+    two_servers: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    url, answers = two_servers.url, []
+    for number in range(TRIES):
+        choice = ask(url, [*PROMPT, number + 3], tokens=200)
+        answers.append((choice["token_ids"], choice["finish_reason"]))
+    wanted = expected(answers, "none", tmp_path, capsys, tokenizer=None)
+    assert total(wanted, "loops_total") > 0, "without loops this shows nothing"
+    assert settled(url, TRIES) == wanted
+    assert [counts_of(url) for _ in range(8)] == [wanted] * 8
+
+
+def test_a_swap_through_either_of_two_servers_is_seen_by_both(two_servers: Server) -> None:
+    server = two_servers
+    seen = set()
+    for number in range(TRIES):
+        name = ("first", "second", "none")[number % 3]
+        report = put(server.url, SETS[name])
+        assert report.status_code == 200, report.text
+        told = [state(server.url) for _ in range(4)]
+        assert {(each["active"], each["epoch"]) for each in told} == {(report.json()["id"], number + 1)}
+        seen.add((name, str(ask(server.url, PROMPT)["token_ids"])))
+    assert len(seen) == 3, "each set has one answer, whichever server is asked"
 
 
 def test_every_engine_of_a_data_parallel_server_is_swapped(tmp_path: Path, family_model: Callable[[str], Path]) -> None:

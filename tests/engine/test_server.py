@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import openai
 import pytest
 
+from tests.engine.asking import READ_BEFORE_DISCONNECT, Asking
+from tests.engine.counted import counts_of, expected, grown, settled, total
 from tests.engine.offline import Arm, run_arms
 from tests.engine.server import SMALL, Server, running_server
 from tests.models import edit_by_hand
@@ -109,6 +111,33 @@ def test_curl_gets_an_answer(server: Server) -> None:
 def test_the_log_says_once_what_was_applied(server: Server, shipped_patch: Path) -> None:
     (line,) = [line for line in server.log.splitlines() if " applied: " in line]
     assert f"vllm-surgery: {load_patch(shipped_patch).id} applied: 1 unit(s) in 1 tensor(s)" in line
+
+
+LONG = 400
+"""Tokens; this model's lists loop by then."""
+
+
+def test_metrics_equal_what_detect_says_of_the_answers(
+    server: Server, demo_model: Path, shipped_patch: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before, patch = counts_of(server.url), load_patch(shipped_patch).id
+    asking = Asking(server.url, MODEL, LONG)
+    asking.ask_everything()
+    now = settled(server.url, total(before, "requests_total") + len(asking.complete) + asking.broken_off)
+    counted, wanted = grown(now, before), expected(asking.complete, patch, tmp_path, capsys, demo_model)
+    assert total(wanted, "loops_total") >= 3, "without loops this shows nothing"
+    assert counted.pop(("requests_total", "abort", patch)) == asking.broken_off == 3
+    more = counted.pop(("output_tokens_total", patch)) - wanted.pop(("output_tokens_total", patch))
+    assert 3 * (READ_BEFORE_DISCONNECT - 1) <= more < 3 * LONG, (
+        "of what was broken off only the server knows the length"
+    )
+    assert counted == wanted
+
+
+def test_the_log_says_what_loops_but_not_its_words(server: Server) -> None:
+    lines = [line for line in server.log.splitlines() if " loop since output token " in line]
+    assert lines
+    assert not [line for line in lines if ": " in line.split(" loop since output token ")[1]]
 
 
 def test_no_traceback_stands_in_the_log(server: Server) -> None:

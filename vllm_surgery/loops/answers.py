@@ -91,14 +91,15 @@ def _of_tokens(token_ids: Any, number: int, place: str, folder: str | None) -> A
 
 def _of_text(text: str, number: int, folder: str | None) -> Answer:
     if folder is None:
-        return _of_words(text, number)
+        return of_words(text, number)
     tokenizer, table = _load(folder)
     encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
     offsets = tuple(start for start, _ in encoded["offset_mapping"])
     return Answer(number, tuple(encoded["input_ids"]), table, text, offsets)
 
 
-def _of_words(text: str, number: int) -> Answer:
+def of_words(text: str, number: int = 1) -> Answer:
+    """A text whose tokens are its words and signs, for want of a tokenizer."""
     ids: dict[str, int] = {}
     found = [(ids.setdefault(match[0], len(ids)), match.start()) for match in _WORD.finditer(text)]
     tokens = tuple(token for token, _ in found)

@@ -22,8 +22,8 @@ def report_of(answer: Answer) -> dict[str, Any]:
 
     Returns:
         ``line``; ``tokens``; ``loops``, each with ``kind``, ``onset``, ``period``, ``copies``, ``end``, ``outcome`` and
-        for text also ``character``, where it begins, and ``words``, how it begins; ``looped_tokens``, how many tokens are
-        in loops of each kind that there is.
+        for text also ``character``, where it begins, and ``words``, how it begins; ``looped_tokens``, how many are in
+        loops of each kind that there is.
     """
     loops = detect(answer.tokens, answer.table)
     looped = {kind: sum(end - first for first, end in stretches(loops, kind)) for kind in KINDS}
