@@ -8,6 +8,8 @@ ENGINE ?= auto
 MODEL ?= $(DEMO_MODEL)
 PATCH ?= patches/smollm2-135m-instruct-lists.yaml
 PORT ?= 8000
+# Test files that run side by side. Each may start a vLLM of its own, which wants about one core and 2 GiB.
+JOBS ?= 2
 # More options of `vllm serve`.
 ARGS ?=
 
@@ -17,12 +19,12 @@ BIN := $(VENV)/bin
 DEMO_OPTIONS := --served-model-name smollm2 --dtype float32 --max-model-len 4096 --enforce-eager \
 	--kv-cache-memory-bytes 1073741824
 
-.PHONY: help serve test lint pytest bench bench-swaps evidence schema install demo-model clean
+.PHONY: help serve test lint pytest bench bench-swaps bench-watching evidence schema install demo-model clean
 
 help:
 	@echo "make serve      serve the demo model with its patch on port $(PORT)"
 	@echo "make test       lint, types and all tests"
-	@echo "make bench      what a patch costs while a model is loaded (bench-swaps: what a swap costs)"
+	@echo "make bench      what a patch costs while a model is loaded (bench-swaps: a swap; bench-watching: the detectors)"
 	@echo "make evidence   measure again what the shipped patch does, and what it costs"
 
 serve: demo-model
@@ -40,7 +42,7 @@ lint: install
 	$(BIN)/mypy
 
 pytest: demo-model
-	VLLM_SURGERY_DEMO_MODEL=$(DEMO_MODEL) $(BIN)/python -m pytest $(ARGS)
+	VLLM_SURGERY_DEMO_MODEL=$(DEMO_MODEL) $(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile $(ARGS)
 
 bench: EXTRAS = --extra test
 bench: demo-model
@@ -49,6 +51,10 @@ bench: demo-model
 bench-swaps: EXTRAS = --extra test
 bench-swaps: demo-model
 	$(BIN)/python -m tests.benchmarks.swap_cost --model $(DEMO_MODEL) --patch $(PATCH) $(ARGS)
+
+bench-watching: EXTRAS = --extra test
+bench-watching: demo-model
+	$(BIN)/python -m tests.benchmarks.watching_cost --model $(DEMO_MODEL) $(ARGS)
 
 evidence: EXTRAS = --extra test
 evidence: demo-model

@@ -150,18 +150,6 @@ def test_swapped_in_and_out_equals_patched_and_unpatched(families: Answers, fami
     assert same(swapped_out, families[family]), swapped_out["swap"]
 
 
-def test_two_ranks_apply_the_same_patch(tmp_path: Path, family_model: Callable[[str], Path]) -> None:
-    two_ranks = {"tensor_parallel_size": 2, "distributed_executor_backend": "mp"}
-    base = family_model("Llama")
-    patched, by_hand = run_arms(
-        Arm(str(base), [patch_of(GAINS)], two_ranks),
-        Arm(str(edit_by_hand(base, tmp_path / "by_hand", GAINS)), options=two_ranks),
-        VLLM_ENABLE_V1_MULTIPROCESSING="1",
-    )
-    assert same(patched, by_hand)
-    assert [report["units"] for report in patched["reports"]] == [len(GAINS)] * 2
-
-
 def test_disabled_is_nothing_at_all(tmp_path: Path, family_model: Callable[[str], Path]) -> None:
     base = family_model("Llama")
     unpatched, disabled = run_arms(Arm(str(base)), Arm(str(base), [patch_of(GAINS)]), VLLM_SURGERY_DISABLE="1")
