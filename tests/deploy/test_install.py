@@ -95,6 +95,23 @@ def test_the_gpu_engine_is_plain_vllm(tmp_path: Path, install: Any, recorder: Re
     assert ["install", "vllm==0.32.0"] in recorder.commands
 
 
+def test_another_version_is_a_pin_like_any_other(tmp_path: Path, install: Any, recorder: Recorder) -> None:
+    install.install(tmp_path / "venv", "gpu", ["demo"], "0.30.0")
+    assert ["install", "vllm==0.30.0"] in recorder.commands
+
+
+def test_another_version_starts_afresh(tmp_path: Path, install: Any, recorder: Recorder) -> None:
+    assert install.fingerprint("cpu", "0.30.0") != install.fingerprint("cpu", "0.31.0") != install.fingerprint("cpu")
+
+
+def test_the_version_of_an_engine_that_is_present_is_not_ours_to_choose(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, install: Any
+) -> None:
+    monkeypatch.setattr(install, "choose_engine", lambda engine: "present")
+    with pytest.raises(install.InstallError, match=r"^--engine-version: the engine that is present has the version"):
+        install.install(tmp_path / "venv", "auto", ["demo"], "0.30.0")
+
+
 def test_running_it_again_does_nothing(tmp_path: Path, install: Any, recorder: Recorder) -> None:
     install.install(tmp_path / "venv", "gpu", ["demo"])
     recorder.commands.clear()

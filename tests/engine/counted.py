@@ -55,6 +55,14 @@ def grown(now: Counts, before: Counts) -> Counts:
     return {key: value for key, value in growth.items() if value}
 
 
+def of_any_patch(counted: Counts) -> Counts:
+    """The counts of all patches together, as those of a patch called `any`."""
+    summed: Counter[tuple[str, ...]] = Counter()
+    for (*key, _), value in counted.items():
+        summed[*key, "any"] += value
+    return dict(summed)
+
+
 def expected(
     answers: Iterable[Answer], patch: str, folder: Path, capsys: pytest.CaptureFixture[str], tokenizer: Path | None
 ) -> Counts:

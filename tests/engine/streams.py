@@ -15,6 +15,8 @@ from typing import Any
 import httpx
 
 MODEL = "model"
+TIE = 1e-3
+"""Two tokens whose log-probabilities differ by less may change places with the size of the batch."""
 
 
 @dataclass

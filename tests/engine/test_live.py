@@ -12,14 +12,11 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 
-from tests.engine.counted import Counts, counts_of, grown, settled, total
 from tests.engine.faults import Faults
 from tests.engine.server import SMALL, Server, running_server
-from tests.engine.streams import MODEL, Stream, Streams, ask, chances
+from tests.engine.streams import MODEL, TIE, Stream, Streams, ask, chances
 from tests.engine.test_load import GAINS
 from tests.models import patch_of
-from vllm_surgery.loops import detect
-from vllm_surgery.loops.answer_loops import one_a_kind, stretches
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -32,8 +29,6 @@ SECOND = patch_of({(0, 0): 2.0, (3, 9): -1.0, (7, 100): 8.0}, "second")
 SETS: dict[str, list[Any]] = {"none": [], "first": [FIRST], "second": [SECOND]}
 OPTIONS = ("--served-model-name", MODEL, "--skip-tokenizer-init", "--max-model-len", "256", "--dtype", "float32")
 PROMPT = [5, 17, 33, 90]
-TIE = 1e-3
-"""Two tokens whose log-probabilities differ by less may change places with the size of the batch."""
 
 
 def put(url: str, patches: list[Any], **more: Any) -> httpx.Response:
@@ -102,51 +97,6 @@ def _check_tokens(url: str, order: list[str], streams: list[Stream]) -> None:
             while at < len(order) and not likely[order[at]][number][place]:
                 at += 1
             assert at < len(order), f"token {place} of stream {number} is from no set that was active then"
-
-
-def test_tokens_requests_and_loops_belong_to_the_patch_that_made_them(url: str) -> None:
-    put(url, SETS["first"]).raise_for_status()
-    first, before = state(url)["active"], counts_of(url)
-    with Streams(url, number=4, tokens=200, seed=7) as streams:
-        time.sleep(0.8)
-        put(url, SETS["second"]).raise_for_status()
-        second = state(url)["active"]
-    done = streams.done
-    counted = grown(settled(url, total(before, "requests_total") + len(done)), before)
-    _check_tokens(url, ["first", "second"], done)
-    turns = [_turn(url, stream) for stream in done]
-    _check_counts(counted, [stream.tokens for stream in done], turns, (first, second))
-
-
-def _turn(url: str, stream: Stream) -> range:
-    """Where in an answer the patches may have changed: up to the first token that `first` wouldn't have made."""
-    likely = {}
-    for name in ("first", "second"):
-        put(url, SETS[name]).raise_for_status()
-        likely[name] = [best - own < TIE for own, best in chances(url, stream)]
-    end = next((place for place, own in enumerate(likely["first"]) if not own), len(stream.tokens))
-    start = next((place + 1 for place in reversed(range(len(stream.tokens))) if not likely["second"][place]), 0)
-    return range(start, end + 1)
-
-
-def _check_counts(counted: Counts, answers: list[list[int]], turns: list[range], patches: tuple[str, str]) -> None:
-    first, second = patches
-    made = counted["output_tokens_total", first], counted["output_tokens_total", second]
-    assert sum(made) == sum(map(len, answers))
-    assert sum(turn.start for turn in turns) <= made[0] <= sum(turn.stop - 1 for turn in turns)
-    ended_under_first = sum(turn.start == len(answer) for answer, turn in zip(answers, turns, strict=True))
-    assert counted.get(("requests_total", "length", first), 0) == ended_under_first
-    assert total(counted, "requests_total") == len(answers)
-    loops = [detect(answer, None) for answer in answers]
-    assert any(loops), "without loops this shows nothing"
-    onsets = [(one_a_kind(found)[0].onset, turn) for found, turn in zip(loops, turns, strict=True) if found]
-    under_first = sum(value for key, value in counted.items() if key[0] == "loops_total" and key[-1] == first)
-    surely = sum(onset < turn.start for onset, turn in onsets)
-    assert surely <= under_first <= sum(onset < turn.stop - 1 for onset, turn in onsets)
-    assert total(counted, "loops_total") == len(onsets)
-    assert total(counted, "looped_tokens_total") == sum(
-        end - begin for found in loops for begin, end in stretches(found, "verbatim")
-    )
 
 
 def test_a_prompt_that_is_cached_gets_the_new_answer(url: str) -> None:

@@ -5,17 +5,21 @@ from __future__ import annotations
 
 import json
 import subprocess
+import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
+import httpx
 import openai
 import pytest
 
-from tests.engine.asking import READ_BEFORE_DISCONNECT, Asking
-from tests.engine.counted import counts_of, expected, grown, settled, total
+from tests.engine.asking import LISTS, READ_BEFORE_DISCONNECT, Asking
+from tests.engine.counted import counts_of, expected, grown, of_any_patch, settled, total
 from tests.engine.offline import Arm, run_arms
 from tests.engine.server import SMALL, Server, running_server
+from tests.engine.streams import TIE, Stream, ask, chances
 from tests.models import edit_by_hand
-from vllm_surgery import load_patch
+from vllm_surgery import Patch, load_patch
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -36,7 +40,16 @@ OPTIONS = ("--max-model-len", "1024", "--no-enable-prefix-caching")
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory, demo_model: Path, shipped_patch: Path) -> Iterator[Server]:
-    arguments = [str(demo_model), "--patch", str(shipped_patch), "--served-model-name", MODEL, "--dtype", "float32"]
+    arguments = [
+        str(demo_model),
+        "--patch",
+        str(shipped_patch),
+        "--served-model-name",
+        MODEL,
+        "model",
+        "--dtype",
+        "float32",
+    ]
     with running_server(tmp_path_factory.mktemp("server"), *arguments, *OPTIONS, *SMALL) as running:
         yield running
 
@@ -61,7 +74,7 @@ def offline(tmp_path_factory: pytest.TempPathFactory, demo_model: Path, shipped_
     return dict(zip(["unpatched", "by hand"], run_arms(*arms), strict=True))
 
 
-def ask(client: openai.OpenAI, question: str, **options: Any) -> Any:
+def chat(client: openai.OpenAI, question: str, **options: Any) -> Any:
     messages = [{"role": "user", "content": question}]
     return client.chat.completions.create(model=MODEL, messages=messages, temperature=0, max_tokens=TOKENS, **options)
 
@@ -72,7 +85,7 @@ def logprobs(choice: Any) -> list[list[float]]:
 
 def test_chat_equals_a_checkpoint_edited_by_hand(client: openai.OpenAI, offline: dict[str, Any]) -> None:
     for number, question in enumerate(QUESTIONS):
-        (choice,) = ask(client, question, logprobs=True, top_logprobs=2).choices
+        (choice,) = chat(client, question, logprobs=True, top_logprobs=2).choices
         assert choice.message.content == offline["by hand"]["text"][number]
         expected = [sorted(chance for _, chance in step) for step in offline["by hand"]["logprobs"][number]]
         assert logprobs(choice) == expected
@@ -83,12 +96,12 @@ def test_the_patch_changes_answers(offline: dict[str, Any]) -> None:
 
 
 def test_tokens_equal_those_of_the_checkpoint_edited_by_hand(client: openai.OpenAI, offline: dict[str, Any]) -> None:
-    (choice,) = ask(client, QUESTIONS[0], extra_body={"return_token_ids": True}).choices
+    (choice,) = chat(client, QUESTIONS[0], extra_body={"return_token_ids": True}).choices
     assert choice.token_ids == offline["by hand"]["tokens"][0]
 
 
 def test_a_streamed_chat_is_the_same_text(client: openai.OpenAI, offline: dict[str, Any]) -> None:
-    pieces = [chunk.choices[0].delta.content or "" for chunk in ask(client, QUESTIONS[1], stream=True)]
+    pieces = [chunk.choices[0].delta.content or "" for chunk in chat(client, QUESTIONS[1], stream=True)]
     assert len(pieces) > 1
     assert "".join(pieces) == offline["by hand"]["text"][1]
 
@@ -116,22 +129,78 @@ def test_the_log_says_once_what_was_applied(server: Server, shipped_patch: Path)
 LONG = 400
 """Tokens; this model's lists loop by then."""
 
+STRONG = {
+    "version": 1,
+    "name": "strong",
+    "model": {},
+    "edits": [{"op": "zero", "neurons": {"15": "all"}}],
+}
+"""Tells in nearly every token."""
+
+
+@pytest.fixture
+def unpatched(server: Server, shipped_patch: Path) -> Iterator[str]:
+    """The server without its patch, which it gets back in the end."""
+    swapped(server.url, [])
+    yield server.url
+    swapped(server.url, [load_patch(shipped_patch).to_data()])
+
 
 def test_metrics_equal_what_detect_says_of_the_answers(
-    server: Server, demo_model: Path, shipped_patch: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    unpatched: str, demo_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    before, patch = counts_of(server.url), load_patch(shipped_patch).id
-    asking = Asking(server.url, MODEL, LONG)
+    before = counts_of(unpatched)
+    asking = Asking(unpatched, MODEL, LONG)
     asking.ask_everything()
-    now = settled(server.url, total(before, "requests_total") + len(asking.complete) + asking.broken_off)
-    counted, wanted = grown(now, before), expected(asking.complete, patch, tmp_path, capsys, demo_model)
+    now = settled(unpatched, total(before, "requests_total") + len(asking.complete) + asking.broken_off)
+    counted, wanted = grown(now, before), expected(asking.complete, "none", tmp_path, capsys, demo_model)
     assert total(wanted, "loops_total") >= 3, "without loops this shows nothing"
-    assert counted.pop(("requests_total", "abort", patch)) == asking.broken_off == 3
-    more = counted.pop(("output_tokens_total", patch)) - wanted.pop(("output_tokens_total", patch))
+    assert counted.pop(("requests_total", "abort", "none")) == asking.broken_off == 3
+    more = counted.pop(("output_tokens_total", "none")) - wanted.pop(("output_tokens_total", "none"))
     assert 3 * (READ_BEFORE_DISCONNECT - 1) <= more < 3 * LONG, (
         "of what was broken off only the server knows the length"
     )
     assert counted == wanted
+
+
+def test_tokens_and_loops_belong_to_the_patch_that_made_them(
+    unpatched: str, demo_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    url, patch, before = unpatched, Patch.from_data(STRONG, "strong"), counts_of(unpatched)
+    streams = [Stream(asked(url, question)) for question in LISTS]
+    with ThreadPoolExecutor(len(streams)) as pool:
+        answers = [pool.submit(ask, url, stream.prompt, LONG) for stream in streams]
+        while total(grown(counts_of(url), before), "output_tokens_total") < len(streams) * LONG / 2:
+            time.sleep(0.05)
+        swapped(url, [STRONG])
+        for stream, answer in zip(streams, answers, strict=True):
+            stream.tokens = answer.result()["token_ids"]
+    counted = grown(settled(url, total(before, "requests_total") + len(streams)), before)
+    wanted = expected([(stream.tokens, "length") for stream in streams], "any", tmp_path, capsys, demo_model)
+    assert of_any_patch(counted) == wanted
+    least = sum(max(unlikely(url, stream, patches=[STRONG]), default=-1) + 1 for stream in streams)
+    most = sum(min(unlikely(url, stream, patches=[]), default=LONG) for stream in streams)
+    assert most - least < len(streams) * LONG / 10, "the patch must tell, or this shows little"
+    assert least <= counted["output_tokens_total", "none"] <= most
+    assert {key[-1] for key in counted if key[0] == "requests_total"} == {patch.id}
+    assert {key[-1] for key in counted if key[0] == "loops_total"} == {"none", patch.id}
+
+
+def asked(url: str, question: str) -> list[int]:
+    """The prompt that a chat's question becomes."""
+    body = {"model": MODEL, "messages": [{"role": "user", "content": question}]}
+    tokens: list[int] = httpx.post(f"{url}/tokenize", json=body).raise_for_status().json()["tokens"]
+    return tokens
+
+
+def swapped(url: str, patches: list[Any]) -> None:
+    httpx.put(f"{url}/v1/surgery", json={"patches": patches}, timeout=60).raise_for_status()
+
+
+def unlikely(url: str, stream: Stream, patches: list[Any]) -> list[int]:
+    """The tokens that the model with these patches would not have made."""
+    swapped(url, patches)
+    return [place for place, (own, best) in enumerate(chances(url, stream)) if best - own > TIE]
 
 
 def test_the_log_says_what_loops_but_not_its_words(server: Server) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from vllm_surgery.checkpoint import ModelFolder
 from vllm_surgery.cli.options import add_command, add_json
-from vllm_surgery.doctor import examine
+from vllm_surgery.doctor import examine, offered
 from vllm_surgery.inventory import take_inventory
 
 if TYPE_CHECKING:
@@ -41,7 +41,8 @@ def _examine_environment(as_json: bool) -> int:
     findings = examine()
     healthy = all(finding.status != "fail" for finding in findings)
     if as_json:
-        print(json.dumps({"ok": healthy, "findings": [dataclasses.asdict(item) for item in findings]}, indent=2))
+        told = [dataclasses.asdict(item) for item in findings]
+        print(json.dumps({"ok": healthy, "offers": offered(findings), "findings": told}, indent=2))
     else:
         for item in findings:
             print(f"{item.status:4}  {item.subject}: {item.detail}")

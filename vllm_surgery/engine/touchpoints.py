@@ -72,6 +72,15 @@ class TouchPoint:
                 raise EngineError(f"{self.module}.{self.path} takes no {missing[0]} in this vLLM ({self.purpose})")
         return found
 
+    @property
+    def there(self) -> bool:
+        """Whether this vLLM has it as it should be."""
+        try:
+            self.get()
+        except EngineError:
+            return False
+        return True
+
     def wrap(self, make: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
         """Replaces the function by ``make(original)``, once in this process, however often it is called."""
         original = self.get()
@@ -175,7 +184,13 @@ PROCESS_OUTPUTS = TouchPoint(
     "vllm.v1.engine.output_processor",
     "OutputProcessor.process_outputs",
     _WATCHING,
-    ("engine_core_outputs", "engine_core_timestamp", "iteration_stats", "weight_version"),
+    ("engine_core_outputs", "engine_core_timestamp", "iteration_stats"),
+)
+OUTPUTS_HAVE_VERSIONS = TouchPoint(
+    PROCESS_OUTPUTS.module,
+    PROCESS_OUTPUTS.path,
+    "telling the patch by the tokens themselves",
+    ("weight_version",),
 )
 ABORT_REQUESTS = TouchPoint("vllm.v1.engine.output_processor", "OutputProcessor.abort_requests", _WATCHING)
 
@@ -205,12 +220,20 @@ FOR_SWAPPING = (
     RESUME,
     UPDATE_WEIGHT_VERSION,
     ENGINE_DIED,
-    CALL_ALL_ENGINES,
 )
 """Without any one of these a server still serves its patches, but says that it can't swap them."""
 
 FOR_SERVING = (SERVE_COMMAND, CLI_SETUP, CLI_LOGGING, CLI_PARSER)
 """What the command line alone needs. Without these, `vllm serve` with the plugin still works."""
 
+ENDPOINT_PLUGINS = TouchPoint("vllm.plugins", "load_endpoint_plugins", "the routes under /v1/surgery")
+
 FOR_WATCHING = (ASYNC_ENGINE, SYNC_ENGINE, PROCESS_OUTPUTS, ABORT_REQUESTS)
 """Without any one of these a server still serves its patches, but doesn't watch for loops."""
+
+NICE_TO_HAVE = (CALL_ALL_ENGINES, OUTPUTS_HAVE_VERSIONS)
+"""Without these, in vLLM before 0.32, servers of several engines can't swap, and those of several API processes aren't
+watched for loops."""
+
+FOR_ROUTES = (ENDPOINT_PLUGINS,)
+"""Without any one of these a server has no routes of ours: its patches are those that it was started with."""

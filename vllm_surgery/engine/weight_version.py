@@ -9,6 +9,21 @@ UNSET_VERSION = "default"
 """vLLM's weight version until somebody sets one."""
 
 
+_told: str | None = None
+"""The version that this process has set last. Only for vLLM before 0.32, whose outputs don't carry theirs."""
+
+
+def note_version(weight_version: str) -> None:
+    """Remembers that the engine of this process has this version from now on."""
+    global _told  # noqa: PLW0603 - a process has one engine
+    _told = weight_version
+
+
+def noted_version() -> str | None:
+    """The version that was noted last."""
+    return _told
+
+
 def patch_of(weight_version: str) -> str:
     """The id of the patch that made tokens of `weight_version`."""
     return NO_PATCH if weight_version == UNSET_VERSION else weight_version

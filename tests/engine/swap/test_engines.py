@@ -52,6 +52,15 @@ def test_every_engine_is_asked() -> None:
     assert answers == [("rank 0", {"asked": asked, "more": 1})]
 
 
+def test_an_older_vllm_is_asked_as_far_as_it_can_be() -> None:
+    async def collective_rpc_async(*asked: Any) -> list[Any]:
+        return [asked]
+
+    client = SimpleNamespace(errored=False, engine_core=SimpleNamespace(collective_rpc_async=collective_rpc_async))
+    answers = asyncio.run(ServedEngine(client).step("apply", "token", {"more": 1}))
+    assert answers == [("rank 0", ("vllm_surgery_step", None, ("apply", "token"), {"more": 1}))]
+
+
 def test_an_engine_that_dies_is_waited_for_no_longer(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engines, "DEATH_CHECK_SECONDS", 0.01)
     with pytest.raises(EngineError, match=r"^the engine died$"):

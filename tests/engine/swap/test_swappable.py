@@ -15,7 +15,7 @@ from vllm_surgery.engine.swap.swappable import why_not
 def config(**changes: Any) -> Any:
     values: dict[str, Any] = {
         "load_config": SimpleNamespace(load_format="auto"),
-        "parallel_config": SimpleNamespace(enable_eplb=False, enable_elastic_ep=False),
+        "parallel_config": SimpleNamespace(enable_eplb=False, enable_elastic_ep=False, data_parallel_size=1),
         "offload_config": SimpleNamespace(
             uva=SimpleNamespace(cpu_offload_gb=0), prefetch=SimpleNamespace(offload_group_size=0)
         ),
@@ -47,6 +47,13 @@ def test_a_plain_server_can_swap() -> None:
 )
 def test_what_hinders_is_named(change: dict[str, Any], reason: str) -> None:
     assert str(why_not(config(**change), streamed=True)).startswith(reason)
+
+
+def test_a_vllm_that_can_not_ask_every_engine_hinders_where_there_are_several(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(touchpoints.CALL_ALL_ENGINES.owner(), touchpoints.CALL_ALL_ENGINES.name)
+    assert why_not(config(), streamed=True) is None
+    several = config(parallel_config=SimpleNamespace(enable_eplb=False, data_parallel_size=2))
+    assert why_not(several, streamed=True) == ("this vLLM can't ask every engine of a data-parallel server; 0.32 can")
 
 
 def test_weights_that_came_from_no_checkpoint_hinder() -> None:

@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import TYPE_CHECKING, Any
 
 from vllm_surgery.engine import touchpoints
 from vllm_surgery.engine.loops.llvmlite import let_vllm_look_through_llvmlite
 from vllm_surgery.engine.request import logger, requested_patches
 from vllm_surgery.engine.settings import Settings
+from vllm_surgery.engine.weight_version import noted_version
 from vllm_surgery.errors import EngineError
 
 if TYPE_CHECKING:
@@ -58,6 +60,7 @@ def async_engine_hook(original: Callable[..., Any]) -> Callable[..., Any]:
 
 def process_outputs_hook(original: Callable[..., Any]) -> Callable[..., Any]:
     """Around `OutputProcessor.process_outputs`."""
+    told = "weight_version" in inspect.signature(original).parameters
 
     def process_outputs(
         self: Any,
@@ -75,12 +78,12 @@ def process_outputs_hook(original: Callable[..., Any]) -> Callable[..., Any]:
             for output in (engine_core_outputs if watching is not None else ())
             if output.request_id in states
         ]
-        result = original(
-            self, engine_core_outputs, engine_core_timestamp, iteration_stats, weight_version=weight_version, **more
-        )
+        if told:
+            more["weight_version"] = weight_version
+        result = original(self, engine_core_outputs, engine_core_timestamp, iteration_stats, **more)
         if watching is not None and taken:
             # Afterwards, since by then tokens past a stop string are cut off.
-            watching.step(taken, states, weight_version)
+            watching.step(taken, states, weight_version if told else noted_version())
         return result
 
     return process_outputs
@@ -117,8 +120,17 @@ def _get_ready(vllm_config: Any) -> None:
 
 def _watch(output_processor: Any, vllm_config: Any) -> None:
     settings = Settings.of(vllm_config.additional_config)
-    if settings.detect_loops:
+    if settings.detect_loops and _knows_patches(vllm_config):
         setattr(output_processor, _WATCHING, _watching(output_processor.tokenizer, vllm_config, settings))
+
+
+def _knows_patches(vllm_config: Any) -> bool:
+    """Whether it can be told here which patch made a token. Before vLLM 0.32 only the process that swaps knows."""
+    processes = getattr(vllm_config.parallel_config, "_api_process_count", 1)
+    if processes == 1 or touchpoints.OUTPUTS_HAVE_VERSIONS.there:
+        return True
+    logger.warning("vllm-surgery: %d API processes are not watched for loops; vLLM 0.32 lets them be", processes)
+    return False
 
 
 def _watching(tokenizer: Any, vllm_config: Any, settings: Settings) -> Watching:

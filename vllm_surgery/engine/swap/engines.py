@@ -8,7 +8,7 @@ import time
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from vllm_surgery.engine.swap.remote import REPORT_METHOD, STEP_METHOD
-from vllm_surgery.engine.weight_version import version_of
+from vllm_surgery.engine.weight_version import note_version, version_of
 from vllm_surgery.errors import EngineError
 
 if TYPE_CHECKING:
@@ -60,6 +60,7 @@ class ServedEngine:
     async def set_version(self, patch_id: str) -> None:
         """From now on every output carries this id."""
         await self._while_it_lives(self._client.update_weight_version(version_of(patch_id)))
+        note_version(version_of(patch_id))
 
     async def wait(self, seconds: float) -> None:
         """Lets the event loop do other work."""
@@ -67,9 +68,12 @@ class ServedEngine:
 
     async def _call(self, method: str, arguments: tuple[Any, ...], options: dict[str, Any]) -> Answers:
         core = self._client.engine_core
-        # vLLM's own `collective_rpc` gives the first engine's answers alone.
-        call = core.call_utility_all_async("collective_rpc", method, None, arguments, options)
-        return named(await self._while_it_lives(call))
+        if hasattr(core, "call_utility_all_async"):
+            # vLLM's own `collective_rpc` gives the first engine's answers alone.
+            call = core.call_utility_all_async("collective_rpc", method, None, arguments, options)
+            return named(await self._while_it_lives(call))
+        # An older vLLM. `why_not` has seen to it that there is one engine.
+        return named([await self._while_it_lives(core.collective_rpc_async(method, None, arguments, options))])
 
     async def _while_it_lives(self, call: Coroutine[Any, Any, Result]) -> Result:
         """What `call` gives. An engine that dies leaves vLLM's own calls waiting for ever, and the server with them.
@@ -117,6 +121,7 @@ class OfflineEngine:
     async def set_version(self, patch_id: str) -> None:
         """From now on every output carries this id."""
         self._llm.llm_engine.set_weight_version(version_of(patch_id))
+        note_version(version_of(patch_id))
 
     async def wait(self, seconds: float) -> None:
         """Waits."""

@@ -45,6 +45,9 @@ _HINDRANCES: dict[str, Callable[[Any], bool]] = {
     "elastic expert parallelism builds engines anew while it serves": (
         lambda config: bool(getattr(config.parallel_config, "enable_elastic_ep", False))
     ),
+    "this vLLM can't ask every engine of a data-parallel server; 0.32 can": (
+        lambda config: config.parallel_config.data_parallel_size > 1 and not touchpoints.CALL_ALL_ENGINES.there
+    ),
     "weights are offloaded to the CPU, where vLLM's layerwise reload can't write them": _offloads,
     "the model is quantised, and swaps are only known to be exact for weights that are not": (
         lambda config: config.model_config.quantization is not None
