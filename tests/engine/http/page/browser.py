@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
+import base64
 import shutil
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from selenium import webdriver
+from selenium.common.exceptions import StaleElementReferenceException
 from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import Select, WebDriverWait
@@ -29,6 +31,7 @@ _FLAGS = (
     "--disable-component-update",
     "--disable-sync",
     "--lang=en",
+    "--hide-scrollbars",
 )
 _SECONDS = 20
 """Longer than a page ever takes on a machine that is busy with other tests."""
@@ -77,8 +80,6 @@ class Page:
 
     def until(self, holds: Callable[[], Any]) -> Any:
         """Waits for it, through elements that are replaced meanwhile."""
-        from selenium.common.exceptions import StaleElementReferenceException
-
         waiting = WebDriverWait(self.driver, _SECONDS, 0.02, [StaleElementReferenceException])
         return waiting.until(lambda _: holds())
 
@@ -87,6 +88,18 @@ class Page:
             self.until(lambda: text in self.text(name))
         except Exception as error:
             raise AssertionError(f"#{name} says {self.text(name)!r}, not {text!r}") from error
+
+    def tick(self) -> None:
+        """Lets the time pass after which the page looks by itself."""
+        self.run("window.tick()")
+
+    def scrapes(self, text: str) -> None:
+        """From now on ``/metrics`` answers so, as far as the page can tell."""
+        self.run(
+            "const real = window.fetch; const text = arguments[0];"
+            "window.fetch = (url, how) => url === 'metrics' ? Promise.resolve(new Response(text)) : real(url, how)",
+            text,
+        )
 
     def refresh(self) -> None:
         """Clicks `Refresh` and waits for the look that follows."""
@@ -112,9 +125,9 @@ class Page:
 
     def picture(self, file: Path) -> None:
         """All of the page as PNG."""
-        import base64
-
-        data = self.driver.execute_cdp_cmd("Page.captureScreenshot", {"captureBeyondViewport": True})["data"]
+        size = self.driver.execute_cdp_cmd("Page.getLayoutMetrics", {})["cssContentSize"]
+        options = {"captureBeyondViewport": True, "clip": {**size, "scale": 1}}
+        data = self.driver.execute_cdp_cmd("Page.captureScreenshot", options)["data"]
         file.write_bytes(base64.b64decode(data))
 
 

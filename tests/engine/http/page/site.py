@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import uvicorn
 from prometheus_client import CollectorRegistry, make_asgi_app
+from starlette.applications import Starlette
+from starlette.routing import Mount
 from vllm.entrypoints.serve.middleware.authenticate import AuthenticationMiddleware
 
 from tests.engine.http.test_endpoint import Operator, Server
@@ -105,14 +107,14 @@ class Site:
         if key:
             server.app.add_middleware(AuthenticationMiddleware, tokens=[key])
         asyncio.run(server.plugin.init_state(server.engine, server.app.state, server.args))
-        with _served(server.app, root_path) as address:
+        with _served(Starlette(routes=[Mount(root_path, server.app)])) as address:
             self.url = f"{address}{root_path}/surgery"
             yield self
 
 
 @contextmanager
-def _served(app: Any, root_path: str) -> Iterator[str]:
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error", root_path=root_path, ws="none"))
+def _served(app: Any) -> Iterator[str]:
+    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error", ws="none", lifespan="off"))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     while not server.started:

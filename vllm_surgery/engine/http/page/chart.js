@@ -12,8 +12,11 @@ function drawChart(history, kind, span, now) {
   const start = history.looks[0].time;
   const scale = scaleOf(series, start, Math.max(now, start + 60000), width, height);
   const picture = drawing("svg", { role: "img", viewBox: `0 0 ${width} ${height}`, "aria-label": inWords(series) });
-  picture.append(...grid(scale), ...swapLines(history.swaps, scale), ...series.flatMap((one) => shapes(one, scale)));
-  if (!series.length) picture.append(drawing("text", { x: width / 2, y: height / 2, "text-anchor": "middle" }, "No answer has ended since this page was opened."));
+  picture.append(...grid(scale), ...swapLines(history.swaps, scale), ...series.flatMap((one) => shapes(one, scale, span)));
+  if (!series.length) {
+    const middle = { x: width / 2, y: height / 2, "text-anchor": "middle" };
+    picture.append(drawing("text", middle, "No answer has ended since this page was opened."));
+  }
   box.replaceChildren(picture);
   byId("legend").replaceChildren(...series.map(legendEntry));
 }
@@ -21,7 +24,7 @@ function drawChart(history, kind, span, now) {
 function seriesOf(history, kind, span) {
   return [...history.total.keys()]
     .map((patch, colour) => ({ patch, colour: colour % COLOURS, points: thinned(history.rates(patch, kind, span)) }))
-    .filter((one) => one.points.some((point) => point.rate));
+    .filter((one) => one.points.length);
 }
 
 function thinned(points) {
@@ -30,9 +33,8 @@ function thinned(points) {
 }
 
 function scaleOf(series, start, end, width, height) {
-  const rates = series.flatMap((one) => one.points).filter((point) => point.rate).map((point) => point.rate);
-  const most = Math.max(0, ...rates.map((rate) => Math.min(rate.high, 2.5 * rate.value + 0.05)));
-  const ceiling = CEILINGS.find((one) => one >= most) ?? 1;
+  const rates = series.flatMap((one) => one.points).map((point) => point.rate);
+  const ceiling = ceilingOf(rates.map((rate) => Math.min(rate.high, 2.5 * rate.value + 0.05))); // Wide bands may be cut.
   const [inner, depth] = [width - MARGIN.left - MARGIN.right, height - MARGIN.top - MARGIN.bottom];
   return {
     ceiling, start, end, width, height,
@@ -41,6 +43,8 @@ function scaleOf(series, start, end, width, height) {
   };
 }
 
+const ceilingOf = (shares) => CEILINGS.find((one) => one >= Math.max(0, ...shares)) ?? 1;
+
 function grid(scale) {
   const drawn = [];
   for (const part of [0, 0.25, 0.5, 0.75, 1]) {
@@ -48,7 +52,7 @@ function grid(scale) {
     const digits = scale.ceiling < 0.1 ? 1 : 0;
     drawn.push(drawing("line", { class: "grid", x1: MARGIN.left, x2: scale.width - MARGIN.right, y1: y, y2: y }));
     if (part % 0.5 === 0 || scale.ceiling === 1) {
-      drawn.push(drawing("text", { x: MARGIN.left - 6, y: y + 4, "text-anchor": "end" }, `${(100 * share).toFixed(digits)} %`));
+      drawn.push(drawing("text", { x: MARGIN.left - 6, y: y + 4, "text-anchor": "end" }, `${(100 * share).toFixed(digits)}\u00a0%`));
     }
   }
   for (const [part, anchor] of [[0, "start"], [0.5, "middle"], [1, "end"]]) {
@@ -60,16 +64,16 @@ function grid(scale) {
 
 function swapLines(swaps, scale) {
   return swaps
-    .filter((swap) => swap.result === "done")
+    .filter((swap) => swap.result === "done" && swap.time >= scale.start)
     .map((swap) => {
       const place = { x1: scale.x(swap.time), x2: scale.x(swap.time), y1: MARGIN.top, y2: scale.height - MARGIN.bottom };
       return drawing("line", { class: "swap", ...place }, drawing("title", {}, `${clock(swap.time)}: ${swap.patch}`));
     });
 }
 
-/** A line and its band for each stretch without a gap; a dot where it ends. */
-function shapes({ patch, colour, points }, scale) {
-  return stretches(points).flatMap((stretch) => {
+/** A line and its band for each stretch without a long gap; a dot where it ends. */
+function shapes({ patch, colour, points }, scale, span) {
+  return stretches(points, span).flatMap((stretch) => {
     const along = (edge) => stretch.map(({ time, rate }) => `${scale.x(time).toFixed(1)},${scale.y(rate[edge]).toFixed(1)}`);
     const last = stretch.at(-1);
     return [
@@ -80,13 +84,16 @@ function shapes({ patch, colour, points }, scale) {
   });
 }
 
-function stretches(points) {
-  const found = [[]];
-  for (const point of points) point.rate ? found.at(-1).push(point) : found.push([]);
-  return found.filter((stretch) => stretch.length);
+function stretches(points, span) {
+  const found = [];
+  for (const point of points) {
+    const near = found.length && point.time - found.at(-1).at(-1).time <= span;
+    near ? found.at(-1).push(point) : found.push([point]);
+  }
+  return found;
 }
 
-const latest = ({ points }) => points.findLast((point) => point.rate).rate;
+const latest = ({ points }) => points.at(-1).rate;
 
 function legendEntry(one) {
   const line = drawing("line", { class: `line s${one.colour}`, x1: 0, x2: 29, y1: 6, y2: 6 });

@@ -27,8 +27,9 @@ function warn(id, text) {
   byId(id).hidden = !text;
 }
 
-const percent = (share) => (share === null ? "–" : `${(100 * share).toFixed(1)} %`);
-const range = (rate) => `${(100 * rate.low).toFixed(1)} to ${(100 * rate.high).toFixed(1)} %`;
+const percent = (share) => (share === null ? "–" : `${(100 * share).toFixed(1)}\u00a0%`);
+const range = (rate) => `${(100 * rate.low).toFixed(1)} to ${percent(rate.high)}`;
 const whole = (number) => number.toLocaleString("en");
 const counted = (number, noun) => `${whole(number)} ${noun}${number === 1 ? "" : "s"}`;
-const clock = (time) => new Date(time).toLocaleTimeString("en-GB");
+const clock = (time) => new Date(time).toLocaleTimeString("sv"); // Sweden writes times as ISO 8601 does.
+const day = (time) => new Date(time).toLocaleString("sv");

@@ -32,15 +32,18 @@ class History {
     return this.swaps.findLast((one) => one.patch === patch && one.result === result)?.time ?? null;
   }
 
-  /** At each look the rate of the answers that ended in the `span` milliseconds before: [{time, rate}], null of none. */
+  /** At each look that found new answers, the rate of those of the last `span` milliseconds: [{time, rate}]. */
   rates(patch, kind, span) {
+    const points = [];
     let first = 0;
-    return this.looks.map(({ time, patches }, index) => {
-      while (first < index && this.looks[first].time < time - span) first += 1;
-      const [then, now] = [this.looks[first].patches.get(patch), patches.get(patch)];
-      if (!now) return { time, rate: null };
-      return { time, rate: wilson(looped(now, kind) - looped(then, kind), now.answers - (then?.answers ?? 0)) };
-    });
+    for (const [index, { time, patches }] of this.looks.entries()) {
+      while (first + 1 < index && this.looks[first + 1].time <= time - span) first += 1;
+      const answers = (at) => this.looks[at]?.patches.get(patch)?.answers ?? 0;
+      if (index === 0 || answers(index) === answers(index - 1)) continue;
+      const loops = looped(patches.get(patch), kind) - looped(this.looks[first].patches.get(patch), kind);
+      points.push({ time, rate: wilson(loops, answers(index) - answers(first)) });
+    }
+    return points;
   }
 
   #noticeSwaps(time, figures) {

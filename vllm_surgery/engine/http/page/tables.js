@@ -6,7 +6,7 @@ function showState(state) {
   say("model", [model.name, model.architectures.join(" or "), layers].filter(Boolean).join(" · "));
   say("active", state.active);
   const units = `${counted(state.units, "unit")} in ${counted(state.tensors, "tensor")}`;
-  say("active-more", `since ${new Date(state.since).toLocaleString("en-GB")} · epoch ${state.epoch} · ${units}`);
+  say("active-more", `since ${day(state.since)} · epoch ${state.epoch} · ${units}`);
   const { id, error } = state.desired;
   const same = id === state.active && !error;
   say("desired", !state.watching ? "" : same ? "as the followed files ask" : `The followed files ask for: ${oneLine([id, error].filter(Boolean).join(": "))}`);
@@ -40,16 +40,20 @@ function showLoops(patches, figures, active) {
   byId("no-answers").hidden = sorted.length > 0;
   table.hidden = !sorted.length;
   for (const body of [...table.tBodies]) body.remove();
-  table.append(...sorted.map(([id, patch]) => element("tbody", {}, patchRow(id, patch, active), ...kindRows(id, patch, figures))));
+  const rates = sorted.flatMap(([, patch]) => [...patch.loops.values()].map((loops) => wilson(loops.answers, patch.answers)));
+  const ceiling = ceilingOf(rates.map((rate) => rate?.high ?? 0));
+  say("ceiling", percent(ceiling).replace(".0", ""));
+  const rowsOf = (id, patch) => [patchRow(id, patch, active), ...kindRows(id, patch, figures, ceiling)];
+  table.append(...sorted.map(([id, patch]) => element("tbody", {}, ...rowsOf(id, patch))));
 }
 
 function patchRow(id, patch, active) {
   const more = `${id === active ? "active · " : ""}${counted(patch.answers, "answer")} · ${counted(patch.tokens, "token")}`;
-  const head = element("th", { scope: "rowgroup", colSpan: 5 }, element("b", {}, id), element("span", { className: "quiet" }, more));
+  const head = element("th", { scope: "rowgroup", colSpan: 5 }, element("b", {}, id), " ", element("span", { className: "quiet" }, more));
   return element("tr", {}, head);
 }
 
-function kindRows(id, patch, figures) {
+function kindRows(id, patch, figures, ceiling) {
   return [...patch.loops].map(([kind, loops]) => {
     const rate = wilson(loops.answers, patch.answers);
     const live = figures.patches.get(id)?.loops.get(kind)?.live ?? 0;
@@ -58,19 +62,20 @@ function kindRows(id, patch, figures) {
       "tr",
       {},
       element("th", { scope: "row" }, kind),
-      element("td", {}, percent(rate?.value ?? null), ...(rate ? [element("small", {}, `${range(rate)}, ${whole(loops.answers)} looped`)] : [])),
-      element("td", { className: "scale" }, ...(rate ? [whisker(rate)] : [])),
+      element("td", {}, percent(rate?.value ?? null), ...(rate ? [" ", element("small", {}, `${range(rate)}, ${whole(loops.answers)} looped`)] : [])),
+      element("td", { className: "scale" }, ...(rate ? [whisker(rate, ceiling)] : [])),
       element("td", { className: live ? "number warn" : "number" }, whole(live)),
       element("td", { className: "number" }, percent(share)),
     );
   });
 }
 
-/** The interval on a scale from 0 to 100 %. */
-function whisker(rate) {
-  const line = (name, from, to) => drawing("line", { class: name, x1: 100 * from, x2: 100 * to, y1: 5, y2: 5 });
-  const mark = drawing("line", { class: "mark", x1: 100 * rate.value, x2: 100 * rate.value, y1: 1, y2: 9 });
-  const all = [line("axis", 0, 1), line("reach", rate.low, rate.high), mark];
+/** The interval on a scale from 0 to `ceiling`. */
+function whisker(rate, ceiling) {
+  const x = (share) => (100 * share) / ceiling;
+  const line = (name, from, to) => drawing("line", { class: name, x1: x(from), x2: x(to), y1: 5, y2: 5 });
+  const mark = drawing("line", { class: "mark", x1: x(rate.value), x2: x(rate.value), y1: 1, y2: 9 });
+  const all = [line("axis", 0, ceiling), line("reach", rate.low, rate.high), mark];
   return drawing("svg", { class: "whisker", viewBox: "-1 0 102 10", preserveAspectRatio: "none", "aria-hidden": "true" }, ...all);
 }
 
