@@ -53,6 +53,7 @@ class Page:
     def open(self, url: str) -> None:
         self.driver.get_log("browser")
         self.driver.get(url)
+        self.settle()
 
     def __getitem__(self, name: str) -> Any:
         """The element of this id."""
@@ -90,8 +91,13 @@ class Page:
             raise AssertionError(f"#{name} says {self.text(name)!r}, not {text!r}") from error
 
     def tick(self) -> None:
-        """Lets the time pass after which the page looks by itself."""
+        """Lets the time pass after which the page looks by itself, and waits for the look, if there is one."""
         self.run("window.tick()")
+        self.settle()
+
+    def settle(self) -> None:
+        """Waits until all looks that were begun have ended."""
+        self.until(lambda: self["freshness"].get_attribute("aria-busy") == "false")
 
     def scrapes(self, text: str) -> None:
         """From now on ``/metrics`` answers so, as far as the page can tell."""
@@ -103,9 +109,8 @@ class Page:
 
     def refresh(self) -> None:
         """Clicks `Refresh` and waits for the look that follows."""
-        self.run("document.getElementById('freshness').textContent = ''")
         self.click("refresh")
-        self.until(lambda: self.text("freshness"))
+        self.settle()
 
     @property
     def complaints(self) -> list[str]:

@@ -12,9 +12,14 @@ let pending = 0;
 
 /** Looks once more, after any look that is under way. */
 function look() {
-  pending += 1;
-  looking = looking.then(lookNow).finally(() => (pending -= 1));
+  count(1);
+  looking = looking.then(lookNow).finally(() => count(-1));
   return looking;
+}
+
+function count(change) {
+  pending += change;
+  byId("freshness").setAttribute("aria-busy", String(pending > 0));
 }
 
 async function lookNow() {
