@@ -107,8 +107,9 @@ def test_the_command_line_works(arguments: list[str], patch_file: Path, model: P
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_a_server_can_be_talked_to() -> None:
-    done = run(MAIN, "status", "--url", "http://127.0.0.1:1")
+@pytest.mark.parametrize("command", ["status", "watch"])
+def test_a_server_can_be_talked_to(command: str) -> None:
+    done = run(MAIN, command, "--url", "http://127.0.0.1:1")
 
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("vllm-surgery: error: http://127.0.0.1:1: ")

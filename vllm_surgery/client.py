@@ -10,7 +10,7 @@ import httpx
 from pydantic import BaseModel, ValidationError
 
 from vllm_surgery.errors import ServerError, UsageError, one_line
-from vllm_surgery.protocol import PATCHES_PATH, STATE_PATH, PatchListing, ServerState, SwapReport
+from vllm_surgery.protocol import METRICS_PATH, PATCHES_PATH, STATE_PATH, PatchListing, ServerState, SwapReport
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -73,16 +73,33 @@ class SurgeryClient:
             body["if_epoch"] = if_epoch
         return self._ask("PUT", STATE_PATH, SwapReport, body)
 
+    def metrics(self) -> str:
+        """The text of the server's ``/metrics``; `vllm_surgery.traffic` makes figures of it.
+
+        Raises:
+            UsageError, ServerError: as with `state`.
+        """
+        response = self._send("GET", METRICS_PATH)
+        self._check(response)
+        return response.text
+
     def _ask(self, method: str, path: str, kind: type[Answer], body: Any = None) -> Answer:
+        response = self._send(method, path, body)
+        self._check(response)
+        try:
+            return kind.model_validate_json(response.content)
+        except ValidationError:
+            raise UsageError(f"{self.url}: answers, but not as vllm-surgery does") from None
+
+    def _send(self, method: str, path: str, body: Any = None) -> httpx.Response:
         timeout = httpx.Timeout(READ_SECONDS if body is None else None, connect=CONNECT_SECONDS)
         base = self.url.rstrip("/").removesuffix("/v1")
         try:
-            response = httpx.request(method, base + path, json=body, headers=self._headers(), timeout=timeout)
+            return httpx.request(method, base + path, json=body, headers=self._headers(), timeout=timeout)
         except httpx.TimeoutException:
             raise UsageError(f"{self.url}: no answer in time") from None
         except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
             raise UsageError(f"{self.url}: {one_line(str(error)) or type(error).__name__}") from None
-        return self._read(response, kind)
 
     def _headers(self) -> dict[str, str]:
         if not self.api_key:
@@ -91,12 +108,9 @@ class SurgeryClient:
             raise UsageError("the API key holds a character that no header can hold")
         return {"Authorization": f"Bearer {self.api_key}"}
 
-    def _read(self, response: httpx.Response, kind: type[Answer]) -> Answer:
+    def _check(self, response: httpx.Response) -> None:
         if response.is_success:
-            try:
-                return kind.model_validate_json(response.content)
-            except ValidationError:
-                raise UsageError(f"{self.url}: answers, but not as vllm-surgery does") from None
+            return
         if response.status_code == httpx.codes.UNAUTHORIZED:
             wrong = "wants another API key" if self.api_key else "wants an API key"
             raise UsageError(f"{self.url}: {wrong}")

@@ -12,6 +12,10 @@ SwapMode: TypeAlias = Literal["keep", "wait", "abort"]
 
 STATE_PATH = "/v1/surgery"
 PATCHES_PATH = "/v1/surgery/patches"
+PAGE_PATH = "/surgery"
+"""The page for people. It holds no data, and so is outside of what an API key guards."""
+METRICS_PATH = "/metrics"
+"""vLLM's own, where the plugin's metrics are too."""
 
 
 class _Message(BaseModel):

@@ -29,6 +29,7 @@ from vllm_surgery.cli import (
     show,
     status,
     swap,
+    watch,
 )
 from vllm_surgery.errors import PatchError, ServerError, SurgeryError, UsageError
 
@@ -48,6 +49,7 @@ _COMMANDS = (
     status,
     swap,
     patches,
+    watch,
     detect,
     doctor,
 )

@@ -6,7 +6,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from fastapi import APIRouter, Request
-from fastapi.responses import JSONResponse
+from fastapi.responses import HTMLResponse, JSONResponse
 from pydantic import BaseModel
 from starlette.requests import ClientDisconnect
 
@@ -19,6 +19,7 @@ from vllm_surgery.engine.http.body import (
     parse_request,
     read_body,
 )
+from vllm_surgery.engine.http.page import page
 from vllm_surgery.errors import (
     CannotSwapError,
     CheckpointError,
@@ -30,7 +31,15 @@ from vllm_surgery.errors import (
     SwapFailedError,
     UsageError,
 )
-from vllm_surgery.protocol import PATCHES_PATH, STATE_PATH, PatchListing, ServerState, SwapReport, SwapRequest
+from vllm_surgery.protocol import (
+    PAGE_PATH,
+    PATCHES_PATH,
+    STATE_PATH,
+    PatchListing,
+    ServerState,
+    SwapReport,
+    SwapRequest,
+)
 
 if TYPE_CHECKING:
     from starlette.datastructures import State
@@ -136,6 +145,12 @@ async def put_state(request: Request) -> SwapReport:
     except ClientDisconnect:
         raise MalformedError("the connection ended in the middle of the body") from None
     return await doors.swap(parse_request(body))
+
+
+@router.get(PAGE_PATH, include_in_schema=False)
+async def get_page() -> HTMLResponse:
+    """A page for people, which asks the routes above and ``/metrics``. Without data, so without a key."""
+    return page()
 
 
 async def answer_error(_request: Request, error: Exception) -> JSONResponse:
