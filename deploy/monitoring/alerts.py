@@ -90,8 +90,8 @@ PATCH_DECAYS = Alert(
     "warning",
     "{{ $labels.model_name }} decays under patch {{ $labels.patch }} and less so under another",
     "Of the answers of the last hour at least {{ $value | humanizePercentage }} collapsed onto a few entries, more "
-    "than under another patch that served the same model, and chance doesn't explain it. A patch that ends verbatim loops "
-    "and brings decay cures nothing: swap back.",
+    "than under another patch that served the same model, and chance doesn't explain it. A patch that ends verbatim "
+    "loops and brings decay cures nothing: swap back.",
 )
 REQUESTS_STUCK = Alert(
     "VllmSurgeryRequestsStuck",

@@ -238,13 +238,19 @@ def _health() -> Iterator[tuple[Data, int, int]]:
         12,
         8,
     )
-    phases = [
-        query(
-            ratio(*(_increase(f"vllm_surgery_swap_seconds_{part}", "phase", RANGE) for part in ("sum", "count"))),
-            "{{phase}}",
-        )
-    ]
-    yield timeseries("Time that swaps took", "By phase; tokens stand still from pause on.", phases, "s"), 12, 8
+    # Not a rate: the series of a patch begins with its first swap, of which a rate sees nothing.
+    mean = ratio(*(_now(f"vllm_surgery_swap_seconds_{part}", "phase") for part in ("sum", "count")))
+    phases = [query(mean, "{{phase}}")]
+    yield (
+        timeseries(
+            "Time that swaps took",
+            "Averages since each server's start, by phase. Tokens stand still from pause on.",
+            phases,
+            "s",
+        ),
+        12,
+        8,
+    )
     yield (
         timeseries(
             "Answers not watched to their end",

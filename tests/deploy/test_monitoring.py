@@ -19,6 +19,7 @@ from deploy.monitoring.dashboard import dashboard
 from deploy.monitoring.files import DEPLOY
 from deploy.monitoring.promql import PromqlError
 from tests.benchmarks.intervals import wilson
+from tests.deploy.grafana import as_sent
 from tests.deploy.prometheus import needs_prometheus, promtool
 from vllm_surgery.engine import swap_metrics
 from vllm_surgery.engine.all_metrics import LABEL_VALUES, SPECS
@@ -31,14 +32,6 @@ if TYPE_CHECKING:
 TESTS = sorted((DEPLOY / "prometheus" / "tests").glob("*.yml"))
 NEARLY = 2e-5
 """The two compute with 1.96 and with 1.959964."""
-VARIABLES = {"$__rate_interval": "1m", "$__range": "1h", "$window": "15m"}
-
-
-def substituted(expression: str) -> str:
-    """A panel's query as Grafana sends it."""
-    for variable, value in VARIABLES.items():
-        expression = expression.replace(f"[{variable}]", f"[{value}]")
-    return re.sub(r"\$\w+", ".*", expression)
 
 
 # The metrics that are known.
@@ -142,7 +135,7 @@ def test_every_variable_of_a_query_is_defined() -> None:
 
 @needs_prometheus
 def test_every_query_is_valid_promql(tmp_path: Path) -> None:
-    asked = [substituted(text) for _, text, _ in generate.queries_of(dashboard())]
+    asked = [as_sent(text) for _, text, _ in generate.queries_of(dashboard())]
     rules = [{"record": f"query:{number}", "expr": text} for number, text in enumerate(asked)]
     file = tmp_path / "queries.yml"
     file.write_text(yaml.safe_dump({"groups": [{"name": "queries", "rules": rules}]}))
