@@ -17,10 +17,11 @@ BIN := $(VENV)/bin
 DEMO_OPTIONS := --served-model-name smollm2 --dtype float32 --max-model-len 4096 --enforce-eager \
 	--kv-cache-memory-bytes 1073741824
 
-.PHONY: help serve test lint pytest bench bench-swaps evidence schema install demo-model clean
+.PHONY: help serve demo test lint pytest system-packages monitoring bench bench-swaps evidence schema install demo-model clean
 
 help:
 	@echo "make serve      serve the demo model with its patch on port $(PORT)"
+	@echo "make demo       the same under Prometheus, with traffic and a swap after two minutes"
 	@echo "make test       lint, types and all tests"
 	@echo "make bench      what a patch costs while a model is loaded (bench-swaps: what a swap costs)"
 	@echo "make evidence   measure again what the shipped patch does, and what it costs"
@@ -29,6 +30,9 @@ serve: demo-model
 	@echo "[serve] http://localhost:$(PORT)/v1, model '$(MODEL)', patch '$(PATCH)'; ready at 'Application startup complete.'"
 	$(BIN)/vllm-surgery serve $(MODEL) $(addprefix --patch ,$(PATCH)) --port $(PORT) \
 		$(if $(filter $(DEMO_MODEL),$(MODEL)),$(DEMO_OPTIONS)) $(ARGS)
+
+demo: demo-model system-packages
+	$(BIN)/python -m deploy.demo --model $(DEMO_MODEL) --patch $(PATCH) $(ARGS)
 
 test: EXTRAS = --extra test
 test: demo-model lint pytest
@@ -39,8 +43,15 @@ lint: install
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-pytest: demo-model
+pytest: demo-model system-packages
 	VLLM_SURGERY_DEMO_MODEL=$(DEMO_MODEL) $(BIN)/python -m pytest $(ARGS)
+
+# Prometheus and Chromium for the tests that need them, where this may be done; never fails.
+system-packages:
+	@$(PYTHON) deploy/system_packages.py
+
+monitoring: install
+	$(BIN)/python -m deploy.monitoring
 
 bench: EXTRAS = --extra test
 bench: demo-model

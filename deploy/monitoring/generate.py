@@ -70,7 +70,7 @@ def _prometheus_rule(groups: list[Data]) -> Data:
     return {
         "apiVersion": "monitoring.coreos.com/v1",
         "kind": "PrometheusRule",
-        "metadata": {"name": "vllm-surgery"},
+        "metadata": {"name": "vllm-surgery", "labels": {"app.kubernetes.io/name": "vllm-surgery"}},
         "spec": {"groups": groups},
     }
 
