@@ -10,6 +10,8 @@ PATCH ?= patches/smollm2-135m-instruct-lists.yaml
 PORT ?= 8000
 # Test files that run side by side. Each may start a vLLM of its own, which wants about one core and 2 GiB.
 JOBS ?= 2
+# What `make compat` tests.
+VERSIONS ?= 0.31.0 0.30.0
 # More options of `vllm serve`.
 ARGS ?=
 
@@ -19,10 +21,12 @@ BIN := $(VENV)/bin
 DEMO_OPTIONS := --served-model-name smollm2 --dtype float32 --max-model-len 4096 --enforce-eager \
 	--kv-cache-memory-bytes 1073741824
 
-.PHONY: help serve test lint pytest bench bench-swaps bench-watching evidence schema install demo-model clean
+.PHONY: help serve demo test lint pytest system-packages monitoring bench bench-swaps bench-watching compat evidence \
+	schema install demo-model clean
 
 help:
 	@echo "make serve      serve the demo model with its patch on port $(PORT)"
+	@echo "make demo       the same under Prometheus, with traffic and a swap after two minutes"
 	@echo "make test       lint, types and all tests"
 	@echo "make bench      what a patch costs while a model is loaded (bench-swaps: a swap; bench-watching: the detectors)"
 	@echo "make evidence   measure again what the shipped patch does, and what it costs"
@@ -31,6 +35,9 @@ serve: demo-model
 	@echo "[serve] http://localhost:$(PORT)/v1, model '$(MODEL)', patch '$(PATCH)'; ready at 'Application startup complete.'"
 	$(BIN)/vllm-surgery serve $(MODEL) $(addprefix --patch ,$(PATCH)) --port $(PORT) \
 		$(if $(filter $(DEMO_MODEL),$(MODEL)),$(DEMO_OPTIONS)) $(ARGS)
+
+demo: demo-model system-packages
+	$(BIN)/python -m deploy.demo --model $(DEMO_MODEL) --patch $(PATCH) $(ARGS)
 
 test: EXTRAS = --extra test
 test: demo-model lint pytest
@@ -41,8 +48,15 @@ lint: install
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-pytest: demo-model
+pytest: demo-model system-packages
 	VLLM_SURGERY_DEMO_MODEL=$(DEMO_MODEL) $(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile $(ARGS)
+
+# Prometheus and Chromium for the tests that need them, where this may be done; never fails.
+system-packages:
+	@$(PYTHON) deploy/system_packages.py
+
+monitoring: install
+	$(BIN)/python -m deploy.monitoring
 
 bench: EXTRAS = --extra test
 bench: demo-model
@@ -55,6 +69,10 @@ bench-swaps: demo-model
 bench-watching: EXTRAS = --extra test
 bench-watching: demo-model
 	$(BIN)/python -m tests.benchmarks.watching_cost --model $(DEMO_MODEL) $(ARGS)
+
+# The whole-server tests on other versions of vLLM, each in an environment of its own.
+compat: demo-model
+	$(PYTHON) deploy/compat.py --demo-model $(DEMO_MODEL) $(VERSIONS) $(ARGS)
 
 evidence: EXTRAS = --extra test
 evidence: demo-model

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 # From a dense module of a tiny model, in a millisecond, to staging hundreds of experts from a cold disk.
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
-_PHASES = ("stage", "pause", "apply", "verify", "total")
+PHASES = ("stage", "pause", "apply", "verify", "total")
 
 INFO = Spec(
     Gauge,
@@ -38,6 +38,11 @@ SECONDS = Spec(
     {"buckets": _SECONDS},
 )
 
+SPECS = (INFO, SWAPS, SECONDS)
+"""All of them, for dashboards and rules."""
+
+STATES = ("active", "desired")
+_DONE, _UNCHANGED = "done", "unchanged"
 _RESULTS: dict[type[Exception], str] = {
     ConflictError: "conflict",
     CannotSwapError: "impossible",
@@ -46,6 +51,7 @@ _RESULTS: dict[type[Exception], str] = {
     SurgeryError: "refused",
     Exception: "error",
 }
+RESULTS = (_DONE, _UNCHANGED, *_RESULTS.values())
 
 
 class MeasuredOperator:
@@ -74,11 +80,11 @@ class MeasuredOperator:
         except Exception as error:
             self._count(patches.id, next(_RESULTS[kind] for kind in type(error).__mro__ if kind in _RESULTS))
             raise
-        self._count(report.id, "unchanged" if report.id == report.previous else "done")
+        self._count(report.id, _UNCHANGED if report.id == report.previous else _DONE)
         self._shown["active"] = report.previous  # Another process may have swapped since this one last looked.
         self._show("active", report.id)
         if report.id != report.previous:
-            for phase in _PHASES:
+            for phase in PHASES:
                 seconds = getattr(report.milliseconds, phase) / 1000
                 self._metrics.series(SECONDS, self._model_name, report.id, phase).observe(seconds)
         return report

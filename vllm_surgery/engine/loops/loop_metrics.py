@@ -59,8 +59,11 @@ ERRORS = Spec(
     Counter, "vllm_surgery_detector_errors_total", "Answers that were watched no further because a detector failed."
 )
 
+SPECS = (REQUESTS, LOOPS, OUTPUT_TOKENS, LOOPED_TOKENS, ONSET, PERIOD, LOOPING, SECONDS, ERRORS)
+"""All of them, for dashboards and rules."""
+
+OUTCOMES = ("terminal", "escaped")
 _USUAL_REASONS = ("stop", "length", "abort")
-_OUTCOMES = ("terminal", "escaped")
 
 
 class LoopMetrics:
@@ -84,7 +87,7 @@ class LoopMetrics:
         for kind in KINDS:
             self._of(LOOPED_TOKENS, patch, kind)
             self._of(LOOPING, patch, kind).set(self._looping[kind, self._metrics.label(patch)])
-            for outcome in _OUTCOMES:
+            for outcome in OUTCOMES:
                 self._of(LOOPS, patch, kind, outcome)
 
     def spent(self, patch: str, tokens: int, seconds: float) -> None:

@@ -1,0 +1,23 @@
+# SPDX-License-Identifier: Apache-2.0
+# vllm-surgery in vLLM's own image for NVIDIA GPUs. Build in the root of the repository:
+#   docker build -f deploy/docker/gpu.Dockerfile -t vllm-surgery:gpu .
+
+FROM python:3.12.12-slim-bookworm AS build
+WORKDIR /src
+COPY pyproject.toml README.md LICENSE ./
+COPY vllm_surgery vllm_surgery
+RUN python -m pip wheel --no-cache-dir --no-deps --wheel-dir /wheels .
+
+FROM vllm/vllm-openai:v0.32.0
+# What is in the image is held as it is: the plugin's requirements are met by vLLM's, but for the demo model's.
+RUN --mount=type=bind,from=build,source=/wheels,target=/wheels \
+    python3 -m pip freeze --exclude-editable | grep -v ' @ ' > /tmp/held.txt \
+    && python3 -m pip install --no-cache-dir --constraint /tmp/held.txt "$(ls /wheels/*.whl)[demo]" \
+    && rm /tmp/held.txt \
+    && useradd --uid 10001 --create-home surgeon && install --directory --owner surgeon /models
+ENV VLLM_NO_USAGE_STATS=1
+USER 10001
+WORKDIR /home/surgeon
+EXPOSE 8000
+ENTRYPOINT ["vllm-surgery"]
+CMD ["--help"]
