@@ -111,7 +111,7 @@ def load_probes(name: str) -> ProbeSet:
 
 
 def _folder() -> resources.abc.Traversable:
-    return resources.files("vllm_surgery.evaluation") / "probes"
+    return resources.files("vllm_surgery.evaluation") / "data" / "probes"
 
 
 def _parse(content: bytes, source: str) -> ProbeSet:

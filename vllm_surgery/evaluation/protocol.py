@@ -121,7 +121,7 @@ def load_protocol(name: str) -> Protocol:
     Raises:
         UsageError: there is none, or it isn't sound; one line with the place.
     """
-    own = resources.files("vllm_surgery.evaluation") / "protocols" / f"{name}.yaml"
+    own = resources.files("vllm_surgery.evaluation") / "data" / "protocols" / f"{name}.yaml"
     if not Path(name).suffix and not own.is_file():
         raise UsageError(f"{name}: no such protocol; there are default, small, and files of your own")
     content = own.read_bytes() if not Path(name).suffix else read_bounded(Path(name))

@@ -7,6 +7,7 @@ that says little can be edited without effect. Experts are drawn from all others
 
 from __future__ import annotations
 
+import math
 import random
 from dataclasses import dataclass
 from functools import partial
@@ -143,7 +144,7 @@ def _norm(norms: dict[tuple[Kind, int], Norms | None], units: Sequence[Unit]) ->
         if here is None:
             return None
         squares += float(here[unit.index]) ** 2
-    return squares**0.5
+    return math.sqrt(squares)
 
 
 def _norms(folder: ModelFolder, kind: Kind, layer: int) -> Norms | None:

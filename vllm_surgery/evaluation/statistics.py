@@ -124,7 +124,7 @@ def sign_flip(differences: Numbers) -> float:
     moved = differences[differences != 0]
     if not moved.size:
         return 1.0
-    seen = abs(moved.sum()) - 1e-9
+    seen = float(abs(moved.sum())) - 1e-9
     if moved.size <= EXACT_CLUSTERS:
         bits = np.arange(2**moved.size)[:, None] >> np.arange(moved.size) & 1
         return float(np.mean(np.abs((1 - 2 * bits) @ moved) >= seen))
