@@ -86,7 +86,7 @@ def mcnemar(rescued: int, newly: int) -> float:
     """The two-sided p of McNemar's exact test: a fair coin's, for the pairs that changed."""
     changed = rescued + newly
     tail = sum(math.comb(changed, count) for count in range(min(rescued, newly) + 1))
-    return min(1.0, 2 * tail / 2**changed)
+    return float(min(1.0, 2 * tail / 2**changed))
 
 
 def compare(before: Sequence[bool], after: Sequence[bool], clusters: Sequence[str]) -> Paired:
