@@ -35,7 +35,6 @@ def folder(tmp_path: Path) -> ModelFolder:
     return ModelFolder(write_model(tmp_path / "model", [16, 16]))
 
 
-
 def test_shams_do_the_same_to_other_neurons(folder: ModelFolder) -> None:
     shams = make_shams(PATCH, folder, 3, seed=1)
     done = [[(unit.layer, unit.gain) for unit in sham.units] for sham in shams]

@@ -62,7 +62,9 @@ class Chat:
 
     def _ask_facts(self) -> ModelFacts:
         listed = self._ask("GET", "/v1/models")
-        models = {str(model["id"]): model for model in _list(listed, "data") if isinstance(model, dict) and "id" in model}
+        models = {
+            str(model["id"]): model for model in _list(listed, "data") if isinstance(model, dict) and "id" in model
+        }
         if not models:
             raise UsageError(f"{self.url}: {_STRANGE}")
         name = self._wanted or next(iter(models))

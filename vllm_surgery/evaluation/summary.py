@@ -46,6 +46,7 @@ class ArmSummary:
         against: the unpatched arm, for the same groups: answers that end in a loop.
         ever_against: answers that were ever in one.
         by_probe: of the judged answers, and of those of a search half, over all cells.
+        onsets: of each judged answer the onset of its first loop and True, or its length and False.
         survival: share of the judged answers not yet in a loop, from which token on.
         tasks: of each set of short lists and skills.
         exact: as `healthy`, with whole distributions; None where it wasn't asked for.
@@ -56,6 +57,7 @@ class ArmSummary:
     against: dict[str, Paired]
     ever_against: dict[str, Paired]
     by_probe: dict[str, Rates]
+    onsets: list[tuple[int, bool]]
     survival: list[tuple[int, float]]
     tasks: dict[str, Tasks]
     ordinary: Ordinary | None
@@ -193,14 +195,15 @@ def _arm(
 ) -> ArmSummary:
     groups = answers.groups()
     other = [] if arm.name == UNPATCHED else groups
-    judged = answers.of(arm.name, JUDGED)
+    onsets = [until_loop(record) for record in answers.of(arm.name, JUDGED)]
     return ArmSummary(
         arm=arm,
         rates={group: Rates.of(answers.of(arm.name, group)) for group in groups},
         against={group: answers.compare(UNPATCHED, arm.name, group, loops) for group in other},
         ever_against={group: answers.compare(UNPATCHED, arm.name, group, ever_loops) for group in other},
         by_probe=_by_probe(answers, arm.name),
-        survival=survival(map(until_loop, judged)) if judged else [],
+        onsets=onsets,
+        survival=survival(onsets) if onsets else [],
         tasks={
             name: tasks(
                 [answers.probe(place) for place in places],

@@ -12,6 +12,7 @@ from tqdm import tqdm
 from vllm_surgery.errors import UsageError
 from vllm_surgery.evaluation.arms import Arm, by_patches, checked
 from vllm_surgery.evaluation.backend import Chances, Job
+from vllm_surgery.evaluation.drift import Drift
 from vllm_surgery.evaluation.probes import ProbeSet, load_probes
 from vllm_surgery.evaluation.protocol import Protocol
 from vllm_surgery.evaluation.records import FoundLoop, Key, Record, append_lines, read_lines
@@ -23,8 +24,9 @@ if TYPE_CHECKING:
 
     from vllm_surgery.evaluation.backend import Backend, Completion
 
-TRIAL_FILE, ANSWERS_FILE, CHANCES_FILE = "trial.json", "answers.jsonl", "chances.jsonl"
+TRIAL_FILE, ANSWERS_FILE, CHANCES_FILE, EXACT_FILE = "trial.json", "answers.jsonl", "chances.jsonl", "exact.json"
 FORMAT = 1
+_PASSING = {"started", "command"}
 
 
 @dataclass(frozen=True)
@@ -110,7 +112,7 @@ class TrialFolder:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             if (self.path / TRIAL_FILE).exists():
-                self._compare(self.trial(), trial)
+                return self._compare(self.trial(), trial)
             (self.path / TRIAL_FILE).write_text(json.dumps(trial.to_data(), indent=1, ensure_ascii=False) + "\n")
         except OSError as error:
             raise UsageError(f"{self.path}: {error.strerror or error}") from None
@@ -152,9 +154,20 @@ class TrialFolder:
         line = {**dict(zip(("arm", "set", "probe"), key, strict=True)), **asdict(chances), "tops": tops}
         append_lines(self.path / CHANCES_FILE, [line])
 
+    def keep_exact(self, drifts: Mapping[str, Sequence[Drift]]) -> None:
+        """Keeps what whole distributions said of each arm."""
+        plain = {name: [asdict(drift) for drift in found] for name, found in drifts.items()}
+        (self.path / EXACT_FILE).write_text(json.dumps(plain, indent=1) + "\n")
+
+    def exact(self) -> dict[str, list[Drift]]:
+        """What whole distributions said of each arm; nothing where they weren't asked for."""
+        file = self.path / EXACT_FILE
+        plain = json.loads(file.read_text()) if file.exists() else {}
+        return {name: [Drift(**drift) for drift in found] for name, found in plain.items()}
+
     def _compare(self, there: Trial, wanted: Trial) -> None:
         for part in ("protocol", "sets", "arms", "about"):
-            if _plain(there.to_data()[part]) != _plain(wanted.to_data()[part]):
+            if _lasting(there.to_data()[part]) != _lasting(wanted.to_data()[part]):
                 raise UsageError(f"{self.path}: holds a trial with other {part}: take another folder")
 
 
@@ -220,5 +233,7 @@ def _offsets(tokens: Sequence[int], table: TokenTable) -> list[int]:
     return offsets
 
 
-def _plain(data: Any) -> Any:
-    return json.loads(json.dumps(data))
+def _lasting(data: Any) -> Any:
+    """What must be the same when a trial goes on: as JSON has it, and not when it began or how it was asked for."""
+    plain = json.loads(json.dumps(data))
+    return {key: value for key, value in plain.items() if key not in _PASSING} if isinstance(plain, dict) else plain
