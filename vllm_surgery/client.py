@@ -23,7 +23,7 @@ CONNECT_SECONDS = 5.0
 READ_SECONDS = 60.0
 """For an answer that only tells: an engine in the middle of a long step answers after it."""
 
-_NO_PLUGIN = "has no vllm-surgery: start it with `vllm-surgery serve`, or name vllm_surgery in VLLM_PLUGINS"
+NO_PLUGIN = "has no vllm-surgery: start it with `vllm-surgery serve`, or name vllm_surgery in VLLM_PLUGINS"
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ class SurgeryClient:
             wrong = "wants another API key" if self.api_key else "wants an API key"
             raise UsageError(f"{self.url}: {wrong}")
         if response.status_code in {httpx.codes.NOT_FOUND, httpx.codes.METHOD_NOT_ALLOWED}:
-            raise UsageError(f"{self.url}: {_NO_PLUGIN}")
+            raise UsageError(f"{self.url}: {NO_PLUGIN}")
         raise _refusal(response)
 
 

@@ -21,6 +21,7 @@ from vllm_surgery.cli import (
     detect,
     diff,
     doctor,
+    evaluate,
     export_lora,
     patches,
     schema,
@@ -51,6 +52,7 @@ _COMMANDS = (
     patches,
     watch,
     detect,
+    evaluate,
     doctor,
 )
 _EXIT_NO, _EXIT_USAGE, _EXIT_INTERRUPTED = 1, 2, 130

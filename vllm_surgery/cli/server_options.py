@@ -36,8 +36,13 @@ def client_of(args: argparse.Namespace) -> SurgeryClient:
         raise UsageError("talking to a server needs httpx: install it, or vLLM, which brings it")
     from vllm_surgery.client import SurgeryClient
 
+    return SurgeryClient(args.url, key_of(args))
+
+
+def key_of(args: argparse.Namespace) -> str | None:
+    """The API key that the options or the environment name."""
     key = args.api_key if args.api_key is not None else os.environ.get(KEY_VARIABLE)
-    return SurgeryClient(args.url, key or None)
+    return key or None
 
 
 def in_columns(rows: list[tuple[str, str]]) -> str:

@@ -1,15 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-from __future__ import annotations
+"""Short lists: right in any form, wrong for any flaw."""
 
-from pathlib import Path
+from __future__ import annotations
 
 import pytest
 
-from tests.benchmarks.short_lists import ShortList, load_short_lists
+from vllm_surgery.evaluation.probes import load_probes
+from vllm_surgery.evaluation.short_lists import ShortList
 
-SEASONS = ShortList("", (("spring",), ("summer",), ("autumn", "fall"), ("winter",)), 4)
-COLORS = ShortList("", (("red",), ("blue",), ("green",), ("pink",)), 3)
-VOWELS = ShortList("", (("a",), ("e",), ("i",), ("o",), ("u",)), 5, ("y",))
+SEASONS = ShortList((("spring",), ("summer",), ("autumn", "fall"), ("winter",)), 4)
+COLORS = ShortList((("red",), ("blue",), ("green",), ("pink",)), 3)
+VOWELS = ShortList((("a",), ("e",), ("i",), ("o",), ("u",)), 5, ("y",))
 
 
 @pytest.mark.parametrize(
@@ -24,7 +25,7 @@ VOWELS = ShortList("", (("a",), ("e",), ("i",), ("o",), ("u",)), 5, ("y",))
         "They are spring, summer, fall, and winter. In spring the days grow longer, and in winter they don't.",
     ],
 )
-def test_right_in_any_form(text: str):
+def test_right_in_any_form(text: str) -> None:
     assert SEASONS.is_right(text, complete=True)
 
 
@@ -38,26 +39,26 @@ def test_right_in_any_form(text: str):
         "",
     ],
 )
-def test_wrong(text: str):
+def test_wrong(text: str) -> None:
     assert not SEASONS.is_right(text, complete=True)
 
 
-def test_an_answer_that_was_cut_is_wrong():
+def test_an_answer_that_was_cut_is_wrong() -> None:
     assert not SEASONS.is_right("1. Spring\n2. Summer\n3. Fall\n4. Winter", complete=False)
 
 
-def test_choosing_some_of_many():
+def test_choosing_some_of_many() -> None:
     assert COLORS.is_right("Red, green and pink.", complete=True)
     assert not COLORS.is_right("Red, green, blue and pink.", complete=True)
 
 
-def test_optional_items():
+def test_optional_items() -> None:
     assert VOWELS.is_right("The vowels are A, E, I, O, U, and sometimes Y.", complete=True)
     assert VOWELS.is_right("a, e, i, o, u", complete=True)
     assert not VOWELS.is_right("a, e, i, o, u, w", complete=True)
 
 
-def test_the_data_file():
-    lists = load_short_lists(Path(__file__).parent / "data" / "short_lists.yaml")
+def test_the_data_file() -> None:
+    lists = [probe.short_list() for probe in load_probes("short").probes]
     assert len(lists) == 16
     assert all(0 < one.choose <= len(one.items) for one in lists)

@@ -5,14 +5,8 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
 
-import yaml
-
-from tests.benchmarks.loop_rules import bare
-
-if TYPE_CHECKING:
-    from pathlib import Path
+from vllm_surgery.evaluation.entries import bare
 
 _MARKED = re.compile(r"\s*(?:[-*+•]|\d+[.)])\s")
 _SENTENCE_END = re.compile(r"(?<=[.!?:])\s+|\n+")
@@ -21,7 +15,7 @@ _SEPARATOR = re.compile(r"[,;]|\band\b")
 
 @dataclass(frozen=True)
 class ShortList:
-    """A prompt and what a right answer names.
+    """What a right answer names.
 
     Attributes:
         items: each with the names that it goes by, lower case.
@@ -29,18 +23,11 @@ class ShortList:
         optional: names that may stand in the answer as well.
     """
 
-    prompt: str
     items: tuple[tuple[str, ...], ...]
     choose: int
     optional: tuple[str, ...] = ()
 
-    @classmethod
-    def of(cls, data: dict[str, Any]) -> ShortList:
-        """Reads an entry of the data file."""
-        items = tuple((item,) if isinstance(item, str) else tuple(item) for item in data["items"])
-        return cls(data["prompt"], items, data.get("choose", len(items)), tuple(data.get("optional", ())))
-
-    def is_right(self, text: str, complete: bool) -> bool:
+    def is_right(self, text: str, *, complete: bool) -> bool:
         """Whether the answer ends by itself, names as many items as wanted, none twice, and nothing else.
 
         Where some lines are marked as entries, they are the answer, each for its head alone (before a colon or a dash).
@@ -53,7 +40,7 @@ class ShortList:
     def _entries(self, text: str) -> list[str]:
         marked = [line for line in text.splitlines() if _MARKED.match(line)]
         if len(marked) > 1:
-            return [re.split(r":|\s[-\u2013]\s", bare_head(line))[0] for line in marked]
+            return [re.split(r":|\s[-\u2013]\s", _bare_head(line))[0] for line in marked]
         sentences = [part for part in _SENTENCE_END.split(text) if not part.rstrip().endswith(":")]
         pieces = [[piece for piece in _SEPARATOR.split(part) if bare(piece)] for part in sentences]
         several = [part for part in pieces if self._count(part) > 1]
@@ -73,12 +60,7 @@ class ShortList:
         return None if found[best] < 0 else best
 
 
-def load_short_lists(file: Path) -> list[ShortList]:
-    """Reads the data file."""
-    return [ShortList.of(entry) for entry in yaml.safe_load(file.read_text())]
-
-
-def bare_head(line: str) -> str:
+def _bare_head(line: str) -> str:
     """`line` without its marker, colons and dashes still in it."""
     return _MARKED.sub("", line, count=1)
 

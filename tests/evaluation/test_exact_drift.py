@@ -1,29 +1,30 @@
 # SPDX-License-Identifier: Apache-2.0
+"""Whole distributions: known ones, and a real small model's."""
+
 from __future__ import annotations
 
 import math
-from pathlib import Path
 
 import pytest
 import torch
 
-from tests.benchmarks.divergence import Reply, _drift, _patched
+from tests.examples import refusal
+from vllm_surgery.errors import UsageError
+from vllm_surgery.evaluation.exact_drift import _drift, _patched
 from vllm_surgery.plan import Plan, TensorEdit
 
-REPLIES = sorted((Path(__file__).parent / "data" / "replies").glob("*.txt"))
 
-
-def test_drift_of_distributions_that_are_known():
+def test_drift_of_distributions_that_are_known() -> None:
     base = torch.tensor([[0.75, 0.25], [0.9, 0.1]]).log()
     patched = torch.tensor([[0.25, 0.75], [0.9, 0.1]]).log()
     drift = _drift("one", base, patched, torch.tensor([0, 1]))
     assert drift.kl == pytest.approx(0.75 * math.log(3) - 0.25 * math.log(3))
-    assert (drift.tokens, drift.agreed) == (2, 1)
+    assert (drift.tokens, drift.agreed, drift.rest) == (2, 1, 0)
     assert drift.base_loss == pytest.approx(-math.log(0.75 * 0.1))
-    assert drift.patched_loss == pytest.approx(-math.log(0.25 * 0.1))
+    assert drift.loss == pytest.approx(-math.log(0.25 * 0.1))
 
 
-def test_a_patch_is_taken_back():
+def test_a_patch_is_taken_back() -> None:
     network = torch.nn.Sequential(torch.nn.Linear(3, 2, bias=False))
     original = network[0].weight.data.clone()
     edit = TensorEdit("0.weight", "F32", (2, 3), 1, (1,), (5.0,))
@@ -32,8 +33,9 @@ def test_a_patch_is_taken_back():
     assert torch.equal(network[0].weight, original)
 
 
-@pytest.mark.parametrize("file", REPLIES, ids=lambda file: file.stem)
-def test_replies_have_a_request_and_a_text(file: Path):
-    reply = Reply.load(file)
-    assert reply.request
-    assert len(reply.text) > 20
+def test_a_tensor_of_another_name_is_said() -> None:
+    def apply() -> None:
+        with _patched(torch.nn.Linear(2, 2), Plan("p", (TensorEdit("x", "F32", (2, 2), 1, (1,), (5.0,)),), 1)):
+            pass
+
+    assert refusal(apply, UsageError) == "exact chances: transformers calls x by another name"

@@ -1,0 +1,216 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`vllm-surgery evaluate`: how often does this model loop, does a patch help, and at what cost?"""
+
+from __future__ import annotations
+
+import datetime
+import importlib.util
+import json
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vllm_surgery.cli.options import add_command, add_json
+from vllm_surgery.cli.server_options import add_server, key_of
+from vllm_surgery.errors import UsageError
+
+if TYPE_CHECKING:
+    import argparse
+
+    from vllm_surgery.cli.options import Subparsers
+    from vllm_surgery.evaluation.http_backend import HttpBackend
+    from vllm_surgery.evaluation.summary import Summary
+    from vllm_surgery.evaluation.trial import Trial, TrialFolder
+
+SEED = 20261124
+_CONTEXT_FOR_PROMPT = 256
+"""Tokens kept for a prompt and its template; the longest of the package's own takes about 120."""
+
+
+def add_to(subparsers: Subparsers) -> None:
+    """Adds the command."""
+    parser = add_command(
+        subparsers, "evaluate", run, "Measure how often a served model loops, and whether patches help."
+    )
+    _add_arms(parser)
+    _add_questions(parser)
+    parser.add_argument(
+        "--out", type=Path, default=Path("evaluation"), metavar="DIR",
+        help="where answers and report go; a trial that was stopped goes on from there (default: %(default)s)",
+    )  # fmt: skip
+    parser.add_argument("--concurrency", type=int, default=32, metavar="N", help="requests at a time (default: 32)")
+    parser.add_argument("--report-only", action="store_true", help="judge the answers in --out again; ask nobody")
+    parser.add_argument("--run-code", action="store_true", help="run code that the model wrote, in a limited process")
+    parser.add_argument("--exact", action="store_true", help="also compare whole distributions here; needs --model")
+    parser.add_argument("--tokenizer", metavar="NAME", help="its folder or Hub name (default: the served model's own)")
+    add_server(parser)
+    parser.add_argument("--served-model", metavar="NAME", help="which of the server's models (default: its first)")
+    add_json(parser)
+
+
+def _add_arms(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--patch", action="append", default=[], metavar="PATCH", help="an arm: a patch file, or one in the server's folders"
+    )  # fmt: skip
+    parser.add_argument("--shams", type=int, metavar="N", help="random controls of each patch file (default: 3)")
+    parser.add_argument("--sham-seed", type=int, default=SEED, metavar="N", help="chooses their units")
+    parser.add_argument(
+        "--penalty", action="append", type=float, metavar="P", help="an arm: a repetition penalty (default: 1.15)"
+    )
+    parser.add_argument("--no-penalty", action="store_true", help="no arm with a repetition penalty")
+    parser.add_argument(
+        "--server", action="append", default=[], metavar="NAME=URL", help="an arm: another server, as it is"
+    )
+    parser.add_argument("--model", metavar="DIR", help="the model's folder (default: the server's, if it is here)")
+
+
+def _add_questions(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--protocol", default="default", help="`default`, `small`, or a file (default: %(default)s)")
+    parser.add_argument("--cells", metavar="A,B", help="only these cells of the protocol")
+    parser.add_argument(
+        "--probes", action="append", metavar="SET", help="only these probe sets, or a file of your own instead"
+    )
+    parser.add_argument("--seeds", type=int, metavar="N", help="answers to each probe where it is sampled")
+    parser.add_argument("--max-tokens", type=int, metavar="N", help="no answer longer than that")
+
+
+def run(args: argparse.Namespace, _rest: list[str]) -> int:
+    """Carries the command out."""
+    _check(args)
+    from vllm_surgery.evaluation.report import write_report
+    from vllm_surgery.evaluation.trial import TrialFolder
+
+    folder = TrialFolder(args.out)
+    if not args.report_only:
+        _ask(args, folder)
+    summary = _summary(args, folder)
+    files = write_report(summary, folder.trial(), folder.records(), args.out)
+    print(json.dumps(summary.to_data(), indent=2) if args.json else _in_words(summary, files))
+    return 0
+
+
+def _check(args: argparse.Namespace) -> None:
+    for name in ("seeds", "max_tokens", "concurrency"):
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            raise UsageError(f"--{name.replace('_', '-')}: 1 or more")
+    if args.shams is not None and args.shams < 0:
+        raise UsageError("--shams: 0 or more")
+    for module in ("httpx", "jinja2"):
+        if importlib.util.find_spec(module) is None:
+            raise UsageError(f"evaluate needs {module}: install it, or vLLM, which brings it")
+
+
+def _ask(args: argparse.Namespace, folder: TrialFolder) -> None:
+    from vllm_surgery.evaluation.http_backend import HttpBackend
+    from vllm_surgery.evaluation.setup import token_table
+    from vllm_surgery.evaluation.trial import run_trial
+
+    trial = _questions(args)
+    backend = HttpBackend(args.url, key_of(args), args.served_model, args.concurrency)
+    try:
+        trial = _with_arms(args, trial, backend)
+        backend.require(trial.arms)
+        table = token_table(args.tokenizer or backend.facts().root)
+        try:
+            run_trial(trial, backend, folder, table, quiet=args.json and not sys.stderr.isatty())
+        finally:
+            _restore(backend)
+    finally:
+        backend.close()
+    if args.exact:
+        _measure_exactly(args, trial, folder, backend)
+
+
+def _questions(args: argparse.Namespace) -> Trial:
+    """What will be asked, before anybody is: a wrong file is said first."""
+    from vllm_surgery.evaluation.arms import unpatched
+    from vllm_surgery.evaluation.protocol import load_protocol
+    from vllm_surgery.evaluation.trial import Trial
+
+    cells = args.cells.split(",") if args.cells else None
+    protocol = load_protocol(args.protocol)
+    protocol = protocol.changed(cells=cells, seeds=args.seeds, max_tokens=args.max_tokens, sets=args.probes)
+    return Trial.of(protocol, [unpatched()], {})
+
+
+def _with_arms(args: argparse.Namespace, trial: Trial, backend: HttpBackend) -> Trial:
+    from vllm_surgery.evaluation import setup
+    from vllm_surgery.evaluation.trial import Trial
+
+    facts = backend.facts()
+    if facts.context is not None and trial.longest + _CONTEXT_FOR_PROMPT > facts.context:
+        least = trial.longest + _CONTEXT_FOR_PROMPT
+        raise UsageError(
+            f"{args.url}: has room for {facts.context} tokens, and the protocol needs {least}: "
+            "start it with a larger --max-model-len, or ask for less with --max-tokens or --cells"
+        )
+    model = setup.model_folder(args.model, facts)
+    penalties = [] if args.no_penalty else args.penalty or [setup.PENALTY]
+    arms = setup.build_arms(
+        args.patch, model, shams=args.shams, sham_seed=args.sham_seed, penalties=penalties, servers=args.server
+    )
+    started = datetime.datetime.now(datetime.UTC).date().isoformat()
+    about = setup.about(facts, model, args.sham_seed) | {"started": started, "command": _command(args)}
+    return Trial(trial.protocol, trial.sets, arms, about)
+
+
+def _command(args: argparse.Namespace) -> str:
+    """The command without what is this machine's own, and without the key."""
+    words = ["vllm-surgery", "evaluate"]
+    words += [word for patch in args.patch for word in ("--patch", Path(patch).name)]
+    plain = ("shams", "protocol", "cells", "seeds", "max_tokens", "concurrency")
+    for name in plain:
+        if getattr(args, name) not in {None, "default"}:
+            words += [f"--{name.replace('_', '-')}", str(getattr(args, name))]
+    words += [word for name in args.probes or [] for word in ("--probes", Path(name).name)]
+    words += [word for value in args.penalty or [] for word in ("--penalty", f"{value:g}")]
+    words += [word for server in args.server for word in ("--server", f"{server.partition('=')[0]}=URL")]
+    words += [f"--{name.replace('_', '-')}" for name in ("no_penalty", "exact", "run_code") if getattr(args, name)]
+    return shlex.join(words)
+
+
+def _restore(backend: HttpBackend) -> None:
+    from vllm_surgery.errors import SurgeryError
+
+    try:
+        warning = backend.restore()
+    except SurgeryError as error:
+        warning = f"the server's patches couldn't be put back: {error}"
+    if warning:
+        print(f"vllm-surgery: warning: {warning}", file=sys.stderr)
+
+
+def _measure_exactly(args: argparse.Namespace, trial: Trial, folder: TrialFolder, backend: HttpBackend) -> None:
+    from vllm_surgery.evaluation.exact_drift import exact_drifts
+    from vllm_surgery.evaluation.setup import model_folder
+
+    model = model_folder(args.model, backend.facts())
+    if model is None:
+        raise UsageError("--exact needs the model's folder: name it with --model")
+    patches = {arm.name: arm.patches[0] for arm in trial.arms if arm.patches and isinstance(arm.patches[0], dict)}
+    probes = [probe for name in trial.protocol.text for probe in trial.sets[name].probes]
+    folder.keep_exact(exact_drifts(model, patches, probes, quiet=args.json))
+
+
+def _summary(args: argparse.Namespace, folder: TrialFolder) -> Summary:
+    from vllm_surgery.evaluation.side_effects import healthy
+    from vllm_surgery.evaluation.summary import summarize
+
+    exact = {name: healthy(drifts) for name, drifts in folder.exact().items()}
+    return summarize(folder.trial(), folder.records(), folder.chances(), exact, run_code=args.run_code)
+
+
+def _in_words(summary: Summary, files: dict[str, Path]) -> str:
+    from vllm_surgery.evaluation.summary import JUDGED
+
+    lines = [] if summary.complete else [f"{summary.answers} of {summary.expected} answers: not complete, no verdict"]
+    for one in summary.arms:
+        rates: Any = one.rates.get(JUDGED)
+        if rates is not None:
+            rate = rates.looped
+            share = f"{100 * rate.value:.1f} % ({100 * rate.low:.1f} to {100 * rate.high:.1f})"
+            lines.append(f"{one.arm.name}: {share} of {rates.answers} answers end in a loop")
+    lines += [f"verdict on {name}: {verdict.word}" for name, verdict in summary.verdicts.items()]
+    return "\n".join([*lines, *(f"{kind}: {file}" for kind, file in files.items())])

@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a trial needs of whatever answers: a server, or an engine in this process."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from vllm_surgery.evaluation.arms import Arm
+    from vllm_surgery.evaluation.records import Key
+
+
+@dataclass(frozen=True)
+class Job:
+    """One answer to be had."""
+
+    key: Key
+    prompt: str
+    sampling: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Completion:
+    """One answer.
+
+    Attributes:
+        text: what the model thought, where the server tells that apart, and what it said.
+        token_ids: of both, as they were made.
+        finish: ``stop`` where the model ended it.
+    """
+
+    text: str
+    token_ids: list[int]
+    finish: str
+
+
+@dataclass(frozen=True)
+class Chances:
+    """The chances of a text's tokens, one after another.
+
+    Attributes:
+        targets: the text's tokens.
+        logprobs: of each target, natural.
+        tops: for each place the likeliest tokens and their log-probabilities, the target always among them.
+    """
+
+    targets: list[int]
+    logprobs: list[float]
+    tops: list[dict[int, float]]
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """What answers.
+
+    Attributes:
+        name: what requests call the model.
+        root: where it was loaded from: a folder or a name on the Hub.
+        context: tokens that prompt and answer may have together; None where it isn't known.
+        engine: what serves it, with its version.
+    """
+
+    name: str
+    root: str
+    context: int | None
+    engine: str
+
+
+class Backend(Protocol):
+    """Answers, under one arm at a time."""
+
+    def facts(self) -> ModelFacts:
+        """What answers."""
+
+    def serve(self, arm: Arm) -> str | None:
+        """From now on serves what `arm` says. Gives the patch set's id; None where it can't be known.
+
+        Raises:
+            SurgeryError: it can't.
+        """
+
+    def answer(self, jobs: Sequence[Job]) -> Iterator[list[tuple[Job, Completion]]]:
+        """The answers, in any order, as they come. What is given was answered under the arm that is served.
+
+        Raises:
+            SurgeryError: one couldn't be answered, or somebody else changed what is served.
+        """
+
+    def chances(self, prompt: str, reply: str) -> Chances:
+        """The chances of `reply` as the answer to `prompt`.
+
+        Raises:
+            SurgeryError: it can't say.
+        """

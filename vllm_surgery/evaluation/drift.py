@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How far an arm moves a model's next-token chances on healthy text, as far as a server tells them.
+
+A server gives the likeliest tokens of each place and no others. What it doesn't give is taken together as one "rest",
+on both sides; a divergence of distributions that are made coarser is never larger than that of the distributions
+themselves (the data processing inequality), so the figure is a lower bound. `exact_drift` has the whole.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from vllm_surgery.evaluation.backend import Chances
+
+_LEAST = 1e-12
+"""A rest below this is rounding: log-probabilities come with six digits."""
+
+
+@dataclass(frozen=True)
+class Drift:
+    """One text under one arm, summed over its tokens.
+
+    Attributes:
+        text: which.
+        tokens: how many.
+        kl: nats, KL divergence of the arm's from the unpatched distribution, KL(unpatched || arm).
+        agreed: tokens for which both would have chosen the same.
+        base_loss: nats, negative log likelihood of the text, unpatched.
+        loss: the same under the arm.
+        rest: chance, unpatched, of what is taken together; 0 where the divergence is exact.
+    """
+
+    text: str
+    tokens: int
+    kl: float
+    agreed: int
+    base_loss: float
+    loss: float
+    rest: float
+
+
+def drift(text: str, base: Chances, arm: Chances) -> Drift:
+    """The drift between two arms' chances of one text. They must be of the same tokens."""
+    if base.targets != arm.targets:
+        raise ValueError(f"{text}: cut into other tokens under the two arms")
+    places = [_coarse_kl(first, second) for first, second in zip(base.tops, arm.tops, strict=True)]
+    return Drift(
+        text=text,
+        tokens=len(base.targets),
+        kl=sum(kl for kl, _ in places),
+        agreed=sum(_likeliest(first) == _likeliest(second) for first, second in zip(base.tops, arm.tops, strict=True)),
+        base_loss=-sum(base.logprobs),
+        loss=-sum(arm.logprobs),
+        rest=sum(rest for _, rest in places),
+    )
+
+
+def _coarse_kl(base: dict[int, float], arm: dict[int, float]) -> tuple[float, float]:
+    """The divergence over the tokens that both give, and one rest; and the rest's chance in `base`."""
+    both = base.keys() & arm.keys()
+    pairs = [(math.exp(base[token]), math.exp(arm[token])) for token in both]
+    rest, other = (max(_LEAST, 1 - sum(pair[side] for pair in pairs)) for side in (0, 1))
+    kl = sum(p * math.log(p / q) for p, q in [*pairs, (rest, other)] if p > 0)
+    return max(0.0, kl), rest
+
+
+def _likeliest(top: dict[int, float]) -> int:
+    return max(top, key=lambda token: (top[token], -token))

@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is asked: sets of prompts as data files, those that come with the package and those of a user."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Literal, TypeAlias
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from vllm_surgery.document import parse_document
+from vllm_surgery.errors import PatchError, UsageError
+from vllm_surgery.evaluation.checks import Check  # noqa: TC001 - pydantic reads it
+from vllm_surgery.evaluation.short_lists import ShortList
+from vllm_surgery.patch import read_bounded
+
+Use: TypeAlias = Literal["loops", "healthy", "short", "skills", "text"]
+"""What a set is for: to set off loops; ordinary requests; lists with a known answer; tasks with a check; sound replies."""
+
+Half: TypeAlias = Literal["search", "held-out"]
+
+_ID = r"^[a-z0-9][a-z0-9._-]{0,63}$"
+_NEEDED: dict[str, str] = {"short": "items", "skills": "check", "text": "reply"}
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Probe(_Strict):
+    """One prompt, and what its set's use asks for besides.
+
+    Attributes:
+        id: its name within the set.
+        half: where a set is divided: what a search for an edit may look at, or what it is judged by.
+        items: of a short list: what must be named, an item as a list where it has several names, lower case.
+        choose: how many of the items are to be named; all of them where it isn't said.
+        optional: names that may stand in the answer as well.
+        check: what makes an answer right.
+        reply: a sound answer.
+    """
+
+    id: str = Field(pattern=_ID)
+    prompt: str = Field(min_length=1)
+    half: Half | None = None
+    items: list[str | list[str]] | None = None
+    choose: int | None = Field(default=None, ge=1)
+    optional: list[str] = []
+    check: Check | None = None
+    reply: Annotated[str, Field(min_length=1)] | None = None
+
+    def short_list(self) -> ShortList:
+        """The known answer of a short list."""
+        names = [(item,) if isinstance(item, str) else tuple(item) for item in self.items or []]
+        return ShortList(tuple(names), self.choose or len(names), tuple(self.optional))
+
+
+class ProbeSet(_Strict):
+    """Prompts with one use."""
+
+    name: str = Field(pattern=_ID)
+    use: Use
+    about: str = ""
+    probes: list[Probe] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _whole(self) -> ProbeSet:
+        ids = [probe.id for probe in self.probes]
+        twice = next((one for one in ids if ids.count(one) > 1), None)
+        if twice is not None:
+            raise ValueError(f"the id {twice} stands twice")
+        needed = _NEEDED.get(self.use)
+        for probe in self.probes:
+            if needed is not None and getattr(probe, needed) is None:
+                raise ValueError(f"{probe.id}: a probe for `use: {self.use}` needs `{needed}`")
+        return self
+
+    @property
+    def digest(self) -> str:
+        """sha256 of all that it says, so that a report names the very prompts."""
+        return hashlib.sha256(json.dumps(self.model_dump(exclude_defaults=True), sort_keys=True).encode()).hexdigest()
+
+    def halves(self) -> dict[str, int]:
+        """How many probes there are of each half; empty where it isn't divided."""
+        marks = [probe.half for probe in self.probes if probe.half is not None]
+        return {half: marks.count(half) for half in sorted(set(marks))}
+
+
+def built_in() -> list[str]:
+    """Names of the sets that come with the package."""
+    return sorted(file.name.removesuffix(".yaml") for file in _folder().iterdir() if file.name.endswith(".yaml"))
+
+
+def load_probes(name: str) -> ProbeSet:
+    """Reads a set.
+
+    Args:
+        name: of a set that comes with the package, or of a file.
+
+    Raises:
+        UsageError: there is no such set or file, or it isn't a probe file; one line with the place.
+    """
+    if name in built_in():
+        return _parse((_folder() / f"{name}.yaml").read_bytes(), f"{name}.yaml")
+    if not Path(name).suffix and not Path(name).exists():
+        raise UsageError(f"{name}: no such probe set; there are {', '.join(built_in())}, and files of your own")
+    return _parse(read_bounded(Path(name)), name)
+
+
+def _folder() -> resources.abc.Traversable:
+    return resources.files("vllm_surgery.evaluation") / "data" / "probes"
+
+
+def _parse(content: bytes, source: str) -> ProbeSet:
+    if not content.strip():
+        raise UsageError(f"{source}: the probe file is empty")
+    try:
+        data = parse_document(content, source)
+    except PatchError as error:
+        raise UsageError(str(error)) from None
+    if not isinstance(data, dict):
+        raise UsageError(f"{source}: is no probe file: expected a mapping with `name`, `use` and `probes`")
+    try:
+        return ProbeSet.model_validate(data)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        if first["loc"] == ("probes",) and first["type"] == "too_short":
+            raise UsageError(f"{source}: the probe file has no probes") from None
+        place = ".".join(map(str, first["loc"]))
+        raise UsageError(": ".join(filter(None, [source, place, first["msg"].removeprefix("Value error, ")]))) from None

@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How a trial asks: cells, each some probe sets under one sampling. Data files, those of the package and a user's own."""
+
+from __future__ import annotations
+
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from vllm_surgery.document import parse_document
+from vllm_surgery.errors import PatchError, UsageError
+from vllm_surgery.patch import read_bounded
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+_NAME = r"^[a-z0-9][a-z0-9._-]{0,63}$"
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Cell(_Strict):
+    """Some probe sets under one sampling.
+
+    Attributes:
+        sets: names of probe sets, or files.
+        seeds: answers to each probe; they get the seeds 0, 1, ...
+        top_k: 0 for no limit.
+        max_tokens: of one answer.
+        thinking: whether the chat template is asked to switch thinking on or off; None leaves it alone.
+    """
+
+    name: str = Field(pattern=_NAME)
+    sets: list[str] = Field(min_length=1)
+    seeds: int = Field(default=1, ge=1)
+    temperature: float = Field(ge=0)
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    top_k: int = Field(default=0, ge=0)
+    max_tokens: int = Field(ge=1)
+    thinking: bool | None = None
+
+    def sampling(self, seed: int) -> dict[str, Any]:
+        """What a request says of its sampling. The same seed and the same chances give the same answer."""
+        asked = self.model_dump(include={"temperature", "top_p", "max_tokens"}) | {"seed": seed}
+        asked |= {"top_k": self.top_k} if self.top_k else {}
+        return asked | ({} if self.thinking is None else {"chat_template_kwargs": {"enable_thinking": self.thinking}})
+
+
+class Protocol(_Strict):
+    """All cells of a trial, and the sets of healthy text on which the arms' chances are compared."""
+
+    name: str = Field(pattern=_NAME)
+    cells: list[Cell] = Field(min_length=1)
+    text: list[str] = []
+
+    @model_validator(mode="after")
+    def _names_once(self) -> Protocol:
+        names = [cell.name for cell in self.cells]
+        if len(set(names)) < len(names):
+            raise ValueError("two cells have the same name")
+        return self
+
+    @property
+    def sets(self) -> list[str]:
+        """Every probe set that it names, once."""
+        return list(dict.fromkeys([*(name for cell in self.cells for name in cell.sets), *self.text]))
+
+    def cell(self, name: str) -> Cell:
+        """The cell of this name."""
+        return next(cell for cell in self.cells if cell.name == name)
+
+    def changed(
+        self,
+        *,
+        cells: Sequence[str] | None = None,
+        seeds: int | None = None,
+        max_tokens: int | None = None,
+        sets: Sequence[str] | None = None,
+    ) -> Protocol:
+        """The same with only these cells, other seeds where it samples, a smaller budget, or only these sets.
+
+        A set that no cell names is asked in every cell that asks for loops: where the paper's set stands.
+
+        Raises:
+            UsageError: nothing is left, or there is no such cell.
+        """
+        names = [cell.name for cell in self.cells]
+        for name in cells or []:
+            if name not in names:
+                raise UsageError(f"the protocol {self.name} has no cell {name}; it has {', '.join(names)}")
+        kept = [cell for cell in self.cells if cells is None or cell.name in cells]
+        changed = [_changed(cell, seeds, max_tokens, sets, self.sets) for cell in kept]
+        left = [cell for cell in changed if cell is not None]
+        if not left:
+            raise UsageError("no cell is left to ask: the sets that were named are in none of them")
+        text = self.text if sets is None else [name for name in self.text if name in sets]
+        return Protocol(name=self.name, cells=left, text=text)
+
+
+def _changed(
+    cell: Cell, seeds: int | None, max_tokens: int | None, sets: Sequence[str] | None, known: Sequence[str]
+) -> Cell | None:
+    asked = [name for name in cell.sets if sets is None or name in sets]
+    if "paper" in cell.sets:
+        asked += [name for name in sets or [] if name not in known]
+    update: dict[str, Any] = {"sets": asked}
+    if seeds is not None and cell.temperature > 0:
+        update["seeds"] = seeds
+    if max_tokens is not None:
+        update["max_tokens"] = min(cell.max_tokens, max_tokens)
+    return cell.model_copy(update=update) if asked else None
+
+
+def load_protocol(name: str) -> Protocol:
+    """Reads a protocol: one that comes with the package (``default``, ``small``), or a file.
+
+    Raises:
+        UsageError: there is none, or it isn't sound; one line with the place.
+    """
+    own = resources.files("vllm_surgery.evaluation") / "data" / "protocols" / f"{name}.yaml"
+    if not Path(name).suffix and not own.is_file():
+        raise UsageError(f"{name}: no such protocol; there are default, small, and files of your own")
+    content = own.read_bytes() if not Path(name).suffix else read_bounded(Path(name))
+    try:
+        return Protocol.model_validate(parse_document(content, name))
+    except PatchError as error:
+        raise UsageError(str(error)) from None
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place = ".".join(map(str, first["loc"]))
+        raise UsageError(": ".join(filter(None, [name, place, first["msg"].removeprefix("Value error, ")]))) from None

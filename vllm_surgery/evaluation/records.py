@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a trial keeps: a line of JSON for every answer, written as they come, so that a killed trial goes on."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from vllm_surgery.errors import UsageError
+from vllm_surgery.loops import Loop
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+    from pathlib import Path
+
+
+class Key(NamedTuple):
+    """Which answer it is. `seed` is what tells the answers to one probe apart."""
+
+    arm: str
+    cell: str
+    set: str
+    probe: str
+    seed: int
+
+
+@dataclass(frozen=True)
+class FoundLoop:
+    """A loop in an answer.
+
+    Attributes:
+        start: the character of the answer's text at which it begins.
+        first_copy: the character at which what repeats begins for the second time.
+    """
+
+    kind: str
+    onset: int
+    period: int
+    copies: float
+    end: int
+    outcome: str
+    start: int
+    first_copy: int
+
+    @classmethod
+    def of(cls, loop: Loop, offsets: list[int]) -> FoundLoop:
+        """A detector's loop. `offsets` are the characters at which tokens begin, and where the last one ends."""
+        again = min(loop.onset + loop.period, len(offsets) - 1)
+        place = (offsets[loop.onset], offsets[again])
+        return cls(loop.kind, loop.onset, loop.period, round(loop.copies, 2), loop.end, loop.outcome, *place)
+
+
+@dataclass(frozen=True)
+class Record:
+    """One answer, and all that is needed to ask for it again.
+
+    Attributes:
+        patch: id of the patch set that the server served with.
+        sampling: as the request said it.
+        finish: the server's word: ``stop`` where the model ended it, ``length`` where the budget did.
+        loops: what the detectors found in `token_ids`.
+    """
+
+    key: Key
+    patch: str | None
+    prompt: str
+    sampling: dict[str, Any]
+    text: str
+    token_ids: list[int]
+    finish: str
+    loops: list[FoundLoop] = field(default_factory=list)
+
+    def to_data(self) -> dict[str, Any]:
+        """Plain data: the line in the file."""
+        return {**self.key._asdict(), **{name: value for name, value in asdict(self).items() if name != "key"}}
+
+    @classmethod
+    def from_data(cls, data: Mapping[str, Any]) -> Record:
+        """The record whose `to_data` this is."""
+        rest = {name: value for name, value in data.items() if name not in Key._fields}
+        loops = [FoundLoop(**loop) for loop in rest.pop("loops")]
+        return cls(Key(*(data[name] for name in Key._fields)), loops=loops, **rest)
+
+
+def read_lines(file: Path) -> list[dict[str, Any]]:
+    """The objects in a file of JSON lines; none where there is no file.
+
+    A kill in the middle of a line leaves a part of it, which is cut off.
+
+    Raises:
+        UsageError: another line isn't JSON.
+    """
+    if not file.exists():
+        return []
+    content = file.read_bytes()
+    whole = content[: content.rfind(b"\n") + 1]
+    if len(whole) < len(content):
+        with file.open("r+b") as stream:
+            stream.truncate(len(whole))
+    try:
+        return [json.loads(line) for line in whole.splitlines()]
+    except ValueError as error:
+        raise UsageError(f"{file}: not a file of a trial: {error}") from None
+
+
+def append_lines(file: Path, items: Iterable[Mapping[str, Any]]) -> None:
+    """Writes objects at the end of a file, and waits until the disk has them."""
+    with file.open("a", encoding="utf-8") as stream:
+        stream.write("".join(json.dumps(item, ensure_ascii=False) + "\n" for item in items))
+        stream.flush()
+        os.fsync(stream.fileno())

@@ -1,0 +1,154 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The report of a trial: one HTML page that needs nothing else, the same in Markdown, and the figures as JSON."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+from vllm_surgery.errors import UsageError
+from vllm_surgery.evaluation.examples import examples
+from vllm_surgery.evaluation.figures import onset_figure, rates_figure
+from vllm_surgery.evaluation.page import Examples, Figure, Section, Words, markdown
+from vllm_surgery.evaluation.summary import JUDGED
+from vllm_surgery.evaluation.tables import (
+    against_table,
+    arms_table,
+    cells_table,
+    healthy_table,
+    ordinary_table,
+    rates_table,
+    tasks_table,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from vllm_surgery.evaluation.page import Block
+    from vllm_surgery.evaluation.records import Record
+    from vllm_surgery.evaluation.summary import Summary
+    from vllm_surgery.evaluation.trial import Trial
+
+_GROUPS = {JUDGED: "All that the verdict is about"}
+
+
+def write_report(summary: Summary, trial: Trial, records: Sequence[Record], folder: Path) -> dict[str, Path]:
+    """Writes ``report.html``, ``report.md`` with its figures, and ``summary.json``.
+
+    Returns:
+        What was written, by kind.
+
+    Raises:
+        UsageError: it can't be written.
+    """
+    title = f"Loops of {summary.about['model']}"
+    sections = sections_of(summary, trial, records)
+    files = {"page": folder / "report.html", "markdown": folder / "report.md", "figures": folder / "summary.json"}
+    contents = {
+        files["page"]: html(title, sections),
+        files["markdown"]: markdown(title, sections),
+        files["figures"]: json.dumps(summary.to_data(), indent=1) + "\n",
+    }
+    contents |= {
+        folder / block.name: block.svg for one in sections for block in one.blocks if isinstance(block, Figure)
+    }
+    try:
+        for file, content in contents.items():
+            file.write_text(content, encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"{folder}: {error.strerror or error}") from None
+    return files
+
+
+def html(title: str, sections: Sequence[Section]) -> str:
+    """The page, in one file. Everything that a model wrote is escaped; the page runs no script."""
+    from jinja2 import Environment, PackageLoader
+
+    environment = Environment(
+        loader=PackageLoader("vllm_surgery.evaluation", "data"), autoescape=True, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters["kind"] = lambda block: type(block).__name__
+    environment.filters["parts"] = lambda text: list(enumerate(text.split("**")))
+    return environment.get_template("report.html.jinja").render(title=title, sections=sections)
+
+
+def sections_of(summary: Summary, trial: Trial, records: Sequence[Record]) -> list[Section]:
+    """The report's parts, in order."""
+    found = [_asked(summary), _verdicts(summary), _loops(summary, records), _against(summary), _side_effects(summary)]
+    pairs = list(examples(trial, records))
+    if pairs:
+        note = "The first of each sort, in the order in which they were asked. Marked (in text: behind \u00bb) is what repeats."
+        found.append(Section("Examples", [Words(note), Examples(pairs)]))
+    return [section for section in found if section.blocks]
+
+
+def _asked(summary: Summary) -> Section:
+    about = summary.about
+    said = [
+        f"**Model**: {about['model']}, sha256 over config and weights {about['fingerprint'] or 'not known'}",
+        f"**Served by**: {about['engine']}, vllm-surgery {about['vllm_surgery']}, {about['started']}",
+        f"**Command**: `{about['command']}`; seed of the shams {about['sham_seed']}",
+        f"**Answers**: {summary.answers} of {summary.expected}",
+    ]
+    note = (
+        "Loops are found in the answers' tokens by the detectors of vllm-surgery. Intervals are 95 %: Wilson's for rates, "
+        "from a bootstrap over probes for differences. Every answer is asked for with a seed of its own."
+    )
+    return Section("What was asked", [Words("", said), arms_table(summary), cells_table(summary), Words(note)])
+
+
+def _verdicts(summary: Summary) -> Section:
+    if not any(one.arm.kind == "patch" for one in summary.arms):
+        return Section("Verdict", [])
+    blocks: list[Block] = [Words(f"The rule, stated before any answer was seen: {summary.rule}")]
+    if not summary.complete:
+        blocks.append(Words("**No verdict**: answers are missing."))
+    marks = {True: "holds", False: "doesn't hold", None: "not asked"}
+    for name, verdict in summary.verdicts.items():
+        items = [f"{condition.says}: {marks[condition.holds]}" for condition in verdict.conditions]
+        blocks.append(Words(f"{name}: **{verdict.word}**", items))
+    return Section("Verdict", blocks)
+
+
+def _loops(summary: Summary, records: Sequence[Record]) -> Section:
+    if not summary.arms[0].rates:
+        return Section("Loops", [])
+    blocks: list[Block] = []
+    for group in summary.arms[0].rates:
+        blocks += [Words(f"**{_GROUPS.get(group, group)}**"), rates_table(summary, group)]
+    blocks.append(
+        Words(
+            "An answer that is in loops of two kinds counts for both; `any` pools the kinds. `left`: was in a loop, doesn't "
+            "end in one. `wasted`: tokens behind the onset of the loop that an answer ends in, of all tokens. `entries`: "
+            "different entries of the middle answer, right or wrong."
+        )
+    )
+    blocks.append(Figure("loops.svg", "Answers that end in a loop, by probe and arm.", rates_figure(summary)))
+    blocks.append(
+        Figure("onset.svg", "Share of judged answers not yet in a loop (Kaplan-Meier).", onset_figure(summary, records))
+    )
+    return Section("Loops", blocks)
+
+
+def _against(summary: Summary) -> Section:
+    if not any(one.against for one in summary.arms):
+        return Section("Against the unpatched model", [])
+    blocks: list[Block] = []
+    for group in summary.arms[0].rates:
+        blocks += [Words(f"**{_GROUPS.get(group, group)}**"), against_table(summary, group)]
+    blocks.append(
+        Words(
+            "Pairs are answers to the same probe under the same seed. `p over probes` flips signs of whole probes, since "
+            "seeds of one probe aren't independent. `needed`: pairs at which a difference like this one is found in four "
+            "of five trials."
+        )
+    )
+    return Section("Against the unpatched model", blocks)
+
+
+def _side_effects(summary: Summary) -> Section:
+    blocks: list[Block] = []
+    for make in (tasks_table, ordinary_table, healthy_table):
+        blocks += make(summary)
+    return Section("Side effects", blocks)

@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a trial needs to know before it asks: the arms, what the tokens are as text, and which model this is."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vllm_surgery import __version__
+from vllm_surgery.checkpoint import CONFIG_FILE, ModelFolder
+from vllm_surgery.errors import UsageError, one_line
+from vllm_surgery.evaluation import arms as make
+from vllm_surgery.library import ENDINGS
+from vllm_surgery.loops import TokenTable
+from vllm_surgery.patch import load_patch
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from vllm_surgery.evaluation.arms import Arm
+    from vllm_surgery.evaluation.backend import ModelFacts
+
+SHAMS = 3
+"""Controls of a patch where the model's folder is here: enough to see that they differ, each costs a whole arm."""
+PENALTY = 1.15
+"""The repetition penalty that the paper found to leave code working (1.30 broke it)."""
+
+
+def model_folder(asked: str | None, facts: ModelFacts) -> Path | None:
+    """The model's folder: the one named, or the server's own where it lies on this machine.
+
+    Raises:
+        UsageError: the one named isn't there.
+    """
+    if asked is not None:
+        return ModelFolder(asked).path
+    return Path(facts.root) if (Path(facts.root) / CONFIG_FILE).is_file() else None
+
+
+def build_arms(
+    patches: Sequence[str],
+    folder: Path | None,
+    *,
+    shams: int | None,
+    sham_seed: int,
+    penalties: Sequence[float],
+    servers: Sequence[str],
+) -> list[Arm]:
+    """All arms, the unpatched one first.
+
+    Args:
+        patches: files, or names of patches in the server's folders.
+        folder: of the model; shams need it.
+        shams: for each patch file; None for `SHAMS` where there is a folder.
+        sham_seed: chooses their units.
+        penalties: repetition penalties of the unpatched model.
+        servers: other servers, as ``NAME=URL``.
+
+    Raises:
+        UsageError: a file is missing, shams can't be made, or an option isn't what it should be.
+        SurgeryError: a patch is refused.
+    """
+    if shams and folder is None:
+        raise UsageError("shams need the model's folder: name it with --model")
+    count = shams if shams is not None else SHAMS if folder is not None else 0
+    built = [make.unpatched()]
+    for word in patches:
+        if not is_file(word):
+            built.append(make.of_name(word))
+            continue
+        patch = load_patch(word)
+        built.append(make.of_patch(patch))
+        if folder is not None and count:
+            built += make.shams_of(patch, ModelFolder(folder), count, sham_seed)
+    built += [make.of_penalty(_penalty(value)) for value in penalties]
+    return make.checked([*built, *map(_server, servers)])
+
+
+def token_table(name: str) -> TokenTable:
+    """What a tokenizer's tokens are as text.
+
+    Args:
+        name: of its folder, or on the Hub.
+
+    Raises:
+        UsageError: there is none.
+    """
+    try:
+        from transformers import AutoTokenizer
+    except ImportError:
+        raise UsageError("a tokenizer needs transformers: install it, or vLLM, which brings it") from None
+    try:
+        return TokenTable.from_tokenizer(AutoTokenizer.from_pretrained(name))
+    except (OSError, ValueError, KeyError) as error:
+        why = one_line(str(error), 160)
+        raise UsageError(f"{name}: no tokenizer can be loaded; name its folder with --tokenizer: {why}") from None
+
+
+def about(facts: ModelFacts, folder: Path | None, sham_seed: int) -> dict[str, Any]:
+    """Which model this is, and what asked and answered."""
+    return {
+        "model": facts.name,
+        "engine": facts.engine,
+        "vllm_surgery": __version__,
+        "fingerprint": fingerprint(folder) if folder is not None else None,
+        "sham_seed": sham_seed,
+    }
+
+
+def fingerprint(folder: Path) -> str:
+    """sha256 over the config's and the weights' files, each with its name."""
+    whole = hashlib.sha256()
+    for file in [folder / CONFIG_FILE, *ModelFolder(folder).files]:
+        with file.open("rb") as stream:
+            whole.update(f"{file.name} {hashlib.file_digest(stream, 'sha256').hexdigest()}\n".encode())
+    return whole.hexdigest()
+
+
+def is_file(word: str) -> bool:
+    """Whether a word means a patch file rather than a patch in the server's folders."""
+    return os.sep in word or word.endswith(ENDINGS) or Path(word).is_file()
+
+
+def _penalty(value: float) -> float:
+    if not 0 < value < float("inf") or value == 1:
+        raise UsageError(f"--penalty {value:g}: a repetition penalty is above 0, and not 1, which is none")
+    return value
+
+
+def _server(word: str) -> Arm:
+    name, separator, url = word.partition("=")
+    if not (name and separator and url):
+        raise UsageError(f"--server {word}: write NAME=URL")
+    return make.of_server(name, url)

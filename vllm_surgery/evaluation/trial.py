@@ -1,0 +1,239 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A trial: every arm asked every probe under every seed, each answer kept as it comes. Judging it is `summary`'s part."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from tqdm import tqdm
+
+from vllm_surgery.errors import UsageError
+from vllm_surgery.evaluation.arms import Arm, by_patches, checked
+from vllm_surgery.evaluation.backend import Chances, Job
+from vllm_surgery.evaluation.drift import Drift
+from vllm_surgery.evaluation.probes import ProbeSet, load_probes
+from vllm_surgery.evaluation.protocol import Protocol
+from vllm_surgery.evaluation.records import FoundLoop, Key, Record, append_lines, read_lines
+from vllm_surgery.loops import TokenTable, detect
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from vllm_surgery.evaluation.backend import Backend, Completion
+
+TRIAL_FILE, ANSWERS_FILE, CHANCES_FILE, EXACT_FILE = "trial.json", "answers.jsonl", "chances.jsonl", "exact.json"
+FORMAT = 1
+_PASSING = {"started", "command"}
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What is asked of whom; with the answers' file all that a report needs.
+
+    Attributes:
+        sets: the probe sets, by the names that the protocol has for them.
+        arms: the unpatched one first.
+        about: what else a reader needs to run it again: the model, versions, the seed of the shams.
+    """
+
+    protocol: Protocol
+    sets: dict[str, ProbeSet]
+    arms: list[Arm]
+    about: dict[str, Any]
+
+    @classmethod
+    def of(cls, protocol: Protocol, arms: Sequence[Arm], about: Mapping[str, Any]) -> Trial:
+        """A trial with the sets that its protocol names.
+
+        Raises:
+            UsageError: a set is missing or wrong, one is used where it doesn't belong, or two arms have one name.
+        """
+        sets = {name: load_probes(name) for name in protocol.sets}
+        for name in protocol.text:
+            if sets[name].use != "text":
+                raise UsageError(f"{name}: the protocol's `text` asks for a set with `use: text`")
+        for cell in protocol.cells:
+            wrong = [name for name in cell.sets if sets[name].use == "text"]
+            if wrong:
+                raise UsageError(f"{wrong[0]}: sound replies can't be asked for; name it under `text`")
+        return cls(protocol, sets, checked(arms), dict(about))
+
+    def jobs(self, arm: Arm) -> list[Job]:
+        """Every answer that an arm has to give."""
+        return [
+            Job(Key(arm.name, cell.name, name, probe.id, seed), probe.prompt, cell.sampling(seed) | arm.sampling)
+            for cell in self.protocol.cells
+            for name in cell.sets
+            for probe in self.sets[name].probes
+            for seed in range(cell.seeds)
+        ]
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest answer."""
+        return max(cell.max_tokens for cell in self.protocol.cells)
+
+    def to_data(self) -> dict[str, Any]:
+        """Plain data."""
+        return {
+            "format": FORMAT,
+            "protocol": self.protocol.model_dump(exclude_none=True),
+            "sets": {name: one.model_dump(exclude_defaults=True) for name, one in self.sets.items()},
+            "arms": [arm.to_data() for arm in self.arms],
+            "about": self.about,
+        }
+
+    @classmethod
+    def from_data(cls, data: Mapping[str, Any]) -> Trial:
+        """The trial whose `to_data` this is."""
+        return cls(
+            Protocol.model_validate(data["protocol"]),
+            {name: ProbeSet.model_validate(one) for name, one in data["sets"].items()},
+            [Arm.from_data(arm) for arm in data["arms"]],
+            data["about"],
+        )
+
+
+@dataclass(frozen=True)
+class TrialFolder:
+    """Where a trial is kept."""
+
+    path: Path
+
+    def open(self, trial: Trial) -> None:
+        """Makes the folder, or goes on with what is in it.
+
+        Raises:
+            UsageError: it holds another trial, or can't be written.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            if (self.path / TRIAL_FILE).exists():
+                return self._compare(self.trial(), trial)
+            (self.path / TRIAL_FILE).write_text(json.dumps(trial.to_data(), indent=1, ensure_ascii=False) + "\n")
+        except OSError as error:
+            raise UsageError(f"{self.path}: {error.strerror or error}") from None
+
+    def trial(self) -> Trial:
+        """What is asked.
+
+        Raises:
+            UsageError: there is no trial in this folder.
+        """
+        file = self.path / TRIAL_FILE
+        try:
+            return Trial.from_data(json.loads(file.read_text()))
+        except FileNotFoundError:
+            raise UsageError(f"{self.path}: holds no trial") from None
+        except (ValueError, KeyError, TypeError) as error:
+            raise UsageError(f"{file}: not a file of a trial: {error}") from None
+
+    def records(self) -> list[Record]:
+        """All answers so far."""
+        return [Record.from_data(line) for line in read_lines(self.path / ANSWERS_FILE)]
+
+    def add(self, records: Sequence[Record]) -> None:
+        """Keeps answers."""
+        append_lines(self.path / ANSWERS_FILE, (record.to_data() for record in records))
+
+    def chances(self) -> dict[tuple[str, str, str], Chances]:
+        """The chances so far, by arm, set and probe."""
+        return {
+            (line["arm"], line["set"], line["probe"]): Chances(
+                line["targets"], line["logprobs"], [{int(key): value for key, value in top} for top in line["tops"]]
+            )
+            for line in read_lines(self.path / CHANCES_FILE)
+        }
+
+    def add_chances(self, key: tuple[str, str, str], chances: Chances) -> None:
+        """Keeps the chances of one text."""
+        tops = [[[token, round(logprob, 6)] for token, logprob in top.items()] for top in chances.tops]
+        line = {**dict(zip(("arm", "set", "probe"), key, strict=True)), **asdict(chances), "tops": tops}
+        append_lines(self.path / CHANCES_FILE, [line])
+
+    def keep_exact(self, drifts: Mapping[str, Sequence[Drift]]) -> None:
+        """Keeps what whole distributions said of each arm."""
+        plain = {name: [asdict(drift) for drift in found] for name, found in drifts.items()}
+        (self.path / EXACT_FILE).write_text(json.dumps(plain, indent=1) + "\n")
+
+    def exact(self) -> dict[str, list[Drift]]:
+        """What whole distributions said of each arm; nothing where they weren't asked for."""
+        file = self.path / EXACT_FILE
+        plain = json.loads(file.read_text()) if file.exists() else {}
+        return {name: [Drift(**drift) for drift in found] for name, found in plain.items()}
+
+    def _compare(self, there: Trial, wanted: Trial) -> None:
+        for part in ("protocol", "sets", "arms", "about"):
+            if _lasting(there.to_data()[part]) != _lasting(wanted.to_data()[part]):
+                raise UsageError(f"{self.path}: holds a trial with other {part}: take another folder")
+
+
+def run_trial(trial: Trial, backend: Backend, folder: TrialFolder, table: TokenTable, *, quiet: bool = False) -> None:
+    """Asks for every answer that the folder doesn't hold yet. Takes as long as it takes; progress goes to stderr.
+
+    Args:
+        trial: what is asked.
+        backend: who answers.
+        folder: where answers are kept; a trial that was killed goes on from there.
+        table: what the model's tokens are as text, for the detectors.
+        quiet: no progress.
+
+    Raises:
+        SurgeryError: somebody couldn't answer. What came until then is kept.
+    """
+    folder.open(trial)
+    known = {record.key for record in folder.records()}
+    measured = set(folder.chances())
+    total = sum(len(trial.jobs(arm)) for arm in trial.arms)
+    with tqdm(total=total, initial=len(known), unit="answer", desc="trial", disable=quiet) as progress:
+        for arm in by_patches(trial.arms):
+            jobs = [job for job in trial.jobs(arm) if job.key not in known]
+            texts = _texts(trial, arm, measured)
+            if not (jobs or texts):
+                continue
+            progress.set_description(arm.name)
+            patch = backend.serve(arm)
+            for answered in backend.answer(jobs):
+                folder.add([_record(job, completion, patch, table) for job, completion in answered])
+                progress.update(len(answered))
+            for key, prompt, reply in texts:
+                folder.add_chances(key, backend.chances(prompt, reply))
+
+
+def is_measured(arm: Arm) -> bool:
+    """Whether an arm's chances are compared: not where only the sampling differs."""
+    return arm.kind != "penalty"
+
+
+def _texts(trial: Trial, arm: Arm, measured: set[tuple[str, str, str]]) -> list[tuple[tuple[str, str, str], str, str]]:
+    return [
+        ((arm.name, name, probe.id), probe.prompt, probe.reply or "")
+        for name in trial.protocol.text
+        for probe in trial.sets[name].probes
+        if is_measured(arm) and (arm.name, name, probe.id) not in measured
+    ]
+
+
+def _record(job: Job, completion: Completion, patch: str | None, table: TokenTable) -> Record:
+    tokens = completion.token_ids
+    loops = detect(tokens, table)
+    offsets = _offsets(tokens, table) if loops else []
+    found = [FoundLoop.of(loop, offsets) for loop in loops]
+    return Record(job.key, patch, job.prompt, job.sampling, completion.text, tokens, completion.finish, found)
+
+
+def _offsets(tokens: Sequence[int], table: TokenTable) -> list[int]:
+    """The character at which each token begins, and the end. Characters that are cut between tokens shift it a little."""
+    offsets = [0]
+    for token in tokens:
+        offsets.append(offsets[-1] + len(table.text([token])))
+    return offsets
+
+
+def _lasting(data: Any) -> Any:
+    """What must be the same when a trial goes on: as JSON has it, and not when it began or how it was asked for."""
+    plain = json.loads(json.dumps(data))
+    return {key: value for key, value in plain.items() if key not in _PASSING} if isinstance(plain, dict) else plain
