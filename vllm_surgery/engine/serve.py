@@ -61,7 +61,8 @@ def serve(
         settings = settings.model_copy(update={"patch_dirs": [*settings.patch_dirs, *map(str, patch_dirs)]})
     if settings != Settings():
         args.additional_config = settings.put_into(args.additional_config or {})
-    touchpoints.CLI_LOGGING.get()(args)
+    if touchpoints.CLI_LOGGING.there:
+        touchpoints.CLI_LOGGING.get()(args)
     command.validate(args)
     command.cmd(args)
 

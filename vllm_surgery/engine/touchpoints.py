@@ -141,7 +141,7 @@ CONFIG_HASH = TouchPoint(
 )
 SERVE_COMMAND = TouchPoint("vllm.entrypoints.cli.serve", "cmd_init", "`vllm-surgery serve`")
 CLI_SETUP = TouchPoint("vllm.entrypoints.serve.utils.api_utils", "cli_env_setup", "`vllm-surgery serve`")
-CLI_LOGGING = TouchPoint("vllm.logger", "configure_logging_from_args", "`vllm-surgery serve`")
+CLI_LOGGING = TouchPoint("vllm.logger", "configure_logging_from_args", "taking vLLM's options for its log")
 CLI_PARSER = TouchPoint("vllm.utils.argparse_utils", "FlexibleArgumentParser", "`vllm-surgery serve`")
 
 _RELOAD = "vllm.model_executor.model_loader.reload.layerwise"
@@ -223,7 +223,7 @@ FOR_SWAPPING = (
 )
 """Without any one of these a server still serves its patches, but says that it can't swap them."""
 
-FOR_SERVING = (SERVE_COMMAND, CLI_SETUP, CLI_LOGGING, CLI_PARSER)
+FOR_SERVING = (SERVE_COMMAND, CLI_SETUP, CLI_PARSER)
 """What the command line alone needs. Without these, `vllm serve` with the plugin still works."""
 
 ENDPOINT_PLUGINS = TouchPoint("vllm.plugins", "load_endpoint_plugins", "the routes under /v1/surgery")
@@ -231,9 +231,9 @@ ENDPOINT_PLUGINS = TouchPoint("vllm.plugins", "load_endpoint_plugins", "the rout
 FOR_WATCHING = (ASYNC_ENGINE, SYNC_ENGINE, PROCESS_OUTPUTS, ABORT_REQUESTS)
 """Without any one of these a server still serves its patches, but doesn't watch for loops."""
 
-NICE_TO_HAVE = (CALL_ALL_ENGINES, OUTPUTS_HAVE_VERSIONS)
-"""Without these, in vLLM before 0.32, servers of several engines can't swap, and those of several API processes aren't
-watched for loops."""
+NICE_TO_HAVE = (CALL_ALL_ENGINES, OUTPUTS_HAVE_VERSIONS, CLI_LOGGING)
+"""Older vLLM lacks these. Without the first, servers of several engines can't swap; without the second, those of
+several API processes aren't watched for loops; where the third is missing there are no such options."""
 
 FOR_ROUTES = (ENDPOINT_PLUGINS,)
 """Without any one of these a server has no routes of ours: its patches are those that it was started with."""
