@@ -7,12 +7,14 @@ import json
 import time
 from typing import TYPE_CHECKING, Any
 
+import httpx
 import pytest
 
 from tests.engine.server import SMALL, running_server
 from tests.models import patch_of
 from vllm_surgery import Patch, UsageError
 from vllm_surgery.client import SurgeryClient
+from vllm_surgery.traffic import Traffic
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -112,3 +114,20 @@ def test_the_followed_file_can_be_asked_for_by_name_too(client: SurgeryClient) -
     assert [(item.name, item.id) for item in client.patches().patches] == [("wanted", id_of(FIRST))]
     client.swap([])
     assert client.swap(["wanted"]).id == id_of(FIRST)
+
+
+def test_swaps_of_both_processes_are_counted_together(client: SurgeryClient) -> None:
+    done = [swaps for swaps in Traffic.of(client.metrics()).swaps if swaps.result == "done"]
+    assert {swaps.patch: swaps.count for swaps in done} == {
+        id_of(FIRST): 2,
+        id_of(SECOND): 1,
+        id_of(THIRD): 1,
+        "none": 1,
+    }
+    assert all(swaps.mean_seconds is not None and swaps.mean_seconds > 0 for swaps in done)
+
+
+def test_the_page_for_people_needs_no_key_since_it_tells_nothing(client: SurgeryClient) -> None:
+    page = httpx.get(f"{client.url}/surgery")
+    assert (page.status_code, page.headers["content-type"]) == (200, "text/html; charset=utf-8")
+    assert id_of(FIRST) not in page.text
