@@ -12,10 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
-import yaml
 
-from deploy.monitoring.files import DEPLOY
-from deploy.monitoring.generate import RULES
+from deploy.demo.programs import running
+from deploy.demo.prometheus import command
 from tests.engine.server import free_port
 
 if TYPE_CHECKING:
@@ -79,46 +78,6 @@ class Prometheus:
 def running_prometheus(folder: Path, target: str) -> Iterator[Prometheus]:
     """A Prometheus with this project's configuration and rules, only quicker, that scrapes `target`."""
     port = free_port()
-    config = _quicker(folder, target)
-    command = ["prometheus", f"--config.file={config}", f"--storage.tsdb.path={folder / 'data'}"]
-    with (folder / "prometheus.log").open("w") as log:
-        process = subprocess.Popen(
-            [*command, f"--web.listen-address=127.0.0.1:{port}", "--log.level=warn"],
-            stdout=log,
-            stderr=subprocess.STDOUT,
-        )
-    try:
-        prometheus = Prometheus(f"http://127.0.0.1:{port}")
-        _await_ready(prometheus, process, folder / "prometheus.log")
-        yield prometheus
-    finally:
-        process.terminate()
-        process.wait(30)
-
-
-def _quicker(folder: Path, target: str) -> Path:
-    config = yaml.safe_load((DEPLOY / "prometheus" / "prometheus.yml").read_text())
-    config["global"] = {"scrape_interval": f"{SECONDS}s", "evaluation_interval": f"{SECONDS}s"}
-    config["scrape_configs"][0]["static_configs"] = [{"targets": [target]}]
-    (folder / "rules").mkdir()
-    for path in RULES.values():
-        rules = yaml.safe_load((DEPLOY / path).read_text())
-        for group in rules["groups"]:
-            group["interval"] = f"{SECONDS}s"
-        (folder / path.removeprefix("prometheus/")).write_text(yaml.safe_dump(rules))
-    file = folder / "prometheus.yml"
-    file.write_text(yaml.safe_dump(config))
-    return file
-
-
-def _await_ready(prometheus: Prometheus, process: subprocess.Popen[bytes], log: Path) -> None:
-    deadline = time.monotonic() + 30
-    while time.monotonic() < deadline:
-        assert process.poll() is None, log.read_text()
-        try:
-            if httpx.get(f"{prometheus.url}/-/ready", timeout=2).is_success:
-                return
-        except httpx.TransportError:
-            pass
-        time.sleep(0.1)
-    raise AssertionError(f"Prometheus was not ready in time:\n{log.read_text()}")
+    url = f"http://127.0.0.1:{port}"
+    with running(command(folder, target, port, SECONDS), folder / "prometheus.log", f"{url}/-/ready", 30):
+        yield Prometheus(url)

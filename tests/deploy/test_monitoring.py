@@ -4,12 +4,16 @@
 from __future__ import annotations
 
 import copy
+import os
 import re
+import subprocess
+import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import yaml
-from prometheus_client import CollectorRegistry
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.multiprocess import MultiProcessCollector
 
 from deploy.monitoring import __main__ as command
 from deploy.monitoring import generate, queries
@@ -48,14 +52,39 @@ def test_labels_with_listed_values_are_labels() -> None:
     assert set(LABEL_VALUES) < {label for spec in SPECS for label in spec.labels}
 
 
-def test_names_are_those_that_prometheus_shows() -> None:
+def test_names_and_labels_are_those_that_prometheus_shows() -> None:
     registry = CollectorRegistry()
-    metrics = Metrics(registry)
+    count_everything(Metrics(registry))
+    assert shown_by(registry) == KNOWN
+
+
+def test_they_are_the_same_where_api_processes_share_them(tmp_path: Path) -> None:
+    code = "from tests.deploy.test_monitoring import Metrics, count_everything; count_everything(Metrics())"
+    environment = {**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(tmp_path)}
+    subprocess.run([sys.executable, "-c", code], env=environment, cwd=DEPLOY.parent, check=True)
+    registry = CollectorRegistry()
+    MultiProcessCollector(registry, path=str(tmp_path))
+    assert shown_by(registry) == KNOWN
+
+
+KNOWN = {name: labels for spec in SPECS for name, labels in exposed(spec).items()}
+
+
+def count_everything(metrics: Metrics) -> None:
+    """Makes one series of each metric."""
     for spec in SPECS:
-        metrics.series(spec, "m", "none", *("x" for _ in spec.labels))
-    shown = {sample.name for metric in registry.collect() for sample in metric.samples}
-    expected = {name for spec in SPECS for name in exposed(spec)}
-    assert {name for name in shown if not name.endswith("_created")} == expected
+        series = metrics.series(spec, "m", "none", *("x" for _ in spec.labels))
+        getattr(series, {Counter: "inc", Gauge: "set", Histogram: "observe"}[spec.type])(1)
+
+
+def shown_by(registry: CollectorRegistry) -> dict[str, frozenset[str]]:
+    """The labels of each name on a page."""
+    return {
+        sample.name: frozenset(sample.labels)
+        for metric in registry.collect()
+        for sample in metric.samples
+        if not sample.name.endswith("_created")
+    }
 
 
 # What is generated.
