@@ -76,7 +76,7 @@ compat: demo-model
 
 evidence: EXTRAS = --extra test
 evidence: demo-model
-	$(BIN)/python -m tests.benchmarks.list_loops --model $(DEMO_MODEL) --patch $(PATCH) $(ARGS)
+	$(BIN)/python -m tests.benchmarks.evidence --model $(DEMO_MODEL) --patch $(PATCH) --out $(VENV)/evidence $(ARGS)
 
 schema: install
 	$(BIN)/vllm-surgery schema > patches/schema.json

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tests.benchmarks.intervals import wilson
+from vllm_surgery.evaluation.statistics import wilson
 from tests.benchmarks.markdown import table
 from tests.corpora.labels import Label
 from tests.corpora.planted import Planted

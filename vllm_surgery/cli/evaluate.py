@@ -36,9 +36,12 @@ def add_to(subparsers: Subparsers) -> None:
     _add_arms(parser)
     _add_questions(parser)
     parser.add_argument(
-        "--out", type=Path, default=Path("evaluation"), metavar="DIR",
+        "--out",
+        type=Path,
+        default=Path("evaluation"),
+        metavar="DIR",
         help="where answers and report go; a trial that was stopped goes on from there (default: %(default)s)",
-    )  # fmt: skip
+    )
     parser.add_argument("--concurrency", type=int, default=32, metavar="N", help="requests at a time (default: 32)")
     parser.add_argument("--report-only", action="store_true", help="judge the answers in --out again; ask nobody")
     parser.add_argument("--run-code", action="store_true", help="run code that the model wrote, in a limited process")
@@ -51,8 +54,12 @@ def add_to(subparsers: Subparsers) -> None:
 
 def _add_arms(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--patch", action="append", default=[], metavar="PATCH", help="an arm: a patch file, or one in the server's folders"
-    )  # fmt: skip
+        "--patch",
+        action="append",
+        default=[],
+        metavar="PATCH",
+        help="an arm: a patch file, or the name of a patch in the server's folders",
+    )
     parser.add_argument("--shams", type=int, metavar="N", help="random controls of each patch file (default: 3)")
     parser.add_argument("--sham-seed", type=int, default=SEED, metavar="N", help="chooses their units")
     parser.add_argument(
@@ -148,9 +155,8 @@ def _with_arms(args: argparse.Namespace, trial: Trial, backend: HttpBackend) -> 
         )
     model = setup.model_folder(args.model, facts)
     penalties = [] if args.no_penalty else args.penalty or [setup.PENALTY]
-    arms = setup.build_arms(
-        args.patch, model, shams=args.shams, sham_seed=args.sham_seed, penalties=penalties, servers=args.server
-    )
+    wanted = setup.Wanted(args.patch, args.shams, args.sham_seed, penalties, args.server)
+    arms = setup.build_arms(wanted, model)
     started = datetime.datetime.now(datetime.UTC).date().isoformat()
     about = setup.about(facts, model, args.sham_seed) | {"started": started, "command": _command(args)}
     return Trial(trial.protocol, trial.sets, arms, about)

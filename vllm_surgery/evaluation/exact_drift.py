@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """How far a patch moves a model's next-token chances on healthy text, over the full vocabulary.
 
-With transformers in float32 in this process, beside no server, so that whole distributions can be compared. The edits are
+With transformers in float32 in this process, and no server, so that whole distributions can be compared. The edits are
 the planner's and the arithmetic is the package's own.
 """
 

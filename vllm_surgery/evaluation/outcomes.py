@@ -30,7 +30,7 @@ class Rates:
         cut: how many the budget ended; the others the model did.
         tokens: of all of them.
         wasted: tokens from the onset of the loop that an answer ends in to its end.
-        entries: different entries of the middle answer, right or wrong: an answer that stops at once has no loop either.
+        entries: different entries of the middle answer, right or wrong: one that stops at once has no loop either.
     """
 
     answers: int

@@ -18,7 +18,7 @@ from vllm_surgery.evaluation.short_lists import ShortList
 from vllm_surgery.patch import read_bounded
 
 Use: TypeAlias = Literal["loops", "healthy", "short", "skills", "text"]
-"""What a set is for: to set off loops; ordinary requests; lists with a known answer; tasks with a check; sound replies."""
+"""What a set is for: setting off loops; ordinary requests; lists with known answers; tasks with checks; sound text."""
 
 Half: TypeAlias = Literal["search", "held-out"]
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How a trial asks: cells, each some probe sets under one sampling. Data files, those of the package and a user's own."""
+"""How a trial asks: cells, each some probe sets under one sampling. Data files, the package's and a user's own."""
 
 from __future__ import annotations
 

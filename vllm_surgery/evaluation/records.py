@@ -9,11 +9,12 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vllm_surgery.errors import UsageError
-from vllm_surgery.loops import Loop
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from pathlib import Path
+
+    from vllm_surgery.loops import Loop
 
 
 class Key(NamedTuple):

@@ -78,7 +78,7 @@ def sections_of(summary: Summary, trial: Trial, records: Sequence[Record]) -> li
     found = [_asked(summary), _verdicts(summary), _loops(summary, records), _against(summary), _side_effects(summary)]
     pairs = list(examples(trial, records))
     if pairs:
-        note = "The first of each sort, in the order in which they were asked. Marked (in text: behind \u00bb) is what repeats."
+        note = "The first of each sort, in the order of asking. What repeats is marked (in text: behind \u00bb)."
         found.append(Section("Examples", [Words(note), Examples(pairs)]))
     return [section for section in found if section.blocks]
 
@@ -92,8 +92,8 @@ def _asked(summary: Summary) -> Section:
         f"**Answers**: {summary.answers} of {summary.expected}",
     ]
     note = (
-        "Loops are found in the answers' tokens by the detectors of vllm-surgery. Intervals are 95 %: Wilson's for rates, "
-        "from a bootstrap over probes for differences. Every answer is asked for with a seed of its own."
+        "Loops are found in the answers' tokens by vllm-surgery's detectors. Intervals are 95 %: Wilson's for rates, "
+        "from a bootstrap over probes for differences. Seeds are 0, 1, ... for each probe, the same for all arms."
     )
     return Section("What was asked", [Words("", said), arms_table(summary), cells_table(summary), Words(note)])
 
@@ -119,15 +119,14 @@ def _loops(summary: Summary, records: Sequence[Record]) -> Section:
         blocks += [Words(f"**{_GROUPS.get(group, group)}**"), rates_table(summary, group)]
     blocks.append(
         Words(
-            "An answer that is in loops of two kinds counts for both; `any` pools the kinds. `left`: was in a loop, doesn't "
-            "end in one. `wasted`: tokens behind the onset of the loop that an answer ends in, of all tokens. `entries`: "
-            "different entries of the middle answer, right or wrong."
+            "An answer that ends in loops of two kinds counts for both; `any` pools the kinds. `left`: was in a loop "
+            "and doesn't end in one. `wasted`: tokens behind the onset of the loop that an answer ends in, of all "
+            "tokens. `entries`: different entries of the middle answer, right or wrong."
         )
     )
     blocks.append(Figure("loops.svg", "Answers that end in a loop, by probe and arm.", rates_figure(summary)))
-    blocks.append(
-        Figure("onset.svg", "Share of judged answers not yet in a loop (Kaplan-Meier).", onset_figure(summary, records))
-    )
+    caption = "Share of judged answers not yet in a loop (Kaplan-Meier)."
+    blocks.append(Figure("onset.svg", caption, onset_figure(summary, records)))
     return Section("Loops", blocks)
 
 
@@ -139,9 +138,9 @@ def _against(summary: Summary) -> Section:
         blocks += [Words(f"**{_GROUPS.get(group, group)}**"), against_table(summary, group)]
     blocks.append(
         Words(
-            "Pairs are answers to the same probe under the same seed. `p over probes` flips signs of whole probes, since "
-            "seeds of one probe aren't independent. `needed`: pairs at which a difference like this one is found in four "
-            "of five trials."
+            "Pairs are answers to the same probe under the same seed. `p over probes` flips signs of whole probes, "
+            "since seeds of one probe aren't independent. `needed`: pairs at which a difference like this one is "
+            "found in four of five trials."
         )
     )
     return Section("Against the unpatched model", blocks)

@@ -35,7 +35,7 @@ def run_code(code: str, call: str) -> str | None:
                 stdin=subprocess.DEVNULL,
                 capture_output=True,
                 timeout=WAIT * SECONDS,
-                preexec_fn=_limit,  # noqa: PLW1509 - nothing but system calls, which is safe beside other threads
+                preexec_fn=_limit,
                 check=False,
             )
         except (subprocess.TimeoutExpired, OSError, ValueError):

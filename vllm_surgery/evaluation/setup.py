@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,43 +40,52 @@ def model_folder(asked: str | None, facts: ModelFacts) -> Path | None:
     return Path(facts.root) if (Path(facts.root) / CONFIG_FILE).is_file() else None
 
 
-def build_arms(
-    patches: Sequence[str],
-    folder: Path | None,
-    *,
-    shams: int | None,
-    sham_seed: int,
-    penalties: Sequence[float],
-    servers: Sequence[str],
-) -> list[Arm]:
-    """All arms, the unpatched one first.
+@dataclass(frozen=True)
+class Wanted:
+    """Which arms there shall be besides the unpatched one.
 
-    Args:
+    Attributes:
         patches: files, or names of patches in the server's folders.
-        folder: of the model; shams need it.
-        shams: for each patch file; None for `SHAMS` where there is a folder.
+        shams: for each patch file; None for `SHAMS` where the model's folder is known.
         sham_seed: chooses their units.
         penalties: repetition penalties of the unpatched model.
         servers: other servers, as ``NAME=URL``.
+    """
+
+    patches: Sequence[str] = ()
+    shams: int | None = None
+    sham_seed: int = 0
+    penalties: Sequence[float] = (PENALTY,)
+    servers: Sequence[str] = ()
+
+
+def build_arms(wanted: Wanted, folder: Path | None) -> list[Arm]:
+    """All arms, the unpatched one first.
+
+    Args:
+        wanted: which.
+        folder: of the model; shams need it.
 
     Raises:
         UsageError: a file is missing, shams can't be made, or an option isn't what it should be.
         SurgeryError: a patch is refused.
     """
-    if shams and folder is None:
+    if wanted.shams and folder is None:
         raise UsageError("shams need the model's folder: name it with --model")
-    count = shams if shams is not None else SHAMS if folder is not None else 0
-    built = [make.unpatched()]
-    for word in patches:
-        if not is_file(word):
-            built.append(make.of_name(word))
-            continue
-        patch = load_patch(word)
-        built.append(make.of_patch(patch))
-        if folder is not None and count:
-            built += make.shams_of(patch, ModelFolder(folder), count, sham_seed)
-    built += [make.of_penalty(_penalty(value)) for value in penalties]
-    return make.checked([*built, *map(_server, servers)])
+    built = [make.unpatched(), *(arm for word in wanted.patches for arm in _of_patch(word, wanted, folder))]
+    built += [make.of_penalty(_penalty(value)) for value in wanted.penalties]
+    return make.checked([*built, *map(_server, wanted.servers)])
+
+
+def _of_patch(word: str, wanted: Wanted, folder: Path | None) -> list[Arm]:
+    """A patch's own arm and its controls."""
+    if not is_file(word):
+        return [make.of_name(word)]
+    patch = load_patch(word)
+    count = SHAMS if wanted.shams is None else wanted.shams
+    if folder is None or not count:
+        return [make.of_patch(patch)]
+    return [make.of_patch(patch), *make.shams_of(patch, ModelFolder(folder), count, wanted.sham_seed)]
 
 
 def token_table(name: str) -> TokenTable:

@@ -78,8 +78,8 @@ def make_shams(patch: Patch, folder: ModelFolder, count: int, seed: int) -> list
     norms = {place: _norms(folder, *place) for place in places}
     for place in places:
         here = [unit for unit in true if (unit.kind, unit.layer) == place]
-        for sham, units in zip(drawn, _draw(here, norms[place], _width(folder, *place), count, source), strict=True):
-            sham += units
+        for number, units in enumerate(_draw(here, norms[place], _width(folder, *place), count, source)):
+            drawn[number] += units
     size = partial(_norm, norms)
     return [_sham(patch, units, size(units), size(true), number) for number, units in enumerate(drawn, 1)]
 

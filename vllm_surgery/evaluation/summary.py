@@ -13,7 +13,7 @@ from vllm_surgery.evaluation.outcomes import Rates, ever_loops, loops, until_loo
 from vllm_surgery.evaluation.side_effects import Healthy, Ordinary, Tasks, healthy, ordinary, tasks
 from vllm_surgery.evaluation.statistics import Paired, compare
 from vllm_surgery.evaluation.survival import survival
-from vllm_surgery.evaluation.verdict import RULE, Verdict, judge
+from vllm_surgery.evaluation.verdict import RULE, Evidence, Verdict, judge
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -244,12 +244,14 @@ def _verdict(answers: _Answers, base: ArmSummary, patch: ArmSummary, arms: Seque
     shams = [arm.name for arm in arms if arm.control_of == patch.arm.name]
     both = (base.ordinary, patch.ordinary)
     return judge(
-        ends=patch.against[JUDGED],
-        ever=patch.ever_against[JUDGED],
-        against_shams=answers.against(shams, patch.arm.name) if shams else None,
-        tasks=list(patch.tasks.values()),
-        ordinary=(both[0], both[1]) if both[0] is not None and both[1] is not None else None,
-        rates=(base.rates[JUDGED], patch.rates[JUDGED]),
+        Evidence(
+            ends=patch.against[JUDGED],
+            ever=patch.ever_against[JUDGED],
+            against_shams=answers.against(shams, patch.arm.name) if shams else None,
+            tasks=list(patch.tasks.values()),
+            ordinary=(both[0], both[1]) if both[0] is not None and both[1] is not None else None,
+            rates=(base.rates[JUDGED], patch.rates[JUDGED]),
+        )
     )
 
 

@@ -73,8 +73,9 @@ def healthy_table(summary: Summary) -> list[Block]:
     blocks: list[Block] = []
     if told:
         note = (
-            "**chances on healthy text**, as the server tells them: the likeliest tokens of each place; the others are "
-            "taken together (`rest`: their chance, on average), so the divergence is a lower bound. Perplexity is exact."
+            "**chances on healthy text**, as the server tells them: the likeliest tokens of each place; the others "
+            "are taken together (`rest`: their chance, on average), so the divergence is a lower bound. Perplexity "
+            "is exact."
         )
         blocks += [Words(note), Table(_HEALTHY_HEAD, told)]
     if exact:

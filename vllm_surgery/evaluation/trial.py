@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A trial: every arm asked every probe under every seed, each answer kept as it comes. Judging it is `summary`'s part."""
+"""A trial: every arm asked every probe under every seed, each answer kept as it comes. `summary` judges it."""
 
 from __future__ import annotations
 
@@ -226,7 +226,7 @@ def _record(job: Job, completion: Completion, patch: str | None, table: TokenTab
 
 
 def _offsets(tokens: Sequence[int], table: TokenTable) -> list[int]:
-    """The character at which each token begins, and the end. Characters that are cut between tokens shift it a little."""
+    """The character at which each token begins, and the end. Characters cut between tokens shift it a little."""
     offsets = [0]
     for token in tokens:
         offsets.append(offsets[-1] + len(table.text([token])))

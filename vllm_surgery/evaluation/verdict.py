@@ -23,12 +23,12 @@ ENTRIES = 0.75
 RULE = (
     "Judged are all answers to probes that are for loops, except those of a search half, all cells together; an answer "
     "counts if it ends in a loop of any kind. **Fewer loops** if all of these hold: (1) the rate falls by at least "
-    "3 points, and its 95 % interval, from a bootstrap over probes, lies below 0; (2) the rate of answers that were ever "
-    "in a loop falls too; (3) it is lower than under the shams of the patch taken together, and that interval lies below "
-    "0 as well. **At a cost** if moreover one of these doesn't hold: (4) short lists and skills that were right, less "
-    "those that became right, are at most 3 % of all; (5) no more of the healthy prompts end in a loop; (6) the middle "
-    "answer still has three quarters of its different entries. **More loops** if the interval of (1) lies above 0. Else "
-    "**no effect shown**."
+    "3 points, and its 95 % interval, from a bootstrap over probes, lies below 0; (2) the rate of answers that were "
+    "ever in a loop falls too; (3) the rate is lower than under the shams of the patch taken together, and that "
+    "interval lies below 0 as well. **At a cost** if moreover one of these doesn't hold: (4) short lists and skills "
+    "that were right, less those that became right, are at most 3 % of all; (5) no more of the healthy prompts end in "
+    "a loop; (6) the middle answer still has three quarters of its different entries. **More loops** if the interval "
+    "of (1) lies above 0. Else **no effect shown**."
 )
 
 
@@ -53,17 +53,11 @@ class Verdict:
     conditions: list[Condition]
 
 
-def judge(
-    ends: Paired,
-    ever: Paired,
-    against_shams: Paired | None,
-    tasks: Sequence[Tasks],
-    ordinary: tuple[Ordinary, Ordinary] | None,
-    rates: tuple[Rates, Rates],
-) -> Verdict:
-    """Applies `RULE`.
+@dataclass(frozen=True)
+class Evidence:
+    """What the rule looks at.
 
-    Args:
+    Attributes:
         ends: answers that end in a loop, unpatched and patched.
         ever: answers that were ever in one.
         against_shams: answers that end in a loop, under each sham and patched; None without shams.
@@ -71,12 +65,23 @@ def judge(
         ordinary: healthy prompts, unpatched and patched.
         rates: of the judged answers, unpatched and patched.
     """
-    effect = [_falls(ends), _falls_too(ever), _beats_shams(against_shams)]
-    costs = [_keeps_tasks(tasks), _keeps_ordinary(ordinary), _keeps_entries(*rates)]
+
+    ends: Paired
+    ever: Paired
+    against_shams: Paired | None
+    tasks: Sequence[Tasks]
+    ordinary: tuple[Ordinary, Ordinary] | None
+    rates: tuple[Rates, Rates]
+
+
+def judge(evidence: Evidence) -> Verdict:
+    """Applies `RULE`."""
+    effect = [_falls(evidence.ends), _falls_too(evidence.ever), _beats_shams(evidence.against_shams)]
+    costs = [_keeps_tasks(evidence.tasks), _keeps_ordinary(evidence.ordinary), _keeps_entries(*evidence.rates)]
     if all(condition.holds for condition in effect):
         clean = all(condition.holds is not False for condition in costs)
         return Verdict("fewer loops" if clean else "fewer loops, at a cost", effect + costs)
-    return Verdict("more loops" if ends.difference.low > 0 else "no effect shown", effect + costs)
+    return Verdict("more loops" if evidence.ends.difference.low > 0 else "no effect shown", effect + costs)
 
 
 def _falls(ends: Paired) -> Condition:

@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Trials against a server made of rules: what is asked, what a kill leaves, and that answers are of their arm."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.evaluation.fake_server import TABLE, FakeVllm
+from tests.examples import patch_data, refusal
+from vllm_surgery.errors import ConflictError, ServerError, UsageError
+from vllm_surgery.evaluation.arms import of_patch, of_penalty, unpatched
+from vllm_surgery.evaluation.http_backend import HttpBackend
+from vllm_surgery.evaluation.protocol import load_protocol
+from vllm_surgery.evaluation.summary import JUDGED, summarize
+from vllm_surgery.evaluation.trial import ANSWERS_FILE, Trial, TrialFolder, run_trial
+from vllm_surgery.patch import Patch
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+CURE = Patch.from_data(patch_data(name="cure"))
+ABOUT = {"model": "fake", "engine": "fake", "vllm_surgery": "0", "fingerprint": None, "sham_seed": 1}
+ABOUT |= {"started": "2026-01-01", "command": "evaluate"}
+
+
+def trial_of(protocol: str, **changes: Any) -> Trial:
+    arms = [unpatched(), of_patch(CURE), of_penalty(1.15)]
+    return Trial.of(load_protocol(protocol).changed(**changes), arms, ABOUT)
+
+
+def go(trial: Trial, server: FakeVllm, folder: TrialFolder) -> None:
+    backend = HttpBackend(server.url, concurrency=4)
+    try:
+        backend.require(trial.arms)
+        run_trial(trial, backend, folder, TABLE, quiet=True)
+    finally:
+        backend.close()
+
+
+def test_every_arm_is_asked_everything_once(server: FakeVllm, protocol: str, tmp_path: Path) -> None:
+    trial, folder = trial_of(protocol), TrialFolder(tmp_path / "out")
+    go(trial, server, folder)
+    keys = [record.key for record in folder.records()]
+    assert len(keys) == len(set(keys)) == 3 * (3 * (8 + 10) + 16 + 14)
+    assert server.swaps == [CURE.id]  # Both unpatched arms came first.
+    assert {key[0] for key in folder.chances()} == {"unpatched", "cure"}
+
+
+def test_requests_say_their_sampling(server: FakeVllm, protocol: str, tmp_path: Path) -> None:
+    go(trial_of(protocol, sets=["paper"], seeds=2), server, TrialFolder(tmp_path / "out"))
+    asked = server.asked[1:]
+    assert {(body["temperature"], body["max_tokens"], body["return_token_ids"]) for body in asked} == {(0.7, 400, True)}
+    assert sorted(body["seed"] for body in asked) == [0] * 24 + [1] * 24
+    assert sum(body.get("repetition_penalty") == 1.15 for body in asked) == 16
+
+
+def test_a_trial_that_was_stopped_goes_on_and_gives_the_same(server: FakeVllm, protocol: str, tmp_path: Path) -> None:
+    trial = trial_of(protocol)
+    whole, parts = TrialFolder(tmp_path / "whole"), TrialFolder(tmp_path / "parts")
+    go(trial, server, whole)
+    asked = len(server.asked)
+    for stop in (40, 150):
+        server.stop_after = len(server.asked) + stop
+        with pytest.raises(ServerError, match="going down"):
+            go(trial, server, parts)
+    with (parts.path / ANSWERS_FILE).open("a") as file:
+        file.write('{"arm": "unpatched", "cell"')  # What a kill in the middle of a line leaves.
+    server.stop_after = None
+    go(trial, server, parts)
+    assert sorted(map(repr, parts.records())) == sorted(map(repr, whole.records()))
+    assert summarize(trial, parts.records(), parts.chances()) == summarize(trial, whole.records(), whole.chances())
+    assert len(server.asked) - asked <= asked + 2 + 4 * 2  # Its own test request, and what was under way.
+
+
+def test_another_trial_isnt_mixed_in(server: FakeVllm, protocol: str, tmp_path: Path) -> None:
+    folder = TrialFolder(tmp_path / "out")
+    go(trial_of(protocol, sets=["paper"], seeds=1), server, folder)
+    text = refusal(lambda: go(trial_of(protocol, sets=["paper"], seeds=2), server, folder), UsageError)
+    assert text.endswith("holds a trial with other protocol: take another folder")
+
+
+def test_a_swap_by_somebody_else_is_noticed(server: FakeVllm, protocol: str, tmp_path: Path) -> None:
+    def interfere() -> None:
+        if len(server.asked) == 20:
+            server.epoch += 1
+
+    server.on_chat = interfere
+    folder = TrialFolder(tmp_path / "out")
+    with pytest.raises(ConflictError, match="somebody else swapped"):
+        go(trial_of(protocol), server, folder)
+    assert len(folder.records()) <= 16
+
+
+def test_loops_are_judged_by_arm(server: FakeVllm, protocol: str, tmp_path: Path) -> None:
+    trial, folder = trial_of(protocol, sets=["paper"]), TrialFolder(tmp_path / "out")
+    go(trial, server, folder)
+    base, cure, penalty = summarize(trial, folder.records(), folder.chances()).arms
+    assert base.rates[JUDGED].terminal == {"verbatim": 16, "decay": 0, "doom": 0}
+    assert cure.rates[JUDGED].terminal["verbatim"] == 8
+    assert cure.against[JUDGED].rescued == 8
+    assert penalty.against[JUDGED].difference.value == 0
+    assert base.rates[JUDGED].wasted == 16 * 144
+    assert base.survival[-1] == (20, pytest.approx(1 / 3))
+
+
+def test_a_record_holds_what_is_needed_to_ask_again(server: FakeVllm, protocol: str, tmp_path: Path) -> None:
+    folder = TrialFolder(tmp_path / "out")
+    go(trial_of(protocol, sets=["paper"], seeds=1), server, folder)
+    line = json.loads((folder.path / ANSWERS_FILE).read_text().splitlines()[-1])
+    assert line["patch"] == CURE.id
+    assert line["sampling"] == {"temperature": 0.7, "top_p": 1.0, "max_tokens": 400, "seed": 0}
+    prompts = {probe.id: probe.prompt for probe in trial_of(protocol).sets["paper"].probes}
+    assert line["prompt"] == prompts[line["probe"]]
+    assert TrialFolder(folder.path).trial().arms[1].patches == [CURE.to_data()]
