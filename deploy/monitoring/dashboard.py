@@ -95,8 +95,9 @@ def _variable(name: str, label: str, query: str) -> Data:
         "query": {"query": query, "refId": f"Prometheus-{name}"},
         "multi": True,
         "includeAll": True,
+        "allValue": ".*",  # Else All would leave out what came since the page was loaded, such as a new patch.
         "current": {"text": ["All"], "value": ["$__all"]},
-        "refresh": 2,  # Whenever the time changes: patches come and go.
+        "refresh": 2,  # Whenever the time that is shown is changed.
         "sort": 1,
     }
 

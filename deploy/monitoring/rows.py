@@ -34,8 +34,8 @@ def all_panels() -> Iterator[tuple[Data, int, int]]:
     yield from _health()
 
 
-def _increase(metric: str, by: str = "", window: str = WINDOW) -> str:
-    return total("increase", f"{metric}{{{CHOSEN}}}", window, by)
+def _increase(metric: str, by: str = "", window: str = WINDOW, chosen: str = CHOSEN) -> str:
+    return total("increase", f"{metric}{{{chosen}}}", window, by)
 
 
 def _rate(metric: str, by: str = "") -> str:
@@ -214,6 +214,7 @@ def _what_does_it_cost() -> Iterator[tuple[Data, int, int]]:
 
 
 def _health() -> Iterator[tuple[Data, int, int]]:
+    # Of all patches, chosen or not: one whose swap failed has no answers, so that it can't be chosen.
     for state, description in (
         ("active", "What is served."),
         ("desired", "What the followed files ask for. Empty where none are followed, or where they are refused."),
@@ -233,13 +234,13 @@ def _health() -> Iterator[tuple[Data, int, int]]:
             "Swaps",
             "Since each server's start.",
             {"instance": "Instance", "patch": "Patch", "result": "Result"},
-            [("Swaps", _now("vllm_surgery_swaps_total", "instance, patch, result"), "short")],
+            [("Swaps", _now("vllm_surgery_swaps_total", "instance, patch, result", FLEET), "short")],
         ),
         12,
         8,
     )
     # Not a rate: the series of a patch begins with its first swap, of which a rate sees nothing.
-    mean = ratio(*(_now(f"vllm_surgery_swap_seconds_{part}", "phase") for part in ("sum", "count")))
+    mean = ratio(*(_now(f"vllm_surgery_swap_seconds_{part}", "phase", FLEET) for part in ("sum", "count")))
     phases = [query(mean, "{{phase}}")]
     yield (
         timeseries(
@@ -255,7 +256,7 @@ def _health() -> Iterator[tuple[Data, int, int]]:
         timeseries(
             "Answers not watched to their end",
             "Because a detector failed.",
-            [query(_increase("vllm_surgery_detector_errors_total", "instance"), "{{instance}}")],
+            [query(_increase("vllm_surgery_detector_errors_total", "instance", chosen=FLEET), "{{instance}}")],
             "short",
         ),
         12,
@@ -274,8 +275,8 @@ def _health() -> Iterator[tuple[Data, int, int]]:
     )
 
 
-def _now(metric: str, by: str = "") -> str:
-    return now(f"{metric}{{{CHOSEN}}}", by)
+def _now(metric: str, by: str = "", chosen: str = CHOSEN) -> str:
+    return now(f"{metric}{{{chosen}}}", by)
 
 
 def _looped_share(by: str = "", window: str = WINDOW) -> str:

@@ -135,6 +135,11 @@ def test_prometheus_counts_what_the_detectors_find_in_the_answers(run: Run) -> N
         assert counted == run.loops(patch)
 
 
+def test_every_token_that_vllm_made_was_watched(run: Run) -> None:
+    by = "sum by (job, instance, model_name)"
+    assert run.prometheus.ask(f"{by} (vllm_surgery_output_tokens_total) == {by} (vllm:generation_tokens_total)")
+
+
 def test_the_dashboards_loop_rates_are_those_of_the_answers(run: Run) -> None:
     rates = run.prometheus.by("patch", as_sent(rows.loop_rate("patch", rows.RANGE)))
     print(f"loop rate by patch: Prometheus {rates}, answers", {patch: run.loop_rate(patch) for patch in run.answers})
