@@ -15,21 +15,29 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 PROMPTS = (
-    "List all the countries of Africa, numbered.",
+    "List all 50 states of the United States.",
+    "Give me a numbered list of every country in Africa.",
     "What is the capital of France?",
-    "Name 50 birds as bullets.",
-    "List the chemical elements, separated by commas.",
+    "Name as many capital cities of Europe as you can, separated by commas.",
+    "List the longest rivers in the world, from longest to shortest.",
+    "Write a bulleted list of 40 islands.",
+    "What are the countries of South America? List them all.",
     "Write one sentence about the sea.",
-    "Give me a numbered list of 60 cities in the United States.",
-    "List 40 words that begin with the letter B.",
+    "List every county in England, one per line.",
+    "Make a comma-separated list of 60 cities in China.",
+    "List all the national parks in the United States.",
+    "Give me the names of 30 mountains, numbered.",
     "Why is the sky blue? Answer in two sentences.",
-    "Name all the rivers of Europe that you know, one per line.",
-    "List 50 first names for a boy, numbered.",
-    "Name 40 musical instruments in a numbered list.",
+    "List all the chemical elements in order of atomic number.",
+    "Name all the bones in the human body.",
+    "Write a numbered list of 50 species of birds.",
+    "List 40 different kinds of trees, separated by commas.",
     "Translate 'good morning' into French.",
+    "List the moons of Jupiter and Saturn.",
+    "Give me a bulleted list of 35 breeds of dogs.",
 )
 TOKENS = 256
-"""At most, for each answer: the shipped patch was measured with as many."""
+"""At most, for each answer, greedy: the shipped patch was measured so."""
 
 
 @contextmanager
@@ -57,5 +65,5 @@ def _keep_asking(url: str, model: str, prompts: Iterator[str], stop: threading.E
 
 def _ask(client: httpx.Client, model: str, prompt: str) -> None:
     messages = [{"role": "user", "content": prompt}]
-    body = {"model": model, "messages": messages, "max_tokens": TOKENS, "temperature": 0.7}
+    body = {"model": model, "messages": messages, "max_tokens": TOKENS, "temperature": 0}
     client.post("/v1/chat/completions", json=body).raise_for_status()

@@ -59,11 +59,14 @@ _LOOPS_OF_PATCH, _LOOPS_OF_MODEL = now(LOOPED.name, _PATCH), now(LOOPED.name, _M
 _ANSWERS_OF_MODEL = now(ANSWERS.name, _MODEL)
 _OF_PATCH = "on (job, model_name, patch)"
 _INFO = f'max by ({_TARGET}, patch) (vllm_surgery_patch_info{{{{state="{{}}"}}}}) == 1'
+# A patch that was swapped out is no longer anybody's trouble. Servers without our routes don't say what is active.
+_STILL_SERVED = f'unless {_OF_PATCH} max by ({_PATCH}) (vllm_surgery_patch_info{{state="active"}}) == 0'
 _FAILED = 'vllm_surgery_swaps_total{result=~"undone|mixed|error"}'
 
 LOOP_RATE_HIGH = Alert(
     "VllmSurgeryLoopRateHigh",
-    f"{wilson(_LOOPS_OF_PATCH, ANSWERS.name, 'lower')} > {BOUND}\nand {_OF_PATCH} {ANSWERS.name} >= {ENOUGH}",
+    f"{wilson(_LOOPS_OF_PATCH, ANSWERS.name, 'lower')} > {BOUND}\n"
+    f"and {_OF_PATCH} {ANSWERS.name} >= {ENOUGH}\n{_STILL_SERVED}",
     "10m",
     "warning",
     "{{ $labels.model_name }} loops under patch {{ $labels.patch }}",
@@ -85,7 +88,8 @@ PATCH_DECAYS = Alert(
     "VllmSurgeryPatchDecays",
     f'({LOWER.name}{{kind="decay"}} and {_OF_PATCH} {ANSWERS.name} >= {ENOUGH})\n'
     f"> on ({_MODEL}) group_left ()\n"
-    f'min by ({_MODEL}) ({UPPER.name}{{kind="decay"}} and {_OF_PATCH} {ANSWERS.name} >= {ENOUGH})',
+    f'min by ({_MODEL}) ({UPPER.name}{{kind="decay"}} and {_OF_PATCH} {ANSWERS.name} >= {ENOUGH})\n'
+    f"{_STILL_SERVED}",
     "10m",
     "warning",
     "{{ $labels.model_name }} decays under patch {{ $labels.patch }} and less so under another",

@@ -5,21 +5,21 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from deploy.monitoring import rows
-from deploy.monitoring.panels import SOURCE
+from deploy.monitoring.panels import SOURCE, WIDTH
 from deploy.monitoring.queries import REQUESTS
+from deploy.monitoring.rows import all_panels
+from deploy.monitoring.rows.chosen import FLEET
 
 if TYPE_CHECKING:
     from deploy.monitoring.files import Data
 
 TITLE, UID = "vllm-surgery", "vllm-surgery"
-WIDTH = 24
 SCHEMA_VERSION = 39
 """Grafana 10.4's. Later ones read it and migrate it."""
 
 _SWAPPED = (
-    f'max by (instance, patch) (vllm_surgery_patch_info{{{rows.FLEET}, state="active"}}) == 1\n'
-    f'unless max by (instance, patch) (vllm_surgery_patch_info{{{rows.FLEET}, state="active"}} offset 1m) == 1'
+    f'max by (instance, patch) (vllm_surgery_patch_info{{{FLEET}, state="active"}}) == 1\n'
+    f'unless max by (instance, patch) (vllm_surgery_patch_info{{{FLEET}, state="active"}} offset 1m) == 1'
 )
 """What is active and wasn't a minute before: a swap, or a server's start."""
 
@@ -79,7 +79,7 @@ def _variables() -> list[Data]:
         _variable("job", "Job", f"label_values({REQUESTS}, job)"),
         _variable("model", "Model", f'label_values({REQUESTS}{{job=~"$job"}}, model_name)'),
         _variable("instance", "Instance", f'label_values({REQUESTS}{{job=~"$job", model_name=~"$model"}}, instance)'),
-        _variable("patch", "Patch", f"label_values({REQUESTS}{{{rows.FLEET}}}, patch)"),
+        _variable("patch", "Patch", f"label_values({REQUESTS}{{{FLEET}}}, patch)"),
         _window(),
     ]
 
@@ -95,8 +95,9 @@ def _variable(name: str, label: str, query: str) -> Data:
         "query": {"query": query, "refId": f"Prometheus-{name}"},
         "multi": True,
         "includeAll": True,
+        "allValue": ".*",  # Else All would leave out what came since the page was loaded, such as a new patch.
         "current": {"text": ["All"], "value": ["$__all"]},
-        "refresh": 2,  # Whenever the time changes: patches come and go.
+        "refresh": 2,  # Whenever the time that is shown is changed.
         "sort": 1,
     }
 
@@ -117,10 +118,11 @@ def _window() -> Data:
 def _placed() -> list[Data]:
     """The panels with their ids and places: left to right, and on to the next line where one is full."""
     placed: list[Data] = []
-    x = y = height = 0
-    for panel, width, tall in rows.all_panels():
+    x = y = tallest = 0
+    for number, panel in enumerate(all_panels(), start=1):
+        width, height = panel["gridPos"]["w"], panel["gridPos"]["h"]
         if x + width > WIDTH:
-            x, y, height = 0, y + height, 0
-        placed.append({"id": len(placed) + 1, "gridPos": {"x": x, "y": y, "w": width, "h": tall}, **panel})
-        x, height = x + width, max(height, tall)
+            x, y, tallest = 0, y + tallest, 0
+        placed.append({"id": number, **panel, "gridPos": {"x": x, "y": y, "w": width, "h": height}})
+        x, tallest = x + width, max(tallest, height)
     return placed

@@ -11,6 +11,9 @@ if TYPE_CHECKING:
     from deploy.monitoring.files import Data
 
 SOURCE: Data = {"type": "prometheus", "uid": "${datasource}"}
+WIDTH = 24
+"""Of the page, in Grafana's units."""
+
 KIND_COLORS = {"verbatim": "orange", "decay": "purple", "doom": "red"}
 _NO_TRAFFIC = "No answers"
 
@@ -30,7 +33,7 @@ def stat(title: str, description: str, expression: str, unit: str) -> Data:
         "graphMode": "none",
         "textMode": "value",
     }
-    return _panel("stat", title, description, [query(expression, instant=True)], field, options)
+    return sized(_panel("stat", title, description, [query(expression, instant=True)], field, options), WIDTH // 6, 4)
 
 
 def timeseries(
@@ -127,7 +130,12 @@ def state_timeline(title: str, description: str, expression: str, legend: str) -
 
 def row(title: str) -> Data:
     """A heading."""
-    return {"type": "row", "title": title, "collapsed": False, "panels": []}
+    return sized({"type": "row", "title": title, "collapsed": False, "panels": []}, WIDTH, 1)
+
+
+def sized(panel: Data, width: int, height: int) -> Data:
+    """The panel in another size."""
+    return {**panel, "gridPos": {"w": width, "h": height}}
 
 
 def _panel(
@@ -140,6 +148,7 @@ def _panel(
 ) -> Data:
     return {
         "type": kind,
+        "gridPos": {"w": WIDTH // 2, "h": 8},
         "title": title,
         "description": description,
         "datasource": SOURCE,

@@ -14,10 +14,11 @@ import httpx
 import pytest
 from transformers import AutoTokenizer
 
-from deploy.monitoring import generate, queries, recording, rows
+from deploy.monitoring import generate, queries, recording
 from deploy.monitoring.alerts import ALERTS, NOT_DESIRED
 from deploy.monitoring.dashboard import dashboard
 from deploy.monitoring.promql import read
+from deploy.monitoring.rows.chosen import RANGE, loop_rate
 from tests.benchmarks.intervals import wilson
 from tests.deploy.grafana import as_sent
 from tests.deploy.prometheus import SECONDS, Prometheus, needs_prometheus, running_prometheus
@@ -135,8 +136,13 @@ def test_prometheus_counts_what_the_detectors_find_in_the_answers(run: Run) -> N
         assert counted == run.loops(patch)
 
 
+def test_every_token_that_vllm_made_was_watched(run: Run) -> None:
+    by = "sum by (job, instance, model_name)"
+    assert run.prometheus.ask(f"{by} (vllm_surgery_output_tokens_total) == {by} (vllm:generation_tokens_total)")
+
+
 def test_the_dashboards_loop_rates_are_those_of_the_answers(run: Run) -> None:
-    rates = run.prometheus.by("patch", as_sent(rows.loop_rate("patch", rows.RANGE)))
+    rates = run.prometheus.by("patch", as_sent(loop_rate("patch", RANGE)))
     print(f"loop rate by patch: Prometheus {rates}, answers", {patch: run.loop_rate(patch) for patch in run.answers})
     assert rates == pytest.approx({patch: run.loop_rate(patch) for patch in run.answers})
 
