@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from vllm_surgery.engine.plugin import ENDPOINT_GROUP, GROUP, NAME
 from vllm_surgery.engine.settings import DISABLE_VARIABLE, disabled
-from vllm_surgery.engine.touchpoints import FOR_LOADING, FOR_SERVING, FOR_SWAPPING, FOR_WATCHING
+from vllm_surgery.engine.touchpoints import FOR_LOADING, FOR_MASKING, FOR_SERVING, FOR_SWAPPING, FOR_WATCHING
 from vllm_surgery.errors import EngineError, one_line
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def _engine() -> Iterator[Finding]:
     yield version
     if _distribution("vllm") is None:
         yield Finding("`vllm` script", "note", "can't run: no distribution is called vllm; use `vllm-surgery serve`")
-    for point in (*FOR_LOADING, *FOR_SERVING, *FOR_SWAPPING, *FOR_WATCHING):
+    for point in (*FOR_LOADING, *FOR_SERVING, *FOR_SWAPPING, *FOR_MASKING, *FOR_WATCHING):
         yield _touch(point)
 
 

@@ -152,6 +152,12 @@ ROUTED_EXPERTS = TouchPoint(
     "RoutedExperts",
     "swapping patches while serving",
 )
+MASKING = TouchPoint(
+    "vllm.model_executor.layers.fused_moe.runner.moe_runner",
+    "MoERunner._apply_quant_method",
+    "masking experts whose router has no bias",
+    ("hidden_states", "router_logits"),
+)
 PAUSE = TouchPoint(
     "vllm.v1.engine.async_llm", "AsyncLLM.pause_generation", "holding tokens during a swap", ("mode", "clear_cache")
 )
@@ -205,6 +211,9 @@ FOR_SWAPPING = (
     CALL_ALL_ENGINES,
 )
 """Without any one of these a server still serves its patches, but says that it can't swap them."""
+
+FOR_MASKING = (MASKING,)
+"""Without any one of these a server refuses masks in layers whose router has no bias of its own."""
 
 FOR_SERVING = (SERVE_COMMAND, CLI_SETUP, CLI_LOGGING, CLI_PARSER)
 """What the command line alone needs. Without these, `vllm serve` with the plugin still works."""
