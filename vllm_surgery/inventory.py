@@ -49,7 +49,11 @@ class UnitsFound:
         each = f"{self.units} {self.kind}{' each' if len(self.layers) > 1 else ''}" if self.units else self.kind
         ops = [f"mask ({self.masked_by or 'while serving'})" if op == MASK else op for op in self.ops]
         exact = f"exact: {', '.join(ops)}" if ops else "no op is exact"
-        gains = f"gains go on {' and '.join(self.tensors)} ({', '.join(self.dtypes)})" if self.tensors else "packed"
+        gains = (
+            f"gains go on {' and '.join(self.tensors)} ({', '.join(self.dtypes)})"
+            if self.tensors
+            else "gains can go on no tensor"
+        )
         return f"{layers}: {each}; {gains}; {exact}"
 
 

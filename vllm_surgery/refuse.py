@@ -105,7 +105,7 @@ def too_few_left(left: Sequence[int], count: int, facts: ModelFacts, *, sums_of_
     """
     chosen = facts.experts_per_token or 1
     if len(left) < chosen:
-        return f"{len(left)} are left, and the router chooses {chosen}"
+        return f"too few are left for the router, which chooses {chosen}"
     groups, chosen_groups = facts.expert_groups or 1, facts.groups_per_token or 1
     if groups <= 1 or count % groups:
         return None
@@ -114,9 +114,9 @@ def too_few_left(left: Sequence[int], count: int, facts: ModelFacts, *, sums_of_
     if sums_of_two and alone and count // groups > 1:
         return f"one is left in group {alone[0]}, and the router compares groups by their best two"
     if len(sizes) < chosen_groups:
-        return f"they are left in {len(sizes)} groups, and the router chooses {chosen_groups}"
+        return f"too few groups keep any for the router, which chooses {chosen_groups} groups"
     if (fewest := sum(sorted(sizes.values())[:chosen_groups])) < chosen:
-        return f"{fewest} may be left in the groups that the router chooses, and it chooses {chosen} experts"
+        return f"too few may be left in the groups that the router chooses, {fewest}, and it chooses {chosen} experts"
     return None
 
 
