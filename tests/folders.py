@@ -94,7 +94,11 @@ def _expert_parts(layout: str, experts: int, width: int, hidden: int) -> dict[st
             "router.scale": (hidden,),
             "router.per_expert_scale": (experts,),
         }
-    biases = {"mlp.experts.gate_up_proj_bias": (experts, 2 * width), "mlp.experts.down_proj_bias": (experts, hidden)}
+    biases = {
+        "mlp.experts.gate_up_proj_bias": (experts, 2 * width),
+        "mlp.experts.down_proj_bias": (experts, hidden),
+        "mlp.router.bias": (experts,),
+    }
     return {
         "mlp.router.weight": (experts, hidden),
         "mlp.experts.gate_up_proj": (experts, hidden, 2 * width),

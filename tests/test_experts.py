@@ -188,12 +188,6 @@ def test_a_missing_carrier_is_refused(layout: str) -> None:
     )
 
 
-def test_mask_is_refused_before_any_tensor() -> None:
-    assert refusal(lambda: plan_of("own", {"op": "mask", "experts": {"1": [2]}}, tensors=[]), MismatchError) == (
-        f"{SOURCE}: edits[0].experts.1: mask isn't supported yet; scale, zero and negate are"
-    )
-
-
 @pytest.mark.parametrize("layout", ["own", "shared"])
 def test_a_format_that_cannot_hold_the_edit_is_refused(layout: str) -> None:
     text = refusal(lambda: plan_of(layout, zero({"1": [2]}, "experts"), tensors=infos(layout, dtype="F8_E4M3")))

@@ -49,8 +49,9 @@ def test_layers_that_are_stored_alike_stand_together(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("layout", GONE_ON)
 def test_experts_are_said_with_where_their_gains_go(tmp_path: Path, layout: str) -> None:
+    masked_by = "model.layers.*.mlp.router.bias" if layout == "shared with biases" else "while serving"
     assert lines(write_experts(tmp_path, layout))[-1] == (
-        f"layers 0-1: 4 experts each; gains go on {GONE_ON[layout]} (F32); {EXACT}"
+        f"layers 0-1: 4 experts each; gains go on {GONE_ON[layout]} (F32); {EXACT}, mask ({masked_by})"
     )
 
 
@@ -60,7 +61,7 @@ def test_dense_and_expert_layers_may_alternate(tmp_path: Path) -> None:
 
     assert lines(folder)[1:] == [
         f"layer 0: 6 neurons; gains go on {DOWN} (F32); {EXACT}",
-        f"layers 1-2, 4: 4 experts each; gains go on {GONE_ON['own']} (F32); {EXACT}",
+        f"layers 1-2, 4: 4 experts each; gains go on {GONE_ON['own']} (F32); {EXACT}, mask (while serving)",
         "layer 3: no MLP and no experts in a naming that is known",
     ]
 
@@ -74,6 +75,14 @@ def test_a_quantised_model_says_what_is_not_exact(tmp_path: Path) -> None:
         f"layer 0: neurons; gains go on {DOWN} (F8_E4M3); no op is exact",
         "nothing in this model can be edited",
     ]
+
+
+def test_experts_that_are_packed_can_be_masked(tmp_path: Path) -> None:
+    packed = {"model.layers.0.mlp.experts.3.down_proj.qweight": random_tensor("I32", (1, 8))}
+    router = {"model.layers.0.mlp.gate.weight": random_tensor("BF16", (4, 8))}
+    folder = write_folder(tmp_path, packed | router, config_of((6,), quantization_config={"quant_method": "awq"}))
+
+    assert lines(folder)[1:] == ["layer 0: 4 experts; gains can go on no tensor; exact: mask (while serving)"]
 
 
 def test_the_command_says_yes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -103,7 +112,8 @@ def test_the_command_reports_json(tmp_path: Path, capsys: pytest.CaptureFixture[
             "units": 4,
             "tensors": [GONE_ON["own"]],
             "dtypes": ["F32"],
-            "ops": ["scale", "zero", "negate"],
+            "ops": ["scale", "zero", "negate", "mask"],
+            "masked_by": None,
         }
     ]
 

@@ -195,7 +195,7 @@ def test_another_files_missing_layer_names_that_file() -> None:
         ("zero", None, "touches no tensor: the model has no routed experts"),
         ("zero", 8, "touches no tensor: the model has no routed experts in a naming that is known"),
         ("mask", None, "touches no tensor: the model has no routed experts"),
-        ("mask", 8, "mask isn't supported yet; scale, zero and negate are"),
+        ("mask", 8, "touches no tensor: layer 0 has no router in a naming that is known"),
     ],
 )
 def test_experts_that_no_tensor_holds_are_refused(op: str, experts: int | None, reason: str) -> None:

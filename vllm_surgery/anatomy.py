@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from vllm_surgery.conventions import lacking, locate
 from vllm_surgery.errors import CheckpointError
+from vllm_surgery.routers import Router, observe_router
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -82,6 +83,7 @@ class Anatomy:
         self.num_hidden_layers = num_hidden_layers
         self.mlps: dict[int, GatedMlp] = {}
         self.experts: dict[int, RoutedExperts] = {}
+        self.routers: dict[int, Router] = {}
 
     @classmethod
     def of(cls, tensors: Iterable[TensorInfo], num_hidden_layers: int | None = None) -> Anatomy:
@@ -96,13 +98,16 @@ class Anatomy:
         return anatomy
 
     def observe(self, info: TensorInfo) -> Slot | None:
-        """Takes one tensor in, and says which part of which block it is.
+        """Takes one tensor in, and says which part of which block it is; None where it is no part of a unit.
 
         Raises:
             CheckpointError: its shape can't be, or its part is taken by a tensor of another name.
         """
         slot = locate(info.name)
-        if slot is None or self._beyond_last_layer(slot.layer):
+        if slot is None:
+            observe_router(self.routers, info)
+            return None
+        if self._beyond_last_layer(slot.layer):
             return None
         if slot.block == "mlp":
             self._observe_mlp(slot, info)
@@ -121,6 +126,11 @@ class Anatomy:
     def expert_counts(self) -> dict[int, int]:
         """Routed experts in each layer that has them."""
         return {layer: block.count for layer, block in self.experts.items()}
+
+    def experts_in(self, layer: int) -> int | None:
+        """Routed experts in a layer, as its router or they themselves tell; None where no tensor of either was seen."""
+        router, block = self.routers.get(layer), self.experts.get(layer)
+        return (router.count if router else None) or (block.count if block else None)
 
     def tensors_of(self, kind: Kind, layer: int, index: int) -> list[TensorInfo]:
         """The tensors that hold something of one unit."""

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING
 import torch
 
 from vllm_surgery.errors import CheckpointError, SurgeryError
+from vllm_surgery.routers import LOWEST
 from vllm_surgery.tensors import bits, dtype_word
+from vllm_surgery.units import MASK
 
 if TYPE_CHECKING:
     from vllm_surgery.plan import TensorEdit
@@ -20,11 +22,12 @@ _NUMBERS_AT_ONCE = 1 << 24
 
 
 def apply_edit(tensor: torch.Tensor, edit: TensorEdit) -> torch.Tensor:
-    """A copy of `tensor` in which each slice that `edit` names is its original times its gain.
+    """A copy of `tensor` in which each slice that `edit` names is its original times its gain, or the lowest number.
 
     The product is taken in float32 (float64 for a float64 tensor) and rounded once to the tensor's own format. A gain
-    of -1 flips signs and a gain of 0 writes zeros, so both are exact whatever the values. `tensor` itself, which may be
-    a memory map of the checkpoint, isn't touched; device, shape and format stay.
+    of -1 flips signs and a gain of 0 writes zeros, so both are exact whatever the values. A mask is no product: it
+    writes the lowest number. `tensor` itself, which may be a memory map of the checkpoint, isn't touched; device, shape
+    and format stay.
 
     Args:
         tensor: the checkpoint's tensor, of `edit`'s shape and format.
@@ -40,6 +43,8 @@ def apply_edit(tensor: torch.Tensor, edit: TensorEdit) -> torch.Tensor:
             f"got {dtype_word(tensor.dtype)} {list(tensor.shape)}"
         )
     edited = tensor.clone()
+    if MASK in edit.gains:  # Then there is nothing else: no gain goes on a router's bias.
+        return edited.index_fill_(edit.axis or 0, torch.tensor(edit.indices, device=tensor.device), LOWEST[edit.dtype])
     target, original = (whole.unsqueeze(0) if edit.axis is None else whole for whole in (edited, tensor))
     for first in range(0, len(edit.indices), step := _slices_at_once(edit)):
         _edit_slices(original, target, edit, slice(first, first + step))

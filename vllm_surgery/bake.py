@@ -20,6 +20,7 @@ from vllm_surgery.aside import folder_aside, refuse_target
 from vllm_surgery.checkpoint import read_json
 from vllm_surgery.describe import model_card
 from vllm_surgery.errors import CheckpointError
+from vllm_surgery.refuse import refuse_unbakeable
 from vllm_surgery.review import review
 from vllm_surgery.tensors import bits, read_tensor
 
@@ -48,7 +49,7 @@ class Baked:
     Attributes:
         folder: the patched copy.
         id: of the patches.
-        units: neurons and experts that got a gain.
+        units: neurons and experts that got a gain or a mask.
         tensors: how many were rewritten.
         written: files that are the copy's own.
         linked: files whose blocks the copy shares with the original.
@@ -82,6 +83,7 @@ def bake(patches: PatchSet, model: ModelFolder, out: Path, *, link: bool = True,
     """
     refuse_target(out, model.path, "a bake is a copy")
     plan = review(patches, model)
+    refuse_unbakeable(patches, plan)
     with folder_aside(out) as folder:
         copy = _Copy(model, folder, link=link, progress=progress)
         copy.fill(plan)

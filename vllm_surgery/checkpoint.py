@@ -21,7 +21,7 @@ from vllm_surgery.anatomy import Anatomy, TensorInfo
 from vllm_surgery.errors import CheckpointError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
 CONFIG_FILE = "config.json"
 INDEX_FILE = "model.safetensors.index.json"
@@ -29,6 +29,8 @@ _MAX_HEADER_BYTES = 100_000_000  # The limit of the safetensors library itself.
 
 # What configs call the number of routed experts a layer.
 _EXPERT_KEYS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+# What they call the number of them that a token goes to.
+_CHOSEN_KEYS = ("num_experts_per_tok", "top_k_experts", "moe_top_k", "moe_k", "experts_per_token")
 
 BYTES_PER_NUMBER = {
     "F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2, "U16": 2,
@@ -58,6 +60,9 @@ class ModelFacts:
     """What a model's config says of it. None where it doesn't say.
 
     Attributes:
+        experts_per_token: how many routed experts a layer's router chooses.
+        expert_groups: how many groups of experts it compares first.
+        groups_per_token: how many of those it chooses.
         sparse_layers: where a neuron's gate is compared with the layer's other gates (Gemma 3n), so that a change of
             one gate changes other neurons too.
         quantization: `quant_method` of a quantised checkpoint.
@@ -69,6 +74,9 @@ class ModelFacts:
     num_hidden_layers: int | None = None
     hidden_size: int | None = None
     num_experts: int | None = None
+    experts_per_token: int | None = None
+    expert_groups: int | None = None
+    groups_per_token: int | None = None
     sparse_layers: frozenset[int] = frozenset()
     quantization: str | None = None
     base: str | None = None
@@ -80,12 +88,14 @@ class ModelFacts:
         text = config.get("text_config")
         text = text if isinstance(text, dict) else config
         architectures, quantization = config.get("architectures"), config.get("quantization_config")
-        experts = [text.get(key) for key in _EXPERT_KEYS]
         return cls(
             architectures=tuple(str(item) for item in architectures) if isinstance(architectures, list) else (),
             num_hidden_layers=_whole_number(text.get("num_hidden_layers")),
             hidden_size=_whole_number(text.get("hidden_size")),
-            num_experts=next((number for number in map(_whole_number, experts) if number), None),
+            num_experts=_first_number(text, _EXPERT_KEYS),
+            experts_per_token=_first_number(text, _CHOSEN_KEYS),
+            expert_groups=_whole_number(text.get("n_group")),
+            groups_per_token=_whole_number(text.get("topk_group")),
             sparse_layers=_sparse_layers(text.get("activation_sparsity_pattern")),
             quantization=str(quantization.get("quant_method", "unnamed")) if isinstance(quantization, dict) else None,
             base=base,
@@ -201,6 +211,11 @@ def _says_yes(question: Callable[[], bool]) -> bool:
 
 def _whole_number(value: object) -> int | None:
     return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def _first_number(config: dict[str, Any], keys: Iterable[str]) -> int | None:
+    """The first of the config's values under these keys that is a whole number, and not 0."""
+    return next((number for key in keys if (number := _whole_number(config.get(key)))), None)
 
 
 def _sparse_layers(pattern: object) -> frozenset[int]:

@@ -82,16 +82,17 @@ class Convention:
         return [part for part in self.parts.values() if part.carries]
 
 
-# Where the text model's layers lie: alone, inside a multimodal model, and in that model's older spelling.
-# Vision and audio towers have other roots, so their MLPs are never taken for the language model's.
-_LAYER = rf"(?:model|model\.language_model|language_model\.model)\.layers\.(?P<layer>{LAYER_PATTERN})"
+IN_LAYER = rf"(?:model|model\.language_model|language_model\.model)\.layers\.(?P<layer>{LAYER_PATTERN})"
+"""Where the text model's layers lie: alone, inside a multimodal model, and in that model's older spelling. Vision and
+audio towers have other roots, so their MLPs are never taken for the language model's."""
+
 _EXPERT = rf"(?P<expert>{INDEX_PATTERN})"
 
 CONVENTIONS: tuple[Convention, ...] = (
     Convention(
         name="gated MLP (Llama, Mistral, Qwen, Gemma, Phi-3, the dense layers of DeepSeek and GLM)",
         block="mlp",
-        pattern=re.compile(rf"{_LAYER}\.mlp\.(?P<part>[a-z_]+)\.weight"),
+        pattern=re.compile(rf"{IN_LAYER}\.mlp\.(?P<part>[a-z_]+)\.weight"),
         parts={
             "gate_proj": Part("gate", 0),
             "up_proj": Part("up", 0),
@@ -102,7 +103,7 @@ CONVENTIONS: tuple[Convention, ...] = (
     Convention(
         name="experts with tensors of their own (Qwen-MoE, OLMoE, DeepSeek, GLM-MoE)",
         block="experts",
-        pattern=re.compile(rf"{_LAYER}\.mlp\.experts\.{_EXPERT}\.(?P<part>[a-z_]+)\.weight"),
+        pattern=re.compile(rf"{IN_LAYER}\.mlp\.experts\.{_EXPERT}\.(?P<part>[a-z_]+)\.weight"),
         parts={
             "gate_proj": Part("gate", None),
             "up_proj": Part("up", None),
@@ -112,14 +113,14 @@ CONVENTIONS: tuple[Convention, ...] = (
     Convention(
         name="experts with tensors of their own (Mixtral)",
         block="experts",
-        pattern=re.compile(rf"{_LAYER}\.block_sparse_moe\.experts\.{_EXPERT}\.(?P<part>w[123])\.weight"),
+        pattern=re.compile(rf"{IN_LAYER}\.block_sparse_moe\.experts\.{_EXPERT}\.(?P<part>w[123])\.weight"),
         parts={"w1": Part("gate", None), "w3": Part("up", None), "w2": Part("down", None, carries=True)},
     ),
     Convention(
         # Their gate and up lie interleaved in some of these families, stacked in others, so neither is told apart.
         name="experts in one tensor (GPT-OSS, the later Qwen-MoE)",
         block="experts",
-        pattern=re.compile(rf"{_LAYER}\.mlp\.experts\.(?P<part>[a-z_]+)"),
+        pattern=re.compile(rf"{IN_LAYER}\.mlp\.experts\.(?P<part>[a-z_]+)"),
         parts={
             "gate_up_proj": Part("gate_up", 0, rank=3),
             "gate_up_proj_bias": Part("gate_up_bias", 0, optional=True),
@@ -130,7 +131,7 @@ CONVENTIONS: tuple[Convention, ...] = (
     Convention(
         name="experts in one tensor beside a dense MLP, each with a scale of its own (Gemma 4)",
         block="experts",
-        pattern=re.compile(rf"{_LAYER}\.(?P<part>experts\.[a-z_]+|router\.[a-z_]+)"),
+        pattern=re.compile(rf"{IN_LAYER}\.(?P<part>experts\.[a-z_]+|router\.[a-z_]+)"),
         parts={
             "experts.gate_up_proj": Part("gate_up", 0, rank=3, split=1),
             "experts.down_proj": Part("down", 0, rank=3),

@@ -21,14 +21,18 @@ from vllm_surgery.errors import CheckpointError
 from vllm_surgery.guard import guard_of
 from vllm_surgery.patch import Patch
 from vllm_surgery.recover import differing_slices, recover_gains, recover_joint_gains
+from vllm_surgery.routers import LOWEST, layer_of_router_bias
 from vllm_surgery.same_bytes import same_bytes
 from vllm_surgery.tensors import read_tensor
+from vllm_surgery.units import MASK
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from vllm_surgery.anatomy import TensorInfo
     from vllm_surgery.checkpoint import ModelFolder, StoredTensor
     from vllm_surgery.conventions import Role, Slot
-    from vllm_surgery.units import Kind
+    from vllm_surgery.units import Gain, Kind
 
 # The roots under which model classes put the same text model, in the order in which they are tried.
 _ROOT = re.compile(r"^(?:model\.language_model\.|language_model\.model\.|language_model\.|model\.)")
@@ -56,32 +60,37 @@ class Diff:
     Attributes:
         gains: a factor for each neuron, by layer and index.
         experts: a factor for each routed expert, by layer and index.
+        masks: layer and index of each routed expert that its router can't choose any more.
         unexplained: what no patch can say.
         notes: what is worth knowing and changes nothing.
     """
 
     gains: dict[tuple[int, int], float] = field(default_factory=dict)
     experts: dict[tuple[int, int], float] = field(default_factory=dict)
+    masks: set[tuple[int, int]] = field(default_factory=set)
     unexplained: list[Unexplained] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
     def patch(self, name: str, base: ModelFolder, **more: Any) -> Patch | None:
         """The differences as a patch for `base`, guarded by what `base` is. None where there are none."""
-        if not self.gains and not self.experts:
+        experts: dict[tuple[int, int], Gain] = {**self.experts, **dict.fromkeys(self.masks, MASK)}
+        if not self.gains and not experts:
             return None
-        edits = [*_edits("neurons", self.gains), *_edits("experts", self.experts)]
+        edits = [*_edits("neurons", self.gains), *_edits("experts", experts)]
         return Patch.from_data({"version": 1, "name": name, "model": guard_of(base), "edits": edits, **more}, name)
 
 
-def _edits(kind: Kind, gains: dict[tuple[int, int], float]) -> list[dict[str, Any]]:
+def _edits(kind: Kind, gains: Mapping[tuple[int, int], Gain]) -> list[dict[str, Any]]:
     """An edit for each gain."""
-    layers: dict[float, dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
+    layers: dict[Gain, dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
     for (layer, index), gain in sorted(gains.items()):
         layers[gain][str(layer)].append(index)
     return [{**_op(gain), kind: units} for gain, units in layers.items()]
 
 
-def _op(gain: float) -> dict[str, Any]:
+def _op(gain: Gain) -> dict[str, Any]:
+    if gain == MASK:
+        return {"op": "mask"}
     if gain in (-1.0, 0.0):
         return {"op": "negate" if gain else "zero"}
     return {"op": "scale", "factor": gain}
@@ -143,7 +152,9 @@ class _Comparison:
             return
         new = read_tensor(after)
         old = read_tensor(before).to(new.dtype)
-        if slot is None:
+        if slot is None and (layer := layer_of_router_bias(after.info.name)) is not None and old.dim() == 1:
+            self._explain_router(layer, after, old, new)
+        elif slot is None:
             changed = int((old != new).sum())
             if changed:
                 self._unexplained(after, "holds no unit that a patch can name", changed)
@@ -168,6 +179,14 @@ class _Comparison:
             changed = int((old.index_select(axis, chosen) != new.index_select(axis, chosen)).sum())
             word = "whole" if slot.expert is not None else f"{len(strange)} {_slice_word(slot)}(s) ({shown})"
             self._unexplained(after, f"{word} changed by more than a gain", changed)
+
+    def _explain_router(self, layer: int, after: StoredTensor, old: torch.Tensor, new: torch.Tensor) -> None:
+        """Of a router's bias, numbers that became as low as a mask's; others are no patch's."""
+        changed = (old != new).nonzero().flatten().tolist()
+        masked = {index for index in changed if new[index] <= LOWEST[after.info.dtype]}
+        self._result.masks.update((layer, index) for index in masked)
+        if len(masked) < len(changed):
+            self._unexplained(after, "changed by more than masks", len(changed) - len(masked))
 
     def _is_gain_of_unit(self, slot: Slot, role: Role, gain: float) -> bool:
         """Whether a gain on one part is a gain of the unit.
@@ -210,7 +229,11 @@ class _Comparison:
     def _take_gains(self) -> None:
         for (kind, layer, index), gains in self._parts.items():
             gain = math.prod(gains) + 0.0
-            if gain != 1:
+            if kind == "experts" and (layer, index) in self._result.masks:
+                self._result.notes.append(
+                    f"expert {index} of layer {layer} is masked, so its gain of {gain:g} is left out"
+                )
+            elif gain != 1:
                 into = self._result.gains if kind == "neurons" else self._result.experts
                 into[layer, index] = gain
 

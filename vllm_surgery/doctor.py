@@ -43,6 +43,7 @@ OFFERS = {
     "load": "FOR_LOADING",
     "serve": "FOR_SERVING",
     "swap": "FOR_SWAPPING",
+    "mask": "FOR_MASKING",
     "watch": "FOR_WATCHING",
     "routes": "FOR_ROUTES",
 }

@@ -5,12 +5,12 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from vllm_surgery.anatomy import PLAIN_DTYPES
 from vllm_surgery.describe import count
-from vllm_surgery.units import IndexRange, merge_ranges
+from vllm_surgery.units import MASK, IndexRange, merge_ranges
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -33,6 +33,7 @@ class UnitsFound:
         tensors: on which their gains go, with ``*`` for the number of a layer or an expert.
         dtypes: how those are stored.
         ops: what these formats hold exactly.
+        masked_by: the routers' bias that a mask goes on, with ``*`` for the layer; None where there is none.
     """
 
     kind: Kind
@@ -41,12 +42,19 @@ class UnitsFound:
     tensors: tuple[str, ...]
     dtypes: tuple[str, ...]
     ops: tuple[str, ...]
+    masked_by: str | None = None
 
     def __str__(self) -> str:
         layers = f"layer{'s' if len(self.layers) > 1 else ''} {_ranges(self.layers)}"
         each = f"{self.units} {self.kind}{' each' if len(self.layers) > 1 else ''}" if self.units else self.kind
-        exact = f"exact: {', '.join(self.ops)}" if self.ops else "no op is exact"
-        return f"{layers}: {each}; gains go on {' and '.join(self.tensors)} ({', '.join(self.dtypes)}); {exact}"
+        ops = [f"mask ({self.masked_by or 'while serving'})" if op == MASK else op for op in self.ops]
+        exact = f"exact: {', '.join(ops)}" if ops else "no op is exact"
+        gains = (
+            f"gains go on {' and '.join(self.tensors)} ({', '.join(self.dtypes)})"
+            if self.tensors
+            else "gains can go on no tensor"
+        )
+        return f"{layers}: {each}; {gains}; {exact}"
 
 
 @dataclass(frozen=True)
@@ -103,14 +111,10 @@ def take_inventory(folder: ModelFolder) -> Inventory:
         CheckpointError: it can't be read, or is not a model that is understood.
     """
     facts, anatomy = folder.facts, folder.anatomy
-    groups: dict[tuple[Kind, int, tuple[str, ...], tuple[str, ...]], list[int]] = defaultdict(list)
-    for kind, layer, units, carriers in _carriers(anatomy):
-        names = tuple(sorted({_with_stars(info.name) for info in carriers}))
-        groups[kind, units, names, tuple(sorted({info.dtype for info in carriers}))].append(layer)
-    found = [
-        UnitsFound(kind, tuple(sorted(layers)), units, names, dtypes, _EXACT_OPS if set(dtypes) <= PLAIN_DTYPES else ())
-        for (kind, units, names, dtypes), layers in groups.items()
-    ]
+    groups: dict[UnitsFound, list[int]] = defaultdict(list)
+    for layer, group in _groups(anatomy):
+        groups[group].append(layer)
+    found = [replace(group, layers=tuple(sorted(layers))) for group, layers in groups.items()]
     seen = {layer for group in found for layer in group.layers}
     return Inventory(
         architectures=facts.architectures,
@@ -125,17 +129,34 @@ def take_inventory(folder: ModelFolder) -> Inventory:
     )
 
 
-def _carriers(anatomy: Anatomy) -> Iterator[tuple[Kind, int, int, list[TensorInfo]]]:
-    """Kind, layer, number of units and the tensors that their gains go on, for each block that is whole."""
+def _groups(anatomy: Anatomy) -> Iterator[tuple[int, UnitsFound]]:
+    """Each layer with its units, which name no layer, so that those of layers that are stored alike are equal."""
     widths = anatomy.widths()
     for layer, mlp in anatomy.mlps.items():
         if not mlp.missing():
-            yield "neurons", layer, widths.get(layer, 0), [mlp.tensors["down"]]
-    for layer, block in anatomy.experts.items():
-        roles = {part.role for part in block.convention.carriers}
-        carriers = [info for (role, _), info in block.tensors.items() if role in roles]
-        if carriers:
-            yield "experts", layer, block.count, carriers
+            yield layer, _group("neurons", widths.get(layer, 0), [mlp.tensors["down"]])
+    for layer in sorted({*anatomy.experts, *anatomy.routers}):
+        carriers, router = _expert_carriers(anatomy, layer), anatomy.routers.get(layer)
+        group = _group("experts", anatomy.experts_in(layer) or 0, carriers)
+        if router is not None and (router.bias is None or router.bias.dtype in PLAIN_DTYPES):
+            bias = None if router.bias is None else _with_stars(router.bias.name)
+            group = replace(group, ops=(*group.ops, MASK), masked_by=bias)
+        if carriers or group.ops:
+            yield layer, group
+
+
+def _expert_carriers(anatomy: Anatomy, layer: int) -> list[TensorInfo]:
+    """The tensors on which the gains of a layer's experts go."""
+    block = anatomy.experts.get(layer)
+    roles = {part.role for part in block.convention.carriers} if block else set()
+    return [info for (role, _), info in block.tensors.items() if role in roles] if block else []
+
+
+def _group(kind: Kind, units: int, carriers: list[TensorInfo]) -> UnitsFound:
+    names = tuple(sorted({_with_stars(info.name) for info in carriers}))
+    dtypes = tuple(sorted({info.dtype for info in carriers}))
+    exact = bool(carriers) and set(dtypes) <= PLAIN_DTYPES
+    return UnitsFound(kind, (), units, names, dtypes, _EXACT_OPS if exact else ())
 
 
 def _with_stars(name: str) -> str:

@@ -13,7 +13,14 @@ from typing import TYPE_CHECKING
 
 from vllm_surgery.anatomy import PLAIN_DTYPES, Anatomy
 from vllm_surgery.guard import check_guards, check_width
-from vllm_surgery.refuse import refuse_by_config, refuse_format, refuse_missing, refuse_range
+from vllm_surgery.refuse import (
+    refuse_by_config,
+    refuse_format,
+    refuse_mask,
+    refuse_missing,
+    refuse_range,
+)
+from vllm_surgery.routers import layer_of_router_bias
 from vllm_surgery.units import MASK
 
 if TYPE_CHECKING:
@@ -23,7 +30,7 @@ if TYPE_CHECKING:
     from vllm_surgery.checkpoint import ModelFacts
     from vllm_surgery.conventions import Slot
     from vllm_surgery.stack import PatchSet
-    from vllm_surgery.units import Assignment, Kind
+    from vllm_surgery.units import Assignment, Gain, Kind
 
 
 @dataclass(frozen=True)
@@ -37,7 +44,7 @@ class TensorEdit:
         axis: the axis that `indices` count along. None where the whole tensor is one slice, as if it had an axis of
             length one before its first.
         indices: the slices, ascending; (0,) for a whole tensor.
-        gains: a factor for each.
+        gains: a factor for each; `MASK` in a router's bias, for the lowest number.
     """
 
     tensor: str
@@ -45,7 +52,23 @@ class TensorEdit:
     shape: tuple[int, ...]
     axis: int | None
     indices: tuple[int, ...]
-    gains: tuple[float, ...]
+    gains: tuple[Gain, ...]
+
+
+@dataclass(frozen=True)
+class LayerMask:
+    """The experts of one layer that its router can't choose.
+
+    Attributes:
+        experts: ascending.
+        count: how many experts the layer has, these among them.
+        tensor: the router's bias that says so; None where it has none, so that the engine must.
+    """
+
+    layer: int
+    experts: tuple[int, ...]
+    count: int
+    tensor: str | None
 
 
 @dataclass(frozen=True)
@@ -55,12 +78,18 @@ class Plan:
     Attributes:
         id: of the patch set.
         edits: one a touched tensor, in the order of their names.
-        units: how many neurons and experts get a gain.
+        units: how many neurons and experts get a gain or a mask.
+        masks: one a layer with masked experts, in the layers' order.
     """
 
     id: str
     edits: tuple[TensorEdit, ...]
     units: int
+    masks: tuple[LayerMask, ...] = ()
+
+    def engine_masks(self) -> dict[int, LayerMask]:
+        """By layer, the masks that no tensor of the checkpoint can hold."""
+        return {mask.layer: mask for mask in self.masks if mask.tensor is None}
 
 
 class Planner:
@@ -94,12 +123,14 @@ class Planner:
             CheckpointError: the tensor doesn't fit what was seen before.
         """
         slot = self._anatomy.observe(info)
-        if slot is None or not slot.part.carries:
+        if slot is None:
+            return None, self._edit_of_router(info)
+        if not slot.part.carries:
             return slot, None
         wanted = [
             item
             for item in self._wanted.get((slot.kind, slot.layer), [])
-            if slot.expert is None or item.names(slot.expert)
+            if item.gain != MASK and (slot.expert is None or item.names(slot.expert))
         ]
         for item in wanted:
             refuse_format(item, info, self._facts)
@@ -119,14 +150,46 @@ class Planner:
         """
         for items in self._wanted.values():
             for item in items:
-                refuse_missing(item, self._anatomy, self._facts)
+                if item.gain == MASK:
+                    refuse_mask(item, self._masks_of(item.layer), self._anatomy, self._facts)
+                else:
+                    refuse_missing(item, self._anatomy, self._facts)
         edits = tuple(edit for _, edit in sorted(self._edits.items()))
-        return Plan(self._patches.id, edits, sum(map(self._units, self._wanted)))
+        return Plan(self._patches.id, edits, sum(map(self._units, self._wanted)), self._layer_masks())
+
+    def _edit_of_router(self, info: TensorInfo) -> TensorEdit | None:
+        """The edit of a router's bias, as `observe` gives it; None for every other tensor."""
+        layer = layer_of_router_bias(info.name)
+        masks = [] if layer is None else self._masks_of(layer)
+        for item in masks:
+            refuse_format(item, info, self._facts)
+            refuse_range(item, info.shape[0])
+        if not masks:
+            return None
+        indices = tuple(sorted(index for item in masks for index in item.resolve(info.shape[0])))
+        edit = TensorEdit(info.name, info.dtype, info.shape, 0, indices, (MASK,) * len(indices))
+        self._edits[info.name] = edit
+        return edit
+
+    def _masks_of(self, layer: int) -> list[Assignment]:
+        return [item for item in self._wanted.get(("experts", layer), []) if item.gain == MASK]
+
+    def _layer_masks(self) -> tuple[LayerMask, ...]:
+        layers = sorted({layer for kind, layer in self._wanted if kind == "experts" and self._masks_of(layer)})
+        return tuple(self._layer_mask(layer) for layer in layers)
+
+    def _layer_mask(self, layer: int) -> LayerMask:
+        width, bias = self._width(("experts", layer)), self._anatomy.routers[layer].bias
+        experts = sorted(index for item in self._masks_of(layer) for index in item.resolve(width))
+        return LayerMask(layer, tuple(experts), width, None if bias is None else bias.name)
 
     def _units(self, place: tuple[Kind, int]) -> int:
+        return sum(item.count(self._width(place)) for item in self._wanted[place])
+
+    def _width(self, place: tuple[Kind, int]) -> int:
+        """How many units a layer has, which every refusal has made sure of."""
         kind, layer = place
-        width = self._anatomy.mlps[layer].width if kind == "neurons" else self._anatomy.experts[layer].count
-        return sum(item.count(width) for item in self._wanted[place])
+        return self._anatomy.mlps[layer].width if kind == "neurons" else self._anatomy.experts_in(layer) or 0
 
 
 def plan(patches: PatchSet, facts: ModelFacts, tensors: Iterable[TensorInfo]) -> Plan:
@@ -145,9 +208,8 @@ def plan(patches: PatchSet, facts: ModelFacts, tensors: Iterable[TensorInfo]) ->
 def _edit_of(info: TensorInfo, slot: Slot, wanted: Iterable[Assignment]) -> TensorEdit:
     """Each unit's gain goes on its slice of the tensor, which every plain number format holds exactly."""
     width = slot.part.width(info.shape)
-    gains: dict[int, float] = {}
+    gains: dict[int, Gain] = {}
     for item in wanted:
-        assert item.gain != MASK  # Refused before any tensor is looked at.
         if slot.expert is None:
             refuse_range(item, width)
         # A tensor that is all of one expert has one slice, itself.

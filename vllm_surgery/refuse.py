@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING
 
 from vllm_surgery.anatomy import PLAIN_DTYPES, GatedMlp
@@ -10,13 +11,17 @@ from vllm_surgery.errors import MismatchError
 from vllm_surgery.units import ALL, MASK
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from vllm_surgery.anatomy import Anatomy, RoutedExperts, TensorInfo
     from vllm_surgery.checkpoint import ModelFacts
+    from vllm_surgery.plan import Plan
+    from vllm_surgery.stack import PatchSet
     from vllm_surgery.units import Assignment
 
 
 def refuse_by_config(item: Assignment, facts: ModelFacts) -> None:
-    """What the model's config alone shows: a layer or an expert that isn't there, an op that isn't supported.
+    """What the model's config alone shows: a layer or an expert that isn't there.
 
     Raises:
         MismatchError: it can't be done.
@@ -26,13 +31,6 @@ def refuse_by_config(item: Assignment, facts: ModelFacts) -> None:
         raise _refusal(item, f"layer {item.layer} is out of range: the model has {layers} layers")
     if item.kind == "experts" and facts.num_experts is not None:
         refuse_range(item, facts.num_experts)
-    if item.gain == MASK:
-        raise _refusal(
-            item,
-            "mask isn't supported yet; scale, zero and negate are"
-            if facts.num_experts
-            else "touches no tensor: the model has no routed experts",
-        )
 
 
 def refuse_range(item: Assignment, width: int) -> None:
@@ -71,6 +69,70 @@ def refuse_missing(item: Assignment, anatomy: Anatomy, facts: ModelFacts) -> Non
     if reason:
         hint = f"; the checkpoint is quantised ({facts.quantization})" if facts.quantization else ""
         raise _refusal(item, f"touches no tensor: {reason}{hint}")
+
+
+def refuse_mask(item: Assignment, masks: Sequence[Assignment], anatomy: Anatomy, facts: ModelFacts) -> None:
+    """A mask in a layer whose router isn't known, or one that leaves the router too little to choose from.
+
+    Args:
+        item: the mask.
+        masks: all masks of its layer.
+        anatomy: of the whole checkpoint.
+        facts: what the model's config says.
+
+    Raises:
+        MismatchError: it can't be done.
+    """
+    router, count = anatomy.routers.get(item.layer), anatomy.experts_in(item.layer)
+    if count is None and not facts.num_experts:
+        raise _refusal(item, "touches no tensor: the model has no routed experts")
+    if router is None or count is None:
+        raise _refusal(item, f"touches no tensor: layer {item.layer} has no router in a naming that is known")
+    refuse_range(item, count)
+    masked = {index for index in range(count) if any(other.names(index) for other in masks)}
+    if reason := too_few_left(sorted({*range(count)} - masked), count, facts, sums_of_two=router.corrects):
+        raise _refusal(item, f"masks {len(masked)} of the {count} experts of layer {item.layer}: {reason}")
+
+
+def too_few_left(left: Sequence[int], count: int, facts: ModelFacts, *, sums_of_two: bool) -> str | None:
+    """Why a router can't choose as it should from the experts that are left; None where it can.
+
+    Args:
+        left: those that aren't masked.
+        count: of all experts.
+        facts: how many the router chooses, and out of how many groups of them.
+        sums_of_two: whether it compares groups by the sum of their best two scores, not by their best.
+    """
+    chosen = facts.experts_per_token or 1
+    if len(left) < chosen:
+        return f"too few are left for the router, which chooses {chosen}"
+    groups, chosen_groups = facts.expert_groups or 1, facts.groups_per_token or 1
+    if groups <= 1 or count % groups:
+        return None
+    sizes = Counter(index * groups // count for index in left)
+    alone = [group for group, size in sorted(sizes.items()) if size == 1]
+    if sums_of_two and alone and count // groups > 1:
+        return f"one is left in group {alone[0]}, and the router compares groups by their best two"
+    if len(sizes) < chosen_groups:
+        return f"too few groups keep any for the router, which chooses {chosen_groups} groups"
+    if (fewest := sum(sorted(sizes.values())[:chosen_groups])) < chosen:
+        return f"too few may be left in the groups that the router chooses, {fewest}, and it chooses {chosen} experts"
+    return None
+
+
+def refuse_unbakeable(patches: PatchSet, plan: Plan) -> None:
+    """Masks that no checkpoint can hold.
+
+    Raises:
+        MismatchError: there is one.
+    """
+    masks = plan.engine_masks()
+    for item in patches.assignments():
+        if item.gain == MASK and item.layer in masks:
+            raise _refusal(
+                item,
+                f"layer {item.layer}'s router has no bias, so no checkpoint can hold the mask; serve the patch instead",
+            )
 
 
 def _missing_mlp(item: Assignment, anatomy: Anatomy) -> str | None:

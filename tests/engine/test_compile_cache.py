@@ -24,6 +24,26 @@ def test_our_settings_dont_count() -> None:
     assert hash_of({"vllm_surgery": {"patches": ["a.yaml"]}, "other": 1}) == hash_of({"other": 1})
 
 
+def masking(layer: int, *experts: int) -> dict[str, Any]:
+    edits = [{"op": "mask", "experts": {str(layer): list(experts)}}]
+    return {"vllm_surgery": {"patches": [{"version": 1, "name": "masks", "edits": edits}]}}
+
+
+def test_where_masks_are_looked_up_counts_but_not_what_is_masked() -> None:
+    keys = [
+        hash_of({}),
+        hash_of(masking(1, 2)),
+        hash_of(masking(3, 2)),
+        hash_of({"vllm_surgery": {"mask_buffers": True}}),
+    ]
+    assert len({*keys}) == len(keys)
+    assert hash_of(masking(1, 5, 6)) == hash_of(masking(1, 2))
+
+
+def test_settings_that_are_wrong_are_left_to_whoever_refuses_them() -> None:
+    assert hash_of({"vllm_surgery": {"patches": ["no such file"]}}) == hash_of({})
+
+
 def test_others_do() -> None:
     assert hash_of({"other": 1}) != hash_of({"other": 2})
 

@@ -9,9 +9,16 @@ import types
 import pytest
 
 from vllm_surgery import EngineError
-from vllm_surgery.engine.touchpoints import FOR_LOADING, FOR_SERVING, FOR_SWAPPING, FOR_WATCHING, TouchPoint
+from vllm_surgery.engine.touchpoints import (
+    FOR_LOADING,
+    FOR_MASKING,
+    FOR_SERVING,
+    FOR_SWAPPING,
+    FOR_WATCHING,
+    TouchPoint,
+)
 
-ALL = (*FOR_LOADING, *FOR_SERVING, *FOR_SWAPPING, *FOR_WATCHING)
+ALL = (*FOR_LOADING, *FOR_SERVING, *FOR_SWAPPING, *FOR_MASKING, *FOR_WATCHING)
 
 
 @pytest.mark.parametrize("point", ALL, ids=lambda point: f"{point.module}.{point.path}")

@@ -13,13 +13,14 @@ from vllm_surgery.cli.options import add_command, add_json
 from vllm_surgery.conventions import locate
 from vllm_surgery.describe import count, gain_in_words
 from vllm_surgery.review import review
+from vllm_surgery.routers import layer_of_router_bias
 from vllm_surgery.stack import PatchSet
 
 if TYPE_CHECKING:
     import argparse
 
     from vllm_surgery.cli.options import Subparsers
-    from vllm_surgery.plan import Plan, TensorEdit
+    from vllm_surgery.plan import LayerMask, Plan, TensorEdit
 
 _SLICES_SHOWN = 8
 _TENSORS_SHOWN = 100  # More than a dense model has layers; of experts, each may have its own.
@@ -61,6 +62,8 @@ def _print_plan(plan: Plan, model: str) -> None:
         print(f"  {_in_words(edit)}")
     if len(plan.edits) > _TENSORS_SHOWN:
         print(f"  and {count(len(plan.edits) - _TENSORS_SHOWN, 'more tensor')}; --json names each")
+    for mask in plan.engine_masks().values():
+        print(f"  {_mask_in_words(mask)}")
 
 
 def _in_words(edit: TensorEdit) -> str:
@@ -71,8 +74,17 @@ def _in_words(edit: TensorEdit) -> str:
     return f"{edit.tensor} {edit.dtype} {list(edit.shape)}, {_slices_in_words(edit)}: {', '.join(slices)}{tail}"
 
 
+def _mask_in_words(mask: LayerMask) -> str:
+    shown = ", ".join(map(str, mask.experts[:_SLICES_SHOWN]))
+    more = len(mask.experts) - _SLICES_SHOWN
+    tail = f" and {more} more" if more > 0 else ""
+    return f"the router of layer {mask.layer}, which has no bias, so while serving: experts: {shown}{tail} masked"
+
+
 def _slices_in_words(edit: TensorEdit) -> str:
     slot = locate(edit.tensor)
+    if layer_of_router_bias(edit.tensor) is not None:
+        return "experts"
     if slot is not None and slot.kind == "experts":
         return f"expert {slot.expert}" if slot.expert is not None else "experts"
     return "columns" if edit.axis else "rows"

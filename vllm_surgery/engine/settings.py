@@ -35,6 +35,8 @@ class Settings(BaseModel):
         allow_remote_swaps: whether swaps from other machines are accepted where there is no API key.
         allow_inline: whether callers may send patches themselves, rather than names.
         detect_loops: whether the tokens of every request are watched for loops.
+        mask_buffers: whether every router gets a place for masks at the start, so that they can be swapped in later
+            where the model is compiled. A router that a patch in `patches` masks an expert of has one anyway.
         log_text: whether log lines may hold what a model wrote.
     """
 
@@ -47,6 +49,7 @@ class Settings(BaseModel):
     allow_remote_swaps: bool = False
     allow_inline: bool = True
     detect_loops: bool = True
+    mask_buffers: bool = False
     log_text: bool = False
 
     @model_validator(mode="after")

@@ -161,6 +161,12 @@ ROUTED_EXPERTS = TouchPoint(
     "RoutedExperts",
     "swapping patches while serving",
 )
+MASKING = TouchPoint(
+    "vllm.model_executor.layers.fused_moe.runner.moe_runner",
+    "MoERunner._apply_quant_method",
+    "masking experts whose router has no bias",
+    ("hidden_states", "router_logits"),
+)
 _CLIENT = "vllm.v1.engine.core_client"
 PAUSE = TouchPoint(
     _CLIENT, "AsyncMPClient.pause_scheduler_async", "holding tokens during a swap", ("mode", "clear_cache")
@@ -222,6 +228,9 @@ FOR_SWAPPING = (
     ENGINE_DIED,
 )
 """Without any one of these a server still serves its patches, but says that it can't swap them."""
+
+FOR_MASKING = (MASKING,)
+"""Without any one of these a server refuses masks in layers whose router has no bias of its own."""
 
 FOR_SERVING = (SERVE_COMMAND, CLI_SETUP, CLI_PARSER)
 """What the command line alone needs. Without these, `vllm serve` with the plugin still works."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from vllm_surgery.engine import touchpoints
 from vllm_surgery.engine.load import SurgicalLoad
 from vllm_surgery.engine.request import logger, model_facts, requested_patches
+from vllm_surgery.engine.settings import Settings
 from vllm_surgery.engine.swap.original import Original, local_folder
 from vllm_surgery.engine.swap.remote import STATE, WorkerSurgery
 from vllm_surgery.engine.swap.swappable import why_not
@@ -63,6 +64,8 @@ def _surgery(worker: Any, target: _Target, patches: PatchSet) -> WorkerSurgery:
     active = Active(patches, Plan(patches.id, (), 0) if load is None else load.finish())
     hook: _EditedLoadWeights | None = model.__dict__.get("load_weights") if streamed else None
     writer = Writer(model, model.load_weights if hook is None else hook.original, config)
+    everywhere = Settings.of(config.additional_config).mask_buffers
+    writer.masks.install(active.plan.engine_masks(), everywhere=everywhere)
     original, reason = _original(config, streamed)
     surgery = WorkerSurgery(worker, active, writer, original, reason, 0.0 if load is None else load.seconds)
     if hook is not None:

@@ -37,7 +37,7 @@ class FakeSwap:
 
     def __init__(self, old: Active, patches: PatchSet, *_: Any) -> None:
         self.old, self.new = old, Active(patches, Plan(patches.id, (), 1), old.epoch + 1)
-        self.parts, self.changed, self.done = ["part"], ["tensor"], list[str]()
+        self.modules, self.changed, self.done = 1, ["tensor"], list[str]()
 
     def covered(self) -> list[str]:
         return self.changed

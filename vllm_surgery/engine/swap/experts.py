@@ -14,6 +14,7 @@ import torch
 from vllm_surgery.conventions import locate
 from vllm_surgery.engine.request import logger
 from vllm_surgery.errors import EngineError
+from vllm_surgery.units import MASK
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -83,9 +84,8 @@ def expert_gains(names: Iterable[str], edits: Mapping[str, TensorEdit]) -> dict[
         edit, slot = edits.get(name), locate(name)
         if edit is None or slot is None or slot.block != "experts":
             continue
-        gains.update(
-            {slot.expert: edit.gains[0]} if slot.expert is not None else zip(edit.indices, edit.gains, strict=True)
-        )
+        named = edit.indices if slot.expert is None else (slot.expert,)
+        gains.update((index, gain) for index, gain in zip(named, edit.gains, strict=True) if gain != MASK)
     return gains
 
 

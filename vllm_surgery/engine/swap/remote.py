@@ -129,7 +129,7 @@ class WorkerSurgery:
             "tensors": len(swap.new.plan.edits),
             "changed": swap.changed,
             "covered": swap.covered(),
-            "modules": len(swap.parts),
+            "modules": swap.modules,
             "seconds": staging.seconds,
         }
 

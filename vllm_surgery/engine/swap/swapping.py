@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from vllm_surgery.arithmetic import apply_edit
+from vllm_surgery.engine.masking import label
 from vllm_surgery.engine.swap.experts import Questioned, expert_gains
 from vllm_surgery.engine.swap.reading import check_columns, check_parameter
 from vllm_surgery.engine.swap.targets import parts_of
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from vllm_surgery.engine.swap.writing import Writer
     from vllm_surgery.plan import Plan, TensorEdit
     from vllm_surgery.stack import PatchSet
+    from vllm_surgery.units import Gain
 
 READY_BYTES = 1 << 30
 """Edited tensors that a rank holds ready before the pause. Larger swaps compute the rest inside the pause, one tensor
@@ -76,16 +78,24 @@ class Swap:
         self.new = Active(patches, review(patches, original.folder), active.epoch + 1)
         self._before, self._after = (_Tensors(original, patched.plan) for patched in (self.old, self.new))
         before, after = self._before.edits, self._after.edits
-        self.changed = sorted(name for name in {*before, *after} if before.get(name) != after.get(name))
-        self.parts = parts_of(model, self.changed, original.names)
-        self._columns = {name: _columns(before.get(name), after.get(name)) for name in self.changed}
+        tensors = sorted(name for name in {*before, *after} if before.get(name) != after.get(name))
+        self.parts = parts_of(model, tensors, original.names)
+        self._masks = writer.masks.stage(self.old.plan.engine_masks(), self.new.plan.engine_masks())
+        self.changed = [*tensors, *map(label, self._masks.changed)]
+        self._columns = {name: _columns(before.get(name), after.get(name)) for name in tensors}
         self._questioned: dict[Part, Questioned] = {}
         self._touched: list[Part] = []
         self._after.hold_ready(name for part in self.parts for name in part.tensors)
 
+    @property
+    def modules(self) -> int:
+        """How many parts of the model are written on this rank, routers' masks among them."""
+        return len(self.parts) + len(self._masks.changes)
+
     def covered(self) -> list[str]:
-        """The tensors of the change that this rank holds, or a share of them."""
-        return sorted({name for part in self.parts for name in part.tensors} & {*self.changed})
+        """What of the change this rank holds, or a share of it: tensors by their names, and routers' masks."""
+        tensors = {name for part in self.parts for name in part.tensors} & {*self.changed}
+        return [*sorted(tensors), *(label(change.router.layer) for change in self._masks.changes)]
 
     def apply(self) -> None:
         """Writes the new weights.
@@ -95,6 +105,7 @@ class Swap:
         """
         self._questioned = {part: self._question(part) for part in self.parts if part.holds_experts}
         self._write(self.parts, self._after)
+        self._masks.write()
 
     def verify(self) -> int:
         """Reads back what was written, where the backend lets it be read; tells how many places were.
@@ -102,10 +113,12 @@ class Swap:
         Raises:
             EngineError: the model doesn't hold what was written.
         """
-        return sum(
+        checked = sum(
             self._questioned[part].check() if part.holds_experts else self._check(part, self._after)
             for part in self.parts
         )
+        self._check_router_biases()
+        return checked + self._masks.verify()
 
     def settle(self) -> None:
         """Lets go of the tensors that were held ready: all are written."""
@@ -117,6 +130,7 @@ class Swap:
         Raises:
             EngineError: it can't be done; what the model holds isn't known.
         """
+        self._masks.restore()
         touched = tuple(self._touched)
         self._write(touched, self._before)
         for part in touched:
@@ -143,6 +157,12 @@ class Swap:
             return check_parameter(part, tensors)
         columns = self._columns_of(part)
         return 0 if columns is None else check_columns(part, tensors, columns)
+
+    def _check_router_biases(self) -> None:
+        masks = {mask.tensor: mask for mask in self.new.plan.masks}
+        for part in self.parts:
+            if part.parameter is not None and (mask := masks.get(part.tensors[0])):
+                self._writer.masks.check_bias(mask, part)
 
     def _columns_of(self, part: Part) -> tuple[int, ...] | None:
         """The columns that differ, where the part is fed by one tensor of which columns are edited."""
@@ -186,7 +206,7 @@ class _Tensors:
 
 def _columns(before: TensorEdit | None, after: TensorEdit | None) -> tuple[int, ...] | None:
     """The columns of a matrix that two edits of it treat differently; None where they aren't about columns."""
-    gains: list[dict[int, float]] = []
+    gains: list[dict[int, Gain]] = []
     for edit in (before, after):
         if edit is not None and (edit.axis != 1 or len(edit.shape) != 2):  # noqa: PLR2004 - a matrix
             return None

@@ -60,7 +60,7 @@ def parts_of(model: Any, edited: Iterable[str], stored: Sequence[str]) -> list[P
         CannotSwapError: it can't be told which part holds one of them.
     """
     parts: dict[tuple[str, str | None], Part] = {}
-    layers = _Layers(model)
+    layers = Layers(model)
     for name in edited:
         part = _part_of(layers, name, stored)
         if part is not None:
@@ -68,7 +68,7 @@ def parts_of(model: Any, edited: Iterable[str], stored: Sequence[str]) -> list[P
     return list(parts.values())
 
 
-class _Layers:
+class Layers:
     """The decoder layers of the language model in `model`, by their number."""
 
     def __init__(self, model: Any) -> None:
@@ -89,6 +89,20 @@ class _Layers:
             if inside.fullmatch(name) and _FUSED_EXPERTS_PARAMETER in module._parameters
         ]
 
+    def holds(self, layer: int) -> bool:
+        """Whether this rank has anything of ``layers.LAYER``."""
+        inside = re.compile(rf"(?:.*\.)?layers\.{layer}\..+")
+        return any(inside.fullmatch(name) for name, _ in self._chosen())
+
+    def runners(self, kind: type[Any]) -> dict[int, list[tuple[str, Any]]]:
+        """By layer, the modules of this class that a decoder layer holds."""
+        found: dict[int, list[tuple[str, Any]]] = {}
+        for name, module in self._chosen():
+            place = _IN_LAYER.fullmatch(name)
+            if place is not None and isinstance(module, kind):
+                found.setdefault(int(place["layer"]), []).append((name, module))
+        return found
+
     def _chosen(self) -> Iterable[tuple[str, Any]]:
         if self._languages is None:
             return self._modules.items()
@@ -103,7 +117,7 @@ def _language_model_paths(model: Any, modules: dict[str, Any]) -> str | None:
     return next((f"{name}." if name else "" for name, module in modules.items() if module is language), None)
 
 
-def _part_of(layers: _Layers, name: str, stored: Sequence[str]) -> Part | None:
+def _part_of(layers: Layers, name: str, stored: Sequence[str]) -> Part | None:
     found = _IN_LAYER.fullmatch(name)
     if found is None:
         raise CannotSwapError(f"{name} lies in no layer, so it isn't known what holds it in memory")

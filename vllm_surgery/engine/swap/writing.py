@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from vllm_surgery.engine import touchpoints
+from vllm_surgery.engine.masking import RouterMasks
 from vllm_surgery.errors import EngineError
 
 if TYPE_CHECKING:
@@ -36,12 +37,16 @@ class Writer:
         model: the served model, in this process.
         load_weights: vLLM's own, without this package's edits.
         vllm_config: of the server.
+
+    Attributes:
+        masks: of its routers.
     """
 
     def __init__(self, model: Any, load_weights: Callable[..., Any], vllm_config: Any) -> None:
         self._model = model
         self._load_weights = load_weights
         self.vllm_config = vllm_config
+        self.masks = RouterMasks(model, vllm_config)
 
     def write(self, part: Part, tensor_of: TensorOf, columns: Sequence[int] | None) -> None:
         """Makes a part hold what the checkpoint tensors of these names say.
