@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vllm_surgery.evaluation.statistics import wilson
 from tests.benchmarks.markdown import table
 from tests.corpora.labels import Label
 from tests.corpora.planted import Planted
 from tests.corpora.rules import PEERS, Verdict
 from tests.corpora.scoring import agrees, found_planted, found_real
+from vllm_surgery.evaluation.statistics import wilson
 from vllm_surgery.loops import KINDS
 
 if TYPE_CHECKING:

@@ -150,7 +150,9 @@ class Chat:
         except httpx.TimeoutException:
             raise UsageError(f"{self.url}: no answer in time") from None
         except (httpx.HTTPError, httpx.InvalidURL) as error:
-            raise UsageError(f"{self.url}: {one_line(str(error)) or type(error).__name__}") from None
+            raise UsageError(
+                f"{self.url}: {one_line(str(error)) or f'the connection broke ({type(error).__name__})'}"
+            ) from None
 
     def _read(self, response: httpx.Response) -> Any:
         if not response.is_success:
