@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 
 from vllm_surgery.errors import ServerError, UsageError, one_line
-from vllm_surgery.evaluation.backend import Chances, Completion, ModelFacts
+from vllm_surgery.evaluation.backend import TOP, Chances, Completion, ModelFacts
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -21,9 +21,6 @@ ANSWER_SECONDS = 3600.0
 _TIMEOUT = httpx.Timeout(ANSWER_SECONDS, connect=CONNECT_SECONDS, pool=None)
 _CHAT = "/v1/chat/completions"
 _STRANGE = "answers, but not as an OpenAI-compatible server does"
-
-TOP = 20
-"""Likeliest tokens asked for at each place: as many as a server gives that was started without ``--max-logprobs``."""
 
 
 class Chat:
