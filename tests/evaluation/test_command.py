@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import signal
 from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
@@ -120,6 +122,21 @@ def test_the_server_is_left_as_it_was(evaluate: Callable[..., int], server: Fake
     assert server.swaps[-1] == server.active == "none"
 
 
+def test_a_signal_stops_it_and_the_server_is_put_back(
+    evaluate: Callable[..., int], server: FakeVllm, cure: str
+) -> None:
+    def stop() -> None:
+        if server.active != "none":
+            server.on_chat = None
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    server.on_chat = stop
+    before = signal.getsignal(signal.SIGTERM)
+    assert evaluate("--patch", cure, "--no-penalty") == 130
+    assert server.swaps[-1] == server.active == "none"
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
 def test_what_cant_be_put_back_is_said(
     evaluate: Callable[..., int], server: FakeVllm, cure: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -141,6 +158,13 @@ def test_another_server_is_an_arm(
 ) -> None:
     assert evaluate("--server", f"other={server.url}", "--no-penalty", "--probes", "paper") == 0
     assert "other: 66.7 %" in capsys.readouterr().out
+
+
+def test_side_effects_alone(evaluate: Callable[..., int], cure: str, tmp_path: Path) -> None:
+    assert evaluate("--cells", "side", "--patch", cure) == 0
+    text = (tmp_path / "out" / "report.md").read_text()
+    assert "**short**: 16 tasks with a known answer" in text
+    assert "## Loops" not in text
 
 
 def test_a_server_that_is_down(refused: Callable[..., str]) -> None:
