@@ -115,6 +115,13 @@ def test_a_server_can_be_talked_to(command: str) -> None:
     assert done.stderr.startswith("vllm-surgery: error: http://127.0.0.1:1: ")
 
 
+def test_a_trial_needs_neither() -> None:
+    done = run(MAIN, "evaluate", "--url", "http://127.0.0.1:1")
+
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("vllm-surgery: error: http://127.0.0.1:1: ")
+
+
 def test_files_are_followed_and_folders_read(patch_file: Path) -> None:
     code = (
         "from vllm_surgery.desired import DesiredFiles; from vllm_surgery.follower import Follower\n"

@@ -9,7 +9,6 @@ A trial that ran out of its seconds goes on with the same command.
 from __future__ import annotations
 
 import argparse
-import signal
 import subprocess
 import sys
 import tempfile
@@ -32,7 +31,7 @@ def main() -> int:
             try:
                 return asking.wait(args.seconds)
             except subprocess.TimeoutExpired:
-                asking.send_signal(signal.SIGINT)
+                asking.terminate()
                 return asking.wait()
 
 

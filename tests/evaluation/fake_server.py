@@ -36,7 +36,7 @@ class FakeVllm:
         self.stop_after: int | None = None
         self.can_swap, self.plugin, self.context = True, True, 4096
         self.on_chat: Any = None
-        self._http = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
+        self._http = _Http(("127.0.0.1", 0), _handler(self))
         self.url = f"http://127.0.0.1:{self._http.server_address[1]}"
         threading.Thread(target=self._http.serve_forever, args=(0.01,), daemon=True).start()
 
@@ -101,6 +101,13 @@ class FakeVllm:
         self.swaps.append(self.active)
         counts = {"epoch": self.epoch, "units": 1, "tensors": 1, "modules": 1, "milliseconds": TIMES}
         return {"id": self.active, "previous": before, **counts}
+
+
+class _Http(ThreadingHTTPServer):
+    request_queue_size = 128  # A trial opens all its connections at once.
+
+    def handle_error(self, *_: object) -> None:
+        """Clients that go away are part of the tests."""
 
 
 def _handler(server: FakeVllm) -> type[BaseHTTPRequestHandler]:

@@ -7,7 +7,9 @@ import datetime
 import importlib.util
 import json
 import shlex
+import signal
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +19,7 @@ from vllm_surgery.errors import UsageError
 
 if TYPE_CHECKING:
     import argparse
+    from collections.abc import Iterator
 
     from vllm_surgery.cli.options import Subparsers
     from vllm_surgery.evaluation.http_backend import HttpBackend
@@ -120,14 +123,30 @@ def _ask(args: argparse.Namespace, folder: TrialFolder) -> None:
         trial = _with_arms(args, trial, backend)
         backend.require(trial.arms)
         table = token_table(args.tokenizer or backend.facts().root)
-        try:
-            run_trial(trial, backend, folder, table, quiet=args.json and not sys.stderr.isatty())
-        finally:
-            _restore(backend)
+        with _stopped_like_by_hand():
+            try:
+                run_trial(trial, backend, folder, table, quiet=args.json and not sys.stderr.isatty())
+            finally:
+                _restore(backend)
     finally:
         backend.close()
     if args.exact:
         _measure_exactly(args, trial, folder, backend)
+
+
+@contextmanager
+def _stopped_like_by_hand() -> Iterator[None]:
+    """Takes an orchestrator's signal for Ctrl-C, so that the server is put back as it was."""
+    handlers = {
+        signal.SIGINT: signal.default_int_handler,
+        signal.SIGTERM: lambda *_: signal.raise_signal(signal.SIGINT),
+    }
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _questions(args: argparse.Namespace) -> Trial:

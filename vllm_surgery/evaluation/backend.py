@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from vllm_surgery.evaluation.records import Key
 
 
+TOP = 20
+"""Likeliest tokens asked for at each place: as many as a server gives that was started without ``--max-logprobs``."""
+
+
 @dataclass(frozen=True)
 class Job:
     """One answer to be had."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 
 from vllm_surgery.errors import ServerError, UsageError, one_line
-from vllm_surgery.evaluation.backend import Chances, Completion, ModelFacts
+from vllm_surgery.evaluation.backend import TOP, Chances, Completion, ModelFacts
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -21,9 +21,6 @@ ANSWER_SECONDS = 3600.0
 _TIMEOUT = httpx.Timeout(ANSWER_SECONDS, connect=CONNECT_SECONDS, pool=None)
 _CHAT = "/v1/chat/completions"
 _STRANGE = "answers, but not as an OpenAI-compatible server does"
-
-TOP = 20
-"""Likeliest tokens asked for at each place: as many as a server gives that was started without ``--max-logprobs``."""
 
 
 class Chat:
@@ -150,7 +147,9 @@ class Chat:
         except httpx.TimeoutException:
             raise UsageError(f"{self.url}: no answer in time") from None
         except (httpx.HTTPError, httpx.InvalidURL) as error:
-            raise UsageError(f"{self.url}: {one_line(str(error)) or type(error).__name__}") from None
+            raise UsageError(
+                f"{self.url}: {one_line(str(error)) or f'the connection broke ({type(error).__name__})'}"
+            ) from None
 
     def _read(self, response: httpx.Response) -> Any:
         if not response.is_success:

@@ -43,6 +43,7 @@ class HttpBackend:
         self._chat = self._chat_at(url)
         self._epoch: int | None = None
         self._before: ServerState | None = None
+        self._swapped = False
 
     def facts(self) -> ModelFacts:
         """The model of the trial's own server."""
@@ -74,6 +75,7 @@ class HttpBackend:
         active, self._epoch = state.active, state.epoch
         if arm.id is None or active != arm.id:
             report = self._surgery.swap(arm.patches)
+            self._swapped = True
             active, self._epoch = report.id, report.epoch
         if arm.id not in {None, active}:
             raise UsageError(f"{arm.name}: the server serves {active} instead of {arm.id}")
@@ -82,7 +84,7 @@ class HttpBackend:
     def restore(self) -> str | None:
         """Swaps back to what was served before the trial. Gives a warning where it can't."""
         before = self._before
-        if before is None or self._surgery.state().active == before.active:
+        if before is None or not self._swapped or self._surgery.state().active == before.active:
             return None
         names = [patch.name for patch in before.patches]
         known = {patch.name: patch.id for patch in self._surgery.patches().patches} if names else {}

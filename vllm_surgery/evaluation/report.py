@@ -139,8 +139,8 @@ def _against(summary: Summary) -> Section:
     blocks.append(
         Words(
             "Pairs are answers to the same probe under the same seed. `p over probes` flips signs of whole probes, "
-            "since seeds of one probe aren't independent. `needed`: pairs at which a difference like this one is "
-            "found in four of five trials."
+            "since seeds of one probe aren't independent. `needed`: pairs, and so seeds of each probe, at which a "
+            "difference like this one is found in four of five trials."
         )
     )
     return Section("Against the unpatched model", blocks)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 from statistics import NormalDist
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -179,8 +180,9 @@ def _bootstrap(first: Numbers, second: Numbers, sizes: Numbers) -> tuple[Estimat
     return difference, _interval(float(second.sum() / first.sum()), ratios[(before > 0) | (after > 0)])
 
 
+@lru_cache(maxsize=16)
 def _drawn(clusters: int) -> Numbers:
-    """How often each cluster was drawn, for each draw."""
+    """How often each cluster was drawn, for each draw: the same for every comparison of as many."""
     return np.random.default_rng(SEED).multinomial(clusters, np.full(clusters, 1 / clusters), DRAWS).astype(float)
 
 

@@ -127,7 +127,7 @@ def _paired(paired: Paired) -> list[str]:
         f"{paired.clustered_p:.3f}",
         _points(paired.difference),
         _ratio(paired.ratio),
-        "" if paired.needed is None else str(paired.needed),
+        "" if paired.needed is None else f"{paired.needed} ({math.ceil(paired.needed / paired.clusters)} a probe)",
     ]
 
 

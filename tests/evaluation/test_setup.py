@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Arms, protocols and fingerprints: what a trial is made of before anything is asked."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.examples import refusal
+from tests.folders import write_model
+from vllm_surgery.errors import UsageError
+from vllm_surgery.evaluation.arms import Arm, by_patches, of_penalty, of_server, unpatched
+from vllm_surgery.evaluation.backend import ModelFacts
+from vllm_surgery.evaluation.protocol import load_protocol
+from vllm_surgery.evaluation.setup import Wanted, build_arms, fingerprint, model_folder, token_table
+from vllm_surgery.evaluation.trial import Trial
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def test_the_default_is_the_papers_protocol() -> None:
+    sampled = load_protocol("default").cell("sampled")
+    said = (sampled.seeds, sampled.temperature, sampled.top_p, sampled.top_k, sampled.max_tokens)
+    assert said == (8, 0.7, 0.95, 64, 1536)
+    assert load_protocol("default").cell("long").sampling(3)["chat_template_kwargs"] == {"enable_thinking": True}
+    assert load_protocol("default").cell("greedy").sampling(0) == {
+        "temperature": 0.0,
+        "top_p": 1.0,
+        "max_tokens": 1536,
+        "seed": 0,
+    }
+
+
+def test_a_protocol_can_be_cut() -> None:
+    cut = load_protocol("default").changed(cells=["sampled", "greedy"], seeds=2, max_tokens=100, sets=["paper"])
+    assert [(cell.name, cell.sets, cell.seeds, cell.max_tokens) for cell in cut.cells] == [
+        ("sampled", ["paper"], 2, 100),
+        ("greedy", ["paper"], 1, 100),
+    ]
+    assert cut.text == []
+
+
+def test_a_users_own_set_is_asked_where_the_papers_is() -> None:
+    own = load_protocol("small").changed(sets=["mine.yaml"])
+    assert [cell.sets for cell in own.cells] == [["mine.yaml"], ["mine.yaml"]]
+
+
+def test_nothing_left_is_refused() -> None:
+    assert "no cell is left" in refusal(lambda: load_protocol("small").changed(cells=["side"], sets=["paper"]))
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ("cells: [{name: a, sets: [short], temperature: 0}]", "cells.0.max_tokens: Field required"),
+        ("cells: [{name: a, sets: [short], temperature: -1, max_tokens: 4}]", "cells.0.temperature"),
+        ("cells: []", "cells"),
+        ("cells: &a []\ntext: *a", "anchors are not allowed"),
+    ],
+)
+def test_a_wrong_protocol_is_one_line(tmp_path: Path, line: str, reason: str) -> None:
+    file = tmp_path / "p.yaml"
+    file.write_text(f"name: p\n{line}\n")
+    assert reason in refusal(lambda: load_protocol(str(file)), UsageError)
+
+
+def test_sound_text_cant_be_asked_for() -> None:
+    protocol = load_protocol("small").model_copy(update={"text": ["paper"]})
+    assert "use: text" in refusal(lambda: Trial.of(protocol, [unpatched()], {}), UsageError)
+
+
+def test_arms_with_the_same_patches_stand_together() -> None:
+    arms = [unpatched(), Arm("a", "patch", ["a"]), of_penalty(1.15), of_server("other", "http://x")]
+    assert [arm.name for arm in by_patches(arms)] == ["unpatched", "penalty-1.15", "a", "other"]
+
+
+def test_two_arms_of_one_name_are_refused() -> None:
+    assert refusal(lambda: build_arms(Wanted(["a", "a"]), None), UsageError) == "two arms are called a"
+
+
+def test_a_model_has_a_fingerprint_of_its_bytes(tmp_path: Path) -> None:
+    first = write_model(tmp_path / "first", (6, 8))
+    second = write_model(tmp_path / "second", (6, 8))
+    third = write_model(tmp_path / "third", (6, 8), dtype="BF16")
+    assert fingerprint(first) == fingerprint(second) != fingerprint(third)
+
+
+def test_the_servers_own_folder_is_found(tmp_path: Path) -> None:
+    model = write_model(tmp_path / "model", (6, 8))
+    assert model_folder(None, ModelFacts("m", str(model), None, "")) == model
+    assert model_folder(None, ModelFacts("m", "org/name", None, "")) is None
+
+
+def test_a_missing_tokenizer_says_what_to_name(tmp_path: Path) -> None:
+    text = refusal(lambda: token_table(str(tmp_path / "none")), UsageError)
+    assert "name its folder with --tokenizer" in text

@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How often does a model loop, does a patch help, and at what cost? Trials with controls, intervals and a stated rule.
+
+    trial = Trial.of(load_protocol("small"), [unpatched(), of_patch(patch)], about)
+    run_trial(trial, HttpBackend(url), folder := TrialFolder(path), table)
+    summary = summarize(trial, folder.records(), folder.chances())
+    write_report(summary, trial, folder.records(), folder.path)
+
+`OfflineBackend(llm)` in place of the server's runs it in this process. `vllm-surgery evaluate` does all of it. Nothing
+here imports vLLM before an engine in this process is asked; answers over HTTP need httpx, reports jinja2.
+"""
+
+from vllm_surgery.evaluation.arms import Arm, of_patch, of_penalty, of_server, shams_of, unpatched
+from vllm_surgery.evaluation.backend import Backend, Chances, Completion, Job
+from vllm_surgery.evaluation.probes import Probe, ProbeSet, load_probes
+from vllm_surgery.evaluation.protocol import Cell, Protocol, load_protocol
+from vllm_surgery.evaluation.records import Key, Record
+from vllm_surgery.evaluation.statistics import Estimate, Paired, compare, wilson
+from vllm_surgery.evaluation.summary import JUDGED, Summary, summarize
+from vllm_surgery.evaluation.trial import Trial, TrialFolder, run_trial
+
+__all__ = [
+    "JUDGED",
+    "Arm",
+    "Backend",
+    "Cell",
+    "Chances",
+    "Completion",
+    "Estimate",
+    "Job",
+    "Key",
+    "Paired",
+    "Probe",
+    "ProbeSet",
+    "Protocol",
+    "Record",
+    "Summary",
+    "Trial",
+    "TrialFolder",
+    "compare",
+    "load_probes",
+    "load_protocol",
+    "of_patch",
+    "of_penalty",
+    "of_server",
+    "run_trial",
+    "shams_of",
+    "summarize",
+    "unpatched",
+    "wilson",
+]
