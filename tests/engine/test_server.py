@@ -14,7 +14,7 @@ import openai
 import pytest
 
 from tests.engine.asking import LISTS, READ_BEFORE_DISCONNECT, Asking
-from tests.engine.counted import counts_of, expected, grown, of_any_patch, settled, total
+from tests.engine.counted import Counts, counts_of, expected, grown, of_any_patch, settled, total
 from tests.engine.offline import Arm, run_arms
 from tests.engine.server import SMALL, Server, running_server
 from tests.engine.streams import TIE, Stream, ask, chances
@@ -170,9 +170,10 @@ def test_tokens_and_loops_belong_to_the_patch_that_made_them(
     streams = [Stream(asked(url, question)) for question in LISTS]
     with ThreadPoolExecutor(len(streams)) as pool:
         answers = [pool.submit(ask, url, stream.prompt, LONG) for stream in streams]
-        while total(grown(counts_of(url), before), "output_tokens_total") < len(streams) * LONG / 2:
+        while (sooner := tokens_since(url, before)) < len(streams) * LONG / 2:
             time.sleep(0.05)
         swapped(url, [STRONG])
+        later = tokens_since(url, before)
         for stream, answer in zip(streams, answers, strict=True):
             stream.tokens = answer.result()["token_ids"]
     counted = grown(settled(url, total(before, "requests_total") + len(streams)), before)
@@ -180,10 +181,14 @@ def test_tokens_and_loops_belong_to_the_patch_that_made_them(
     assert of_any_patch(counted) == wanted
     least = sum(max(unlikely(url, stream, patches=[STRONG]), default=-1) + 1 for stream in streams)
     most = sum(min(unlikely(url, stream, patches=[]), default=LONG) for stream in streams)
-    assert most - least < len(streams) * LONG / 10, "the patch must tell, or this shows little"
-    assert least <= counted["output_tokens_total", "none"] <= most
+    assert 0 < least < most < len(streams) * LONG, "the patch must tell, or this shows nothing"
+    assert max(least, sooner) <= counted["output_tokens_total", "none"] <= min(most, later)
     assert {key[-1] for key in counted if key[0] == "requests_total"} == {patch.id}
     assert {key[-1] for key in counted if key[0] == "loops_total"} == {"none", patch.id}
+
+
+def tokens_since(url: str, before: Counts) -> float:
+    return total(grown(counts_of(url), before), "output_tokens_total")
 
 
 def asked(url: str, question: str) -> list[int]:
