@@ -7,21 +7,20 @@ import asyncio
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, Counter, generate_latest
 
-from tests.benchmarks.intervals import wilson as scipys_wilson
 from tests.examples import refusal
 from vllm_surgery.engine.loops.loop_metrics import LoopMetrics
 from vllm_surgery.engine.loops.request_watch import Answer
 from vllm_surgery.engine.metrics import Metrics
 from vllm_surgery.engine.swap_metrics import MeasuredOperator
 from vllm_surgery.errors import ConflictError, UsageError
+from vllm_surgery.intervals import Estimate
 from vllm_surgery.loops import Loop
 from vllm_surgery.protocol import SwapReport, SwapTimes
 from vllm_surgery.stack import PatchSet
-from vllm_surgery.traffic import Loops, PatchTraffic, Rate, Swaps, Traffic, wilson
+from vllm_surgery.traffic import Loops, PatchTraffic, Swaps, Traffic, rate_of
 
 if TYPE_CHECKING:
     from vllm_surgery.loops import Kind, Outcome
@@ -72,9 +71,9 @@ def test_loops_are_told_by_patch_and_kind(server: Server) -> None:
     assert (first.patch, first.answers, first.tokens) == ("a@1", 10, 1000)
     assert (second.patch, second.answers, second.tokens) == ("none", 1, 100)
     assert [loops.kind for loops in first.loops] == ["verbatim", "decay", "doom"]
-    assert of_kind(first, "verbatim") == Loops("verbatim", 1, 1, 0, 10, wilson(1, 10), 0.01)
-    assert of_kind(first, "decay") == Loops("decay", 1, 0, 0, 10, wilson(1, 10), 0.01)
-    assert of_kind(first, "doom") == Loops("doom", 0, 0, 0, 0, wilson(0, 10), 0.0)
+    assert of_kind(first, "verbatim") == Loops("verbatim", 1, 1, 0, 10, rate_of(1, 10), 0.01)
+    assert of_kind(first, "decay") == Loops("decay", 1, 0, 0, 10, rate_of(1, 10), 0.01)
+    assert of_kind(first, "doom") == Loops("doom", 0, 0, 0, 0, rate_of(0, 10), 0.0)
     assert of_kind(second, "verbatim").terminal == 0
 
 
@@ -156,24 +155,9 @@ def test_what_is_no_scrape_is_one_line(scrape: str) -> None:
     assert "\n" not in said
 
 
-@given(COUNTS, st.integers(1, 10_000))
-def test_the_interval_is_scipys(successes: int, total: int) -> None:
-    successes = min(successes, total)
-    ours, theirs = wilson(successes, total), scipys_wilson(successes, total)
-    assert ours is not None
-    assert (ours.value, ours.low, ours.high) == pytest.approx((theirs.value, theirs.low, theirs.high), abs=1e-9)
-
-
-@given(COUNTS, st.integers(1, 10_000))
-def test_a_rate_lies_in_its_interval_and_that_between_0_and_1(successes: int, total: int) -> None:
-    rate = wilson(successes, total)
-    assert rate is not None
-    assert 0 <= rate.low <= rate.value <= rate.high <= 1
-
-
 def test_more_loops_than_answers_are_a_rate_of_1() -> None:
-    assert wilson(5, 2) == wilson(2, 2) == Rate(1.0, pytest.approx(0.342, abs=1e-3), 1.0)
+    assert rate_of(5, 2) == rate_of(2, 2) == Estimate(1.0, pytest.approx(0.342, abs=1e-3), 1.0)
 
 
 def test_of_nothing_there_is_no_rate() -> None:
-    assert wilson(0, 0) is None
+    assert rate_of(0, 0) is None

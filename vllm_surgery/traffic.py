@@ -14,25 +14,16 @@ from typing import TYPE_CHECKING, TypeAlias
 from prometheus_client.parser import text_string_to_metric_families
 
 from vllm_surgery.errors import UsageError
+from vllm_surgery.intervals import wilson
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from vllm_surgery.intervals import Estimate
+
 _PREFIX = "vllm_surgery_"
 
-_Z = 1.959963984540054
-"""The normal distribution's 97.5th percentile: intervals hold 95 %, as Grafana's panels and the reports have it."""
-
 Sample: TypeAlias = tuple[str, dict[str, str], float]
-
-
-@dataclass(frozen=True)
-class Rate:
-    """A share and Wilson's score interval at 95 %; all between 0 and 1."""
-
-    value: float
-    low: float
-    high: float
 
 
 @dataclass(frozen=True)
@@ -54,7 +45,7 @@ class Loops:
     terminal: int
     live: int
     tokens: int
-    rate: Rate | None
+    rate: Estimate | None
     token_share: float | None
 
 
@@ -121,19 +112,13 @@ class Traffic:
         )
 
 
-def wilson(successes: int, total: int) -> Rate | None:
-    """A rate with Wilson's score interval at 95 %; None of nothing.
+def rate_of(successes: int, total: int) -> Estimate | None:
+    """A share and its interval; None of nothing.
 
     A loop is counted for the patch that was active at its onset, its answer for the patch that made its last token. So
     right after a swap there can be more loops than answers, and the rate is cut at 1.
     """
-    if total <= 0:
-        return None
-    share = min(1.0, successes / total)
-    scale = 1 + _Z**2 / total
-    middle = (share + _Z**2 / (2 * total)) / scale
-    reach = _Z * math.sqrt(share * (1 - share) / total + _Z**2 / (4 * total**2)) / scale
-    return Rate(share, max(0.0, middle - reach) if share else 0.0, min(1.0, middle + reach) if share < 1 else 1.0)
+    return wilson(min(successes, total), total) if total else None
 
 
 class _Sums:
@@ -190,7 +175,7 @@ def _loops(sums: _Sums, patch: str, kind: str, answers: int, tokens: int) -> Loo
         terminal=sums.whole("loops_total", patch=patch, kind=kind, outcome="terminal"),
         live=sums.whole("looping_requests", patch=patch, kind=kind),
         tokens=spent,
-        rate=wilson(looped, answers),
+        rate=rate_of(looped, answers),
         token_share=min(1.0, spent / tokens) if tokens else None,
     )
 

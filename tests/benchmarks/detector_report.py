@@ -15,7 +15,7 @@ from tests.corpora.labels import Label
 from tests.corpora.planted import Planted
 from tests.corpora.rules import PEERS, Verdict
 from tests.corpora.scoring import agrees, found_planted, found_real
-from vllm_surgery.evaluation.statistics import wilson
+from vllm_surgery.intervals import wilson
 from vllm_surgery.loops import KINDS
 
 if TYPE_CHECKING:

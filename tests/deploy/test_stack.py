@@ -19,12 +19,13 @@ from deploy.monitoring.alerts import ALERTS, NOT_DESIRED
 from deploy.monitoring.dashboard import dashboard
 from deploy.monitoring.promql import read
 from deploy.monitoring.rows.chosen import RANGE, loop_rate
-from tests.benchmarks.intervals import wilson
 from tests.deploy.grafana import as_sent
 from tests.deploy.prometheus import SECONDS, Prometheus, needs_prometheus, running_prometheus
 from tests.engine.server import SMALL, running_server
 from vllm_surgery import load_patch
 from vllm_surgery.client import SurgeryClient
+from vllm_surgery.evaluation.probes import load_probes
+from vllm_surgery.intervals import wilson
 from vllm_surgery.loops import TokenTable, detect
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ TOKENS = 256
 
 TESTS = Path(__file__).parents[1]
 PROMPTS = [
-    *(TESTS / "benchmarks" / "data" / "list_prompts.txt").read_text().splitlines()[:9],
+    *(probe.prompt for probe in load_probes("lists").probes[:9]),
     *(TESTS / "corpora" / "data" / "chat_prompts.txt").read_text().splitlines()[:3],
 ]
 """Lists, on which the model often loops, and questions that it answers well."""

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from vllm_surgery.evaluation import statistics
-from vllm_surgery.evaluation.statistics import compare, mcnemar, pairs_needed, ratio_over_groups, sign_flip, wilson
+from vllm_surgery.evaluation.statistics import compare, mcnemar, pairs_needed, ratio_over_groups, sign_flip
 from vllm_surgery.evaluation.survival import survival
+from vllm_surgery.intervals import wilson
 
 counts = st.integers(1, 400).flatmap(lambda total: st.tuples(st.integers(0, total), st.just(total)))
 

@@ -10,8 +10,9 @@ import pytest
 
 from vllm_surgery.evaluation.outcomes import Rates
 from vllm_surgery.evaluation.side_effects import Ordinary, Tasks
-from vllm_surgery.evaluation.statistics import Estimate, Paired, compare, wilson
+from vllm_surgery.evaluation.statistics import Paired, compare
 from vllm_surgery.evaluation.verdict import RULE, Evidence, judge
+from vllm_surgery.intervals import Estimate, wilson
 
 PROBES = [f"probe {number // 8}" for number in range(80)]
 

@@ -21,8 +21,9 @@ if TYPE_CHECKING:
 
     from rich.console import RenderableType
 
+    from vllm_surgery.intervals import Estimate
     from vllm_surgery.protocol import ServerState
-    from vllm_surgery.traffic import Loops, PatchTraffic, Rate, Swaps, Traffic
+    from vllm_surgery.traffic import Loops, PatchTraffic, Swaps, Traffic
 
 _PLAIN_WIDTH = 120
 """Columns where the output is no terminal: room for a long patch id beside its figures."""
@@ -167,5 +168,5 @@ def _percent(share: float) -> str:
     return f"{100 * share:.1f} %"
 
 
-def _interval(rate: Rate | None) -> str:
+def _interval(rate: Estimate | None) -> str:
     return f"{100 * rate.low:.1f} to {100 * rate.high:.1f}" if rate else ""

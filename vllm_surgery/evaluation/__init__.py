@@ -15,9 +15,10 @@ from vllm_surgery.evaluation.backend import Backend, Chances, Completion, Job
 from vllm_surgery.evaluation.probes import Probe, ProbeSet, load_probes
 from vllm_surgery.evaluation.protocol import Cell, Protocol, load_protocol
 from vllm_surgery.evaluation.records import Key, Record
-from vllm_surgery.evaluation.statistics import Estimate, Paired, compare, wilson
+from vllm_surgery.evaluation.statistics import Paired, compare
 from vllm_surgery.evaluation.summary import JUDGED, Summary, summarize
 from vllm_surgery.evaluation.trial import Trial, TrialFolder, run_trial
+from vllm_surgery.intervals import Estimate, wilson
 
 __all__ = [
     "JUDGED",

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from html import escape
 from typing import TYPE_CHECKING
 
-from vllm_surgery.evaluation.statistics import Estimate, wilson
 from vllm_surgery.evaluation.survival import survival
+from vllm_surgery.intervals import Estimate, wilson
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

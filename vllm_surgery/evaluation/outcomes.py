@@ -8,7 +8,7 @@ from statistics import median
 from typing import TYPE_CHECKING
 
 from vllm_surgery.evaluation.entries import distinct_entries
-from vllm_surgery.evaluation.statistics import Estimate, wilson
+from vllm_surgery.intervals import Estimate, wilson
 from vllm_surgery.loops import KINDS
 
 if TYPE_CHECKING:

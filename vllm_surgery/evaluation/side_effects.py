@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from vllm_surgery.evaluation.outcomes import Rates
-from vllm_surgery.evaluation.statistics import Estimate, mcnemar, ratio_over_groups
+from vllm_surgery.evaluation.statistics import mcnemar, ratio_over_groups
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from vllm_surgery.evaluation.drift import Drift
     from vllm_surgery.evaluation.probes import Probe
     from vllm_surgery.evaluation.records import Record
+    from vllm_surgery.intervals import Estimate
 
 
 @dataclass(frozen=True)

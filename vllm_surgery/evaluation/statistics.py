@@ -16,12 +16,13 @@ from typing import TYPE_CHECKING, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from vllm_surgery.intervals import LEVEL, Estimate, Z
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 Numbers: TypeAlias = NDArray[np.float64]
 
-LEVEL = 0.95
 DRAWS = 10_000
 """Of a bootstrap: the ends of its interval then move by less than a tenth of a point from one seed to another."""
 SEED = 20261124
@@ -29,16 +30,6 @@ SEED = 20261124
 EXACT_CLUSTERS = 16
 """Up to so many probes all ways to flip their signs are gone through (65,536); beyond that `DRAWS` of them."""
 POWER = 0.8
-_Z = NormalDist().inv_cdf(0.5 + LEVEL / 2)
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A figure and its interval at `LEVEL`. Where it can't be said (a ratio to nothing) all three are NaN."""
-
-    value: float
-    low: float
-    high: float
 
 
 @dataclass(frozen=True)
@@ -71,16 +62,6 @@ class Paired:
     difference: Estimate
     ratio: Estimate
     needed: int | None
-
-
-def wilson(successes: int, total: int) -> Estimate:
-    """A rate with Wilson's score interval (Wilson 1927). `total` must not be 0."""
-    rate = successes / total
-    spread = _Z * math.sqrt(rate * (1 - rate) / total + _Z**2 / (4 * total**2))
-    middle, scale = rate + _Z**2 / (2 * total), 1 + _Z**2 / total
-    low = 0.0 if successes == 0 else (middle - spread) / scale
-    high = 1.0 if successes == total else (middle + spread) / scale
-    return Estimate(rate, low, high)
 
 
 def mcnemar(rescued: int, newly: int) -> float:
@@ -145,7 +126,7 @@ def pairs_needed(rescued: float, newly: float, power: float = POWER) -> int | No
     if difference == 0:
         return None
     reach = NormalDist().inv_cdf(power)
-    spread = _Z * math.sqrt(changed) + reach * math.sqrt(max(0.0, changed - difference**2))
+    spread = Z * math.sqrt(changed) + reach * math.sqrt(max(0.0, changed - difference**2))
     return math.ceil((spread / difference) ** 2)
 
 

@@ -14,8 +14,9 @@ if TYPE_CHECKING:
     from vllm_surgery.evaluation.outcomes import Rates
     from vllm_surgery.evaluation.page import Block
     from vllm_surgery.evaluation.side_effects import Healthy, Ordinary, Tasks
-    from vllm_surgery.evaluation.statistics import Estimate, Paired
+    from vllm_surgery.evaluation.statistics import Paired
     from vllm_surgery.evaluation.summary import Summary
+    from vllm_surgery.intervals import Estimate
 
 _UNITS_SHOWN = 3
 
