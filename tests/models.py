@@ -97,6 +97,13 @@ _MORE: dict[str, dict[str, Any]] = {
 
 EXPERT_FAMILIES = tuple(family for family, config in _MORE.items() if config.get("num_hidden_layers") == EXPERT_LAYERS)
 
+ROUTER_BIASES = {
+    "DeepseekV3": "mlp.gate.e_score_correction_bias",
+    "Glm4Moe": "mlp.gate.e_score_correction_bias",
+    "GptOss": "mlp.router.bias",
+}
+"""The families whose routers have biases, and what a layer calls its router's."""
+
 
 def make_model(folder: Path, family: str = "Llama", dtype: torch.dtype = torch.float32, **save: Any) -> Path:
     """A random model of a family. Its weights are larger than a fresh model's, so that answers depend on every unit."""

@@ -15,6 +15,8 @@ from safetensors.torch import load_file, save_file
 
 from tests.examples import SOURCE, patches_of, refusal, zero
 from tests.folders import LAYOUTS, Tensor, config_of, expert_tensors, random_tensor, write_folder
+from tests.models import EXPERT_FAMILIES, ROUTER_BIASES
+from tests.models import EXPERTS as MODEL_EXPERTS
 from vllm_surgery import MismatchError, ModelFolder, PatchSet, Plan, TensorEdit
 from vllm_surgery.anatomy import Anatomy, TensorInfo
 from vllm_surgery.arithmetic import apply_edit
@@ -29,7 +31,7 @@ from vllm_surgery.routers import LOWEST
 from vllm_surgery.stack import SourcedPatch
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
 EXPERTS = 4
 FACTS = ModelFacts(num_hidden_layers=2, num_experts=EXPERTS, experts_per_token=2)
@@ -187,6 +189,34 @@ def test_a_gain_of_a_masked_expert_is_left_out(tmp_path: Path) -> None:
 
     assert (found.masks, found.experts) == ({(1, 2)}, {})
     assert found.notes == ["expert 2 of layer 1 is masked, so its gain of 0 is left out"]
+
+
+@pytest.mark.parametrize("family", EXPERT_FAMILIES)
+def test_checkpoints_of_every_family_hold_masks_or_say_that_they_cannot(
+    family: str, tmp_path: Path, family_model: Callable[[str], Path]
+) -> None:
+    base, patches = ModelFolder(family_model(family)), patches_of(mask({"1": [0], "3": [5]}))
+
+    found = plan(patches, base.facts, base.tensors)
+
+    assert [layer.experts for layer in found.masks] == [(0,), (5,)]
+    if family in ROUTER_BIASES:
+        assert [layer.tensor for layer in found.masks] == [f"model.layers.{n}.{ROUTER_BIASES[family]}" for n in (1, 3)]
+        bake(patches, base, tmp_path / "baked")
+        assert diff(base, ModelFolder(tmp_path / "baked")).masks == {(1, 0), (3, 5)}
+    else:
+        assert [layer.tensor for layer in found.masks] == [None, None]
+        assert "no checkpoint can hold the mask" in refusal(lambda: bake(patches, base, tmp_path / "baked"))
+
+
+@pytest.mark.parametrize("family", EXPERT_FAMILIES)
+def test_as_many_may_be_masked_as_the_router_can_spare(family: str, family_model: Callable[[str], Path]) -> None:
+    base = ModelFolder(family_model(family))
+    spared = patches_of(mask({"1": [f"0-{MODEL_EXPERTS - 3}"]}))
+    too_many = patches_of(mask({"1": [f"0-{MODEL_EXPERTS - 2}"]}))
+
+    assert plan(spared, base.facts, base.tensors).units == MODEL_EXPERTS - 2
+    assert refusal(lambda: plan(too_many, base.facts, base.tensors)).endswith("for the router, which chooses 2")
 
 
 # Refusals

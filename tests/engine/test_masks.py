@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from tests.engine.offline import PROMPTS, Arm, run_arms
 from tests.engine.reference import chances
 from tests.engine.test_load import same
-from tests.models import EXPERT_FAMILIES, EXPERTS, edit_slices, patch_of
+from tests.models import EXPERT_FAMILIES, EXPERTS, ROUTER_BIASES, edit_slices, patch_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -27,13 +27,6 @@ OTHERS = [(1, 3), (2, 1), (2, 2)]
 """A second set: it frees some of the first, keeps one, and masks others."""
 FEW = 1e-4
 """How far log-probabilities may be off: engine and transformers sum float32 numbers in another order."""
-
-OWN_BIAS = {
-    "DeepseekV3": "mlp.gate.e_score_correction_bias",
-    "Glm4Moe": "mlp.gate.e_score_correction_bias",
-    "GptOss": "mlp.router.bias",
-}
-"""Families whose routers have biases, and their names."""
 
 UNPATCHED = ("Qwen3Moe", "DeepseekV3", "GptOss")
 """By the engine, by a bias of scores, and by a bias of logits."""
@@ -61,8 +54,8 @@ def with_biases(model: Path, folder: Path, ending: str) -> Path:
 def folders(tmp_path_factory: pytest.TempPathFactory, family_model: Callable[[str], Path]) -> Mapping[str, Path]:
     work = tmp_path_factory.mktemp("masks")
     return {
-        family: with_biases(family_model(family), work / family, OWN_BIAS[family])
-        if family in OWN_BIAS
+        family: with_biases(family_model(family), work / family, ROUTER_BIASES[family])
+        if family in ROUTER_BIASES
         else family_model(family)
         for family in EXPERT_FAMILIES
     }
@@ -111,7 +104,7 @@ def test_a_mask_is_not_a_zero(answers: dict[str, Answer], family: str) -> None:
 @pytest.mark.parametrize("family", EXPERT_FAMILIES)
 def test_masks_are_counted_as_units(answers: dict[str, Answer], family: str) -> None:
     (report,) = answers[family]["reports"]
-    assert (report["units"], report["tensors"]) == (len(MASKED), 3 if family in OWN_BIAS else 0)
+    assert (report["units"], report["tensors"]) == (len(MASKED), 3 if family in ROUTER_BIASES else 0)
 
 
 @pytest.mark.parametrize("family", UNPATCHED)
@@ -122,3 +115,23 @@ def test_masks_swapped_in_and_out_equal_fresh_ones_and_none(answers: dict[str, A
     assert same(swapped_in, masked)
     assert same(swapped_out, unpatched)
     assert same(masked["later"][-1], unpatched)
+
+
+def test_two_ranks_mask_alike(folders: Mapping[str, Path]) -> None:
+    options = {"dtype": "float32", "tensor_parallel_size": 2, "enable_expert_parallel": True}
+    folder = folders["Qwen3Moe"]
+    (answer,) = run_arms(
+        Arm(
+            str(folder),
+            [masks(MASKED)],
+            {**options, "distributed_executor_backend": "mp"},
+            max_tokens=6,
+            later=[[masks(OTHERS, "others")], []],
+        ),
+        VLLM_ENABLE_V1_MULTIPROCESSING="1",
+    )
+    others, unmasked = answer["later"]
+    assert [report["units"] for report in answer["reports"]] == [len(MASKED)] * 2
+    assert_close(answer, folder, MASKED)
+    assert_close(others, folder, OTHERS)
+    assert_close(unmasked, folder, [])
