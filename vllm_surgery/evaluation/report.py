@@ -4,7 +4,8 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from vllm_surgery.errors import UsageError
 from vllm_surgery.evaluation.examples import examples
@@ -22,7 +23,7 @@ from vllm_surgery.evaluation.tables import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from vllm_surgery.evaluation.page import Block
@@ -42,7 +43,7 @@ def write_report(summary: Summary, trial: Trial, records: Sequence[Record], fold
     Raises:
         UsageError: it can't be written.
     """
-    title = f"Loops of {summary.about['model']}"
+    title = f"Loops of {summary.about.get('model', 'a model')}"
     sections = sections_of(summary, trial, records)
     files = {"page": folder / "report.html", "markdown": folder / "report.md", "figures": folder / "summary.json"}
     contents = {
@@ -84,11 +85,11 @@ def sections_of(summary: Summary, trial: Trial, records: Sequence[Record]) -> li
 
 
 def _asked(summary: Summary) -> Section:
-    about = summary.about
+    known = partial(_known, summary.about)
     said = [
-        f"**Model**: {about['model']}, sha256 over config and weights {about['fingerprint'] or 'not known'}",
-        f"**Served by**: {about['engine']}, vllm-surgery {about['vllm_surgery']}, {about['started']}",
-        f"**Command**: `{about['command']}`; seed of the shams {about['sham_seed']}",
+        f"**Model**: {known('model')}, sha256 over config and weights {known('fingerprint')}",
+        f"**Served by**: {known('engine')}, vllm-surgery {known('vllm_surgery')}, {known('started')}",
+        f"**Command**: `{known('command')}`; seed of the shams {known('sham_seed')}",
         f"**Answers**: {summary.answers} of {summary.expected}",
     ]
     note = (
@@ -96,6 +97,12 @@ def _asked(summary: Summary) -> Section:
         "from a bootstrap over probes for differences. Seeds are 0, 1, ... for each probe, the same for all arms."
     )
     return Section("What was asked", [Words("", said), arms_table(summary), cells_table(summary), Words(note)])
+
+
+def _known(about: Mapping[str, Any], name: str) -> str:
+    """What a trial says of itself; whoever runs one from Python needn't say everything."""
+    value = about.get(name)
+    return "not known" if value is None else str(value)
 
 
 def _verdicts(summary: Summary) -> Section:
