@@ -24,9 +24,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 PATCH = Patch.from_data({"version": 1, "name": "cure", "edits": [{"op": "zero", "neurons": {"0": [1]}}]})
-TRIAL = Trial.of(
-    load_protocol("small").changed(cells=["greedy"], sets=["paper"]), [unpatched(), of_patch(PATCH)], ABOUT
-)
+TRIAL = Trial.of(load_protocol("small").changed(cells=["greedy"], sets=["paper"]), [unpatched(), of_patch(PATCH)], {})
 TEXT = "Stars: Lyra\n" + "Orion\n" * 40
 LOOP = FoundLoop("verbatim", 4, 2, 20.0, 84, "terminal", 12, 18)
 
