@@ -74,10 +74,11 @@ def test_shams_have_one_colour() -> None:
 
 
 def test_a_page_in_markdown_and_html() -> None:
-    sections = [Section("One", [Words("a **b** & c", ["d|e"]), Table(["x"], [["<i>|"]])])]
-    assert markdown("T", sections) == "# T\n\n## One\n\na **b** & c\n\n- d|e\n\n| x |\n| --- |\n| <i>\\| |\n"
+    sections = [Section("One", [Words("a **b** & c", ["`d|e` * 2"]), Table(["x"], [["<i>|"]])])]
+    assert markdown("T", sections) == "# T\n\n## One\n\na **b** & c\n\n- `d|e` * 2\n\n| x |\n| --- |\n| <i>\\| |\n"
     page = html("T", sections)
     assert "<strong>b</strong> &amp; c" in page
+    assert "<li><code>d|e</code> * 2</li>" in page
     assert "&lt;i&gt;|" in page
 
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import re
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -70,8 +71,15 @@ def html(title: str, sections: Sequence[Section]) -> str:
         loader=PackageLoader("vllm_surgery.evaluation", "data"), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters["kind"] = lambda block: type(block).__name__
-    environment.filters["parts"] = lambda text: list(enumerate(text.split("**")))
+    environment.filters["parts"] = _parts
     return environment.get_template("report.html.jinja").render(title=title, sections=sections)
+
+
+def _parts(text: str) -> list[tuple[str, str]]:
+    """A paragraph's parts, each with the element that it stands in; none where it is plain."""
+    elements = {"**": "strong", "`": "code"}
+    found = re.findall(r"(\*\*|`)(.+?)\1|([^*`]+|[*`])", text)
+    return [(elements[mark], marked) if mark else ("", plain) for mark, marked, plain in found]
 
 
 def sections_of(summary: Summary, trial: Trial, records: Sequence[Record]) -> list[Section]:
