@@ -28,6 +28,12 @@ def test_the_second_set_is_divided_once_and_for_all() -> None:
     assert lists.digest == "8c25bb02668df14fda67c7ca760d85555fb40649232d580fd6fb6ceccf5935fc"
 
 
+def test_a_half_of_a_set() -> None:
+    searched, held_out = load_probes("lists:search"), load_probes("lists:held-out")
+    assert (searched.halves(), held_out.halves()) == ({"search": 24}, {"held-out": 24})
+    assert "paper: has no half search" in refusal(lambda: load_probes("paper:search"), UsageError)
+
+
 @pytest.mark.parametrize("name", built_in())
 def test_a_set_of_the_package_is_sound(name: str) -> None:
     assert load_probes(name).name == name

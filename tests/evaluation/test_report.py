@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import re
+from typing import TYPE_CHECKING
 from xml.etree import ElementTree
 
 import pytest
@@ -14,16 +15,16 @@ from vllm_surgery.evaluation.figures import onset_figure, rates_figure, series_o
 from vllm_surgery.evaluation.page import Section, Table, Words, markdown
 from vllm_surgery.evaluation.protocol import load_protocol
 from vllm_surgery.evaluation.records import FoundLoop, Record
-from vllm_surgery.evaluation.report import html
+from vllm_surgery.evaluation.report import html, write_report
 from vllm_surgery.evaluation.summary import summarize
 from vllm_surgery.evaluation.trial import Trial
 from vllm_surgery.patch import Patch
 
+if TYPE_CHECKING:
+    from pathlib import Path
+
 PATCH = Patch.from_data({"version": 1, "name": "cure", "edits": [{"op": "zero", "neurons": {"0": [1]}}]})
-ABOUT = {"model": "m", "engine": "e", "vllm_surgery": "0", "fingerprint": "f", "sham_seed": 1}
-TRIAL = Trial.of(
-    load_protocol("small").changed(cells=["greedy"], sets=["paper"]), [unpatched(), of_patch(PATCH)], ABOUT
-)
+TRIAL = Trial.of(load_protocol("small").changed(cells=["greedy"], sets=["paper"]), [unpatched(), of_patch(PATCH)], {})
 TEXT = "Stars: Lyra\n" + "Orion\n" * 40
 LOOP = FoundLoop("verbatim", 4, 2, 20.0, 84, "terminal", 12, 18)
 
@@ -73,11 +74,17 @@ def test_shams_have_one_colour() -> None:
 
 
 def test_a_page_in_markdown_and_html() -> None:
-    sections = [Section("One", [Words("a **b** & c", ["d|e"]), Table(["x"], [["<i>|"]])])]
-    assert markdown("T", sections) == "# T\n\n## One\n\na **b** & c\n\n- d|e\n\n| x |\n| --- |\n| <i>\\| |\n"
+    sections = [Section("One", [Words("a **b** & c", ["`d|e` * 2"]), Table(["x"], [["<i>|"]])])]
+    assert markdown("T", sections) == "# T\n\n## One\n\na **b** & c\n\n- `d|e` * 2\n\n| x |\n| --- |\n| <i>\\| |\n"
     page = html("T", sections)
     assert "<strong>b</strong> &amp; c" in page
+    assert "<li><code>d|e</code> * 2</li>" in page
     assert "&lt;i&gt;|" in page
+
+
+def test_a_trial_that_says_nothing_of_itself_has_a_report(tmp_path: Path) -> None:
+    files = write_report(SUMMARY, TRIAL, RECORDS, tmp_path)
+    assert "**Model**: not known" in files["markdown"].read_text()
 
 
 def test_what_cant_be_said_is_null() -> None:

@@ -47,6 +47,11 @@ def test_a_users_own_set_is_asked_where_the_papers_is() -> None:
     assert [cell.sets for cell in own.cells] == [["mine.yaml"], ["mine.yaml"]]
 
 
+def test_a_half_is_asked_where_its_set_is() -> None:
+    half = load_protocol("small").changed(sets=["paper", "lists:held-out"])
+    assert [cell.sets for cell in half.cells] == [["paper"], ["paper", "lists:held-out"]]
+
+
 def test_nothing_left_is_refused() -> None:
     assert "no cell is left" in refusal(lambda: load_protocol("small").changed(cells=["side"], sets=["paper"]))
 

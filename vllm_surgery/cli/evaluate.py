@@ -79,7 +79,10 @@ def _add_questions(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--protocol", default="default", help="`default`, `small`, or a file (default: %(default)s)")
     parser.add_argument("--cells", metavar="A,B", help="only these cells of the protocol")
     parser.add_argument(
-        "--probes", action="append", metavar="SET", help="only these probe sets, or a file of your own instead"
+        "--probes",
+        action="append",
+        metavar="SET",
+        help="only these probe sets, halves of them (lists:held-out), or files of your own",
     )
     parser.add_argument("--seeds", type=int, metavar="N", help="answers to each probe where it is sampled")
     parser.add_argument("--max-tokens", type=int, metavar="N", help="no answer longer than that")

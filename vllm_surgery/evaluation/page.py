@@ -72,7 +72,8 @@ def markdown(title: str, sections: Sequence[Section]) -> str:
 
 def _lines(block: Block) -> list[str]:
     if isinstance(block, Words):
-        return [block.text, *([""] if block.points else []), *(f"- {point}" for point in block.points)]
+        gap = [""] if block.text and block.points else []
+        return [*filter(None, [block.text]), *gap, *(f"- {point}" for point in block.points)]
     if isinstance(block, Table):
         return [_row(cells) for cells in [block.head, ["---"] * len(block.head), *block.rows]]
     if isinstance(block, Figure):

@@ -7,7 +7,7 @@ import hashlib
 import json
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Literal, TypeAlias
+from typing import Annotated, Literal, TypeAlias, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -94,15 +94,27 @@ def built_in() -> list[str]:
     return sorted(file.name.removesuffix(".yaml") for file in _folder().iterdir() if file.name.endswith(".yaml"))
 
 
+def base_name(name: str) -> str:
+    """The set's own name, without the half that may stand behind it (``lists:held-out``)."""
+    before, _, half = name.rpartition(":")
+    return before if before and half in get_args(Half) else name
+
+
 def load_probes(name: str) -> ProbeSet:
     """Reads a set.
 
     Args:
-        name: of a set that comes with the package, or of a file.
+        name: of a set that comes with the package, or of a file; with ``:search`` or ``:held-out`` behind it that half.
 
     Raises:
-        UsageError: there is no such set or file, or it isn't a probe file; one line with the place.
+        UsageError: there is no such set, file or half, or it isn't a probe file; one line with the place.
     """
+    if (base := base_name(name)) != name:
+        whole, half = load_probes(base), name.rpartition(":")[2]
+        kept = [probe for probe in whole.probes if probe.half == half]
+        if not kept:
+            raise UsageError(f"{base}: has no half {half}")
+        return whole.model_copy(update={"probes": kept})
     if name in built_in():
         return _parse((_folder() / f"{name}.yaml").read_bytes(), f"{name}.yaml")
     if not Path(name).suffix and not Path(name).exists():

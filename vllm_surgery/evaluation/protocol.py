@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from vllm_surgery.document import parse_document
 from vllm_surgery.errors import PatchError, UsageError
+from vllm_surgery.evaluation.probes import base_name
 from vllm_surgery.patch import read_bounded
 
 if TYPE_CHECKING:
@@ -83,7 +84,8 @@ class Protocol(_Strict):
     ) -> Protocol:
         """The same with only these cells, other seeds where it samples, a smaller budget, or only these sets.
 
-        A set that no cell names is asked in every cell that asks for loops: where the paper's set stands.
+        A half of a set (``lists:held-out``) is asked where the set is. A set that no cell names is asked in every cell
+        that asks for loops: where the paper's set stands.
 
         Raises:
             UsageError: nothing is left, or there is no such cell.
@@ -104,9 +106,11 @@ class Protocol(_Strict):
 def _changed(
     cell: Cell, seeds: int | None, max_tokens: int | None, sets: Sequence[str] | None, known: Sequence[str]
 ) -> Cell | None:
-    asked = [name for name in cell.sets if sets is None or name in sets]
-    if "paper" in cell.sets:
-        asked += [name for name in sets or [] if name not in known]
+    if sets is None:
+        asked = cell.sets
+    else:
+        asked = [name for named in cell.sets for name in sets if named in {name, base_name(name)}]
+        asked += [name for name in sets if "paper" in cell.sets and base_name(name) not in known]
     update: dict[str, Any] = {"sets": asked}
     if seeds is not None and cell.temperature > 0:
         update["seeds"] = seeds

@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
+import re
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from vllm_surgery.errors import UsageError
 from vllm_surgery.evaluation.examples import examples
@@ -22,7 +24,7 @@ from vllm_surgery.evaluation.tables import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from vllm_surgery.evaluation.page import Block
@@ -42,7 +44,7 @@ def write_report(summary: Summary, trial: Trial, records: Sequence[Record], fold
     Raises:
         UsageError: it can't be written.
     """
-    title = f"Loops of {summary.about['model']}"
+    title = f"Loops of {summary.about.get('model', 'a model')}"
     sections = sections_of(summary, trial, records)
     files = {"page": folder / "report.html", "markdown": folder / "report.md", "figures": folder / "summary.json"}
     contents = {
@@ -69,8 +71,15 @@ def html(title: str, sections: Sequence[Section]) -> str:
         loader=PackageLoader("vllm_surgery.evaluation", "data"), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters["kind"] = lambda block: type(block).__name__
-    environment.filters["parts"] = lambda text: list(enumerate(text.split("**")))
+    environment.filters["parts"] = _parts
     return environment.get_template("report.html.jinja").render(title=title, sections=sections)
+
+
+def _parts(text: str) -> list[tuple[str, str]]:
+    """A paragraph's parts, each with the element that it stands in; none where it is plain."""
+    elements = {"**": "strong", "`": "code"}
+    found = re.findall(r"(\*\*|`)(.+?)\1|([^*`]+|[*`])", text)
+    return [(elements[mark], marked) if mark else ("", plain) for mark, marked, plain in found]
 
 
 def sections_of(summary: Summary, trial: Trial, records: Sequence[Record]) -> list[Section]:
@@ -84,11 +93,11 @@ def sections_of(summary: Summary, trial: Trial, records: Sequence[Record]) -> li
 
 
 def _asked(summary: Summary) -> Section:
-    about = summary.about
+    known = partial(_known, summary.about)
     said = [
-        f"**Model**: {about['model']}, sha256 over config and weights {about['fingerprint'] or 'not known'}",
-        f"**Served by**: {about['engine']}, vllm-surgery {about['vllm_surgery']}, {about['started']}",
-        f"**Command**: `{about['command']}`; seed of the shams {about['sham_seed']}",
+        f"**Model**: {known('model')}, sha256 over config and weights {known('fingerprint')}",
+        f"**Served by**: {known('engine')}, vllm-surgery {known('vllm_surgery')}, {known('started')}",
+        f"**Command**: `{known('command')}`; seed of the shams {known('sham_seed')}",
         f"**Answers**: {summary.answers} of {summary.expected}",
     ]
     note = (
@@ -96,6 +105,12 @@ def _asked(summary: Summary) -> Section:
         "from a bootstrap over probes for differences. Seeds are 0, 1, ... for each probe, the same for all arms."
     )
     return Section("What was asked", [Words("", said), arms_table(summary), cells_table(summary), Words(note)])
+
+
+def _known(about: Mapping[str, Any], name: str) -> str:
+    """What a trial says of itself; whoever runs one from Python needn't say everything."""
+    value = about.get(name)
+    return "not known" if value is None else str(value)
 
 
 def _verdicts(summary: Summary) -> Section:

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
     from vllm_surgery.evaluation.outcomes import Rates
     from vllm_surgery.evaluation.side_effects import Ordinary, Tasks
-    from vllm_surgery.evaluation.statistics import Paired
+    from vllm_surgery.evaluation.statistics import Estimate, Paired
 
 Word: TypeAlias = Literal["fewer loops", "fewer loops, at a cost", "more loops", "no effect shown"]
 
@@ -86,7 +86,7 @@ def judge(evidence: Evidence) -> Verdict:
 
 def _falls(ends: Paired) -> Condition:
     found = ends.difference
-    says = f"the rate changes by {_points(found.value)} ({_points(found.low)} to {_points(found.high)})"
+    says = f"the rate changes by {_points(found.value)} ({_range(found)})"
     return Condition(f"(1) {says}", found.value <= -LEAST and found.high < 0)
 
 
@@ -98,7 +98,7 @@ def _beats_shams(against: Paired | None) -> Condition:
     if against is None:
         return Condition("(3) no shams were asked", None)
     found = against.difference
-    says = f"against shams by {_points(found.value)} ({_points(found.low)} to {_points(found.high)})"
+    says = f"against shams by {_points(found.value)} ({_range(found)})"
     return Condition(f"(3) {says}", found.high < 0)
 
 
@@ -121,6 +121,10 @@ def _keeps_ordinary(ordinary: tuple[Ordinary, Ordinary] | None) -> Condition:
 def _keeps_entries(before: Rates, after: Rates) -> Condition:
     says = f"the middle answer has {after.entries:g} different entries instead of {before.entries:g}"
     return Condition(f"(6) {says}", after.entries >= ENTRIES * before.entries)
+
+
+def _range(found: Estimate) -> str:
+    return f"{100 * found.low:+.1f} to {100 * found.high:+.1f}"
 
 
 def _points(value: float) -> str:
