@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from vllm_surgery.evaluation.outcomes import Rates
     from vllm_surgery.evaluation.side_effects import Ordinary, Tasks
     from vllm_surgery.evaluation.statistics import Paired
-from vllm_surgery.intervals import Estimate
+    from vllm_surgery.intervals import Estimate
 
 Word: TypeAlias = Literal["fewer loops", "fewer loops, at a cost", "more loops", "no effect shown"]
 
