@@ -19,7 +19,7 @@ from vllm_surgery.errors import (
     UsageError,
 )
 from vllm_surgery.patch import Patch, load_patch
-from vllm_surgery.plan import Plan, TensorEdit
+from vllm_surgery.plan import LayerMask, Plan, TensorEdit
 from vllm_surgery.stack import PatchSet
 
 __version__ = "0.1.0"
@@ -29,6 +29,7 @@ __all__ = [
     "CheckpointError",
     "ConflictError",
     "EngineError",
+    "LayerMask",
     "MismatchError",
     "MixedWeightsError",
     "ModelFolder",

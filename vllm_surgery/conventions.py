@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """How model families name their tensors: which name holds which part of which unit.
 
-One table. A new family is a new row; nothing else in this package knows a family.
+One table. A new family is a new row; but for the names of routers (`vllm_surgery.routers`) nothing else in this package
+knows a family.
 """
 
 from __future__ import annotations

@@ -63,7 +63,7 @@ class SwapReport(_Message):
         id: what is served now.
         previous: what was served before.
         epoch: counts the swaps since the server was started.
-        units: neurons and experts that have a gain now.
+        units: neurons and experts that have a gain or a mask now.
         tensors: checkpoint tensors that differ from the checkpoint now.
         modules: parts of the model that were written anew, on each rank.
     """
@@ -113,7 +113,7 @@ class ServerState(_Message):
         patches: its members.
         since: when it went in, ISO 8601 in UTC.
         epoch: counts the swaps since the server was started.
-        units: neurons and experts that have a gain.
+        units: neurons and experts that have a gain or a mask.
         tensors: checkpoint tensors that differ from the checkpoint.
         ranks: workers that serve it, over all engines.
         desired: what the patch files ask for; the same as `active` where no file is followed.

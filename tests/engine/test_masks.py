@@ -118,7 +118,7 @@ def test_masks_swapped_in_and_out_equal_fresh_ones_and_none(answers: dict[str, A
 
 
 def test_two_ranks_mask_alike(folders: Mapping[str, Path]) -> None:
-    options = {"dtype": "float32", "tensor_parallel_size": 2, "enable_expert_parallel": True}
+    options = {"dtype": "float32", "tensor_parallel_size": 2}
     folder = folders["Qwen3Moe"]
     (answer,) = run_arms(
         Arm(

@@ -37,6 +37,12 @@ def test_experts_that_ranks_do_not_see_are_refused() -> None:
     preflight(NEURONS, config(enable_ep_weight_filter=True))
 
 
+def test_a_mask_needs_no_rank_to_see_the_expert() -> None:
+    edits = [{"op": "mask", "experts": {"0": [0]}}]
+    masks = patch_set(Patch.from_data({"version": 1, "name": "some", "edits": edits}, "some"))
+    preflight(masks, config(enable_ep_weight_filter=True))
+
+
 def test_weights_that_come_from_no_checkpoint_are_refused() -> None:
     with pytest.raises(EngineError, match=r"^some@\w+: --load-format dummy makes random weights, so no patch can be"):
         preflight(NEURONS, config("dummy"))

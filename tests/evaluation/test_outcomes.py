@@ -9,7 +9,7 @@ import pytest
 
 from tests.examples import refusal
 from vllm_surgery.errors import UsageError
-from vllm_surgery.evaluation.entries import distinct_entries
+from vllm_surgery.evaluation.entries import distinct_entries, form
 from vllm_surgery.evaluation.outcomes import Rates, ever_loops, loops, terminal_kinds, until_loop
 from vllm_surgery.evaluation.records import FoundLoop, Key, Record, append_lines, read_lines
 
@@ -61,6 +61,20 @@ def test_figures_of_many() -> None:
 )
 def test_entries_are_told_apart_by_their_words(text: str, count: int) -> None:
     assert distinct_entries(text) == count
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("Here:\n1. a\n2) b", "numbered"),
+        ("Here:\n\n- a\n* b", "bulleted"),
+        ("a\nb\nc", "plain"),
+        ("a, b and c", "plain"),
+        ("", "plain"),
+    ],
+)
+def test_the_form_of_a_list(text: str, expected: str) -> None:
+    assert form(text) == expected
 
 
 def test_a_record_survives_the_file(tmp_path: Path) -> None:

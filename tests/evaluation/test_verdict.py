@@ -34,7 +34,7 @@ GOOD = Evidence(
     ends=fall(6, 2),
     ever=fall(6, 3),
     against_shams=fall(6, 2),
-    tasks=[Tasks(30, 20, [], [], 1.0, 30)],
+    tasks=[Tasks(30, 20, [], [], 1.0, 30, 30)],
     ordinary=(ordinary(1), ordinary(1)),
     rates=(rates(60, 8), rates(20, 8)),
 )
@@ -53,7 +53,7 @@ def test_a_cure() -> None:
         ({"ends": fall(2, 6)}, "more loops", 0),
         ({"ever": fall(6, 6)}, "no effect shown", 1),
         ({"against_shams": fall(2, 2)}, "no effect shown", 2),
-        ({"tasks": [Tasks(30, 18, ["a"], [], 0.5, 28)]}, "fewer loops, at a cost", 3),
+        ({"tasks": [Tasks(30, 18, ["a"], [], 0.5, 28, 28)]}, "fewer loops, at a cost", 3),
         ({"ordinary": (ordinary(1), ordinary(2))}, "fewer loops, at a cost", 4),
         ({"rates": (rates(60, 8), rates(20, 5))}, "fewer loops, at a cost", 5),
     ],

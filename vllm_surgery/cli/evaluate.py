@@ -217,9 +217,15 @@ def _measure_exactly(args: argparse.Namespace, trial: Trial, folder: TrialFolder
     model = model_folder(args.model, backend.facts())
     if model is None:
         raise UsageError("--exact needs the model's folder: name it with --model")
-    patches = {arm.name: arm.patches[0] for arm in trial.arms if arm.patches and isinstance(arm.patches[0], dict)}
+    known = folder.exact()
+    patches = {
+        arm.name: arm.patches[0]
+        for arm in trial.arms
+        if arm.name not in known and arm.patches and isinstance(arm.patches[0], dict)
+    }
     probes = [probe for name in trial.protocol.text for probe in trial.sets[name].probes]
-    folder.keep_exact(exact_drifts(model, patches, probes, quiet=args.json))
+    if patches:
+        folder.keep_exact({**known, **exact_drifts(model, patches, probes, quiet=args.json)})
 
 
 def _summary(args: argparse.Namespace, folder: TrialFolder) -> Summary:

@@ -12,6 +12,7 @@ from vllm_surgery.engine.settings import Settings
 from vllm_surgery.errors import EngineError
 from vllm_surgery.plan import Planner
 from vllm_surgery.review import review
+from vllm_surgery.units import MASK
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -37,7 +38,7 @@ def preflight(patches: PatchSet, vllm_config: Any) -> None:
     if load_format in NO_CHECKPOINT_STREAM:
         reason = NO_CHECKPOINT_STREAM[load_format]
         raise EngineError(f"{patches.id}: --load-format {load_format} {reason}, so no patch can be applied to it")
-    if getattr(vllm_config.parallel_config, "enable_ep_weight_filter", False) and _names_experts(patches):
+    if getattr(vllm_config.parallel_config, "enable_ep_weight_filter", False) and _changes_experts(patches):
         raise EngineError(f"{patches.id}: --enable-ep-weight-filter hides experts from ranks, so they can't be edited")
     model = Path(vllm_config.model_config.model)
     if model.is_dir() and any(model.glob("*.safetensors")):
@@ -46,8 +47,8 @@ def preflight(patches: PatchSet, vllm_config: Any) -> None:
         Planner(patches, model_facts(vllm_config))
 
 
-def _names_experts(patches: PatchSet) -> bool:
-    return any(item.kind == "experts" for item in patches.assignments())
+def _changes_experts(patches: PatchSet) -> bool:
+    return any(item.kind == "experts" and item.gain != MASK for item in patches.assignments())
 
 
 def preflight_hook(original: Callable[..., Any]) -> Callable[..., Any]:

@@ -4,6 +4,9 @@
 from __future__ import annotations
 
 import re
+from typing import Literal, TypeAlias
+
+Form: TypeAlias = Literal["numbered", "bulleted", "plain"]
 
 LONG_LINE = 8
 """A line with this many commas or inline counters is a list of its own. Sentences have fewer commas."""
@@ -21,6 +24,8 @@ _MARKER = re.compile(
     )\s*""",
     re.VERBOSE | re.IGNORECASE,
 )
+_NUMBERED = re.compile(r"\s*(?:[(\[]?\d+[.):\]])")
+_BULLETED = re.compile(r"\s*[-*+•\u2013\u2014·](?=\s)")
 _INLINE_MARKER = re.compile(r"(?:^|(?<=\s))(?:[(\[]\d+[)\]]|\d+[.)])(?=\s|$)")
 _TRAILING_COUNTER = re.compile(r"\s*[(\[#]\s*\d+\s*[)\]]?\s*$")
 _LEADING_AND = re.compile(r"^(?:and|or)\s+", re.IGNORECASE)
@@ -30,6 +35,15 @@ _DECORATION = re.compile(r"[*_`\"'\u2018\u2019\u201c\u201d.,;:!?]+")
 def distinct_entries(text: str) -> int:
     """How many different lines or pieces an answer has, right or wrong. An answer without a list has few."""
     return len(set(entries(text)) - {""})
+
+
+def form(text: str) -> Form:
+    """How an answer lists: most of its lines numbered, or bulleted, or else plain (lines, or a sentence)."""
+    lines = [line for line in text.splitlines() if line.strip()]
+    numbered, bulleted = (sum(marker.match(line) is not None for line in lines) for marker in (_NUMBERED, _BULLETED))
+    if lines and 2 * max(numbered, bulleted) >= len(lines):
+        return "numbered" if numbered >= bulleted else "bulleted"
+    return "plain"
 
 
 def entries(text: str) -> list[str]:

@@ -7,6 +7,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from vllm_surgery.evaluation.entries import form
 from vllm_surgery.evaluation.outcomes import Rates
 from vllm_surgery.evaluation.statistics import mcnemar, ratio_over_groups
 
@@ -29,6 +30,7 @@ class Tasks:
         won: probes that only this arm gets right.
         p: of McNemar's exact test.
         same: how many texts are the same, character by character.
+        form: how many have the same form: numbered, bulleted, or neither.
     """
 
     tasks: int
@@ -37,6 +39,7 @@ class Tasks:
     won: list[str]
     p: float
     same: int
+    form: int
 
 
 @dataclass(frozen=True)
@@ -78,7 +81,8 @@ def tasks(probes: Sequence[Probe], base: Sequence[Record], arm: Sequence[Record]
     second = [_is_right(probe, record, run_code) for probe, record in zip(probes, arm, strict=True)]
     lost = [probe.id for probe, one, other in zip(probes, first, second, strict=True) if one and not other]
     won = [probe.id for probe, one, other in zip(probes, first, second, strict=True) if other and not one]
-    return Tasks(len(probes), sum(second), lost, won, mcnemar(len(lost), len(won)), _same(base, arm))
+    alike = sum(form(one.text) == form(other.text) for one, other in zip(base, arm, strict=True))
+    return Tasks(len(probes), sum(second), lost, won, mcnemar(len(lost), len(won)), _same(base, arm), alike)
 
 
 def ordinary(base: Sequence[Record], arm: Sequence[Record]) -> Ordinary:

@@ -84,7 +84,7 @@ def healthy_table(summary: Summary) -> list[Block]:
     return blocks
 
 
-_TASKS_HEAD = ["arm", "right", "lost", "won", "McNemar p", "same text"]
+_TASKS_HEAD = ["arm", "right", "lost", "won", "McNemar p", "same text", "same form"]
 _HEALTHY_HEAD = ["arm", "texts", "tokens", "KL(unpatched, arm), nats a token", "rest", "same first choice"]
 _HEALTHY_HEAD += ["perplexity unpatched", "perplexity"]
 
@@ -134,7 +134,7 @@ def _paired(paired: Paired) -> list[str]:
 
 def _tasks(tasks: Tasks) -> list[str]:
     lost, won = (f"{len(names)}" + (f" ({', '.join(names)})" if names else "") for names in (tasks.lost, tasks.won))
-    return [str(tasks.right), lost, won, f"{tasks.p:.3f}", str(tasks.same)]
+    return [str(tasks.right), lost, won, f"{tasks.p:.3f}", str(tasks.same), str(tasks.form)]
 
 
 def _ordinary(ordinary: Ordinary) -> list[str]:

@@ -71,7 +71,7 @@ class SurgeonStatus:
         patches: each of them.
         since: when they went in, ISO 8601 in UTC.
         epoch: counts the swaps since the start.
-        units: neurons and experts that have a gain.
+        units: neurons and experts that have a gain or a mask.
         tensors: checkpoint tensors that differ from the checkpoint.
         ranks: workers, over all engines.
         cannot_swap_reason: why patches can't be swapped; None where they can.
