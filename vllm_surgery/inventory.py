@@ -8,18 +8,17 @@ from collections import defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from vllm_surgery.anatomy import PLAIN_DTYPES
 from vllm_surgery.describe import count
+from vllm_surgery.formats.holds import carried, exact_ops
 from vllm_surgery.units import IndexRange, merge_ranges
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from vllm_surgery.anatomy import Anatomy, TensorInfo
+    from vllm_surgery.anatomy import Anatomy, RoutedExperts, TensorInfo
     from vllm_surgery.checkpoint import ModelFolder
+    from vllm_surgery.formats.scheme import Scheme
     from vllm_surgery.units import Kind
-
-_EXACT_OPS = ("scale", "zero", "negate")
 
 
 @dataclass(frozen=True)
@@ -103,13 +102,13 @@ def take_inventory(folder: ModelFolder) -> Inventory:
         CheckpointError: it can't be read, or is not a model that is understood.
     """
     facts, anatomy = folder.facts, folder.anatomy
-    groups: dict[tuple[Kind, int, tuple[str, ...], tuple[str, ...]], list[int]] = defaultdict(list)
-    for kind, layer, units, carriers in _carriers(anatomy):
+    groups: dict[tuple[Kind, int, tuple[str, ...], tuple[str, ...], tuple[str, ...]], list[int]] = defaultdict(list)
+    for kind, layer, units, carriers, ops in _carriers(anatomy, facts.scheme):
         names = tuple(sorted({_with_stars(info.name) for info in carriers}))
-        groups[kind, units, names, tuple(sorted({info.dtype for info in carriers}))].append(layer)
+        groups[kind, units, names, tuple(sorted({info.dtype for info in carriers})), ops].append(layer)
     found = [
-        UnitsFound(kind, tuple(sorted(layers)), units, names, dtypes, _EXACT_OPS if set(dtypes) <= PLAIN_DTYPES else ())
-        for (kind, units, names, dtypes), layers in groups.items()
+        UnitsFound(kind, tuple(sorted(layers)), units, names, dtypes, ops)
+        for (kind, units, names, dtypes, ops), layers in groups.items()
     ]
     seen = {layer for group in found for layer in group.layers}
     return Inventory(
@@ -118,24 +117,34 @@ def take_inventory(folder: ModelFolder) -> Inventory:
         hidden_size=facts.hidden_size,
         quantization=facts.quantization,
         tensors=len(folder.tensors),
-        known=sum(len(mlp.tensors) for mlp in anatomy.mlps.values())
-        + sum(len(block.tensors) for block in anatomy.experts.values()),
+        known=sum(len(mlp.tensors) + len(mlp.beside) for mlp in anatomy.mlps.values())
+        + sum(len(block.tensors) + len(block.beside) for block in anatomy.experts.values()),
         found=tuple(sorted(found, key=lambda group: (group.kind != "neurons", group.layers))),
         without=tuple(layer for layer in range(facts.num_hidden_layers or 0) if layer not in seen),
     )
 
 
-def _carriers(anatomy: Anatomy) -> Iterator[tuple[Kind, int, int, list[TensorInfo]]]:
-    """Kind, layer, number of units and the tensors that their gains go on, for each block that is whole."""
+def _carriers(
+    anatomy: Anatomy, scheme: Scheme | None
+) -> Iterator[tuple[Kind, int, int, list[TensorInfo], tuple[str, ...]]]:
+    """Kind, layer, number of units, the tensors that gains go on, and the exact ops, of each block that is whole."""
     widths = anatomy.widths()
     for layer, mlp in anatomy.mlps.items():
         if not mlp.missing():
-            yield "neurons", layer, widths.get(layer, 0), [mlp.tensors["down"]]
+            infos = [*mlp.tensors.values(), *(info for _, info in mlp.beside.values())]
+            carriers = carried(infos, scheme)
+            ops = exact_ops("neurons", layer, carriers, anatomy, scheme)
+            able = [info for info, carrier in carriers if carrier.cannot is None]
+            yield "neurons", layer, widths.get(layer, 0), able or [info for info, _ in carriers], ops
     for layer, block in anatomy.experts.items():
-        roles = {part.role for part in block.convention.carriers}
-        carriers = [info for (role, _), info in block.tensors.items() if role in roles]
+        carriers = carried(_tensors_of(block), scheme)
         if carriers:
-            yield "experts", layer, block.count, carriers
+            ops = exact_ops("experts", layer, carriers, anatomy, scheme)
+            yield "experts", layer, block.count, [info for info, _ in carriers], ops
+
+
+def _tensors_of(block: RoutedExperts) -> list[TensorInfo]:
+    return [*block.tensors.values(), *block.beside.values()]
 
 
 def _with_stars(name: str) -> str:

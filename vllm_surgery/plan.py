@@ -11,17 +11,20 @@ from collections import defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from vllm_surgery.anatomy import PLAIN_DTYPES, Anatomy
+from vllm_surgery.anatomy import Anatomy
+from vllm_surgery.formats.carriers import carrier_of
+from vllm_surgery.formats.complete import refuse_incomplete
 from vllm_surgery.guard import check_guards, check_width
 from vllm_surgery.refuse import refuse_by_config, refuse_format, refuse_missing, refuse_range
 from vllm_surgery.units import MASK
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
     from vllm_surgery.anatomy import TensorInfo
     from vllm_surgery.checkpoint import ModelFacts
     from vllm_surgery.conventions import Slot
+    from vllm_surgery.formats.carriers import Carrier, Numbers
     from vllm_surgery.stack import PatchSet
     from vllm_surgery.units import Assignment, Kind
 
@@ -37,7 +40,8 @@ class TensorEdit:
         axis: the axis that `indices` count along. None where the whole tensor is one slice, as if it had an axis of
             length one before its first.
         indices: the slices, ascending; (0,) for a whole tensor.
-        gains: a factor for each.
+        gains: a factor for each: a unit's gain, or the share of it that this tensor takes.
+        numbers: what the tensor holds, where its `dtype` doesn't say.
     """
 
     tensor: str
@@ -46,6 +50,7 @@ class TensorEdit:
     axis: int | None
     indices: tuple[int, ...]
     gains: tuple[float, ...]
+    numbers: Numbers = "floats"
 
 
 @dataclass(frozen=True)
@@ -94,7 +99,8 @@ class Planner:
             CheckpointError: the tensor doesn't fit what was seen before.
         """
         slot = self._anatomy.observe(info)
-        if slot is None or not slot.part.carries:
+        carrier = None if slot is None else carrier_of(slot, info, self._facts.scheme)
+        if slot is None or carrier is None:
             return slot, None
         wanted = [
             item
@@ -102,13 +108,12 @@ class Planner:
             if slot.expert is None or item.names(slot.expert)
         ]
         for item in wanted:
-            refuse_format(item, info, self._facts)
-        if slot.kind == "neurons" and info.dtype in PLAIN_DTYPES:
-            check_width(self._patches, slot.layer, slot.part.width(info.shape))
-        if not wanted:
-            return slot, None
-        edit = _edit_of(info, slot, wanted)
-        self._edits[info.name] = edit
+            refuse_format(item, info, carrier)
+        if slot.kind == "neurons" and carrier.width is not None:
+            check_width(self._patches, slot.layer, carrier.width)
+        edit = _edit_of(info, slot, carrier, wanted)
+        if edit is not None:
+            self._edits[info.name] = edit
         return slot, edit
 
     def finish(self) -> Plan:
@@ -120,6 +125,7 @@ class Planner:
         for items in self._wanted.values():
             for item in items:
                 refuse_missing(item, self._anatomy, self._facts)
+                refuse_incomplete(item, self._anatomy, self._facts.scheme)
         edits = tuple(edit for _, edit in sorted(self._edits.items()))
         return Plan(self._patches.id, edits, sum(map(self._units, self._wanted)))
 
@@ -142,17 +148,23 @@ def plan(patches: PatchSet, facts: ModelFacts, tensors: Iterable[TensorInfo]) ->
     return planner.finish()
 
 
-def _edit_of(info: TensorInfo, slot: Slot, wanted: Iterable[Assignment]) -> TensorEdit:
-    """Each unit's gain goes on its slice of the tensor, which every plain number format holds exactly."""
-    width = slot.part.width(info.shape)
+def _edit_of(info: TensorInfo, slot: Slot, carrier: Carrier, wanted: Iterable[Assignment]) -> TensorEdit | None:
+    """Each unit's gain, or the tensor's share of it, goes on its slice; None where no share changes anything."""
     gains: dict[int, float] = {}
     for item in wanted:
         assert item.gain != MASK  # Refused before any tensor is looked at.
+        if (share := carrier.share(item.gain)) == 1:
+            continue
+        width = carrier.width or 0
         if slot.expert is None:
             refuse_range(item, width)
         # A tensor that is all of one expert has one slice, itself.
-        gains.update(dict.fromkeys(item.resolve(width) if slot.expert is None else (0,), item.gain))
-    indices = tuple(sorted(gains))
-    return TensorEdit(
-        info.name, info.dtype, info.shape, slot.part.unit_axis, indices, tuple(gains[index] for index in indices)
-    )
+        gains.update(dict.fromkeys(item.resolve(width) if slot.expert is None else (0,), share))
+    return edit_of_shares(info, carrier, gains) if gains else None
+
+
+def edit_of_shares(info: TensorInfo, carrier: Carrier, shares: Mapping[int, float]) -> TensorEdit:
+    """The edit of a tensor by which units, counted as it counts them, get these shares of their gains."""
+    units = sorted(shares)
+    indices, gains = tuple(carrier.first + unit for unit in units), tuple(shares[unit] for unit in units)
+    return TensorEdit(info.name, info.dtype, info.shape, carrier.axis, indices, gains, carrier.numbers)

@@ -5,13 +5,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from vllm_surgery.anatomy import PLAIN_DTYPES, GatedMlp
+from vllm_surgery.anatomy import GatedMlp
 from vllm_surgery.errors import MismatchError
 from vllm_surgery.units import ALL, MASK
 
 if TYPE_CHECKING:
     from vllm_surgery.anatomy import Anatomy, RoutedExperts, TensorInfo
     from vllm_surgery.checkpoint import ModelFacts
+    from vllm_surgery.formats.carriers import Carrier
     from vllm_surgery.units import Assignment
 
 
@@ -23,11 +24,11 @@ def refuse_by_config(item: Assignment, facts: ModelFacts) -> None:
     """
     layers = facts.num_hidden_layers
     if layers is not None and item.layer >= layers:
-        raise _refusal(item, f"layer {item.layer} is out of range: the model has {layers} layers")
+        raise refusal(item, f"layer {item.layer} is out of range: the model has {layers} layers")
     if item.kind == "experts" and facts.num_experts is not None:
         refuse_range(item, facts.num_experts)
     if item.gain == MASK:
-        raise _refusal(
+        raise refusal(
             item,
             "mask isn't supported yet; scale, zero and negate are"
             if facts.num_experts
@@ -43,22 +44,17 @@ def refuse_range(item: Assignment, width: int) -> None:
     """
     if item.indices != ALL and item.indices[-1].last >= width:
         largest = item.indices[-1].last
-        raise _refusal(item, f"index {largest} is out of range: layer {item.layer} has {width} {item.kind}")
+        raise refusal(item, f"index {largest} is out of range: layer {item.layer} has {width} {item.kind}")
 
 
-def refuse_format(item: Assignment, info: TensorInfo, facts: ModelFacts) -> None:
+def refuse_format(item: Assignment, info: TensorInfo, carrier: Carrier) -> None:
     """A number format that can't hold the edit exactly.
 
     Raises:
         MismatchError: `info` has one.
     """
-    if info.dtype not in PLAIN_DTYPES:
-        raise _refusal(
-            item,
-            f"{info.name} is stored as {info.dtype}"
-            + (f" ({facts.quantization})" if facts.quantization else "")
-            + f", in which this version can hold no op exactly; it edits {', '.join(sorted(PLAIN_DTYPES))}",
-        )
+    if item.gain != MASK and (reason := carrier.why_not(carrier.share(item.gain))):
+        raise refusal(item, f"{info.name} {reason}")
 
 
 def refuse_missing(item: Assignment, anatomy: Anatomy, facts: ModelFacts) -> None:
@@ -70,7 +66,7 @@ def refuse_missing(item: Assignment, anatomy: Anatomy, facts: ModelFacts) -> Non
     reason = _missing_mlp(item, anatomy) if item.kind == "neurons" else _missing_experts(item, anatomy, facts)
     if reason:
         hint = f"; the checkpoint is quantised ({facts.quantization})" if facts.quantization else ""
-        raise _refusal(item, f"touches no tensor: {reason}{hint}")
+        raise refusal(item, f"touches no tensor: {reason}{hint}")
 
 
 def _missing_mlp(item: Assignment, anatomy: Anatomy) -> str | None:
@@ -94,5 +90,6 @@ def _missing_expert(block: RoutedExperts, index: int) -> str | None:
     return f"expert {index} of layer {block.layer} has no {' and no '.join(missing)} tensor" if missing else None
 
 
-def _refusal(item: Assignment, reason: str) -> MismatchError:
+def refusal(item: Assignment, reason: str) -> MismatchError:
+    """The error that says why these units can't have this gain."""
     return MismatchError(item.source, item.place, reason)
