@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from safetensors.torch import load_file, save_file
 
+from tests.models import make_model
+
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
@@ -55,12 +57,16 @@ def _fp8_channel(weight: torch.Tensor) -> Tensors:
 
 
 def _spread(blocks: torch.Tensor, shape: torch.Size) -> torch.Tensor:
-    return blocks.repeat_interleave(GROUP, 0).repeat_interleave(GROUP, 1)[: shape[0], : shape[1]]
+    rows, columns = (whole // number for whole, number in zip(shape, blocks.shape, strict=True))
+    return blocks.repeat_interleave(rows, 0).repeat_interleave(columns, 1)
 
 
-def _fp8_block(weight: torch.Tensor) -> Tensors:
-    blocks = weight.unfold(0, GROUP, GROUP).unfold(1, GROUP, GROUP).abs().amax((2, 3)) / FP8_MAX
-    return {"weight": _fp8(weight, _spread(blocks, weight.shape)), "weight_scale_inv": blocks.float()}
+def _fp8_block(size: int) -> Callable[[torch.Tensor], Tensors]:
+    def quantise(weight: torch.Tensor) -> Tensors:
+        blocks = weight.unfold(0, size, size).unfold(1, size, size).abs().amax((2, 3)) / FP8_MAX
+        return {"weight": _fp8(weight, _spread(blocks, weight.shape)), "weight_scale_inv": blocks.float()}
+
+    return quantise
 
 
 def _of_fp8(tensors: Tensors) -> torch.Tensor:
@@ -99,9 +105,11 @@ def unpack(words: torch.Tensor, bits: int) -> torch.Tensor:
     return ((words.long().unsqueeze(-1) >> shifts) & ((1 << bits) - 1)).flatten(-2)
 
 
-def _grouped(weight: torch.Tensor, bits: int, zeros: bool) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def _grouped(
+    weight: torch.Tensor, size: int, bits: int, zeros: bool
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Unsigned codes ``[out, in]``, scales and zero points ``[out, groups]``."""
-    groups = weight.unflatten(1, (-1, GROUP))
+    groups = weight.unflatten(1, (-1, size))
     top, half = (1 << bits) - 1, 1 << (bits - 1)
     low, high = groups.amin(2), groups.amax(2)
     scales = ((high - low) / top if zeros else groups.abs().amax(2) / (half - 1)).half()
@@ -116,13 +124,14 @@ def _standing_for(codes: torch.Tensor, scales: torch.Tensor, points: torch.Tenso
     return (codes - points[:, group]).double() * scales.double()[:, group]
 
 
-def _in_order(inputs: int) -> torch.Tensor:
-    return torch.arange(inputs) // GROUP
+def _in_order(codes: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
+    """The group of each input. Both tensors count them along their second axis."""
+    return torch.arange(codes.shape[1]) // (codes.shape[1] // scales.shape[1])
 
 
-def _packed(zeros: bool) -> Callable[[torch.Tensor], Tensors]:
+def _packed(size: int, zeros: bool) -> Callable[[torch.Tensor], Tensors]:
     def quantise(weight: torch.Tensor) -> Tensors:
-        codes, scales, points = _grouped(weight, 4, zeros)
+        codes, scales, points = _grouped(weight, size, 4, zeros)
         tensors = {"weight_packed": pack(codes, 4), "weight_scale": scales, "weight_shape": torch.tensor(weight.shape)}
         if zeros:
             tensors["weight_zero_point"] = pack(points.T, 4).T
@@ -135,20 +144,20 @@ def _of_packed(tensors: Tensors) -> torch.Tensor:
     codes, scales = unpack(tensors["weight_packed"], 4), tensors["weight_scale"]
     stored = tensors.get("weight_zero_point")
     points = torch.full(scales.shape, 8) if stored is None else unpack(stored.T, 4).T
-    return _standing_for(codes, scales, points, _in_order(codes.shape[1]))
+    return _standing_for(codes, scales, points, _in_order(codes, scales))
 
 
-def _gptq(bits: int, act_order: bool) -> Callable[[torch.Tensor], Tensors]:
+def _gptq(size: int, bits: int, zeros: bool = True, act_order: bool = False) -> Callable[[torch.Tensor], Tensors]:
     def quantise(weight: torch.Tensor) -> Tensors:
         order = torch.randperm(weight.shape[1], generator=torch.Generator().manual_seed(1))
         order = order if act_order else torch.arange(weight.shape[1])
-        codes, scales, points = _grouped(weight[:, order], bits, zeros=True)
+        codes, scales, points = _grouped(weight[:, order], size, bits, zeros)
         back = order.argsort()
         return {
             "qweight": pack(codes[:, back], bits).T,
             "qzeros": pack((points - 1).clamp(min=0).T, bits),  # The first version of the format stores one less.
             "scales": scales.T,
-            "g_idx": (back // GROUP).int(),
+            "g_idx": (back // size).int(),
         }
 
     return quantise
@@ -162,10 +171,13 @@ def _of_gptq(bits: int) -> Callable[[Tensors], torch.Tensor]:
     return dequantise
 
 
-def _awq(weight: torch.Tensor) -> Tensors:
-    codes, scales, points = _grouped(weight, 4, zeros=True)
-    packed = [pack(part.T.unflatten(-1, (-1, 8))[..., AWQ_ORDER].flatten(-2), 4) for part in (codes, points)]
-    return {"qweight": packed[0], "qzeros": packed[1], "scales": scales.T}
+def _awq(size: int) -> Callable[[torch.Tensor], Tensors]:
+    def quantise(weight: torch.Tensor) -> Tensors:
+        codes, scales, points = _grouped(weight, size, 4, zeros=True)
+        packed = [pack(part.T.unflatten(-1, (-1, 8))[..., AWQ_ORDER].flatten(-2), 4) for part in (codes, points)]
+        return {"qweight": packed[0], "qzeros": packed[1], "scales": scales.T}
+
+    return quantise
 
 
 def _of_awq(tensors: Tensors) -> torch.Tensor:
@@ -173,36 +185,49 @@ def _of_awq(tensors: Tensors) -> torch.Tensor:
     codes, points = (
         unpack(tensors[name], 4).unflatten(-1, (-1, 8))[..., back].flatten(-2).T for name in ("qweight", "qzeros")
     )
-    return _standing_for(codes, tensors["scales"].T, points, _in_order(codes.shape[1]))
+    scales = tensors["scales"].T
+    return _standing_for(codes, scales, points, _in_order(codes, scales))
 
 
 def _compressed(bits: int, kind: str, **more: Any) -> dict[str, Any]:
-    weights = {"num_bits": bits, "type": kind, **more}
-    groups = {"group_0": {"targets": ["Linear"], "weights": weights}}
-    return {"quant_method": "compressed-tensors", "config_groups": groups, "ignore": ["lm_head"]}
+    weights = {"num_bits": bits, "type": kind, "symmetric": True, "dynamic": False, **more}
+    inputs = {"num_bits": 8, "type": kind, "strategy": "token", "symmetric": True, "dynamic": True}
+    group = {"targets": ["Linear"], "weights": weights, "input_activations": inputs if bits == 8 else None}
+    return {
+        "quant_method": "compressed-tensors",
+        "format": "pack-quantized" if bits == 4 else f"{kind}-quantized",
+        "config_groups": {"group_0": group},
+        "ignore": ["lm_head"],
+    }
 
 
-_GPTQ = {"quant_method": "gptq", "group_size": GROUP, "sym": False}
-_BLOCKS = {"quant_method": "fp8", "weight_block_size": [GROUP, GROUP], "activation_scheme": "dynamic"}
-_CHANNEL, _GROUPS = {"strategy": "channel"}, {"strategy": "group", "group_size": GROUP}
+def kinds(size: int) -> dict[str, Kind]:
+    """Every kind, where weights share scales in groups or blocks of `size`."""
+    gptq = {"quant_method": "gptq", "group_size": size, "lm_head": False, "desc_act": False}
+    awq = {"quant_method": "awq", "bits": 4, "group_size": size, "zero_point": True}
+    blocks = {"quant_method": "fp8", "weight_block_size": [size, size], "activation_scheme": "dynamic"}
+    tensor, channel, group = {"strategy": "tensor"}, {"strategy": "channel"}, {"strategy": "group", "group_size": size}
+    per_tensor = {"quant_method": "fp8", "activation_scheme": "static"}
+    by_activations = {**gptq, "bits": 4, "sym": False, "desc_act": True}
+    return {
+        "fp8 per tensor": Kind(per_tensor, _fp8_tensor, _of_fp8, "weight_scale", None),
+        "fp8 per channel": Kind(_compressed(8, "float", **channel), _fp8_channel, _of_fp8, "weight_scale"),
+        "fp8 in blocks": Kind(blocks, _fp8_block(size), _of_fp8, "weight_scale_inv", None),
+        "int8 per channel": Kind(_compressed(8, "int", **channel), _int8_channel, _of_fp8, "weight_scale"),
+        "int8 per tensor": Kind(_compressed(8, "int", **tensor), _int8_tensor, _of_fp8, "weight_scale", None),
+        "int4 in groups": Kind(_compressed(4, "int", **group), _packed(size, zeros=False), _of_packed, "weight_scale"),
+        "int4 with zero points": Kind(
+            _compressed(4, "int", symmetric=False, **group), _packed(size, zeros=True), _of_packed, "weight_scale"
+        ),
+        "gptq": Kind({**gptq, "bits": 4, "sym": True}, _gptq(size, 4, zeros=False), _of_gptq(4), "scales", 1),
+        "gptq with zero points": Kind({**gptq, "bits": 4, "sym": False}, _gptq(size, 4), _of_gptq(4), "scales", 1),
+        "gptq by activations": Kind(by_activations, _gptq(size, 4, act_order=True), _of_gptq(4), "scales", 1),
+        "gptq of 8 bits": Kind({**gptq, "bits": 8, "sym": False}, _gptq(size, 8), _of_gptq(8), "scales", 1),
+        "awq": Kind(awq, _awq(size), _of_awq, "scales", 1),
+    }
 
-KINDS: dict[str, Kind] = {
-    "fp8 per tensor": Kind(
-        {"quant_method": "fp8", "activation_scheme": "static"}, _fp8_tensor, _of_fp8, "weight_scale", None
-    ),
-    "fp8 per channel": Kind(_compressed(8, "float", **_CHANNEL), _fp8_channel, _of_fp8, "weight_scale"),
-    "fp8 in blocks": Kind(_BLOCKS, _fp8_block, _of_fp8, "weight_scale_inv", None),
-    "int8 per channel": Kind(_compressed(8, "int", **_CHANNEL), _int8_channel, _of_fp8, "weight_scale"),
-    "int8 per tensor": Kind(_compressed(8, "int", strategy="tensor"), _int8_tensor, _of_fp8, "weight_scale", None),
-    "int4 in groups": Kind(_compressed(4, "int", **_GROUPS), _packed(zeros=False), _of_packed, "weight_scale"),
-    "int4 with zero points": Kind(
-        _compressed(4, "int", symmetric=False, **_GROUPS), _packed(zeros=True), _of_packed, "weight_scale"
-    ),
-    "gptq": Kind({**_GPTQ, "bits": 4}, _gptq(4, act_order=False), _of_gptq(4), "scales", 1),
-    "gptq by activations": Kind({**_GPTQ, "bits": 4, "desc_act": True}, _gptq(4, act_order=True), _of_gptq(4), "scales", 1),
-    "gptq of 8 bits": Kind({**_GPTQ, "bits": 8}, _gptq(8, act_order=False), _of_gptq(8), "scales", 1),
-    "awq": Kind({"quant_method": "awq", "bits": 4, "group_size": GROUP, "zero_point": True}, _awq, _of_awq, "scales", 1),
-}  # fmt: skip
+
+KINDS = kinds(GROUP)
 
 
 def weights(*seed: int) -> Tensors:
@@ -240,6 +265,22 @@ def make(folder: Path, kind: Kind, *, experts: bool = False, fused: bool = False
         **({"num_experts": EXPERTS} if experts else {}),
     }
     (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def make_served(folder: Path, kind: Kind, family: str = "Llama") -> Path:
+    """A random model of a family that vLLM can serve, with each projection quantised."""
+    make_model(folder, family, torch.bfloat16)
+    tensors: Tensors = {}
+    for key, weight in stored(folder).items():
+        if key.endswith("_proj.weight"):
+            start = key.removesuffix("weight")
+            tensors |= {start + end: part.contiguous() for end, part in kind.quantise(weight.float()).items()}
+        else:
+            tensors[key] = weight
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "quantization_config": kind.config}))
     return folder
 
 
