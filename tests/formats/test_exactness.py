@@ -78,7 +78,8 @@ def cases(words: list[str]) -> pytest.MarkDecorator:
 
 
 def holds(word: str, gain: float) -> bool:
-    return word in OWN_SCALES or (word.startswith("fp8") and gain in {-1.0, 0.0})
+    """Whether this kind holds a neuron's gain exactly."""
+    return word in OWN_SCALES or gain in {-1.0, 0.0}
 
 
 @cases(list(KINDS))
@@ -163,7 +164,7 @@ def test_the_difference_to_a_bake_is_the_patch(tmp_path: Path, word: str, gain: 
     [
         ("fp8 per tensor", 0.5, "is one scale for all neurons; zero and negate can be held exactly"),
         ("fp8 in blocks", -0.7, "holds scales that neurons share; zero and negate can be held exactly"),
-        ("int8 per tensor", -1.0, "is one scale for all neurons, so no op on neurons can be held exactly"),
+        ("int8 per tensor", -0.5, "is one scale for all neurons; zero and negate can be held exactly"),
     ],
 )
 def test_what_no_scale_of_their_own_holds_is_refused(tmp_path: Path, word: str, gain: float, reason: str) -> None:
@@ -177,8 +178,6 @@ def test_what_no_scale_of_their_own_holds_is_refused(tmp_path: Path, word: str, 
 
 @pytest.mark.parametrize("word", KINDS)
 def test_the_last_neuron_is_one_and_the_next_is_refused(tmp_path: Path, word: str) -> None:
-    if not holds(word, -1.0):
-        pytest.skip("this format holds no neuron's gain")
     model = ModelFolder(make(tmp_path / "model", KINDS[word]))
 
     bake(patches(-1.0, index=WIDTH - 1, layer=LAYERS - 1), model, tmp_path / "last")
@@ -285,6 +284,16 @@ def test_a_scheme_that_is_not_known_is_refused(tmp_path: Path, config: dict[str,
     text = refusal(lambda: baked(model, -1.0), MismatchError)
 
     assert f"{name(LAYER, 'down', 'weight')} is stored as F8_E4M3{words}, in which this version can hold no op" in text
+
+
+def test_codes_without_an_opposite_are_refused(tmp_path: Path) -> None:
+    model = ModelFolder(make(tmp_path / "model", KINDS["int8 per tensor"]))
+
+    assert refusal(lambda: bake(patches(-1.0, index=3), model, tmp_path / "negated"), SurgeryError) == (
+        f"{name(LAYER, 'down', 'weight')}: codes of -128 have no opposite among eight bits, so negate isn't exact; zero is"
+    )
+    bake(patches(0.0, index=3), model, tmp_path / "zeroed")
+    assert not stored(tmp_path / "zeroed")[name(LAYER, "down", "weight")][:, 3].any()
 
 
 def test_a_gain_that_makes_scales_infinite_is_refused(tmp_path: Path) -> None:

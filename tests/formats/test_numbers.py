@@ -36,6 +36,18 @@ def test_eight_bit_floats_change_their_sign(dtype: torch.dtype) -> None:
     assert equal(of_fp8(scaled_bytes(ALL, gains(-1), "fp8"), dtype), -of_fp8(ALL, dtype))
 
 
+def test_integers_change_their_sign() -> None:
+    codes = ALL[ALL != 128]
+
+    assert torch.equal(scaled_bytes(codes, gains(-1), "int8").view(torch.int8), -codes.view(torch.int8))
+
+
+def test_an_integer_without_an_opposite_is_refused_where_it_would_be_negated() -> None:
+    assert refusal(lambda: scaled_bytes(ALL, gains(-1), "int8"), SurgeryError).startswith("codes of -128 have no")
+    assert torch.equal(scaled_bytes(ALL, gains(1), "int8"), ALL)
+    assert not scaled_bytes(ALL, gains(0), "int8").any()
+
+
 def test_pairs_change_both_signs() -> None:
     assert torch.equal(of_pairs(scaled_bytes(ALL, gains(-1), "e2m1")), -of_pairs(ALL))
 
@@ -77,18 +89,28 @@ def test_an_exponent_that_would_leave_its_range_is_refused(exponent: int, power:
 
 
 @pytest.mark.parametrize(
-    ("numbers", "share"), [("fp8", -1.0), ("fp8", 0.0), ("e2m1", -1.0), ("e2m1", 0.0), ("e8m0", 0.25), ("e8m0", 8.0)]
+    ("numbers", "share"),
+    [
+        ("fp8", -1.0),
+        ("fp8", 0.0),
+        ("e2m1", -1.0),
+        ("e2m1", 0.0),
+        ("int8", -1.0),
+        ("int8", 0.0),
+        ("e8m0", 0.25),
+        ("e8m0", 8.0),
+    ],
 )
 def test_a_share_comes_back(numbers: str, share: float) -> None:
-    codes = ALL[20:200]
+    codes = ALL[20:120]
 
     assert recovered_share(codes, scaled_bytes(codes, gains(share), numbers), numbers) == share  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("numbers", ["fp8", "e2m1", "e8m0"])
+@pytest.mark.parametrize("numbers", ["fp8", "int8", "e2m1", "e8m0"])
 def test_one_odd_byte_is_no_share(numbers: str) -> None:
     share = 2.0 if numbers == "e8m0" else -1.0
-    made = scaled_bytes(ALL[20:200], gains(share), numbers)  # type: ignore[arg-type]
+    made = scaled_bytes(ALL[20:120], gains(share), numbers)  # type: ignore[arg-type]
     made[7] ^= 2
 
-    assert recovered_share(ALL[20:200], made, numbers) is None  # type: ignore[arg-type]
+    assert recovered_share(ALL[20:120], made, numbers) is None  # type: ignore[arg-type]

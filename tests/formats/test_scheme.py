@@ -34,6 +34,7 @@ def test_a_plain_model_has_none(config: dict[str, Any]) -> None:
         ("fp8 per channel", Scheme("compressed-tensors", "fp8", per_word=4)),
         ("fp8 in blocks", Scheme("fp8", "fp8", blocks=True)),
         ("int8 per channel", Scheme("compressed-tensors", "integers", per_word=4)),
+        ("int8 per tensor", Scheme("compressed-tensors", "integers", one_scale=True, per_word=4)),
         ("int4 in groups", Scheme("compressed-tensors", "integers", per_word=8)),
         ("gptq", Scheme("gptq", "integers", per_word=8)),
         ("gptq of 8 bits", Scheme("gptq", "integers", per_word=4)),

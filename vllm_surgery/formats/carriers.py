@@ -8,16 +8,17 @@ codes      sign and zero           size                                  so thes
 =========  ======================  ====================================  ===========================================
 fp8        the codes of down       neuron: the scales of its row of up   neuron: all ops where each output has a scale,
                                    expert: all scales of its down        else zero and negate. Expert: all ops
-integers   with the size           the same                              neuron: all ops where each output has a scale
-                                                                         (or each output and group), else none.
-                                                                         Expert: all ops
+integers   with the size           the same                              neuron: all ops, each output having a scale or
+                                                                         one for each group of inputs. Expert: all ops
+... with   neuron: the codes       neuron: none                          neuron: zero, and negate but for codes of -128.
+one scale  of down                 expert: the scale of its down         Expert: all ops
 mxfp4      the codes of down       all scales of its down                expert: zero, negate, powers of two
 =========  ======================  ====================================  ===========================================
 
-Integers don't take the sign, since -128 has no opposite among eight bits, nor -8 among four; their scales are floats,
-which have one. FP8 scales don't take it, since servers compare them: vLLM stores fused projections anew with the
-largest of their scales. A neuron's size goes on up because scales of down run along its outputs, which are no neurons;
-up enters a gated MLP linearly, so it is the same output.
+Integers don't take the sign where scales can, since -128 has no opposite among eight bits, nor -8 among four; their
+scales are floats, which have one. FP8 scales don't take it, since servers compare them: vLLM stores fused projections
+anew with the largest of their scales. A neuron's size goes on up because scales of down run along its outputs, which
+are no neurons; up enters a gated MLP linearly, so it is the same output.
 
 Which tensors a format has is told by their names, what their numbers are by the config: a stream may bring a scale
 before its codes.
@@ -43,8 +44,9 @@ EACH_DTYPES = PLAIN_DTYPES | FP8_DTYPES | {"I8"}
 """The formats in which a tensor has the shape of its weight."""
 
 Takes: TypeAlias = Literal["all", "sign", "size"]
-Numbers: TypeAlias = Literal["floats", "fp8", "e2m1", "e8m0"]
-"""What a tensor's numbers are: floats of sixteen bits or more, of eight, bytes of two of four, or exponents."""
+Numbers: TypeAlias = Literal["floats", "fp8", "int8", "e2m1", "e8m0"]
+"""What a tensor's numbers are: floats of sixteen bits or more, or of eight, integers of eight, bytes that hold two
+floats of four, or exponents."""
 
 
 @dataclass(frozen=True)
@@ -126,10 +128,14 @@ def _whole(slot: Slot, info: TensorInfo) -> Carrier:
 def _codes(slot: Slot, info: TensorInfo, scheme: Scheme | None) -> Carrier | None:
     if scheme is None or not understood(slot, info, scheme):
         return Carrier("all", slot.part.unit_axis, None, cannot=_not_understood(info, scheme))
-    if scheme.codes == "integers":
+    if not scheme.signs_codes(slot.kind):
         return None
-    numbers: Numbers = "e2m1" if scheme.codes == "mxfp4" else "fp8"
-    return Carrier("sign", slot.part.unit_axis, slot.part.width(info.shape), numbers=numbers)
+    numbers = _NUMBERS_OF.get(info.dtype)
+    cannot = None if numbers else f"packs codes that have no scale of their own{_NOTHING}"
+    return Carrier("sign", slot.part.unit_axis, slot.part.width(info.shape), numbers=numbers or "floats", cannot=cannot)
+
+
+_NUMBERS_OF: dict[str, Numbers] = {"I8": "int8", "U8": "e2m1", **dict.fromkeys(FP8_DTYPES, "fp8")}
 
 
 def _not_understood(info: TensorInfo, scheme: Scheme | None) -> str:
@@ -141,7 +147,7 @@ def _not_understood(info: TensorInfo, scheme: Scheme | None) -> str:
 
 
 def _scales(slot: Slot, info: TensorInfo, scheme: Scheme) -> Carrier | None:
-    takes: Takes = "all" if scheme.codes == "integers" else "size"
+    takes: Takes = "size" if scheme.signs_codes(slot.kind) else "all"
     if slot.kind == "neurons":
         return _scales_of_outputs(slot, info, scheme, takes) if slot.part.role in {"up", "gate_up"} else None
     if not slot.part.carries:
@@ -169,12 +175,15 @@ def _rows(slot: Slot, info: TensorInfo, takes: Takes, axis: int, cannot: str | N
     return Carrier(takes, axis, width, first=outputs - width, cannot=cannot)
 
 
+_NOTHING = ", so no op on neurons can be held exactly"
+
+
 def _odd_scales(info: TensorInfo, takes: Takes) -> str:
     return f"holds scales stored as {info.dtype}, which can't be multiplied exactly{_instead(takes)}"
 
 
 def _instead(takes: Takes) -> str:
-    return "; zero and negate can be held exactly" if takes == "size" else ", so no op on neurons can be held exactly"
+    return "; zero and negate can be held exactly" if takes == "size" else _NOTHING
 
 
 def _bias(slot: Slot, info: TensorInfo, scheme: Scheme) -> Carrier | None:
@@ -185,4 +194,4 @@ def _bias(slot: Slot, info: TensorInfo, scheme: Scheme) -> Carrier | None:
         return Carrier("all", None, 1) if slot.part.carries and slot.expert is not None else None
     if slot.part.role not in {"up", "gate_up"}:
         return None
-    return _rows(slot, info, "all" if scheme.codes == "integers" else "size", 0)
+    return _rows(slot, info, "size" if scheme.signs_codes(slot.kind) else "all", 0)

@@ -24,8 +24,7 @@ def refuse_incomplete(item: Assignment, anatomy: Anatomy, scheme: Scheme | None)
     """
     if scheme is None or item.gain == MASK:
         return
-    # Of floats the sign is on the codes, and nothing else of zero and negate.
-    scaled = scheme.codes == "integers" or abs(item.gain) not in {0.0, 1.0}
+    scaled = not scheme.signs_codes(item.kind) or abs(item.gain) not in {0.0, 1.0}
     if item.kind == "neurons":
         reason = _reason_of_mlp(anatomy.mlps[item.layer], scheme, scaled)
     else:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 # The sign is a number's highest bit. Two floats of four bits share a byte.
 _SIGNS: dict[Numbers, int] = {"fp8": 0x80, "e2m1": 0x88}
+_LEAST = 0x80  # As a byte, -128.
 # An exponent e stands for 2**(e - 127); 255 is NaN. From the OCP Microscaling specification, 5.4.1.
 _LARGEST_EXPONENT = 254
 
@@ -27,12 +28,18 @@ def scaled_bytes(codes: torch.Tensor, gains: torch.Tensor, numbers: Numbers) -> 
         numbers: what the bytes are.
 
     Raises:
-        SurgeryError: an exponent leaves its range.
+        SurgeryError: an exponent leaves its range, or an integer has no opposite.
     """
     if numbers == "e8m0":
         return _shifted(codes, torch.frexp(gains).exponent - 1)
-    flipped = torch.where(gains < 0, codes ^ _SIGNS[numbers], codes)
+    flipped = torch.where(gains < 0, _opposite(codes, numbers), codes)
+    if numbers == "int8" and bool(((codes == _LEAST) & (gains < 0)).any()):
+        raise SurgeryError("codes of -128 have no opposite among eight bits, so negate isn't exact; zero is")
     return torch.where(gains == 0, torch.zeros_like(codes), flipped)
+
+
+def _opposite(codes: torch.Tensor, numbers: Numbers) -> torch.Tensor:
+    return (codes.view(torch.int8) * -1).view(torch.uint8) if numbers == "int8" else codes ^ _SIGNS[numbers]
 
 
 def _shifted(exponents: torch.Tensor, by: torch.Tensor) -> torch.Tensor:
@@ -56,4 +63,4 @@ def recovered_share(before: torch.Tensor, after: torch.Tensor, numbers: Numbers)
         return 2.0 ** int(steps[0]) if steps.numel() == 1 else None
     if not bool(after.any()):
         return 0.0
-    return -1.0 if bool((before ^ after == _SIGNS[numbers]).all()) else None
+    return -1.0 if torch.equal(_opposite(before, numbers), after) else None

@@ -4,22 +4,29 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+if TYPE_CHECKING:
+    from vllm_surgery.units import Kind
 
 Codes: TypeAlias = Literal["fp8", "integers", "mxfp4"]
 """What a weight's codes are: eight-bit floats, integers of any width, or four-bit floats in blocks of 32."""
 
 _WORD_BITS = 32
 
+# With the names that vLLM gives some of them once it has read the config.
 _BY_METHOD: dict[str, Codes] = {
     "fp8": "fp8",
     "fbgemm_fp8": "fp8",
     "modelopt FP8": "fp8",
     "gptq": "integers",
     "gptq_marlin": "integers",
+    "auto_gptq": "integers",
     "awq": "integers",
     "awq_marlin": "integers",
+    "auto_awq": "integers",
     "mxfp4": "mxfp4",
+    "gpt_oss_mxfp4": "mxfp4",
 }
 _METHOD_OF_GROUPS = "compressed-tensors"
 
@@ -35,6 +42,7 @@ class Scheme:
         method: `quant_method` of the config.
         codes: what their codes are; None where that isn't known, or not one for all.
         blocks: whether scales belong to rectangles of weights, so that no neuron has one of its own.
+        one_scale: whether each weight has one scale for all its codes.
         per_word: packed codes to a 32-bit word; None where they aren't packed that way.
         transposed: whether codes are packed along the outputs (AWQ), not along the inputs.
     """
@@ -42,8 +50,13 @@ class Scheme:
     method: str
     codes: Codes | None
     blocks: bool = False
+    one_scale: bool = False
     per_word: int | None = None
     transposed: bool = False
+
+    def signs_codes(self, kind: Kind) -> bool:
+        """Whether a unit's sign goes on codes: what has one, or what has no scale that is the unit's own."""
+        return self.codes != "integers" or (kind == "neurons" and self.one_scale)
 
     @classmethod
     def of(cls, config: dict[str, Any]) -> Scheme | None:
@@ -66,7 +79,7 @@ class Scheme:
             codes=_BY_METHOD.get(f"{method} {section['quant_algo']}" if "quant_algo" in section else method),
             blocks=section.get("weight_block_size") is not None,
             per_word=_per_word(bits),
-            transposed=method.startswith("awq"),
+            transposed="awq" in method,
         )
 
     @classmethod
@@ -80,6 +93,7 @@ class Scheme:
             _METHOD_OF_GROUPS,
             codes=codes.pop() if len(codes) == 1 else None,
             blocks=any(item.get("strategy") == "block" for item in weights),
+            one_scale=bool(weights) and all(item.get("strategy") == "tensor" for item in weights),
             per_word=_per_word(bits.pop()) if len(bits) == 1 else None,
         )
 
