@@ -301,3 +301,16 @@ def test_a_gain_that_makes_scales_infinite_is_refused(tmp_path: Path) -> None:
 
     assert "too large for F16" in refusal(lambda: baked(model, 1e7), SurgeryError)
     assert not (tmp_path / "baked").exists()
+
+
+@pytest.mark.parametrize("experts", [False, True], ids=["neurons", "experts"])
+@pytest.mark.parametrize("word", KINDS)
+def test_negating_twice_gives_every_byte_back(tmp_path: Path, word: str, experts: bool) -> None:
+    model = make(tmp_path / "model", KINDS[word], experts=experts)
+    wanted = patches(-1.0, "experts", EXPERT) if experts else patches(-1.0)
+
+    bake(wanted, ModelFolder(model), tmp_path / "once")
+    bake(wanted, ModelFolder(tmp_path / "once"), tmp_path / "twice")
+
+    assert list(changed(stored(model), stored(tmp_path / "once")))
+    assert not list(changed(stored(model), stored(tmp_path / "twice")))
