@@ -17,6 +17,7 @@ from tests.folders import (
     write_folder,
     write_model,
 )
+from tests.formats.quantised import KINDS, make
 from vllm_surgery import ModelFolder
 from vllm_surgery.cli import main
 from vllm_surgery.inventory import take_inventory
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 EXACT = "exact: scale, zero, negate"
-DOWN = "model.layers.*.mlp.down_proj.weight"
+DOWN, UP = ("model.layers.*.mlp.down_proj.weight", "model.layers.*.mlp.up_proj.weight")
 GONE_ON = {
     "own": "model.layers.*.mlp.experts.*.down_proj.weight",
     "mixtral": "model.layers.*.block_sparse_moe.experts.*.w2.weight",
@@ -72,7 +73,16 @@ def test_a_quantised_model_says_what_is_not_exact(tmp_path: Path) -> None:
 
     assert lines(folder) == [
         "LlamaForCausalLM, 1 layer, hidden size 4, quantised (fp8), 3 tensors, 3 of them parts of units",
-        f"layer 0: neurons; gains go on {DOWN} (F8_E4M3); no op is exact",
+        f"layer 0: 6 neurons; gains go on {DOWN} (F8_E4M3); exact: zero, negate",
+    ]
+
+
+def test_a_model_in_an_unknown_format_says_that_nothing_is_exact(tmp_path: Path) -> None:
+    config = config_of((6,), quantization_config={"quant_method": "bitsandbytes"})
+    folder = write_folder(tmp_path, mlp_tensors((6,), dtype="U8"), config)
+
+    assert lines(folder)[1:] == [
+        f"layer 0: neurons; gains go on {DOWN} (U8); no op is exact",
         "nothing in this model can be edited",
     ]
 
@@ -83,6 +93,22 @@ def test_experts_that_are_packed_can_be_masked(tmp_path: Path) -> None:
     folder = write_folder(tmp_path, packed | router, config_of((6,), quantization_config={"quant_method": "awq"}))
 
     assert lines(folder)[1:] == ["layer 0: 4 experts; gains can go on no tensor; exact: mask (while serving)"]
+
+
+@pytest.mark.parametrize(
+    ("word", "gone_on", "ops"),
+    [
+        ("fp8 per tensor", f"{DOWN} (F8_E4M3)", "zero, negate"),
+        ("fp8 per channel", f"{DOWN} and {UP}_scale (BF16, F8_E4M3)", "scale, zero, negate"),
+        ("gptq", f"{UP.replace('weight', 'scales')} (F16)", "scale, zero, negate"),
+    ],
+)
+def test_a_quantised_model_says_what_is_exact(tmp_path: Path, word: str, gone_on: str, ops: str) -> None:
+    folder = ModelFolder(make(tmp_path / "model", KINDS[word]))
+
+    assert (
+        list(take_inventory(folder).lines())[1] == f"layers 0-1: 24 neurons each; gains go on {gone_on}; exact: {ops}"
+    )
 
 
 def test_the_command_says_yes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,6 +16,7 @@ from tests.folders import mlp_tensors
 from vllm_surgery.anatomy import TensorInfo
 from vllm_surgery.checkpoint import ModelFacts
 from vllm_surgery.errors import MismatchError
+from vllm_surgery.formats.scheme import METHODS, Scheme
 from vllm_surgery.plan import Plan, Planner, TensorEdit, plan
 from vllm_surgery.stack import PatchSet
 
@@ -206,24 +207,32 @@ def test_experts_that_no_tensor_holds_are_refused(op: str, experts: int | None, 
     )
 
 
-@pytest.mark.parametrize("dtype", ["F8_E4M3", "F8_E5M2", "I8", "U8", "I32"])
-@pytest.mark.parametrize(("quantization", "words"), [(None, ""), ("fp8", " (fp8)")])
-def test_a_format_that_cannot_hold_the_edit_is_refused(dtype: str, quantization: str | None, words: str) -> None:
-    facts = ModelFacts(quantization=quantization)
+@pytest.mark.parametrize(
+    ("dtype", "method", "words"),
+    [
+        *((dtype, None, "") for dtype in ("F8_E4M3", "F8_E5M2", "I8", "U8", "I32")),
+        ("I8", "fp8", " (fp8)"),
+        ("U8", "bitsandbytes", " (bitsandbytes)"),
+        ("F8_E4M3", "gptq", " (gptq)"),
+    ],
+)
+def test_a_format_that_cannot_hold_the_edit_is_refused(dtype: str, method: str | None, words: str) -> None:
+    facts = ModelFacts(scheme=Scheme.of({"quantization_config": {"quant_method": method}} if method else {}))
 
     assert refusal(lambda: plan_of(NEGATE, tensors=infos(*WIDTHS, dtype=dtype), facts=facts), MismatchError) == (
         f"{SOURCE}: edits[0].neurons.1: {down(1)} is stored as {dtype}{words}, in which this version can hold no op"
-        " exactly; it edits BF16, F16, F32, F64"
+        f" exactly; it edits BF16, F16, F32, F64 and {METHODS}"
     )
 
 
-def test_packed_weights_are_refused() -> None:
-    packed = [TensorInfo(info.name.replace("weight", "qweight"), "I32", (6, 1)) for info in infos(*WIDTHS)]
+def test_packed_weights_in_an_unknown_naming_are_refused() -> None:
+    packed = [TensorInfo(info.name.replace("weight", "W_q"), "I32", (6, 1)) for info in infos(*WIDTHS)]
+    facts = ModelFacts(scheme=Scheme("hqq", None))
 
-    text = refusal(lambda: plan_of(NEGATE, tensors=packed, facts=ModelFacts(quantization="gptq")), MismatchError)
+    text = refusal(lambda: plan_of(NEGATE, tensors=packed, facts=facts), MismatchError)
 
     assert text.startswith(f"{SOURCE}: edits[0].neurons.1: touches no tensor: layer 1 has no gated MLP")
-    assert text.endswith("; the checkpoint is quantised (gptq)")
+    assert text.endswith("; the checkpoint is quantised (hqq)")
 
 
 def test_packed_weights_in_other_layers_do_no_harm() -> None:

@@ -27,7 +27,9 @@ LAYER, INDEX = 1, 5
 
 
 def neuron_hash(parts: dict[Role, tuple[str, bytes]]) -> str:
-    return unit_hash({role: Sealed(dtype, len(content), content) for role, (dtype, content) in parts.items()})
+    return unit_hash(
+        {(role, "weight"): Sealed(dtype, len(content), content) for role, (dtype, content) in parts.items()}
+    )
 
 
 def seal(folder: Path, index: int = INDEX, layer: int = LAYER) -> str:

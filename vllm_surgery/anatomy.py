@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 from vllm_surgery.conventions import lacking, locate
 from vllm_surgery.errors import CheckpointError
+from vllm_surgery.formats.carriers import EACH_DTYPES
+from vllm_surgery.formats.spelling import WHOLE, Stores
 from vllm_surgery.routers import Router, observe_router
 
 if TYPE_CHECKING:
@@ -15,9 +17,6 @@ if TYPE_CHECKING:
 
     from vllm_surgery.conventions import Convention, Role, Slot
     from vllm_surgery.units import Kind
-
-# The number formats in which a weight is a number by itself. Others are packed, or have scales beside them.
-PLAIN_DTYPES = frozenset({"F64", "F32", "F16", "BF16"})
 
 
 @dataclass(frozen=True)
@@ -35,6 +34,7 @@ class GatedMlp:
 
     layer: int
     tensors: dict[Role, TensorInfo] = field(default_factory=dict)
+    beside: dict[tuple[Role, Stores], tuple[Slot, TensorInfo]] = field(default_factory=dict)
 
     def missing(self) -> list[Role]:
         """The matrices that no tensor holds."""
@@ -42,8 +42,21 @@ class GatedMlp:
 
     @property
     def width(self) -> int:
-        """Neurons: the size of the intermediate dimension. Needs the down projection."""
-        return self.tensors["down"].shape[1]
+        """Neurons: the size of the intermediate dimension. Needs the down projection, and for packed codes up's scales.
+
+        0 where it can't be told.
+        """
+        down = self.tensors.get("down")
+        if down is not None and down.dtype in EACH_DTYPES:
+            return down.shape[1]
+        return self._outputs("up") or self._outputs("gate_up")
+
+    def _outputs(self, role: Role) -> int:
+        slot, scales = self.beside.get((role, "scales"), (None, None))
+        if slot is None or scales is None or slot.spelling.out_axis >= len(scales.shape):
+            return 0
+        outputs = scales.shape[slot.spelling.out_axis]
+        return outputs // 2 if slot.part.halves else outputs
 
 
 @dataclass
@@ -53,22 +66,25 @@ class RoutedExperts:
     Attributes:
         convention: how they are named, which says whether each expert has tensors of its own.
         tensors: by role, and by expert where it has its own, else under None.
+        beside: the same for what stands beside the codes of quantised weights, by what it is.
     """
 
     layer: int
     convention: Convention
     tensors: dict[tuple[Role, int | None], TensorInfo] = field(default_factory=dict)
+    beside: dict[tuple[Role, int | None, Stores], TensorInfo] = field(default_factory=dict)
 
     @property
     def count(self) -> int:
         """Experts: up to the last one that was seen where each has its own tensors, so all of a whole checkpoint's."""
         own = [expert + 1 for _, expert in self.tensors if expert is not None]
-        shared = [info.shape[0] for info in self.tensors.values() if info.dtype in PLAIN_DTYPES]
+        shared = [info.shape[0] for info in self.tensors.values() if info.dtype in EACH_DTYPES]
         return max(own or shared, default=0)
 
     def tensors_of(self, index: int) -> list[TensorInfo]:
         """The tensors that hold something of one expert."""
-        return [info for (_, expert), info in self.tensors.items() if expert in {None, index}]
+        whole = [info for (_, expert), info in self.tensors.items() if expert in {None, index}]
+        return whole + [info for (_, expert, _), info in self.beside.items() if expert in {None, index}]
 
     def missing(self, index: int) -> list[Role]:
         """Of the parts that a gain of expert `index` goes on, those that no tensor holds."""
@@ -116,12 +132,8 @@ class Anatomy:
         return slot
 
     def widths(self) -> dict[int, int]:
-        """Neurons in each layer whose down projection was seen in a plain number format."""
-        return {
-            layer: mlp.width
-            for layer, mlp in self.mlps.items()
-            if "down" in mlp.tensors and mlp.tensors["down"].dtype in PLAIN_DTYPES
-        }
+        """Neurons in each layer whose down projection was seen and whose width can be told."""
+        return {layer: mlp.width for layer, mlp in self.mlps.items() if "down" in mlp.tensors and mlp.width}
 
     def expert_counts(self) -> dict[int, int]:
         """Routed experts in each layer that has them."""
@@ -135,26 +147,33 @@ class Anatomy:
     def tensors_of(self, kind: Kind, layer: int, index: int) -> list[TensorInfo]:
         """The tensors that hold something of one unit."""
         if kind == "neurons":
-            return list(self.mlps[layer].tensors.values()) if layer in self.mlps else []
+            mlp = self.mlps.get(layer, GatedMlp(layer))
+            return [*mlp.tensors.values(), *(info for _, info in mlp.beside.values())]
         return self.experts[layer].tensors_of(index) if layer in self.experts else []
 
     def _observe_mlp(self, slot: Slot, info: TensorInfo) -> None:
         mlp = self.mlps.setdefault(slot.layer, GatedMlp(slot.layer))
+        if slot.spelling.stores not in WHOLE:
+            mlp.beside[slot.part.role, slot.spelling.stores] = slot, info
+            return
         known = mlp.tensors.setdefault(slot.part.role, info)
         if known != info:
             raise CheckpointError(f"{known.name} and {info.name} are both the {slot.part.role} part of one MLP")
-        if info.dtype in PLAIN_DTYPES:
+        if info.dtype in EACH_DTYPES:
             _check_mlp(mlp)
 
     def _observe_experts(self, slot: Slot, info: TensorInfo) -> None:
         block = self.experts.setdefault(slot.layer, RoutedExperts(slot.layer, slot.convention))
+        if slot.spelling.stores not in WHOLE:
+            block.beside[slot.part.role, slot.expert, slot.spelling.stores] = info
+            return
         known = block.tensors.setdefault((slot.part.role, slot.expert), info)
         if known != info:
             raise CheckpointError(f"{known.name} and {info.name} are both the {slot.part.role} part of one expert")
         if block.convention is not slot.convention:
             other = next(iter(block.tensors.values()))
             raise CheckpointError(f"{other.name} and {info.name} name the experts of one layer in two ways")
-        if info.dtype in PLAIN_DTYPES:
+        if info.dtype in EACH_DTYPES:
             _check_experts(block, slot, info)
 
     def _beyond_last_layer(self, layer: int) -> bool:
@@ -163,8 +182,8 @@ class Anatomy:
 
 
 def _check_mlp(mlp: GatedMlp) -> None:
-    plain = [info for info in mlp.tensors.values() if info.dtype in PLAIN_DTYPES]
-    shapes = {role: info.shape for role, info in mlp.tensors.items() if info.dtype in PLAIN_DTYPES}
+    plain = [info for info in mlp.tensors.values() if info.dtype in EACH_DTYPES]
+    shapes = {role: info.shape for role, info in mlp.tensors.items() if info.dtype in EACH_DTYPES}
     if any(len(info.shape) != 2 for info in plain) or len(_upright(shapes)) > 1:  # noqa: PLR2004 - matrices
         raise _odd_shapes("a gated MLP", mlp.tensors.values())
 
@@ -173,7 +192,7 @@ def _check_experts(block: RoutedExperts, slot: Slot, info: TensorInfo) -> None:
     # Against tensors of the same expert alone: all of them each time would take the square of their number.
     keys = [(part.role, slot.expert) for part in block.convention.parts.values()]
     known = {key[0]: block.tensors[key] for key in keys if key in block.tensors}
-    shapes = {role: tensor.shape for role, tensor in known.items() if tensor.dtype in PLAIN_DTYPES}
+    shapes = {role: tensor.shape for role, tensor in known.items() if tensor.dtype in EACH_DTYPES}
     told = {shape[:1] for shape in shapes.values()} if slot.expert is None else _upright(shapes)
     if len(info.shape) != slot.part.rank or len(told) > 1:
         raise _odd_shapes("routed experts", known.values())

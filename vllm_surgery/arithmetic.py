@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from vllm_surgery.errors import CheckpointError, SurgeryError
+from vllm_surgery.formats.numbers import scaled_bytes
 from vllm_surgery.routers import LOWEST
 from vllm_surgery.tensors import bits, dtype_word
 from vllm_surgery.units import MASK
@@ -45,10 +46,16 @@ def apply_edit(tensor: torch.Tensor, edit: TensorEdit) -> torch.Tensor:
     edited = tensor.clone()
     if MASK in edit.gains:  # Then there is nothing else: no gain goes on a router's bias.
         return edited.index_fill_(edit.axis or 0, torch.tensor(edit.indices, device=tensor.device), LOWEST[edit.dtype])
-    target, original = (whole.unsqueeze(0) if edit.axis is None else whole for whole in (edited, tensor))
+    target, original = (_sliceable(whole, edit) for whole in (edited, tensor))
     for first in range(0, len(edit.indices), step := _slices_at_once(edit)):
         _edit_slices(original, target, edit, slice(first, first + step))
     return edited
+
+
+def _sliceable(tensor: torch.Tensor, edit: TensorEdit) -> torch.Tensor:
+    """`tensor` with an axis to pick slices along, and as bytes where torch can't pick slices of its format."""
+    whole = tensor.unsqueeze(0) if edit.axis is None else tensor
+    return bits(whole) if whole.element_size() == 1 else whole
 
 
 def _slices_at_once(edit: TensorEdit) -> int:
@@ -61,11 +68,19 @@ def _edit_slices(original: torch.Tensor, edited: torch.Tensor, edit: TensorEdit,
     indices = torch.tensor(edit.indices[some], device=original.device)
     gains = torch.tensor(edit.gains[some], dtype=torch.float64, device=original.device)
     slices = original.index_select(axis, indices)
-    scaled = _scaled(slices, gains.view([-1 if axis == other else 1 for other in range(original.dim())]))
+    factors = gains.view([-1 if axis == other else 1 for other in range(original.dim())])
+    scaled = _scaled(slices, factors) if slices.element_size() > 1 else _scaled_bytes(slices, factors, edit)
     # A factor of at most 1 makes no weight larger, so it needs no look at each.
     if bool((gains.abs() > 1).any()) and bool((slices.isfinite() & ~scaled.isfinite()).any()):
         raise SurgeryError(f"{edit.tensor}: the edit makes weights too large for {edit.dtype}; use a smaller factor")
     edited.index_copy_(axis, indices, scaled)
+
+
+def _scaled_bytes(slices: torch.Tensor, gains: torch.Tensor, edit: TensorEdit) -> torch.Tensor:
+    try:
+        return scaled_bytes(slices, gains, edit.numbers)
+    except SurgeryError as error:
+        raise SurgeryError(f"{edit.tensor}: {error}") from None
 
 
 def _scaled(slices: torch.Tensor, gains: torch.Tensor) -> torch.Tensor:

@@ -19,6 +19,7 @@ import numpy as np
 
 from vllm_surgery.anatomy import Anatomy, TensorInfo
 from vllm_surgery.errors import CheckpointError, UsageError
+from vllm_surgery.formats.scheme import Scheme
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -65,7 +66,7 @@ class ModelFacts:
         groups_per_token: how many of those it chooses.
         sparse_layers: where a neuron's gate is compared with the layer's other gates (Gemma 3n), so that a change of
             one gate changes other neurons too.
-        quantization: `quant_method` of a quantised checkpoint.
+        scheme: how a quantised checkpoint stores its weights.
         base: the name on the Hugging Face Hub, where it is known.
         revision: the commit there, where it is known.
     """
@@ -78,16 +79,21 @@ class ModelFacts:
     expert_groups: int | None = None
     groups_per_token: int | None = None
     sparse_layers: frozenset[int] = frozenset()
-    quantization: str | None = None
+    scheme: Scheme | None = None
     base: str | None = None
     revision: str | None = None
+
+    @property
+    def quantization(self) -> str | None:
+        """`quant_method` of a quantised checkpoint."""
+        return None if self.scheme is None else self.scheme.method
 
     @classmethod
     def from_config(cls, config: dict[str, Any], base: str | None = None, revision: str | None = None) -> ModelFacts:
         """Reads `config.json`; for a multimodal model the text model's part of it."""
         text = config.get("text_config")
         text = text if isinstance(text, dict) else config
-        architectures, quantization = config.get("architectures"), config.get("quantization_config")
+        architectures = config.get("architectures")
         return cls(
             architectures=tuple(str(item) for item in architectures) if isinstance(architectures, list) else (),
             num_hidden_layers=_whole_number(text.get("num_hidden_layers")),
@@ -97,7 +103,7 @@ class ModelFacts:
             expert_groups=_whole_number(text.get("n_group")),
             groups_per_token=_whole_number(text.get("topk_group")),
             sparse_layers=_sparse_layers(text.get("activation_sparsity_pattern")),
-            quantization=str(quantization.get("quant_method", "unnamed")) if isinstance(quantization, dict) else None,
+            scheme=Scheme.of(config),
             base=base,
             revision=revision,
         )

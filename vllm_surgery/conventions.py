@@ -11,6 +11,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
+from vllm_surgery.formats.spelling import PLAIN, Spelling, spelled
 from vllm_surgery.units import INDEX_PATTERN, LAYER_PATTERN
 
 if TYPE_CHECKING:
@@ -151,12 +152,14 @@ class Slot:
         layer: whose it is.
         part: what it is to the units of its block.
         expert: whose it is alone; None where it belongs to all units of the block.
+        spelling: which tensor of the weight it is, where several store one.
     """
 
     convention: Convention
     layer: int
     part: Part
     expert: int | None = None
+    spelling: Spelling = PLAIN
 
     @property
     def block(self) -> Block:
@@ -171,12 +174,13 @@ class Slot:
 
 def locate(name: str) -> Slot | None:
     """The slot of the tensor called `name`, or None where no convention knows it."""
+    weight, spelling = spelled(name)
     for convention in CONVENTIONS:
-        found = convention.pattern.fullmatch(name)
+        found = convention.pattern.fullmatch(weight)
         if found and found["part"] in convention.parts:
             expert = found.groupdict().get("expert")
             part = convention.parts[found["part"]]
-            return Slot(convention, int(found["layer"]), part, None if expert is None else int(expert))
+            return Slot(convention, int(found["layer"]), part, None if expert is None else int(expert), spelling)
     return None
 
 

@@ -15,9 +15,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from tqdm import tqdm
 
-from vllm_surgery.anatomy import PLAIN_DTYPES, Anatomy
+from vllm_surgery.anatomy import Anatomy
 from vllm_surgery.conventions import HALVES
 from vllm_surgery.errors import CheckpointError
+from vllm_surgery.formats.carriers import PLAIN_DTYPES, carrier_of
+from vllm_surgery.formats.recovery import Pair, explain
 from vllm_surgery.guard import guard_of
 from vllm_surgery.patch import Patch
 from vllm_surgery.recover import differing_slices, recover_gains, recover_joint_gains
@@ -112,10 +114,12 @@ class _Comparison:
             raise CheckpointError(f"{edited.path}: has no tensor in common with {base.path}")
         self._anatomy = Anatomy(base.facts.num_hidden_layers)
         self._sparse = base.facts.sparse_layers
+        self._scheme = base.facts.scheme
         self._result = Diff()
         self._parts: dict[tuple[Kind, int, int], list[float]] = defaultdict(list)
         self._elsewhere: dict[tuple[Kind, Role, Role], int] = defaultdict(int)
         self._formats: dict[tuple[str, str], int] = defaultdict(int)
+        self._quantised: dict[tuple[Kind, int, int | None], list[Pair]] = defaultdict(list)
         self._joint: dict[int, list[tuple[StoredTensor, StoredTensor]]] = defaultdict(list)
 
     def run(self, progress: bool) -> Diff:
@@ -126,6 +130,7 @@ class _Comparison:
                 self._compare(before, after)
                 bar.update(before.size)
         self._explain_joint()
+        self._explain_quantised()
         self._only_one_side()
         self._take_gains()
         self._take_notes()
@@ -140,7 +145,11 @@ class _Comparison:
         same_format = before.info.dtype == after.info.dtype
         if not same_format:
             self._formats[before.info.dtype, after.info.dtype] += 1
-        if slot is not None and slot.part.carries and len(slot.convention.carriers) > 1:
+        several = slot is not None and slot.part.carries and len(slot.convention.carriers) > 1
+        if slot is not None and same_format and self._stands_with_codes(slot, before, several):
+            carrier = carrier_of(slot, before.info, self._scheme)
+            self._quantised[slot.kind, slot.layer, slot.expert].append(Pair(carrier, before, after))
+        elif slot is not None and several:
             self._joint[slot.layer].append((before, after))
         elif not same_format or not same_bytes(before, after):
             self._compare_values(slot, before, after)
@@ -201,6 +210,20 @@ class _Comparison:
     def _count_elsewhere(self, slot: Slot, role: Role) -> None:
         if not slot.part.carries:
             self._elsewhere[slot.kind, role, slot.convention.carriers[0].role] += 1
+
+    def _stands_with_codes(self, slot: Slot, stored: StoredTensor, several: bool) -> bool:
+        """Whether a tensor takes only a share of a gain, so that it can't be looked at alone."""
+        if self._scheme is None:
+            return False
+        return several or slot.spelling.stores != "weight" or stored.info.dtype not in PLAIN_DTYPES
+
+    def _explain_quantised(self) -> None:
+        for (kind, layer, expert), pairs in self._quantised.items():
+            gains, strange = explain(pairs)
+            for unit, gain in gains.items():
+                self._parts[kind, layer, unit if expert is None else expert].append(gain)
+            for stored, numbers in strange:
+                self._unexplained(stored, f"differs by more than gains, and is stored as {stored.info.dtype}", numbers)
 
     def _explain_joint(self) -> None:
         """Experts whose gain stands on several tensors, which must agree."""

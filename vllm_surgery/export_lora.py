@@ -33,12 +33,12 @@ import torch
 from safetensors.torch import save
 from tqdm import tqdm
 
-from vllm_surgery.anatomy import PLAIN_DTYPES
 from vllm_surgery.arithmetic import apply_edit
 from vllm_surgery.aside import folder_aside, refuse_target
 from vllm_surgery.bake import CARD_FILE, RECORD_FILE
 from vllm_surgery.conventions import locate
 from vllm_surgery.errors import MismatchError, SurgeryError, UsageError
+from vllm_surgery.formats.carriers import PLAIN_DTYPES
 from vllm_surgery.lora_card import adapter_card
 from vllm_surgery.review import review
 from vllm_surgery.tensors import read_tensor

@@ -8,8 +8,9 @@ from collections import defaultdict
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from vllm_surgery.anatomy import PLAIN_DTYPES
 from vllm_surgery.describe import count
+from vllm_surgery.formats.carriers import PLAIN_DTYPES
+from vllm_surgery.formats.holds import carried, exact_ops
 from vllm_surgery.units import MASK, IndexRange, merge_ranges
 
 if TYPE_CHECKING:
@@ -17,9 +18,8 @@ if TYPE_CHECKING:
 
     from vllm_surgery.anatomy import Anatomy, TensorInfo
     from vllm_surgery.checkpoint import ModelFolder
+    from vllm_surgery.formats.scheme import Scheme
     from vllm_surgery.units import Kind
-
-_EXACT_OPS = ("scale", "zero", "negate")
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ def take_inventory(folder: ModelFolder) -> Inventory:
     """
     facts, anatomy = folder.facts, folder.anatomy
     groups: dict[UnitsFound, list[int]] = defaultdict(list)
-    for layer, group in _groups(anatomy):
+    for layer, group in _groups(anatomy, facts.scheme):
         groups[group].append(layer)
     found = [replace(group, layers=tuple(sorted(layers))) for group, layers in groups.items()]
     seen = {layer for group in found for layer in group.layers}
@@ -122,22 +122,28 @@ def take_inventory(folder: ModelFolder) -> Inventory:
         hidden_size=facts.hidden_size,
         quantization=facts.quantization,
         tensors=len(folder.tensors),
-        known=sum(len(mlp.tensors) for mlp in anatomy.mlps.values())
-        + sum(len(block.tensors) for block in anatomy.experts.values()),
+        known=sum(len(mlp.tensors) + len(mlp.beside) for mlp in anatomy.mlps.values())
+        + sum(len(block.tensors) + len(block.beside) for block in anatomy.experts.values()),
         found=tuple(sorted(found, key=lambda group: (group.kind != "neurons", group.layers))),
         without=tuple(layer for layer in range(facts.num_hidden_layers or 0) if layer not in seen),
     )
 
 
-def _groups(anatomy: Anatomy) -> Iterator[tuple[int, UnitsFound]]:
+def _groups(anatomy: Anatomy, scheme: Scheme | None) -> Iterator[tuple[int, UnitsFound]]:
     """Each layer with its units, which name no layer, so that those of layers that are stored alike are equal."""
     widths = anatomy.widths()
     for layer, mlp in anatomy.mlps.items():
         if not mlp.missing():
-            yield layer, _group("neurons", widths.get(layer, 0), [mlp.tensors["down"]])
+            infos = [*mlp.tensors.values(), *(info for _, info in mlp.beside.values())]
+            carriers = carried(infos, scheme)
+            ops = exact_ops("neurons", layer, carriers, anatomy, scheme)
+            able = [info for info, carrier in carriers if carrier.cannot is None]
+            yield layer, _group("neurons", widths.get(layer, 0), able or [info for info, _ in carriers], ops)
     for layer in sorted({*anatomy.experts, *anatomy.routers}):
-        carriers, router = _expert_carriers(anatomy, layer), anatomy.routers.get(layer)
-        group = _group("experts", anatomy.experts_in(layer) or 0, carriers)
+        block, router = anatomy.experts.get(layer), anatomy.routers.get(layer)
+        carriers = carried([*block.tensors.values(), *block.beside.values()], scheme) if block else []
+        ops = exact_ops("experts", layer, carriers, anatomy, scheme) if carriers else ()
+        group = _group("experts", anatomy.experts_in(layer) or 0, [info for info, _ in carriers], ops)
         if router is not None and (router.bias is None or router.bias.dtype in PLAIN_DTYPES):
             bias = None if router.bias is None else _with_stars(router.bias.name)
             group = replace(group, ops=(*group.ops, MASK), masked_by=bias)
@@ -145,18 +151,10 @@ def _groups(anatomy: Anatomy) -> Iterator[tuple[int, UnitsFound]]:
             yield layer, group
 
 
-def _expert_carriers(anatomy: Anatomy, layer: int) -> list[TensorInfo]:
-    """The tensors on which the gains of a layer's experts go."""
-    block = anatomy.experts.get(layer)
-    roles = {part.role for part in block.convention.carriers} if block else set()
-    return [info for (role, _), info in block.tensors.items() if role in roles] if block else []
-
-
-def _group(kind: Kind, units: int, carriers: list[TensorInfo]) -> UnitsFound:
+def _group(kind: Kind, units: int, carriers: Iterable[TensorInfo], ops: tuple[str, ...]) -> UnitsFound:
     names = tuple(sorted({_with_stars(info.name) for info in carriers}))
     dtypes = tuple(sorted({info.dtype for info in carriers}))
-    exact = bool(carriers) and set(dtypes) <= PLAIN_DTYPES
-    return UnitsFound(kind, (), units, names, dtypes, _EXACT_OPS if exact else ())
+    return UnitsFound(kind, (), units, names, dtypes, ops)
 
 
 def _with_stars(name: str) -> str:

@@ -11,7 +11,9 @@ from collections import defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from vllm_surgery.anatomy import PLAIN_DTYPES, Anatomy
+from vllm_surgery.anatomy import Anatomy
+from vllm_surgery.formats.carriers import carrier_of
+from vllm_surgery.formats.complete import refuse_incomplete
 from vllm_surgery.guard import check_guards, check_width
 from vllm_surgery.refuse import (
     refuse_by_config,
@@ -19,16 +21,18 @@ from vllm_surgery.refuse import (
     refuse_mask,
     refuse_missing,
     refuse_range,
+    refuse_router_format,
 )
 from vllm_surgery.routers import layer_of_router_bias
 from vllm_surgery.units import MASK
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
     from vllm_surgery.anatomy import TensorInfo
     from vllm_surgery.checkpoint import ModelFacts
     from vllm_surgery.conventions import Slot
+    from vllm_surgery.formats.carriers import Carrier, Numbers
     from vllm_surgery.stack import PatchSet
     from vllm_surgery.units import Assignment, Gain, Kind
 
@@ -44,7 +48,9 @@ class TensorEdit:
         axis: the axis that `indices` count along. None where the whole tensor is one slice, as if it had an axis of
             length one before its first.
         indices: the slices, ascending; (0,) for a whole tensor.
-        gains: a factor for each; `MASK` in a router's bias, for the lowest number.
+        gains: a factor for each: a unit's gain, or the share of it that this tensor takes; `MASK` in a router's bias,
+            for the lowest number.
+        numbers: what the tensor holds, where its `dtype` doesn't say.
     """
 
     tensor: str
@@ -53,6 +59,7 @@ class TensorEdit:
     axis: int | None
     indices: tuple[int, ...]
     gains: tuple[Gain, ...]
+    numbers: Numbers = "floats"
 
 
 @dataclass(frozen=True)
@@ -125,7 +132,8 @@ class Planner:
         slot = self._anatomy.observe(info)
         if slot is None:
             return None, self._edit_of_router(info)
-        if not slot.part.carries:
+        carrier = carrier_of(slot, info, self._facts.scheme)
+        if carrier is None:
             return slot, None
         wanted = [
             item
@@ -133,13 +141,12 @@ class Planner:
             if item.gain != MASK and (slot.expert is None or item.names(slot.expert))
         ]
         for item in wanted:
-            refuse_format(item, info, self._facts)
-        if slot.kind == "neurons" and info.dtype in PLAIN_DTYPES:
-            check_width(self._patches, slot.layer, slot.part.width(info.shape))
-        if not wanted:
-            return slot, None
-        edit = _edit_of(info, slot, wanted)
-        self._edits[info.name] = edit
+            refuse_format(item, info, carrier)
+        if slot.kind == "neurons" and carrier.width is not None:
+            check_width(self._patches, slot.layer, carrier.width)
+        edit = _edit_of(info, slot, carrier, wanted)
+        if edit is not None:
+            self._edits[info.name] = edit
         return slot, edit
 
     def finish(self) -> Plan:
@@ -154,6 +161,7 @@ class Planner:
                     refuse_mask(item, self._masks_of(item.layer), self._anatomy, self._facts)
                 else:
                     refuse_missing(item, self._anatomy, self._facts)
+                    refuse_incomplete(item, self._anatomy, self._facts.scheme)
         edits = tuple(edit for _, edit in sorted(self._edits.items()))
         return Plan(self._patches.id, edits, sum(map(self._units, self._wanted)), self._layer_masks())
 
@@ -162,7 +170,7 @@ class Planner:
         layer = layer_of_router_bias(info.name)
         masks = [] if layer is None else self._masks_of(layer)
         for item in masks:
-            refuse_format(item, info, self._facts)
+            refuse_router_format(item, info)
             refuse_range(item, info.shape[0])
         if not masks:
             return None
@@ -205,16 +213,23 @@ def plan(patches: PatchSet, facts: ModelFacts, tensors: Iterable[TensorInfo]) ->
     return planner.finish()
 
 
-def _edit_of(info: TensorInfo, slot: Slot, wanted: Iterable[Assignment]) -> TensorEdit:
-    """Each unit's gain goes on its slice of the tensor, which every plain number format holds exactly."""
-    width = slot.part.width(info.shape)
-    gains: dict[int, Gain] = {}
+def _edit_of(info: TensorInfo, slot: Slot, carrier: Carrier, wanted: Iterable[Assignment]) -> TensorEdit | None:
+    """Each unit's gain, or the tensor's share of it, goes on its slice; None where no share changes anything."""
+    gains: dict[int, float] = {}
     for item in wanted:
+        assert item.gain != MASK  # Masks go on no part of an expert.
+        if (share := carrier.share(item.gain)) == 1:
+            continue
+        width = carrier.width or 0
         if slot.expert is None:
             refuse_range(item, width)
         # A tensor that is all of one expert has one slice, itself.
-        gains.update(dict.fromkeys(item.resolve(width) if slot.expert is None else (0,), item.gain))
-    indices = tuple(sorted(gains))
-    return TensorEdit(
-        info.name, info.dtype, info.shape, slot.part.unit_axis, indices, tuple(gains[index] for index in indices)
-    )
+        gains.update(dict.fromkeys(item.resolve(width) if slot.expert is None else (0,), share))
+    return edit_of_shares(info, carrier, gains) if gains else None
+
+
+def edit_of_shares(info: TensorInfo, carrier: Carrier, shares: Mapping[int, float]) -> TensorEdit:
+    """The edit of a tensor by which units, counted as it counts them, get these shares of their gains."""
+    units = sorted(shares)
+    indices, gains = tuple(carrier.first + unit for unit in units), tuple(shares[unit] for unit in units)
+    return TensorEdit(info.name, info.dtype, info.shape, carrier.axis, indices, gains, carrier.numbers)

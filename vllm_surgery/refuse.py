@@ -6,8 +6,9 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from vllm_surgery.anatomy import PLAIN_DTYPES, GatedMlp
+from vllm_surgery.anatomy import GatedMlp
 from vllm_surgery.errors import MismatchError
+from vllm_surgery.routers import LOWEST
 from vllm_surgery.units import ALL, MASK
 
 if TYPE_CHECKING:
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 
     from vllm_surgery.anatomy import Anatomy, RoutedExperts, TensorInfo
     from vllm_surgery.checkpoint import ModelFacts
+    from vllm_surgery.formats.carriers import Carrier
     from vllm_surgery.plan import Plan
     from vllm_surgery.stack import PatchSet
     from vllm_surgery.units import Assignment
@@ -28,7 +30,7 @@ def refuse_by_config(item: Assignment, facts: ModelFacts) -> None:
     """
     layers = facts.num_hidden_layers
     if layers is not None and item.layer >= layers:
-        raise _refusal(item, f"layer {item.layer} is out of range: the model has {layers} layers")
+        raise refusal(item, f"layer {item.layer} is out of range: the model has {layers} layers")
     if item.kind == "experts" and facts.num_experts is not None:
         refuse_range(item, facts.num_experts)
 
@@ -41,22 +43,27 @@ def refuse_range(item: Assignment, width: int) -> None:
     """
     if item.indices != ALL and item.indices[-1].last >= width:
         largest = item.indices[-1].last
-        raise _refusal(item, f"index {largest} is out of range: layer {item.layer} has {width} {item.kind}")
+        raise refusal(item, f"index {largest} is out of range: layer {item.layer} has {width} {item.kind}")
 
 
-def refuse_format(item: Assignment, info: TensorInfo, facts: ModelFacts) -> None:
+def refuse_format(item: Assignment, info: TensorInfo, carrier: Carrier) -> None:
     """A number format that can't hold the edit exactly.
 
     Raises:
         MismatchError: `info` has one.
     """
-    if info.dtype not in PLAIN_DTYPES:
-        raise _refusal(
-            item,
-            f"{info.name} is stored as {info.dtype}"
-            + (f" ({facts.quantization})" if facts.quantization else "")
-            + f", in which this version can hold no op exactly; it edits {', '.join(sorted(PLAIN_DTYPES))}",
-        )
+    if item.gain != MASK and (reason := carrier.why_not(carrier.share(item.gain))):
+        raise refusal(item, f"{info.name} {reason}")
+
+
+def refuse_router_format(item: Assignment, info: TensorInfo) -> None:
+    """A router's bias in a number format that can't hold a mask.
+
+    Raises:
+        MismatchError: `info` is one.
+    """
+    if info.dtype not in LOWEST:
+        raise refusal(item, f"{info.name} is stored as {info.dtype}, in which this version can hold no mask")
 
 
 def refuse_missing(item: Assignment, anatomy: Anatomy, facts: ModelFacts) -> None:
@@ -68,7 +75,7 @@ def refuse_missing(item: Assignment, anatomy: Anatomy, facts: ModelFacts) -> Non
     reason = _missing_mlp(item, anatomy) if item.kind == "neurons" else _missing_experts(item, anatomy, facts)
     if reason:
         hint = f"; the checkpoint is quantised ({facts.quantization})" if facts.quantization else ""
-        raise _refusal(item, f"touches no tensor: {reason}{hint}")
+        raise refusal(item, f"touches no tensor: {reason}{hint}")
 
 
 def refuse_mask(item: Assignment, masks: Sequence[Assignment], anatomy: Anatomy, facts: ModelFacts) -> None:
@@ -85,13 +92,13 @@ def refuse_mask(item: Assignment, masks: Sequence[Assignment], anatomy: Anatomy,
     """
     router, count = anatomy.routers.get(item.layer), anatomy.experts_in(item.layer)
     if count is None and not facts.num_experts:
-        raise _refusal(item, "touches no tensor: the model has no routed experts")
+        raise refusal(item, "touches no tensor: the model has no routed experts")
     if router is None or count is None:
-        raise _refusal(item, f"touches no tensor: layer {item.layer} has no router in a naming that is known")
+        raise refusal(item, f"touches no tensor: layer {item.layer} has no router in a naming that is known")
     refuse_range(item, count)
     masked = {index for index in range(count) if any(other.names(index) for other in masks)}
     if reason := too_few_left(sorted({*range(count)} - masked), count, facts, sums_of_two=router.corrects):
-        raise _refusal(item, f"masks {len(masked)} of the {count} experts of layer {item.layer}: {reason}")
+        raise refusal(item, f"masks {len(masked)} of the {count} experts of layer {item.layer}: {reason}")
 
 
 def too_few_left(left: Sequence[int], count: int, facts: ModelFacts, *, sums_of_two: bool) -> str | None:
@@ -129,7 +136,7 @@ def refuse_unbakeable(patches: PatchSet, plan: Plan) -> None:
     masks = plan.engine_masks()
     for item in patches.assignments():
         if item.gain == MASK and item.layer in masks:
-            raise _refusal(
+            raise refusal(
                 item,
                 f"layer {item.layer}'s router has no bias, so no checkpoint can hold the mask; serve the patch instead",
             )
@@ -156,5 +163,6 @@ def _missing_expert(block: RoutedExperts, index: int) -> str | None:
     return f"expert {index} of layer {block.layer} has no {' and no '.join(missing)} tensor" if missing else None
 
 
-def _refusal(item: Assignment, reason: str) -> MismatchError:
+def refusal(item: Assignment, reason: str) -> MismatchError:
+    """The error that says why these units can't have this gain."""
     return MismatchError(item.source, item.place, reason)

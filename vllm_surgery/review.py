@@ -21,7 +21,7 @@ def review(patches: PatchSet, folder: ModelFolder) -> Plan:
         MismatchError: the patches are not for this model.
         CheckpointError: the folder can't be read.
     """
-    planner, seals = Planner(patches, folder.facts), SealCheck(patches)
+    planner, seals = Planner(patches, folder.facts), SealCheck(patches, folder.facts.scheme)
     for info in folder.tensors:
         slot, _ = planner.observe(info)
         if slot is not None:

@@ -7,6 +7,7 @@ tensor names, on how the checkpoint is sharded, or on whether gate and up are st
 - A neuron's covers its row of gate, its row of up and its column of down.
 - An expert's covers its gate, up and down, its biases where it has some, and its scale where it has one. As an expert
   can be hundreds of megabytes, it is the hash of the parts' hashes.
+- Of a quantised weight it covers codes, scales, zero points and the order of groups: see `vllm_surgery.formats.places`.
 """
 
 from __future__ import annotations
@@ -15,10 +16,13 @@ import hashlib
 from collections import defaultdict
 from dataclasses import dataclass
 from functools import partial
+from itertools import product
 from typing import TYPE_CHECKING, TypeAlias
 
 from vllm_surgery.conventions import HALVES, lacking, locate
 from vllm_surgery.errors import CheckpointError, MismatchError
+from vllm_surgery.formats.places import places
+from vllm_surgery.formats.spelling import WHOLE, Stores
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -26,13 +30,16 @@ if TYPE_CHECKING:
     from vllm_surgery.anatomy import TensorInfo
     from vllm_surgery.checkpoint import ModelFolder
     from vllm_surgery.conventions import Role, Slot
+    from vllm_surgery.formats.scheme import Scheme
     from vllm_surgery.stack import PatchSet
     from vllm_surgery.units import Kind
 
     ReadSlice: TypeAlias = Callable[[int | None, int], bytes | memoryview]
     Unit: TypeAlias = tuple[Kind, int, int]
+    Parts: TypeAlias = dict[tuple[Role, Stores], "Sealed"]
 
 _ORDER: tuple[Role, ...] = ("gate", "up", "gate_up", "gate_up_bias", "down", "down_bias", "scale")
+_STORES: tuple[Stores, ...] = (*WHOLE, "scales", "zeros", "order")
 
 
 @dataclass(frozen=True)
@@ -44,13 +51,14 @@ class Sealed:
     content: bytes
 
 
-def unit_hash(parts: dict[Role, Sealed]) -> str:
+def unit_hash(parts: Parts) -> str:
     """sha256, in hex, of a unit's original weights."""
     content = hashlib.sha256()
-    for role in _ORDER:
-        if role in parts:
-            part = parts[role]
-            content.update(f"{role} {part.dtype} {part.size}\n".encode())
+    for role, stores in product(_ORDER, _STORES):
+        if (role, stores) in parts:
+            part = parts[role, stores]
+            word = role if stores in WHOLE else f"{role} {stores}"
+            content.update(f"{word} {part.dtype} {part.size}\n".encode())
             content.update(part.content)
     return content.hexdigest()
 
@@ -61,31 +69,50 @@ def seal_of_folder(folder: ModelFolder, layer: int, index: int, kind: Kind = "ne
     Raises:
         CheckpointError: the folder can't be read, or holds no such unit.
     """
-    parts: dict[Role, Sealed] = {}
+    parts: Parts = {}
     for info in folder.anatomy.tensors_of(kind, layer, index):
         slot = locate(info.name)
         assert slot is not None  # The anatomy has located it before.
-        parts |= _parts(slot, info, index, partial(folder.read_slice, info.name))
-    if missing := lacking(parts):
+        parts |= _parts(slot, info, index, partial(folder.read_slice, info.name), folder.facts.scheme)
+    if missing := _lacking(parts):
         block = "gated MLP" if kind == "neurons" else f"expert {index}"
         raise CheckpointError(f"{folder.path}: layer {layer} has no {block} (no {', '.join(missing)} projection)")
     return unit_hash(parts)
 
 
-def _parts(slot: Slot, info: TensorInfo, index: int, read_slice: ReadSlice) -> dict[Role, Sealed]:
+def _lacking(parts: Parts) -> list[Role]:
+    return lacking(role for role, _ in parts)
+
+
+def _parts(slot: Slot, info: TensorInfo, index: int, read_slice: ReadSlice, scheme: Scheme | None) -> Parts:
     """What one tensor holds of a unit, gate and up apart where they can be told apart."""
+    stores = slot.spelling.stores
+    if stores not in _STORES:
+        return {}
+    if stores == "weight":
+        return _sealed(_of_weight(slot, info, index, read_slice), stores, info.dtype, small=slot.kind == "neurons")
+    found = places(slot, info, index, scheme)
+    contents = {place.role: read_slice(place.axis, place.index) for place in found}
+    # Tensors that all neurons share can be large, as experts can.
+    small = slot.kind == "neurons" and all(place.axis is not None for place in found)
+    return _sealed(contents, stores, info.dtype, small=small)
+
+
+def _sealed(contents: dict[Role, bytes | memoryview], stores: Stores, dtype: str, *, small: bool) -> Parts:
+    seal = _sealed_as_it_is if small else _sealed_by_hash
+    return {(role, stores): seal(dtype, content) for role, content in contents.items()}
+
+
+def _of_weight(slot: Slot, info: TensorInfo, index: int, read_slice: ReadSlice) -> dict[Role, bytes | memoryview]:
     part = slot.part
     if part.halves:
         width = part.width(info.shape)
-        contents = {role: read_slice(part.unit_axis, index + number * width) for number, role in enumerate(HALVES)}
-    elif part.split is not None:
+        return {role: read_slice(part.unit_axis, index + number * width) for number, role in enumerate(HALVES)}
+    if part.split is not None:
         whole = read_slice(part.unit_axis, index)
         middle = len(whole) // 2
-        contents = dict(zip(HALVES, (whole[:middle], whole[middle:]), strict=True))
-    else:
-        contents = {part.role: read_slice(part.unit_axis, 0 if part.unit_axis is None else index)}
-    seal = _sealed_as_it_is if slot.kind == "neurons" else _sealed_by_hash
-    return {role: seal(info.dtype, content) for role, content in contents.items()}
+        return dict(zip(HALVES, (whole[:middle], whole[middle:]), strict=True))
+    return {part.role: read_slice(part.unit_axis, 0 if part.unit_axis is None else index)}
 
 
 def _sealed_as_it_is(dtype: str, content: bytes | memoryview) -> Sealed:
@@ -97,11 +124,17 @@ def _sealed_by_hash(dtype: str, content: bytes | memoryview) -> Sealed:
 
 
 class SealCheck:
-    """Verifies every seal of some patches against tensors that come by one at a time."""
+    """Verifies every seal of some patches against tensors that come by one at a time.
 
-    def __init__(self, patches: PatchSet) -> None:
+    Args:
+        patches: the patches.
+        scheme: how the model is quantised; None where it isn't.
+    """
+
+    def __init__(self, patches: PatchSet, scheme: Scheme | None = None) -> None:
+        self._scheme = scheme
         self._wanted: dict[Unit, list[tuple[str, str]]] = defaultdict(list)
-        self._parts: dict[Unit, dict[Role, Sealed]] = defaultdict(dict)
+        self._parts: dict[Unit, Parts] = defaultdict(dict)
         self._indices: dict[tuple[Kind, int], list[int]] = defaultdict(list)
         for member in patches.members:
             for key, seal in member.patch.seal.items():
@@ -119,7 +152,7 @@ class SealCheck:
         """
         for index in self._indices.get((slot.kind, slot.layer), ()):
             if _holds(slot, info, index):  # Where it doesn't, the planner says what is wrong, in better words.
-                self._parts[slot.kind, slot.layer, index] |= _parts(slot, info, index, read_slice)
+                self._parts[slot.kind, slot.layer, index] |= _parts(slot, info, index, read_slice, self._scheme)
 
     def finish(self) -> None:
         """Compares.
@@ -129,13 +162,13 @@ class SealCheck:
         """
         for unit, seals in self._wanted.items():
             parts = self._parts[unit]
-            actual = None if lacking(parts) else unit_hash(parts)
+            actual = None if _lacking(parts) else unit_hash(parts)
             for source, seal in seals:
                 if seal != actual:
                     reason = (
                         f"the model's weights are not the sealed ones ({actual[:12]}… against {seal[:12]}…)"
                         if actual
-                        else f"of the unit's parts only {', '.join(parts) or 'none'} can be read"
+                        else f"of the unit's parts only {', '.join(role for role, _ in parts) or 'none'} can be read"
                     )
                     raise MismatchError(source, f"seal.{'/'.join(map(str, unit))}", f"broken: {reason}")
 
@@ -146,6 +179,8 @@ def _unit(key: str) -> Unit:
 
 
 def _holds(slot: Slot, info: TensorInfo, index: int) -> bool:
+    if slot.spelling.stores != "weight":
+        return True  # What doesn't hold it has no place for it.
     if len(info.shape) != slot.part.rank:
         return False
     return index < slot.part.width(info.shape) if slot.expert is None else index == slot.expert

@@ -126,7 +126,9 @@ def _answer_there(arm: Arm) -> dict[str, Any]:
         **_numbers(answers),
         "text": [answer.text for answer in answers],
         "weight_version": version,
-        "weight_versions": [[span.version for span in getattr(answer, "weight_versions", None) or []] for answer in answers],
+        "weight_versions": [
+            [span.version for span in getattr(answer, "weight_versions", None) or []] for answer in answers
+        ],
         "config_hash": llm.llm_engine.vllm_config.compute_hash(),
         "reports": None if disabled() else llm.collective_rpc("vllm_surgery_report"),
         "swaps": swaps,

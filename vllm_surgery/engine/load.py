@@ -40,7 +40,7 @@ class SurgicalLoad:
     def __init__(self, patches: PatchSet, facts: ModelFacts) -> None:
         self.seconds = 0.0
         self._planner = Planner(patches, facts)
-        self._seals: SealCheck | None = SealCheck(patches)
+        self._seals: SealCheck | None = SealCheck(patches, facts.scheme)
 
     def edit_stream(self, weights: Iterable[tuple[str, torch.Tensor]]) -> Iterator[tuple[str, torch.Tensor]]:
         """`weights` with edited tensors in place of the originals: same order, one at a time, originals untouched.
