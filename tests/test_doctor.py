@@ -35,6 +35,18 @@ def test_this_environment_is_healthy(capsys: pytest.CaptureFixture[str]) -> None
     assert {"python", "torch", "vllm", "vllm-surgery", "entry point vllm.general_plugins"} <= subjects
 
 
+def test_what_vllm_prints_is_no_part_of_the_report(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def noisy() -> list[Finding]:
+        print("WARNING: vLLM was imported")
+        return [Finding("python", "pass", "3")]
+
+    monkeypatch.setattr("vllm_surgery.cli.doctor.examine", noisy)
+    assert main(["doctor", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["findings"][0]["subject"] == "python"
+
+
 def test_findings_are_a_line_each(capsys: pytest.CaptureFixture[str]) -> None:
     main(["doctor"])
     assert len(capsys.readouterr().out.splitlines()) == len(examine())

@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
+import sys
 from typing import TYPE_CHECKING
 
 from vllm_surgery.checkpoint import ModelFolder
@@ -38,7 +40,8 @@ def run(args: argparse.Namespace, _rest: list[str]) -> int:
 
 
 def _examine_environment(as_json: bool) -> int:
-    findings = examine()
+    with contextlib.redirect_stdout(sys.stderr):  # Some vLLM writes its log to stdout.
+        findings = examine()
     healthy = all(finding.status != "fail" for finding in findings)
     if as_json:
         told = [dataclasses.asdict(item) for item in findings]
