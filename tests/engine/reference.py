@@ -50,7 +50,7 @@ def _minus_infinity(model: Any, masked: Collection[tuple[int, int]]) -> Iterator
     """Routers' logits are made by `linear`, in every family. What is added to the scores afterwards is masked too,
     or else an expert with a score of zero could still be chosen for the sake of its bias."""
     layers = {
-        id(parameter): int(found[1])
+        parameter.data_ptr(): int(found[1])
         for name, parameter in model.named_parameters()
         if (found := _ROUTER.fullmatch(name)) is not None
     }
@@ -62,7 +62,7 @@ def _minus_infinity(model: Any, masked: Collection[tuple[int, int]]) -> Iterator
 
     def masking(states: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
         result = linear(states, weight, bias)
-        layer = layers.get(id(weight))
+        layer = layers.get(weight.data_ptr())
         if layer is not None:
             result[..., [expert for at, expert in masked if at == layer]] = -torch.inf
         return result
