@@ -13,7 +13,12 @@ import os
 import shutil
 import subprocess
 
-PROGRAMS = {"prometheus": "prometheus", "promtool": "prometheus", "chromium": "chromium"}
+PROGRAMS = {
+    "prometheus": "prometheus",
+    "promtool": "prometheus",
+    "chromium": "chromium",
+    "chromedriver": "chromium-driver",
+}
 """Each with the package that brings it."""
 
 SECONDS = 600

@@ -13,7 +13,11 @@ Z = NormalDist().inv_cdf(0.5 + LEVEL / 2)
 
 @dataclass(frozen=True)
 class Estimate:
-    """A figure and its interval at `LEVEL`. Where it can't be said (a ratio to nothing) all three are NaN."""
+    """A figure and its interval at `LEVEL`.
+
+    What can't be said is NaN: a ratio to nothing; and the interval of what never happened, since a bootstrap draws from
+    what did.
+    """
 
     value: float
     low: float

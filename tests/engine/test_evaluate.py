@@ -24,8 +24,8 @@ pytestmark = pytest.mark.engine
 PROTOCOL = """
 name: tiny
 cells:
-  - {name: greedy, sets: [paper], temperature: 0, max_tokens: 24}
-  - {name: sampled, sets: [paper], seeds: 2, temperature: 0.7, top_p: 0.95, top_k: 64, max_tokens: 24}
+  - {name: greedy, sets: [paper], temperature: 0, max_tokens: 16}
+  - {name: sampled, sets: [paper], seeds: 2, temperature: 0.7, top_p: 0.95, top_k: 64, max_tokens: 16}
 text: [TEXT]
 """
 TEXT = "name: one\nuse: text\nprobes:\n  - {id: a, prompt: Name a color., reply: Blue is a color of the sky.}\n"

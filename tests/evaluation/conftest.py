@@ -21,8 +21,9 @@ name: tiny
 cells:
   - {name: sampled, sets: [paper, healthy], seeds: 3, temperature: 0.7, max_tokens: 400}
   - {name: side, sets: [short, skills], temperature: 0, max_tokens: 100}
-text: [text]
+text: [{text}]
 """
+TEXT = "name: one\nuse: text\nprobes: [{id: a, prompt: Name a color., reply: Blue.}]\n"
 
 
 @pytest.fixture
@@ -36,8 +37,9 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeVllm]:
 
 @pytest.fixture
 def protocol(tmp_path: Path) -> str:
-    file = tmp_path / "tiny.yaml"
-    file.write_text(PROTOCOL)
+    file, text = tmp_path / "tiny.yaml", tmp_path / "text.yaml"
+    text.write_text(TEXT)
+    file.write_text(PROTOCOL.replace("{text}", str(text)))
     return str(file)
 
 

@@ -88,6 +88,14 @@ def test_a_ratio_to_nothing_isnt_said() -> None:
     assert math.isnan(found.ratio.high)
 
 
+def test_what_never_happened_has_no_interval() -> None:
+    cured = compare([True, False, True], [False] * 3, ["a", "b", "c"])
+    assert (cured.ratio.value, math.isnan(cured.ratio.high)) == (0.0, True)
+    assert cured.difference.low < -0.5
+    quiet = compare([False] * 3, [False] * 3, ["a", "b", "c"])
+    assert (quiet.difference.value, math.isnan(quiet.difference.low)) == (0.0, True)
+
+
 def test_pairs_needed_find_it_as_often_as_said() -> None:
     """Connor's figure, held against the exact test by simulation."""
     needed = pairs_needed(0.20, 0.08)

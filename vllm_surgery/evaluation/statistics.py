@@ -155,7 +155,10 @@ def _bootstrap(first: Numbers, second: Numbers, sizes: Numbers) -> tuple[Estimat
     before, after, pairs = drawn @ first, drawn @ second, drawn @ sizes
     difference = _interval(float((second.sum() - first.sum()) / sizes.sum()), (after - before) / pairs)
     if not first.sum():
-        return difference, Estimate(math.nan, math.nan, math.nan)
+        nothing = Estimate(math.nan, math.nan, math.nan)
+        return (difference if second.sum() else Estimate(0.0, math.nan, math.nan)), nothing
+    if not second.sum():
+        return difference, Estimate(0.0, math.nan, math.nan)
     # A draw of probes that never looped before has no ratio; with none after either it is left out.
     ratios = np.divide(after, before, out=np.full_like(after, np.inf), where=before > 0)
     return difference, _interval(float(second.sum() / first.sum()), ratios[(before > 0) | (after > 0)])

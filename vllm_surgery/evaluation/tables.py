@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from vllm_surgery.intervals import Estimate
 
 _UNITS_SHOWN = 3
+_LEAST_P = 0.001
 
 
 def arms_table(summary: Summary) -> Table:
@@ -124,8 +125,8 @@ def _rates(rates: Rates) -> list[str]:
 def _paired(paired: Paired) -> list[str]:
     return [
         *map(str, (paired.pairs, paired.rescued, paired.newly, paired.both)),
-        f"{paired.p:.3f}",
-        f"{paired.clustered_p:.3f}",
+        _p(paired.p),
+        _p(paired.clustered_p),
         _points(paired.difference),
         _ratio(paired.ratio),
         "" if paired.needed is None else f"{paired.needed} ({math.ceil(paired.needed / paired.clusters)} a probe)",
@@ -134,7 +135,7 @@ def _paired(paired: Paired) -> list[str]:
 
 def _tasks(tasks: Tasks) -> list[str]:
     lost, won = (f"{len(names)}" + (f" ({', '.join(names)})" if names else "") for names in (tasks.lost, tasks.won))
-    return [str(tasks.right), lost, won, f"{tasks.p:.3f}", str(tasks.same), str(tasks.form)]
+    return [str(tasks.right), lost, won, _p(tasks.p), str(tasks.same), str(tasks.form)]
 
 
 def _ordinary(ordinary: Ordinary) -> list[str]:
@@ -155,11 +156,18 @@ def _percent(rate: Estimate) -> str:
 
 
 def _points(found: Estimate) -> str:
-    return f"{100 * found.value:+.1f} ({100 * found.low:+.1f} to {100 * found.high:+.1f})"
+    interval = "" if math.isnan(found.low) else f" ({100 * found.low:+.1f} to {100 * found.high:+.1f})"
+    return f"{100 * found.value:+.1f}{interval}"
 
 
 def _ratio(found: Estimate) -> str:
     if math.isnan(found.value):
         return ""
+    if math.isnan(found.low):
+        return f"{found.value:.2f}"
     high = "\u221e" if math.isinf(found.high) else f"{found.high:.2f}"
     return f"{found.value:.2f} ({found.low:.2f} to {high})"
+
+
+def _p(value: float) -> str:
+    return f"{value:.3f}" if value >= _LEAST_P else f"< {_LEAST_P}"

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
@@ -125,7 +126,7 @@ def _keeps_entries(before: Rates, after: Rates) -> Condition:
 
 
 def _range(found: Estimate) -> str:
-    return f"{100 * found.low:+.1f} to {100 * found.high:+.1f}"
+    return "no interval" if math.isnan(found.low) else f"{100 * found.low:+.1f} to {100 * found.high:+.1f}"
 
 
 def _points(value: float) -> str:
