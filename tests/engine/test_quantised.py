@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Quantised models: served with a patch == served from a checkpoint whose codes and scales were edited by hand.
 
-Here are the formats that vLLM's CPU backend runs. What the others stand for is tested without it, in `tests/formats`.
+Here is one format for each kernel and naming that vLLM's CPU backend has for them. What all formats stand for is tested
+without it, in `tests/formats`.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ GROUP = 32  # The smallest that vLLM takes.
 KINDS = {
     word: kind
     for word, kind in kinds(GROUP).items()
-    if word in {"fp8 per channel", "int8 per channel", "int4 in groups", "gptq", "awq"}
+    if word in {"fp8 per channel", "int8 per channel", "int4 in groups", "awq"}
 }
 GAINS = {(0, 0): -1.0, (0, 1): 0.5, (3, 40): 0.0, (5, 7): 3.0, (LAYERS - 1, WIDTH - 1): -0.7}
 
