@@ -267,3 +267,7 @@ def test_a_folder_is_checked_before_it_is_used(folder: Path, monkeypatch: pytest
     assert refusal(lambda: check_folder("secret.yaml"), UsageError) == "secret.yaml: is not a folder"
     monkeypatch.setattr("vllm_surgery.library.os.access", lambda *_: False)
     assert refusal(lambda: check_folder("patches"), UsageError) == "patches: Permission denied"
+
+
+def test_the_schema_beside_patches_is_none_of_them() -> None:
+    assert PatchLibrary([Path(__file__).parents[1] / "patches"]).names() == ["smollm2-135m-instruct-lists"]

@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 ENDINGS = (".yaml", ".yml", ".json")
 """What a patch file's name ends with."""
 
+SCHEMA_FILE = "schema.json"
+"""The JSON Schema of patches, which lies beside them where editors look for it."""
+
 # Of a name that is repeated in an error.
 _NAME_LIMIT = 80
 
@@ -69,7 +72,7 @@ class PatchLibrary:
     """The patches in some folders.
 
     A patch goes by its file's name without the ending, whatever name stands in the file. Files whose names start with
-    a dot are left out: Kubernetes keeps its bookkeeping in such, editors their backups.
+    a dot are left out: Kubernetes keeps its bookkeeping in such, editors their backups. So is `SCHEMA_FILE`.
     """
 
     def __init__(self, folders: Iterable[str | Path]) -> None:
@@ -133,7 +136,7 @@ def _entries_of(folder: Path) -> Iterator[_Entry]:
         return
     for file in files:
         # What isn't printable, which half of a character isn't either, couldn't be put into JSON or a log.
-        if file.endswith(ENDINGS) and not file.startswith(".") and file.isprintable():
+        if file.endswith(ENDINGS) and not file.startswith(".") and file.isprintable() and file != SCHEMA_FILE:
             yield _Entry(resolved, file)
 
 
