@@ -28,6 +28,10 @@ OTHERS = [(1, 3), (2, 1), (2, 2)]
 FEW = 1e-4
 """How far log-probabilities may be off: engine and transformers sum float32 numbers in another order."""
 
+FIRST_TOKENS = [[5], [17], [200], [12], [300], [41]]
+"""DeepSeek V2's prompts. At these sizes vLLM's attention on CPUs and transformers' differ where there is more than one
+token, masks or none; with one token there is nothing to attend to."""
+
 UNPATCHED = ("Qwen3Moe", "DeepseekV3", "GptOss")
 """By the engine, by a bias of scores, and by a bias of logits."""
 
@@ -66,32 +70,51 @@ def answers(folders: Mapping[str, Path]) -> dict[str, Answer]:
     """Each family masked at load, then swapped; of the ways to mask, one family each that starts unpatched."""
     zero = patch_of({}, "zero", experts=dict.fromkeys(MASKED, 0.0))
     how: dict[str, Any] = {"options": {"dtype": "float32"}, "max_tokens": 6}
+    first: dict[str, Any] = {"options": {"dtype": "float32"}, "max_tokens": 1, "prompts": FIRST_TOKENS}
     arms: dict[str, Arm] = {}
     for family, folder in folders.items():
         later = [[masks(OTHERS, "others")], [zero], []]
-        arms[family] = Arm(str(folder), [masks(MASKED)], later=later, **how)
+        arms[family] = Arm(str(folder), [masks(MASKED)], later=later, **(first if family == "DeepseekV2" else how))
+    arms["DeepseekV3 by hand"] = Arm(str(by_hand(folders["DeepseekV3"])), **how)
     for family in UNPATCHED:
         arms[f"{family} unpatched"] = Arm(str(folders[family]), [], later=[[masks(MASKED)], []], **how)
     return dict(zip(arms, run_arms(*arms.values()), strict=True))
 
 
-def assert_close(served: Answer, folder: Path, masked: list[tuple[int, int]]) -> None:
+def by_hand(model: Path) -> Path:
+    """A copy of a model with correction biases in which no sum with a score makes a masked expert's the best."""
+    folder = edit_slices(model, model.parent / f"{model.name} by hand", {})
+    tensors = load_file(folder / "model.safetensors")
+    for layer, expert in MASKED:
+        tensors[f"model.layers.{layer}.{ROUTER_BIASES['DeepseekV3']}"][expert] = -1e6
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+def assert_close(served: Answer, folder: Path, masked: list[tuple[int, int]], prompts: Any = PROMPTS) -> None:
     """The same greedy tokens, and log-probabilities that differ by rounding."""
-    expected = chances(folder, PROMPTS, served["tokens"], masked)
+    expected = chances(folder, prompts, served["tokens"], masked)
     for tokens, logprobs, steps in zip(served["tokens"], served["logprobs"], expected, strict=True):
         assert steps.argmax(dim=-1).tolist() == tokens
         for told, step in zip(logprobs, steps, strict=True):
             assert [chance for _, chance in told] == pytest.approx([float(step[token]) for token, _ in told], abs=FEW)
 
 
-@pytest.mark.parametrize("family", EXPERT_FAMILIES)
+@pytest.mark.parametrize("family", [family for family in EXPERT_FAMILIES if family != "DeepseekV3"])
 def test_a_mask_is_a_logit_of_minus_infinity(
     answers: dict[str, Answer], folders: Mapping[str, Path], family: str
 ) -> None:
     others, _, unmasked = answers[family]["later"]
-    assert_close(answers[family], folders[family], MASKED)
-    assert_close(others, folders[family], OTHERS)
-    assert_close(unmasked, folders[family], [])
+    prompts = FIRST_TOKENS if family == "DeepseekV2" else PROMPTS
+    assert_close(answers[family], folders[family], MASKED, prompts)
+    assert_close(others, folders[family], OTHERS, prompts)
+    assert_close(unmasked, folders[family], [], prompts)
+
+
+def test_a_mask_is_a_bias_that_no_score_makes_up_for(answers: dict[str, Answer]) -> None:
+    """DeepSeek V3, which vLLM on CPUs and transformers answer differently at these sizes, masks or none."""
+    assert same(answers["DeepseekV3"], answers["DeepseekV3 by hand"])
+    assert not same(answers["DeepseekV3"], answers["DeepseekV3"]["later"][-1])
 
 
 @pytest.mark.parametrize("family", sorted({*EXPERT_FAMILIES} - {"GptOss"}))

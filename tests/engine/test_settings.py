@@ -46,7 +46,7 @@ def test_carried_patches_survive_the_config_with_their_file_names(tmp_path: Path
 
 
 def test_other_settings_are_carried_along(tmp_path: Path) -> None:
-    settings = Settings(patch_dirs=[str(tmp_path)], allow_remote_swaps=True, allow_inline=False)
+    settings = Settings(patch_dirs=[str(tmp_path)], allow_remote_swaps=True, allow_inline=False, mask_buffers=True)
     carried = Settings.of(settings.carrying(PatchSet()).put_into({}))
     assert carried == settings
 
