@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -71,7 +72,7 @@ class Trials:
             [*self.command, "--out", str(out)], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL, env=environment()
         ) as process:
             while process.poll() is None and lines(out) < answers:
-                pass
+                time.sleep(0.05)
             process.kill()
         return lines(out)
 
