@@ -163,7 +163,10 @@ def test_running_requests_are_waited_for_or_ended(url: str, mode: str) -> None:
         assert put(url, SETS["first"], mode=mode).status_code == 200
     assert not [stream.error for stream in streams.done if stream.error]
     finishes = {stream.finish for stream in streams.done}
-    assert finishes == ({"length"} if mode == "wait" else {"length", "abort"})
+    # Where vLLM before 0.32 aborts a request that has no token yet, its stream just ends.
+    expected = {"length"} if mode == "wait" else {"length", "abort"}
+    assert finishes - {None} == expected
+    assert mode == "abort" or None not in finishes
 
 
 def test_two_swaps_at_once_go_one_at_a_time(url: str, faults: Faults) -> None:
