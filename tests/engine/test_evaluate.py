@@ -34,13 +34,14 @@ OPTIONS = ("--dtype", "float32", "--max-model-len", "512", *SMALL)
 
 OFFLINE = """
 import sys
+from pathlib import Path
 from vllm import LLM
 from vllm_surgery.evaluation import TrialFolder, run_trial
 from vllm_surgery.evaluation.offline_backend import OfflineBackend
 from vllm_surgery.evaluation.setup import token_table
 
 if __name__ == "__main__":
-    model, first, out = sys.argv[1:]
+    model, first, out = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
     llm = LLM(model, dtype="float32", max_model_len=512, enforce_eager=True, kv_cache_memory_bytes=134217728,
               additional_config={"vllm_surgery": {"patches": []}})
     run_trial(TrialFolder(first).trial(), OfflineBackend(llm), TrialFolder(out), token_table(model), quiet=True)
