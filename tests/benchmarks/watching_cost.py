@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What watching for loops costs a server's throughput.
 
-    python -m tests.benchmarks.watching_cost --model DIR [--pairs 3] [--rounds 4] [--json OUT]
+    python -m tests.benchmarks.watching_cost --model DIR [--pairs 2] [--rounds 3] [--json OUT]
 
 Servers with and without watching, in turn, `pairs` times; each answers the same requests `rounds` times, 24 at once.
 Prints Markdown: tokens a second of both, and their ratio; and the share of the time in which detectors ran, which the
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 REQUESTS = 24
-TOKENS = 256
+TOKENS = 128
 OPTIONS = ("--served-model-name", MODEL, "--dtype", "float32", "--max-model-len", "1024", "--enforce-eager")
 MEMORY = ("--kv-cache-memory-bytes", "1073741824")
 UNWATCHED = ("--additional-config", json.dumps({"vllm_surgery": {"detect_loops": False}}))
@@ -45,8 +45,8 @@ def main() -> int:
         prog="python -m tests.benchmarks.watching_cost", description=__doc__.split("\n")[0]
     )
     parser.add_argument("--model", type=Path, required=True, help="folder of the demo model")
-    parser.add_argument("--pairs", type=int, default=3, help="servers of each sort (default: %(default)s)")
-    parser.add_argument("--rounds", type=int, default=4, help="of requests to each server (default: %(default)s)")
+    parser.add_argument("--pairs", type=int, default=2, help="servers of each sort (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=3, help="of requests to each server (default: %(default)s)")
     parser.add_argument("--json", type=Path, help="where every single figure goes")
     arguments = parser.parse_args()
     speeds, shares = measure(arguments.model, arguments.pairs, arguments.rounds)
