@@ -18,7 +18,7 @@ from vllm_surgery.engine.settings import DISABLE_VARIABLE, disabled
 from vllm_surgery.errors import EngineError, one_line
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterator, Sequence
 
     from vllm_surgery.engine.touchpoints import TouchPoint
 
@@ -50,13 +50,10 @@ OFFERS = {
 """What the plugin does with vLLM, and the touch points that each takes, in `vllm_surgery.engine.touchpoints`."""
 
 
-def offered(findings: Iterable[Finding]) -> dict[str, bool]:
+def offered(findings: Sequence[Finding]) -> dict[str, bool]:
     """Which of `OFFERS` can be had here."""
-    return {
-        name: bool(own) and all(finding.status == "pass" for finding in own)
-        for name in OFFERS
-        for own in [[finding for finding in findings if finding.offer == name]]
-    }
+    needed = {name: [finding.status for finding in findings if finding.offer == name] for name in OFFERS}
+    return {name: set(statuses) == {"pass"} for name, statuses in needed.items()}
 
 
 def examine() -> list[Finding]:

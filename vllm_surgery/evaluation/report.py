@@ -24,10 +24,10 @@ from vllm_surgery.evaluation.tables import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
-    from vllm_surgery.evaluation.page import Block
+    from vllm_surgery.evaluation.page import Block, Table
     from vllm_surgery.evaluation.records import Record
     from vllm_surgery.evaluation.summary import Summary
     from vllm_surgery.evaluation.trial import Trial
@@ -126,12 +126,18 @@ def _verdicts(summary: Summary) -> Section:
     return Section("Verdict", blocks)
 
 
+def _by_group(summary: Summary, table: Callable[[Summary, str], Table]) -> list[Block]:
+    """A table for each group of answers, below its name."""
+    blocks: list[Block] = []
+    for group in summary.arms[0].rates:
+        blocks += [Words(f"**{_GROUPS.get(group, group)}**"), table(summary, group)]
+    return blocks
+
+
 def _loops(summary: Summary, records: Sequence[Record]) -> Section:
     if not summary.arms[0].rates:
         return Section("Loops", [])
-    blocks: list[Block] = []
-    for group in summary.arms[0].rates:
-        blocks += [Words(f"**{_GROUPS.get(group, group)}**"), rates_table(summary, group)]
+    blocks = _by_group(summary, rates_table)
     blocks.append(
         Words(
             "An answer that ends in loops of two kinds counts for both; `any` pools the kinds. `left`: was in a loop "
@@ -148,9 +154,7 @@ def _loops(summary: Summary, records: Sequence[Record]) -> Section:
 def _against(summary: Summary) -> Section:
     if not any(one.against for one in summary.arms):
         return Section("Against the unpatched model", [])
-    blocks: list[Block] = []
-    for group in summary.arms[0].rates:
-        blocks += [Words(f"**{_GROUPS.get(group, group)}**"), against_table(summary, group)]
+    blocks = _by_group(summary, against_table)
     blocks.append(
         Words(
             "Pairs are answers to the same probe under the same seed. `p over probes` flips signs of whole probes, "
