@@ -124,3 +124,11 @@ def test_packed_shapes_are_not_judged() -> None:
     tensors = [TensorInfo(UP, "U8", (12, 1)), TensorInfo(DOWN, "F32", (4, 6))]
 
     assert Anatomy.of(tensors).widths() == {0: 6}
+
+
+def test_the_router_of_a_multi_token_prediction_head_is_no_layers() -> None:
+    anatomy = Anatomy(num_hidden_layers=1)
+    for layer in (0, 1):
+        anatomy.observe(TensorInfo(f"model.layers.{layer}.mlp.gate.weight", "BF16", (4, 8)))
+        anatomy.observe(TensorInfo(f"model.layers.{layer}.mlp.gate.e_score_correction_bias", "F32", (4,)))
+    assert list(anatomy.routers) == [0]

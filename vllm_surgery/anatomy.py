@@ -10,7 +10,7 @@ from vllm_surgery.conventions import lacking, locate
 from vllm_surgery.errors import CheckpointError
 from vllm_surgery.formats.carriers import EACH_DTYPES
 from vllm_surgery.formats.spelling import WHOLE, Stores
-from vllm_surgery.routers import Router, observe_router
+from vllm_surgery.routers import Router, layer_of_router, observe_router
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -121,7 +121,9 @@ class Anatomy:
         """
         slot = locate(info.name)
         if slot is None:
-            observe_router(self.routers, info)
+            layer = layer_of_router(info.name)
+            if layer is not None and not self._beyond_last_layer(layer):
+                observe_router(self.routers, layer, info)
             return None
         if self._beyond_last_layer(slot.layer):
             return None

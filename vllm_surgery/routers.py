@@ -61,25 +61,27 @@ class Router:
         return self.bias is not None and _CORRECTION.fullmatch(self.bias.name) is not None
 
 
-def observe_router(routers: dict[int, Router], info: TensorInfo) -> Router | None:
-    """Puts a router's tensor into `routers`; None for every other tensor.
+def layer_of_router(name: str) -> int | None:
+    """The layer whose router the tensor called `name` is part of; None where it is another tensor."""
+    found = _WEIGHT.fullmatch(name) or _BIAS.fullmatch(name)
+    return None if found is None else int(found["layer"])
+
+
+def observe_router(routers: dict[int, Router], layer: int, info: TensorInfo) -> None:
+    """Puts a tensor of a layer's router into `routers`.
 
     Raises:
         CheckpointError: a bias of another shape than a router's, or the second one of a layer.
     """
-    found = _WEIGHT.fullmatch(info.name) or _BIAS.fullmatch(info.name)
-    if found is None:
-        return None
-    router = routers.setdefault(int(found["layer"]), Router(int(found["layer"])))
+    router = routers.setdefault(layer, Router(layer))
     if _WEIGHT.fullmatch(info.name):
         router.weight = router.weight or info
-        return router
+        return
     router.bias = router.bias or info
     if len(info.shape) != 1:
         raise CheckpointError(f"not the shape of a router's bias: {info.name} {list(info.shape)}")
     if router.bias != info:
         raise CheckpointError(f"{router.bias.name} and {info.name} are both the bias of one router")
-    return router
 
 
 def layer_of_router_bias(name: str) -> int | None:
