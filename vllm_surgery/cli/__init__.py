@@ -23,6 +23,7 @@ from vllm_surgery.cli import (
     doctor,
     evaluate,
     export_lora,
+    localize,
     patches,
     schema,
     seal,
@@ -53,6 +54,7 @@ _COMMANDS = (
     watch,
     detect,
     evaluate,
+    localize,
     doctor,
 )
 _EXIT_NO, _EXIT_USAGE, _EXIT_INTERRUPTED = 1, 2, 130

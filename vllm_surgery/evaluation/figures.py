@@ -57,13 +57,13 @@ def rates_figure(summary: Summary) -> str:
     parts = [_axis(_TOP - 8, height - 16 * len(series) - 26)]
     for number, group in enumerate(groups):
         top = _TOP + number * block
-        parts.append(_text(LEFT - 10, top + block / 2 - 2, group, anchor="end"))
+        parts.append(text(LEFT - 10, top + block / 2 - 2, group, anchor="end"))
         for place, one in enumerate(series):
             rate = one.rate(group)
             if rate is not None:
                 parts.append(_whisker(rate, top + place * _ROW + 4, _color(place), f"{one.name}, {group}"))
     parts += _legend(series, height - 16 * len(series) - 4)
-    return _svg(height, "Answers that end in a loop, by probe and arm", parts)
+    return svg(height, "Answers that end in a loop, by probe and arm", parts)
 
 
 def onset_figure(summary: Summary, records: Sequence[Record]) -> str:
@@ -75,7 +75,7 @@ def onset_figure(summary: Summary, records: Sequence[Record]) -> str:
     for place, one in enumerate(series):
         parts.append(_curve(_pooled(one), longest, _color(place), one.name))
     parts += _legend(series, _TOP + _PLOT_HEIGHT + 52)
-    return _svg(height, "Share of answers not yet in a loop, by tokens", parts)
+    return svg(height, "Share of answers not yet in a loop, by tokens", parts)
 
 
 def _pooled(series: Series) -> list[tuple[int, float]]:
@@ -100,7 +100,7 @@ def _axis(top: float, bottom: float) -> str:
     for percent in range(0, 101, 20):
         x = _across(percent / 100)
         parts.append(f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{top:.1f}" y2="{bottom:.1f}" stroke="#8884"/>')
-        parts.append(_text(x, top - 8, f"{percent} %", anchor="middle"))
+        parts.append(text(x, top - 8, f"{percent} %", anchor="middle"))
     return "".join(parts)
 
 
@@ -109,11 +109,11 @@ def _frame(longest: int) -> str:
     for percent in range(0, 101, 20):
         y = _down(percent / 100)
         parts.append(f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}" stroke="#8884"/>')
-        parts.append(_text(LEFT - 10, y + 4, f"{percent} %", anchor="end"))
+        parts.append(text(LEFT - 10, y + 4, f"{percent} %", anchor="end"))
     for quarter in range(5):
         x = _across(quarter / 4)
-        parts.append(_text(x, _TOP + _PLOT_HEIGHT + 18, f"{longest * quarter // 4}", anchor="middle"))
-    parts.append(_text(LEFT, _TOP + _PLOT_HEIGHT + 34, "tokens of the answer"))
+        parts.append(text(x, _TOP + _PLOT_HEIGHT + 18, f"{longest * quarter // 4}", anchor="middle"))
+    parts.append(text(LEFT, _TOP + _PLOT_HEIGHT + 34, "tokens of the answer"))
     return "".join(parts)
 
 
@@ -143,15 +143,17 @@ def _legend(series: Sequence[Series], top: float) -> list[str]:
     for place, one in enumerate(series):
         y = top + 16 * place
         parts.append(f'<circle cx="{LEFT + 6}" cy="{y - 4:.1f}" r="5" fill="{_color(place)}"/>')
-        parts.append(_text(LEFT + 18, y, one.name))
+        parts.append(text(LEFT + 18, y, one.name))
     return parts
 
 
-def _text(x: float, y: float, words: str, anchor: str = "start") -> str:
+def text(x: float, y: float, words: str, anchor: str = "start") -> str:
+    """Words at a place; `anchor` says whether they start, end or are centred there."""
     return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(words)}</text>'
 
 
-def _svg(height: float, title: str, parts: Iterable[str]) -> str:
+def svg(height: float, title: str, parts: Iterable[str]) -> str:
+    """A whole drawing, `WIDTH` wide."""
     head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height:.0f}" role="img"'
     style = ' font-family="sans-serif" font-size="12" fill="#888888"'
     return f"{head}{style}><title>{escape(title)}</title>{''.join(parts)}</svg>\n"

@@ -73,14 +73,21 @@ class OfflineBackend:
         """Asks the engine for the chances of a prompt."""
         from vllm import SamplingParams
 
-        tokenizer = self._llm.get_tokenizer()
-        start = tokenizer.apply_chat_template(_messages(prompt), add_generation_prompt=True, tokenize=False)
-        before, targets = (tokenizer.encode(text, add_special_tokens=False) for text in (start, reply))
+        before, targets = self.tokens_before(prompt), self.encode(reply)
         sampling = SamplingParams(max_tokens=1, temperature=0, prompt_logprobs=TOP)
         (output,) = self._llm.generate([{"prompt_token_ids": before + targets}], sampling, use_tqdm=False)
         steps = output.prompt_logprobs[len(before) :]
         tops = [{token: float(entry.logprob) for token, entry in step.items()} for step in steps]
         return Chances(targets, [top[token] for token, top in zip(targets, tops, strict=True)], tops)
+
+    def tokens_before(self, prompt: str) -> list[int]:
+        """The tokens of a prompt with the chat template around it, up to where the answer begins."""
+        template = self._llm.get_tokenizer().apply_chat_template
+        return self.encode(template(_messages(prompt), add_generation_prompt=True, tokenize=False))
+
+    def encode(self, text: str) -> list[int]:
+        """The tokens of a text as it is."""
+        return list(self._llm.get_tokenizer().encode(text, add_special_tokens=False))
 
 
 _TEMPLATE = "chat_template_kwargs"

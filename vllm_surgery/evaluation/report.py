@@ -45,13 +45,32 @@ def write_report(summary: Summary, trial: Trial, records: Sequence[Record], fold
         UsageError: it can't be written.
     """
     title = f"Loops of {summary.about.get('model', 'a model')}"
-    sections = sections_of(summary, trial, records)
-    files = {"page": folder / "report.html", "markdown": folder / "report.md", "figures": folder / "summary.json"}
-    contents = {
-        files["page"]: html(title, sections),
-        files["markdown"]: markdown(title, sections),
-        files["figures"]: json.dumps(summary.to_data(), indent=1) + "\n",
-    }
+    figures = json.dumps(summary.to_data(), indent=1) + "\n"
+    return write_page(title, sections_of(summary, trial, records), folder, {"figures": ("summary.json", figures)})
+
+
+def write_page(
+    title: str, sections: Sequence[Section], folder: Path, more: Mapping[str, tuple[str, str]] | None = None
+) -> dict[str, Path]:
+    """Writes ``report.html``, and ``report.md`` with its figures.
+
+    Args:
+        title: of the page.
+        sections: what it says.
+        folder: where it goes.
+        more: other files, by kind: the name and the content.
+
+    Returns:
+        What was written, by kind.
+
+    Raises:
+        UsageError: it can't be written.
+    """
+    files = {"page": folder / "report.html", "markdown": folder / "report.md"}
+    contents = {files["page"]: html(title, sections), files["markdown"]: markdown(title, sections)}
+    for kind, (name, content) in (more or {}).items():
+        files[kind] = folder / name
+        contents[files[kind]] = content
     contents |= {
         folder / block.name: block.svg for one in sections for block in one.blocks if isinstance(block, Figure)
     }

@@ -197,7 +197,7 @@ def run_trial(trial: Trial, backend: Backend, folder: TrialFolder, table: TokenT
             progress.set_description(arm.name)
             patch = backend.serve(arm)
             for answered in backend.answer(jobs):
-                folder.add([_record(job, completion, patch, table) for job, completion in answered])
+                folder.add([record_of(job, completion, patch, table) for job, completion in answered])
                 progress.update(len(answered))
             for key, prompt, reply in texts:
                 folder.add_chances(key, backend.chances(prompt, reply))
@@ -217,7 +217,8 @@ def _texts(trial: Trial, arm: Arm, measured: set[tuple[str, str, str]]) -> list[
     ]
 
 
-def _record(job: Job, completion: Completion, patch: str | None, table: TokenTable) -> Record:
+def record_of(job: Job, completion: Completion, patch: str | None, table: TokenTable) -> Record:
+    """What is kept of an answer that was given under a patch set."""
     tokens = completion.token_ids
     loops = detect(tokens, table)
     offsets = _offsets(tokens, table) if loops else []

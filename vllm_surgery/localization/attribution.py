@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which units look as if they took part: from activations in the engine, and from gradients where they can be had."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from vllm_surgery.localization.candidates import Candidate, UnitKey, taking_turns
+from vllm_surgery.localization.passages import Passage
+from vllm_surgery.units import MASK
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from pathlib import Path
+
+    from vllm_surgery.evaluation.records import Record
+    from vllm_surgery.localization.layers import Block
+    from vllm_surgery.units import Gain
+
+RANKING_FILE = "ranking.json"
+LEAST_AFTER = 8
+"""Tokens of a loop behind its first copy. With fewer there is little to take a mean of."""
+
+
+@dataclass(frozen=True)
+class Attribution:
+    """What looks worth trying, the best first.
+
+    Attributes:
+        singles: one unit each.
+        sets: several units each.
+        notes: what couldn't be looked at, and why.
+    """
+
+    singles: list[Candidate]
+    sets: list[Candidate] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def to_data(self) -> dict[str, Any]:
+        """Plain data."""
+        singles, sets = ([one.to_data() for one in part] for part in (self.singles, self.sets))
+        return {"singles": singles, "sets": sets, "notes": self.notes}
+
+    @classmethod
+    def from_data(cls, data: Mapping[str, Any]) -> Attribution:
+        """The attribution whose `to_data` this is."""
+        singles, sets = ([Candidate.from_data(one) for one in data[part]] for part in ("singles", "sets"))
+        return cls(singles, sets, data["notes"])
+
+
+def passages(records: Sequence[Record], tokens_before: Callable[[str], list[int]]) -> list[Passage]:
+    """The transcripts of some answers: those that end in a loop, and those that never were in one.
+
+    Args:
+        records: answers of the unpatched model.
+        tokens_before: the tokens of a prompt with the chat template around it.
+    """
+    found = []
+    for record in records:
+        terminal = [loop for loop in record.loops if loop.outcome == "terminal"]
+        if not record.token_ids or (record.loops and not terminal):
+            continue
+        prompt = tokens_before(record.prompt)
+        repeats = min((loop.onset + loop.period for loop in terminal), default=None)
+        if repeats is not None and len(record.token_ids) - repeats < LEAST_AFTER:
+            continue
+        start = len(prompt)
+        found.append(Passage(prompt + record.token_ids, start, None if repeats is None else start + repeats))
+    return found
+
+
+def by_activity(scores: Sequence[tuple[UnitKey, float]], *, mask: bool) -> list[Candidate]:
+    """Candidates from units ranked by how much more, or less, they say inside a loop than before it.
+
+    What says more is silenced and inverted; what says less is made stronger.
+    """
+    found: list[Candidate] = []
+    for key, score in scores:
+        gains: list[Gain] = [0.0, -1.0] if score > 0 else [3.0]
+        if key.kind == "experts":
+            gains = ([MASK, 0.0] if mask else [0.0]) if score > 0 else [2.0]
+        found += [Candidate.of({key: gain}, "activity") for gain in gains]
+    return found
+
+
+def within(candidates: Sequence[Candidate], blocks: Sequence[Block]) -> list[Candidate]:
+    """Those whose units all lie in these blocks."""
+    known = set(blocks)
+    return [one for one in candidates if all((key.kind, key.layer) in known for key, _ in one.gains)]
+
+
+def merged(rankings: Sequence[Sequence[Candidate]], blocks: Sequence[Block], count: int) -> list[Candidate]:
+    """One list of singles: the rankings take turns, each once within the layers that matter and once everywhere."""
+    lists = [part for ranking in rankings for part in (within(ranking, blocks), ranking)]
+    return taking_turns(*lists, count=count)
+
+
+def kept(
+    folder: Path,
+    make: Callable[[Sequence[Record], Sequence[Block]], Attribution],
+    records: Sequence[Record],
+    matter: Sequence[Block],
+) -> Attribution:
+    """What `make` gives, or gave when the search came by here before."""
+    file = folder / RANKING_FILE
+    if file.exists():
+        return Attribution.from_data(json.loads(file.read_text()))
+    found = make(records, matter)
+    file.write_text(json.dumps(found.to_data(), indent=1) + "\n")
+    return found

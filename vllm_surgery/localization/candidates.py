@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is tried: a sparse map from units to gains, and the patch that says the same."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from vllm_surgery.patch import Patch
+from vllm_surgery.units import ALL, MASK, Gain, Kind
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+NAME = "candidate"
+_OPS: dict[Gain, dict[str, Any]] = {0.0: {"op": "zero"}, -1.0: {"op": "negate"}, MASK: {"op": "mask"}}
+
+
+@dataclass(frozen=True, order=True)
+class UnitKey:
+    """A unit, or with index -1 all units of a layer."""
+
+    kind: Kind
+    layer: int
+    index: int
+
+    @property
+    def whole(self) -> bool:
+        """Whether it is all units of the layer."""
+        return self.index < 0
+
+    def __str__(self) -> str:
+        return f"{self.kind}/{self.layer}/{ALL if self.whole else self.index}"
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """An edit that may be the one.
+
+    Attributes:
+        gains: of each unit, in order.
+        origin: which part of the search thought of it; no part of what it is.
+    """
+
+    gains: tuple[tuple[UnitKey, Gain], ...]
+    origin: str
+
+    @classmethod
+    def of(cls, gains: Mapping[UnitKey, Gain], origin: str) -> Candidate:
+        """The candidate with these gains, of which there must be one."""
+        return cls(tuple(sorted(gains.items())), origin)
+
+    @cached_property
+    def id(self) -> str:
+        """The same for the same edits, whoever thought of them."""
+        return self.patch(NAME, {}).digest[:12]
+
+    @property
+    def units(self) -> int:
+        """How many units it names; a whole layer counts as one."""
+        return len(self.gains)
+
+    def patch(self, name: str, guard: Mapping[str, Any]) -> Patch:
+        """The patch that carries it out."""
+        data = {"version": 1, "name": name, "model": dict(guard), "edits": list(_edits(self.gains))}
+        return Patch.from_data(data)
+
+    def to_data(self) -> dict[str, Any]:
+        """Plain data."""
+        gains = [[key.kind, key.layer, key.index, gain] for key, gain in self.gains]
+        return {"id": self.id, "origin": self.origin, "gains": gains}
+
+    @classmethod
+    def from_data(cls, data: Mapping[str, Any]) -> Candidate:
+        """The candidate whose `to_data` this is."""
+        gains = tuple((UnitKey(kind, layer, index), gain) for kind, layer, index, gain in data["gains"])
+        return cls(gains, data["origin"])
+
+    def __str__(self) -> str:
+        shown = ", ".join(f"{key} x {gain:g}" if gain != MASK else f"{key} masked" for key, gain in self.gains[:_SHOWN])
+        return shown if self.units <= _SHOWN else f"{shown}, ... ({self.units} units)"
+
+
+_SHOWN = 4
+
+
+def joined(first: Candidate, second: Candidate, origin: str) -> Candidate | None:
+    """Both edits at once; None where they name a unit in common."""
+    gains = dict([*first.gains, *second.gains])
+    return Candidate.of(gains, origin) if len(gains) == first.units + second.units else None
+
+
+def without(candidate: Candidate, key: UnitKey, origin: str) -> Candidate:
+    """The same but for one unit."""
+    return Candidate(tuple(item for item in candidate.gains if item[0] != key), origin)
+
+
+def distinct(candidates: Iterable[Candidate]) -> list[Candidate]:
+    """The candidates in their order, each once."""
+    return list({candidate.id: candidate for candidate in reversed(list(candidates))}.values())[::-1]
+
+
+def taking_turns(*lists: Sequence[Candidate], count: int) -> list[Candidate]:
+    """The first of each list, then the second of each, and so on, each candidate once, `count` of them at most."""
+    longest = max(map(len, lists), default=0)
+    return distinct(one[place] for place in range(longest) for one in lists if place < len(one))[:count]
+
+
+def _edits(gains: Iterable[tuple[UnitKey, Gain]]) -> Iterable[dict[str, Any]]:
+    """One edit for each kind and gain."""
+    found: dict[tuple[Gain, Kind], dict[str, list[int | str] | str]] = defaultdict(dict)
+    for key, gain in gains:
+        layers = found[gain, key.kind]
+        if key.whole:
+            layers[str(key.layer)] = ALL
+        else:
+            indices = layers.setdefault(str(key.layer), [])
+            assert isinstance(indices, list)
+            indices.append(key.index)
+    for (gain, kind), layers in found.items():
+        yield {**_OPS.get(gain, {"op": "scale", "factor": gain}), kind: layers}

@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From single units to small sets: other gains, pairs, one more unit while it helps, and none that isn't needed."""
+
+from __future__ import annotations
+
+from itertools import combinations
+from typing import TYPE_CHECKING, Any
+
+from vllm_surgery.localization.candidates import Candidate, distinct, joined, without
+from vllm_surgery.units import MASK
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+    from vllm_surgery.localization.measures import Measure
+    from vllm_surgery.units import Gain
+
+MOST_SHRUNK = 16
+"""A set of more units isn't taken apart one by one; the search has tried it in other sizes."""
+
+
+def other_gains(candidate: Candidate, gains: Iterable[Gain]) -> list[Candidate]:
+    """A single unit with every gain that can be tried with its kind."""
+    ((key, _),) = candidate.gains
+    return [Candidate.of({key: gain}, "gain") for gain in gains if gain != MASK or key.kind == "experts"]
+
+
+def pairs(candidates: Sequence[Candidate]) -> list[Candidate]:
+    """Every two of them together, unless they name a unit in common."""
+    found = (joined(first, second, "pair") for first, second in combinations(candidates, 2))
+    return distinct(pair for pair in found if pair is not None)
+
+
+def grow(
+    start: Measure,
+    more: Sequence[Candidate],
+    most: int,
+    measure: Callable[[Candidate], Measure | None],
+    rank: Callable[[Measure], tuple[Any, ...]],
+) -> Measure:
+    """Adds the edit that helps most, again and again, as long as one leaves fewer loops.
+
+    Args:
+        start: what to add to.
+        more: what may be added.
+        most: units that the set may come to.
+        measure: gives None where the budget is used up.
+        rank: what measures are sorted by.
+    """
+    best = start
+    while True:
+        larger = [joined(best.candidate, one, "grown") for one in more]
+        fitting = [one for one in larger if one is not None and one.units <= most]
+        measured = [one for one in map(measure, fitting) if one is not None]
+        found = min(measured, key=rank, default=None)
+        if found is None or rank(found)[:2] >= rank(best)[:2]:
+            return best
+        best = found
+
+
+def shrink(
+    best: Measure, measure: Callable[[Candidate], Measure | None], rank: Callable[[Measure], tuple[Any, ...]]
+) -> Measure:
+    """Takes away units that the edit does as well without: the smallest edit is the one to ship.
+
+    Args:
+        best: the edit.
+        measure: gives None where the budget is used up.
+        rank: what measures are sorted by; its first two places say whether an edit is as good.
+    """
+    shrunk = 1 < best.candidate.units <= MOST_SHRUNK
+    while shrunk:
+        shrunk = False
+        for key, _ in best.candidate.gains:
+            smaller = measure(without(best.candidate, key, "shrunk"))
+            if smaller is not None and rank(smaller)[:2] <= rank(best)[:2]:
+                best, shrunk = smaller, smaller.candidate.units > 1
+                break
+    return best

@@ -1,0 +1,191 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The edit that was found, on probes that the search never saw: once, with shams, a penalty and intervals."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from vllm_surgery.errors import UsageError
+from vllm_surgery.evaluation.arms import UNPATCHED, of_patch, of_penalty, shams_of, unpatched
+from vllm_surgery.evaluation.outcomes import terminal_kinds
+from vllm_surgery.evaluation.report import write_report
+from vllm_surgery.evaluation.statistics import mcnemar
+from vllm_surgery.evaluation.summary import JUDGED, summarize
+from vllm_surgery.evaluation.trial import Trial, TrialFolder, run_trial
+from vllm_surgery.loops import KINDS
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from vllm_surgery.checkpoint import ModelFolder
+    from vllm_surgery.evaluation.arms import Arm
+    from vllm_surgery.evaluation.backend import Backend
+    from vllm_surgery.evaluation.records import Record
+    from vllm_surgery.evaluation.summary import ArmSummary, Summary
+    from vllm_surgery.intervals import Estimate
+    from vllm_surgery.localization.settings import SearchSettings
+    from vllm_surgery.loops import TokenTable
+    from vllm_surgery.patch import Patch
+
+SURE = 0.05
+"""A kind of loop that becomes more frequent in one cell, with McNemar's p below this, isn't made up for by others."""
+HOLDS = "fewer loops"
+
+
+@dataclass(frozen=True)
+class Court:
+    """Where a held-out trial is held.
+
+    Attributes:
+        backend: who answers.
+        table: what the model's tokens are as text.
+        folder: where answers and report go.
+        about: what the report says of the model.
+        quiet: no progress.
+    """
+
+    backend: Backend
+    table: TokenTable
+    folder: Path
+    about: Mapping[str, Any]
+    quiet: bool = False
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A held-out trial.
+
+    Attributes:
+        summary: all its figures.
+        rises: kinds of loop that became more frequent in one cell, in words.
+        holds: whether the edit is called a help, without a cost, and no kind rose.
+        notes: what couldn't be done as asked.
+    """
+
+    summary: Summary
+    rises: list[str]
+    holds: bool
+    notes: list[str]
+
+
+@dataclass(frozen=True)
+class CellKind:
+    """Answers of one cell that end in one kind of loop, without and with the patch."""
+
+    cell: str
+    kind: str
+    answers: int
+    before: int
+    after: int
+    rescued: int
+    newly: int
+
+    @property
+    def rises(self) -> bool:
+        """Whether there are more than chance would give."""
+        return self.newly > self.rescued and mcnemar(self.rescued, self.newly) < SURE
+
+
+def judge_held_out(patch: Patch, model: ModelFolder, settings: SearchSettings, court: Court) -> Judged:
+    """Asks the held-out probes of every arm, and judges.
+
+    Args:
+        patch: the edit.
+        model: its model's folder.
+        settings: of the search.
+        court: who is asked, and where answers are kept. What is there isn't asked again.
+
+    Raises:
+        SurgeryError: somebody couldn't answer.
+    """
+    shams, notes = _shams(patch, model, settings)
+    arms = [unpatched(), of_patch(patch), *shams, of_penalty(settings.penalty)]
+    trial = Trial.of(settings.held_out_protocol(), arms, court.about)
+    kept = TrialFolder(court.folder)
+    run_trial(trial, court.backend, kept, court.table, quiet=court.quiet)
+    records = kept.records()
+    summary = summarize(trial, records, kept.chances())
+    write_report(summary, trial, records, court.folder)
+    cells = cells_and_kinds(trial, records, patch.name)
+    rises = [
+        f"{one.kind} loops, {one.cell}: {one.before} to {one.after} of {one.answers}" for one in cells if one.rises
+    ]
+    verdict = summary.verdicts.get(patch.name)
+    return Judged(summary, rises, verdict is not None and verdict.word == HOLDS and not rises, notes)
+
+
+def cells_and_kinds(trial: Trial, records: Sequence[Record], arm: str) -> list[CellKind]:
+    """Each kind of loop by itself in each cell: figures that are pooled hide a kind that rises."""
+    asked = {name for name, one in trial.sets.items() if one.use == "loops"}
+    kept = {record.key: record for record in records if record.key.set in asked}
+    pairs: dict[str, list[tuple[Record, Record]]] = {}
+    for key, record in kept.items():
+        other = kept.get(key._replace(arm=arm))
+        if key.arm == UNPATCHED and other is not None:
+            pairs.setdefault(key.cell, []).append((record, other))
+    return [_cell(cell, kind, of_cell) for cell, of_cell in pairs.items() for kind in KINDS]
+
+
+def evidence(judged: Judged, patch: str) -> dict[str, Any]:
+    """What a patch file says of its held-out trial."""
+    arms = {one.arm.name: one for one in judged.summary.arms}
+    base, own = arms[UNPATCHED], arms[patch]
+    shams = [one for one in arms.values() if one.arm.control_of == patch]
+    penalties = {one.arm.name: _rate(one) for one in arms.values() if one.arm.kind == "penalty"}
+    found = own.against[JUDGED]
+    return {
+        "verdict": judged.summary.verdicts[patch].word,
+        "answers-that-end-in-a-loop": {
+            "unpatched": _rate(base),
+            "patch": _rate(own),
+            "shams": [_rate(one) for one in shams],
+            **penalties,
+        },
+        "difference": f"{_points(found.difference)} points; {found.rescued} rescued, {found.newly} new, "
+        f"McNemar p {found.p:.3g}, sign-flip over {found.clusters} probes p {found.clustered_p:.3g}",
+        "tasks": {
+            name: f"{one.right} of {one.tasks} right, {len(one.lost)} lost, {len(one.won)} won"
+            for name, one in own.tasks.items()
+        },
+        **_healthy(own),
+    }
+
+
+def _shams(patch: Patch, model: ModelFolder, settings: SearchSettings) -> tuple[list[Arm], list[str]]:
+    """As many shams as wanted, or as there is room for."""
+    for count in range(settings.shams, 0, -1):
+        try:
+            shams = shams_of(patch, model, count, settings.seed)
+        except UsageError as error:
+            reason = str(error)
+            continue
+        return shams, [] if count == settings.shams else [f"{count} shams instead of {settings.shams}: {reason}"]
+    return [], [f"no shams: {reason}"]
+
+
+def _cell(cell: str, kind: str, pairs: Sequence[tuple[Record, Record]]) -> CellKind:
+    both = [(kind in terminal_kinds(one), kind in terminal_kinds(two)) for one, two in pairs]
+    before, after = (sum(column) for column in zip(*both, strict=True))
+    return CellKind(cell, kind, len(both), before, after, both.count((True, False)), both.count((False, True)))
+
+
+def _rate(one: ArmSummary) -> str:
+    rates = one.rates[JUDGED]
+    found = rates.looped
+    kinds = ", ".join(f"{count} {kind}" for kind, count in rates.terminal.items() if count)
+    share = f"{100 * found.value:.1f} %, Wilson 95 % {100 * found.low:.1f} to {100 * found.high:.1f}"
+    return f"{round(found.value * rates.answers)} of {rates.answers} ({share})" + (f"; {kinds}" if kinds else "")
+
+
+def _points(found: Estimate) -> str:
+    return f"{100 * found.value:+.1f} ({100 * found.low:+.1f} to {100 * found.high:+.1f})"
+
+
+def _healthy(one: ArmSummary) -> dict[str, str]:
+    if one.healthy is None:
+        return {}
+    kl = one.healthy.kl
+    said = f"KL {kl.value:.4f} nats a token ({kl.low:.4f} to {kl.high:.4f}), from below; perplexity "
+    return {"healthy-text": f"{said}{one.healthy.base_perplexity:.3f} to {one.healthy.perplexity:.3f}"}

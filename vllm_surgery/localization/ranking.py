@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Units ranked: by what the engine's workers see of them, and by gradients where transformers has the model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from vllm_surgery.errors import SurgeryError
+from vllm_surgery.evaluation.offline_backend import OfflineBackend
+from vllm_surgery.localization.activity import measure_activity
+from vllm_surgery.localization.attribution import Attribution, by_activity, merged, passages
+from vllm_surgery.localization.candidates import Candidate, UnitKey
+from vllm_surgery.localization.directions import set_candidates, single_candidates
+from vllm_surgery.localization.gradients import gain_gradients
+from vllm_surgery.localization.passages import Passage
+from vllm_surgery.localization.scores import rank_by_activity
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from vllm_surgery.checkpoint import ModelFolder
+    from vllm_surgery.evaluation.records import Record
+    from vllm_surgery.evaluation.trial import Trial
+    from vllm_surgery.localization.directions import Direction
+    from vllm_surgery.localization.layers import Block
+    from vllm_surgery.localization.settings import SearchSettings
+
+MOST_PASSAGES = 32
+"""Transcripts that are looked into, of looping and of sound ones each: means over more hardly move."""
+
+
+@dataclass(frozen=True)
+class Ranker:
+    """Ranks the units of one model.
+
+    Attributes:
+        llm: the engine.
+        model: the folder that it was loaded from.
+        trial: of the search, whose sound replies are what healthy text is.
+        settings: of the search.
+        quiet: no progress.
+    """
+
+    llm: Any
+    model: ModelFolder
+    trial: Trial
+    settings: SearchSettings
+    quiet: bool = False
+
+    def rank(self, records: Sequence[Record], matter: Sequence[Block]) -> Attribution:
+        """Candidates worth a try.
+
+        Args:
+            records: the unpatched model's answers.
+            matter: blocks that loops need.
+
+        Raises:
+            EngineError: the engine can't be looked into.
+        """
+        transcripts = passages(records, OfflineBackend(self.llm).tokens_before)
+        looping = [one for one in transcripts if one.repeats is not None][:MOST_PASSAGES]
+        sound = [one for one in transcripts if one.repeats is None][:MOST_PASSAGES]
+        if not looping:
+            return Attribution([], [], ["no loop is long enough to look into"])
+        active = self._by_activity([*looping, *sound])
+        singles, sets, notes = self._by_gradients(looping)
+        return Attribution(merged([singles, active], matter, self.settings.singles), sets, notes)
+
+    def _by_activity(self, transcripts: Sequence[Passage]) -> list[Candidate]:
+        scored = rank_by_activity(measure_activity(self.llm, transcripts), self.model)
+        wanted = [one for one in scored if one.kind in self.settings.kinds]
+        scores = [(UnitKey(one.kind, one.layer, one.index), one.score) for one in wanted]
+        return by_activity(scores[: 2 * self.settings.singles], mask=self.settings.mask)
+
+    def _by_gradients(self, looping: Sequence[Passage]) -> tuple[list[Candidate], list[Candidate], list[str]]:
+        if not self.settings.gradients:
+            return [], [], ["gradients were switched off"]
+        try:
+            found = gain_gradients(self.model.path, looping, self._healthy(), seed=self.settings.seed, quiet=self.quiet)
+        except SurgeryError as error:
+            return [], [], [f"no gradients: {error}"]
+        found = found.of_kinds(self.settings.kinds)
+        count = 2 * self.settings.singles
+        singles = [_candidate(one, "gradient") for one in single_candidates(found, self.settings.gains, count)]
+        sets = [_candidate(one, "set") for one in set_candidates(found) if len(one.gains) > 1]
+        notes = [f"layer {layer} without some gradients: {why}" for layer, why in sorted(found.without.items())]
+        return singles, sets, notes
+
+    def _healthy(self) -> list[Passage]:
+        """The sound replies as transcripts."""
+        backend = OfflineBackend(self.llm)
+        found = []
+        for name in self.settings.text:
+            for probe in self.trial.sets[name].probes:
+                before = backend.tokens_before(probe.prompt)
+                found.append(Passage(before + backend.encode(probe.reply or ""), len(before)))
+        return found
+
+
+def _candidate(direction: Direction, origin: str) -> Candidate:
+    return Candidate.of({UnitKey(*unit): gain for unit, gain in direction.gains.items()}, origin)

@@ -1,0 +1,154 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The report of a search: what was looked at, what came of it, and the whole held-out trial."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from vllm_surgery.evaluation.page import Figure, Section, Table, Words
+from vllm_surgery.evaluation.report import sections_of, write_page
+from vllm_surgery.evaluation.trial import TrialFolder
+from vllm_surgery.localization.figure import front_figure
+from vllm_surgery.localization.held_out import cells_and_kinds
+from vllm_surgery.localization.localize import FOUND_FILE, HELD_OUT_FOLDER
+from vllm_surgery.loops import KINDS
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from vllm_surgery.evaluation.page import Block
+    from vllm_surgery.localization.localize import Outcome, Place
+    from vllm_surgery.localization.measures import Measure
+    from vllm_surgery.localization.settings import SearchSettings
+
+SHOWN = 24
+"""Rows of a table: what comes behind the best two dozen says little. `search.json` has all."""
+
+BOUNDS = (
+    "An edit may cost at most {kl:g} nats a token of KL divergence on sound replies, a perplexity {perplexity:g} times "
+    "the model's own, no more tasks lost than won, and a quarter of the different entries of its lists. Of those "
+    "within the bounds the one with the fewest loops is judged, once, on probes that the search never saw."
+)
+
+
+def write_report(outcome: Outcome, settings: SearchSettings, place: Place) -> dict[str, Path]:
+    """Writes ``report.html`` and ``report.md`` with its figures into the search's folder.
+
+    Returns:
+        What was written, by kind.
+
+    Raises:
+        UsageError: it can't be written.
+    """
+    parts = [_asked(outcome, place), _came_of_it(outcome, settings), _layers(outcome), _candidates(outcome, settings)]
+    parts += _held_out(outcome, place)
+    sections = [part for part in parts if part.blocks]
+    files = write_page(f"Search for loop units of {outcome.about['model']}", sections, place.folder)
+    return files | {"figures": place.folder / FOUND_FILE}
+
+
+def _asked(outcome: Outcome, place: Place) -> Section:
+    about, found = outcome.about, outcome.found
+    looks = ", ".join(f"{count} {part}" for part, count in found.looks.items())
+    points = [
+        f"**Model**: {about['model']}, sha256 over config and weights {about['fingerprint']}",
+        f"**Engine**: {about['engine']}, vllm-surgery {about['vllm_surgery']}",
+        f"**Command**: `{place.command}`",
+        f"**Spent**: {outcome.spent_answers} answers in {outcome.spent_minutes:.0f} minutes, held-out trial apart",
+        f"**Unpatched**: {_share(found.base.looped.value)} of {found.base.answers} answers to search probes end in a "
+        f"loop ({', '.join(f'{count} {kind}' for kind, count in found.base.terminal.items())})",
+        f"**Looks at candidates**: {looks or 'none'}",
+    ]
+    notes = list(found.attribution.notes) if found.attribution is not None else []
+    notes += [f"refused: {reason}" for reason in found.refused[:SHOWN]]
+    return Section("The search", [Words("", points), *([Words("Notes:", notes)] if notes else [])])
+
+
+def _came_of_it(outcome: Outcome, settings: SearchSettings) -> Section:
+    found, judged = outcome.found, outcome.judged
+    blocks: list[Block] = [Words(BOUNDS.format(kl=settings.max_kl, perplexity=settings.max_perplexity))]
+    if found.best is None or judged is None:
+        return Section("What came of it", [*blocks, Words(f"**No patch**: {found.why_none}.")])
+    verdict = ", ".join(one.word for one in judged.summary.verdicts.values()) or "none"
+    end = "The patch was written." if outcome.patch is not None else "**No patch was written.**"
+    points = [
+        f"chosen: {found.best.candidate}",
+        f"on search probes: {found.best.loops.base} of {found.best.loops.answers} answers end in a loop without it, "
+        f"{found.best.loops.looped} with it",
+        f"verdict on held-out probes: **{verdict}**",
+        *(f"a kind of loop became more frequent: {rise}" for rise in judged.rises),
+        *judged.notes,
+    ]
+    return Section("What came of it", [*blocks, Words(end, points)])
+
+
+def _layers(outcome: Outcome) -> Section:
+    if not outcome.found.layers:
+        return Section("Layers", [])
+    kept = set(outcome.found.kept)
+    rows = []
+    for one in outcome.found.layers:
+        key = one.candidate.gains[0][0]
+        rows.append([f"{key.kind}/{key.layer}", *_figures(one), "yes" if (key.kind, key.layer) in kept else ""])
+    note = "Each layer's MLP, or its routed experts, silenced as a whole. Kept are those that loops need most."
+    return Section("Layers", [Words(note), Table(["block", *_FIGURES, "kept"], rows)])
+
+
+_FIGURES = ["answers", "loops without", "with", "rescued", "newly", *KINDS, "entries", "KL", "perplexity", "tasks"]
+
+
+def _candidates(outcome: Outcome, settings: SearchSettings) -> Section:
+    found = outcome.found
+    if not found.measured:
+        return Section("Candidates", [])
+    ranked = sorted(found.measured, key=lambda one: one.rank(settings))[:SHOWN]
+    shown = {one.candidate.id: one for one in [*ranked, *found.front]}
+    front = {one.candidate.id for one in found.front}
+    rows = [
+        [
+            str(one.candidate),
+            one.candidate.origin,
+            *_figures(one),
+            ", ".join(one.excess(settings)),
+            "yes" if one.candidate.id in front else "",
+        ]
+        for one in shown.values()
+    ]
+    note = (
+        f"The best of {len(found.measured)} that were looked at in full, on search probes alone. They were chosen by "
+        "these figures, so the figures flatter them: what an edit does is in the held-out trial. `entries` and "
+        "`perplexity` are ratios to the unpatched model; `tasks` is lost/won."
+    )
+    table = Table(["edit", "thought of by", *_FIGURES, "too much", "on the front"], rows)
+    caption = "Loops against KL on search probes, with the Pareto front."
+    return Section("Candidates", [Words(note), table, Figure("front.svg", caption, front_figure(found, settings))])
+
+
+def _held_out(outcome: Outcome, place: Place) -> list[Section]:
+    if outcome.judged is None or outcome.found.best is None:
+        return []
+    folder = TrialFolder(place.folder / HELD_OUT_FOLDER)
+    trial, records = folder.trial(), folder.records()
+    cells = cells_and_kinds(trial, records, place.name)
+    rows = [
+        [one.cell, one.kind, str(one.answers), str(one.before), str(one.after), str(one.rescued), str(one.newly)]
+        for one in cells
+    ]
+    head = ["cell", "kind", "answers", "unpatched", "patched", "rescued", "newly"]
+    by_kind = Section("Held out: each kind of loop in each cell", [Table(head, rows)])
+    rest = sections_of(outcome.judged.summary, trial, records)
+    return [by_kind, *(Section(f"Held out: {one.title[0].lower()}{one.title[1:]}", one.blocks) for one in rest)]
+
+
+def _figures(one: Measure) -> list[str]:
+    loops, cost = one.loops, one.cost
+    kinds = [f"{before} to {after}" for before, after in (loops.kinds[kind] for kind in KINDS)]
+    counts = [str(count) for count in (loops.answers, loops.base, loops.looped, loops.rescued, loops.newly)]
+    if cost is None:
+        return [*counts, *kinds, f"{loops.entries:.2f}", "", "", ""]
+    tasks = "" if cost.lost is None else f"{cost.lost}/{cost.won}"
+    return [*counts, *kinds, f"{loops.entries:.2f}", f"{cost.kl:.4f}", f"{cost.perplexity:.3f}", tasks]
+
+
+def _share(value: float) -> str:
+    return f"{100 * value:.1f} %"

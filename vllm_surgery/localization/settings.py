@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a search asks, what it may try, and what an edit may cost. The same settings give the same search."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from vllm_surgery.evaluation.protocol import Cell, Protocol
+from vllm_surgery.units import Kind  # noqa: TC001 - pydantic reads it
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+GREEDY, SAMPLED, SIDE = "greedy", "sampled", "side"
+
+GAINS = (0.0, -1.0, 3.0, 0.5, -0.8, 5.0, 2.0)
+"""What single units are tried with. Silence and inversion are the paper's; amplifying has helped where they didn't."""
+
+
+class SearchSettings(BaseModel):
+    """Everything that a search depends on but the model and the budget.
+
+    Attributes:
+        kinds: of units that are tried; those that the model has not are left out.
+        search: probe sets for the search. It sees no answer to any other.
+        held_out: probe sets that the edit it found is judged by, once.
+        ordinary: sets of everyday requests in the held-out trial.
+        text: sets of sound replies, on which chances are compared.
+        tasks: sets of short lists and skills.
+        seeds: sampled answers to each search probe, besides the greedy one.
+        held_out_seeds: sampled answers to each held-out probe.
+        max_tokens: of an answer to a probe for loops.
+        task_tokens: of an answer to a task.
+        gains: tried with single units.
+        mask: whether masking an expert is tried too.
+        singles: how many single units are tried at the first, shortest look.
+        sets: how many sets are.
+        beam: how many of the best are joined with each other.
+        max_units: of a set that grows one by one.
+        max_kl: nats a token on sound replies: an edit that moves chances further isn't taken.
+        max_perplexity: of those replies, over the unpatched model's.
+        gradients: whether the model is also differentiated, with transformers.
+        shams: controls in the held-out trial.
+        penalty: repetition penalty of another control.
+        seed: of all draws.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    kinds: list[Kind] = ["neurons", "experts"]
+    search: list[str] = ["lists:search"]
+    held_out: list[str] = ["paper", "lists:held-out"]
+    ordinary: list[str] = ["healthy"]
+    text: list[str] = ["text"]
+    tasks: list[str] = ["short", "skills"]
+    seeds: int = Field(default=2, ge=0)
+    held_out_seeds: int = Field(default=2, ge=0)
+    temperature: float = Field(default=0.7, gt=0)
+    top_p: float = Field(default=0.95, gt=0, le=1)
+    top_k: int = Field(default=64, ge=0)
+    max_tokens: int = Field(default=512, ge=16)
+    task_tokens: int = Field(default=128, ge=1)
+    gains: list[float] = list(GAINS)
+    mask: bool = True
+    singles: int = Field(default=96, ge=1)
+    sets: int = Field(default=24, ge=0)
+    beam: int = Field(default=4, ge=1)
+    max_units: int = Field(default=8, ge=1)
+    max_kl: float = Field(default=0.05, gt=0)
+    max_perplexity: float = Field(default=1.02, gt=1)
+    gradients: bool = True
+    shams: int = Field(default=3, ge=1)
+    penalty: float = 1.15
+    seed: int = 20261124
+
+    def search_protocol(self) -> Protocol:
+        """What is asked while the search goes on."""
+        return Protocol(name="search", cells=self._cells(self.search, [], self.seeds), text=self.text)
+
+    def held_out_protocol(self) -> Protocol:
+        """What the edit that was found is judged by."""
+        cells = self._cells(self.held_out, self.ordinary, self.held_out_seeds)
+        return Protocol(name="held-out", cells=cells, text=self.text)
+
+    def _cells(self, sets: Sequence[str], ordinary: Sequence[str], seeds: int) -> list[Cell]:
+        cells = [Cell(name=GREEDY, sets=[*sets, *ordinary], temperature=0, max_tokens=self.max_tokens)]
+        if seeds:
+            how = {"temperature": self.temperature, "top_p": self.top_p, "top_k": self.top_k}
+            cells.append(Cell(name=SAMPLED, sets=list(sets), seeds=seeds, max_tokens=self.max_tokens, **how))
+        if self.tasks:
+            cells.append(Cell(name=SIDE, sets=self.tasks, temperature=0, max_tokens=self.task_tokens))
+        return cells
