@@ -41,7 +41,8 @@ def gradients(model: Path) -> Gradients:
     return gain_gradients(model, LOOPING, HEALTHY, quiet=True)
 
 
-def logits_with(gained: GainedNetwork, block: Block, index: int, gain: float, tokens: list[int], rows: list[int]):
+def logits_with(gained: GainedNetwork, gain: float, unit: tuple[Block, int], tokens: list[int], rows: list[int]):
+    block, index = unit
     with torch.no_grad():
         gained.gains[block][index] = gain
         logits = gained.logits(tokens, rows).double()
@@ -53,7 +54,7 @@ def slope(gained: GainedNetwork, block: Block, index: int, looping: Passage, ste
     rows = list(looping.after)
     came = torch.tensor(looping.tokens)[[row + 1 for row in rows]]
     above, below = (
-        float(log_odds(logits_with(gained, block, index, 1 + sign * step, looping.tokens, rows), came).mean())
+        float(log_odds(logits_with(gained, 1 + sign * step, (block, index), looping.tokens, rows), came).mean())
         for sign in (1, -1)
     )
     return (above - below) / (2 * step)
@@ -86,7 +87,7 @@ def test_families_gradients_are_slopes_too(tmp_path: Path, family: str) -> None:
 
 
 def test_the_sensitivity_tells_the_divergence_of_a_small_change(model: Path, gradients: Gradients) -> None:
-    found = gain_gradients(model, LOOPING[:1], HEALTHY, draws=400, quiet=True)
+    found = gain_gradients(model, LOOPING[:1], HEALTHY, draws=100, quiet=True)
     block: Block = ("neurons", 11)
     index, change = int(found.sensitivities[block].argmax()), 0.05
     divergence, rows = 0.0, 0
@@ -94,7 +95,7 @@ def test_the_sensitivity_tells_the_divergence_of_a_small_change(model: Path, gra
         for one in HEALTHY:
             places = list(one.before)
             base, moved = (
-                logits_with(gained, block, index, gain, one.tokens, places).log_softmax(-1)
+                logits_with(gained, gain, (block, index), one.tokens, places).log_softmax(-1)
                 for gain in (1.0, 1 + change)
             )
             divergence += float((base.exp() * (base - moved)).sum())

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from vllm_surgery.localization.passages import Passage
 
 MAX_ROWS = 96
-"""Rows of a loop that are looked at, from its second copy on: some copies of a loop of list entries. Later ones are more
-of the same, and the model more certain of them."""
+"""Rows of a loop that are looked at, from its second copy on: several copies of a loop of list entries. Later ones are
+more of the same, and the model more certain of them."""
 
 DRAWS = 4
 """Samples of the model's own next tokens for each healthy transcript. The error of a unit's sensitivity falls with the
@@ -50,7 +50,7 @@ class Gradients:
     without: dict[int, str] = field(default_factory=dict)
 
 
-def gain_gradients(
+def gain_gradients(  # noqa: PLR0913 - all but three have defaults
     folder: Path, looping: Sequence[Passage], healthy: Sequence[Passage], *,
     draws: int = DRAWS, seed: int = 0, device: str = "cpu", quiet: bool = False,
 ) -> Gradients:  # fmt: skip
@@ -103,9 +103,9 @@ def log_odds(logits: Any, tokens: Any) -> Any:
 class _Draw:
     """Fisher information, estimated from samples of the model's own next tokens.
 
-    Where a text's tokens stay as they are, the scores of the next tokens that are drawn for its rows are independent and
-    their mean is 0. So the square of their sum is, on average, the sum of their squares, and one backward pass serves
-    all rows.
+    Where a text's tokens stay as they are, the scores of the next tokens that are drawn for its rows are independent,
+    and their mean is 0. So the square of their sum is, on average, the sum of their squares, and one backward pass
+    serves all rows.
     """
 
     def __init__(self, gained: GainedNetwork, draws: int, seed: int) -> None:
@@ -143,10 +143,7 @@ def _next_tokens(passage: Passage, rows: Sequence[int], logits: Any) -> Any:
 def _gradients(
     gained: GainedNetwork, value: Any, where: str, *, again: bool = False
 ) -> dict[Block, NDArray[np.float32]]:
-    """Of `value`, for each block.
-
-    Args:
-        again: whether another value is to be derived from the same forward pass.
+    """Of `value`, for each block. `again` says that another value of the same forward pass will follow.
 
     Raises:
         EngineError: one isn't a finite number.
