@@ -154,7 +154,8 @@ def _scaled(step: Numbers, felt: Numbers, target: float) -> Numbers:
 
     By halving, for rounding and the ends of gains leave no formula. The cost grows with the length.
     """
-    low, high = 0.0, (MOST_CHANGE - LEAST_CHANGE) / max(float(np.abs(step).min()), np.finfo(np.float64).tiny)
+    least = np.abs(step[step != 0.0]).min(initial=np.inf)
+    low, high = 0.0, float((MOST_CHANGE - LEAST_CHANGE) / least)
     for _ in range(_HALVINGS):
         middle = (low + high) / 2
         if 0.5 * float((felt * _written(middle * step) ** 2).sum()) <= target:
