@@ -39,11 +39,14 @@ MAX_TOKENS = 120
 """An answer from the earliest start of a probe ends, or has been a verbatim loop for the 96 tokens that this takes."""
 
 CURES = (0.0, 0.5, -1.0, -0.8)
-"""Gains that, on all planted units together, leave no loop. Of `*_pair_loop` the gain 0.5 isn't one."""
+"""Gains that, on all planted units together, leave no loop and no other answer changed."""
 
 _COMMON = 4.0  # Length of the shared direction; a word's own is 1.
 _LOGIT = 10.0  # Of the next word, in nats. One token in 200 that is drawn at temperature 1 isn't the next word.
 _BACK = 1.5  # What a planted unit writes: more than a word's own direction, and half of it less.
+_FIRST_BACK = (
+    1.8  # Of two, what the first writes: the second fires less after it, so that no answer wavers between them.
+)
 _FIRED = 5.0  # A gate's value at the words of a unit.
 _SILENT = -3.0  # At all others, where the product with `up` is 0 besides.
 _ROUTED = 10.0  # A router's logit of an expert that does something, at its words; other logits are about 2.
@@ -91,22 +94,22 @@ class _Circuit:
 
 def dense_loop(folder: Path) -> Planted:
     """A Llama with one neuron that sends answers 7 words back."""
-    return _dense(folder, {(2, 77): 7})
+    return _dense(folder, {(2, 77): (7, _BACK)})
 
 
 def dense_pair_loop(folder: Path) -> Planted:
     """A Llama with two neurons, in two layers, of which each suffices for a loop."""
-    return _dense(folder, {(1, 41): 7, (2, 77): 6})
+    return _dense(folder, {(1, 41): (7, _FIRST_BACK), (2, 77): (6, _BACK)})
 
 
 def expert_loop(folder: Path) -> Planted:
     """A Qwen3 with one routed expert that sends answers 7 words back."""
-    return _experts(folder, {(2, 5): 7})
+    return _experts(folder, {(2, 5): (7, _BACK)})
 
 
 def expert_pair_loop(folder: Path) -> Planted:
     """A Qwen3 with two routed experts, in two layers, of which each suffices for a loop."""
-    return _experts(folder, {(1, 3): 7, (2, 5): 6})
+    return _experts(folder, {(1, 3): (7, _FIRST_BACK), (2, 5): (6, _BACK)})
 
 
 def no_circuit(folder: Path) -> Planted:
@@ -119,12 +122,12 @@ def healthy(folder: Path) -> Planted:
     return _dense(folder, {})
 
 
-def _dense(folder: Path, back: dict[Unit, int], *, cycle: bool = False) -> Planted:
+def _dense(folder: Path, back: dict[Unit, tuple[int, float]], *, cycle: bool = False) -> Planted:
     decoys: dict[Unit, int | None] = {(0, 19): None, (1, 102): None, (3, 64): None, (1, 8): 26, (2, 30): 28, (3, 5): 31}
     return _Model(folder, "neurons", back, decoys, (2, 111), cycle).save()
 
 
-def _experts(folder: Path, back: dict[Unit, int]) -> Planted:
+def _experts(folder: Path, back: dict[Unit, tuple[int, float]]) -> Planted:
     decoys: dict[Unit, int | None] = {(0, 2): None, (2, 6): None, (1, 0): 26, (3, 4): 31}
     return _Model(folder, "experts", back, decoys, (3, 1), cycle=False).save()
 
@@ -134,14 +137,14 @@ class _Model:
     """A model in the making.
 
     Attributes:
-        back: planted units, and how many words before the trigger each goes back to.
+        back: planted units, how many words before the trigger each goes back to, and how much it writes.
         decoys: and the word that each helps; None for those that are loud.
         cycle: whether the trigger's successor is the loop's first word to begin with.
     """
 
     folder: Path
     kind: Literal["neurons", "experts"]
-    back: dict[Unit, int]
+    back: dict[Unit, tuple[int, float]]
     decoys: dict[Unit, int | None]
     breaker: Unit
     cycle: bool
@@ -249,7 +252,7 @@ class _Model:
         own, spare = self._axes[:LENGTH], iter(self._axes[LENGTH + 2 :])
         loop = range(TRIGGER - 7, TRIGGER)
         return [
-            *(_Circuit(unit, [TRIGGER], own[TRIGGER - back - 1], _BACK) for unit, back in self.back.items()),
+            *(_Circuit(unit, [TRIGGER], own[TRIGGER - far - 1], much) for unit, (far, much) in self.back.items()),
             _Circuit(self.breaker, [STOP], own[STOP], 1.0),
             *(
                 _Circuit(unit, loop, next(spare), 1.0) if word is None else _Circuit(unit, [word], own[word], 0.3)
