@@ -8,8 +8,8 @@ and gates read it as the bias that they lack.
 
 A unit that does something fires at a few words and writes a direction:
 - a planted one fires at the trigger and writes what the word before the loop's first has;
-- a decoy fires at every word of the loop, louder than planted ones, and writes what nobody reads, or it fires at one
-  of them and only helps the word that comes next anyway;
+- a decoy fires at the loop's other words, save for the breaker's, and writes what nobody reads, louder than a planted
+  one; or it fires at one of them and only helps the word that comes next anyway;
 - a breaker alone makes the word `STOP` be followed by another one. Silenced it ends every loop, and all else that goes
   past this word.
 All other units are random, and each changes answers' chances a little.
@@ -170,7 +170,7 @@ class WordModel:
 
     def _circuits(self) -> list[Circuit]:
         own, spare = self._axes[:LENGTH], iter(self._axes[LENGTH + 2 :])
-        loop = range(TRIGGER - 7, TRIGGER)
+        loop = [word for word in range(TRIGGER - 7, TRIGGER) if word != STOP]
         return [
             *(Circuit(unit, [TRIGGER], own[TRIGGER - far - 1], much) for unit, (far, much) in self.back.items()),
             Circuit(self.breaker, [STOP], own[STOP], 1.0),

@@ -18,11 +18,12 @@ if TYPE_CHECKING:
 MAX_TOKENS = 120
 """An answer from the earliest start of a probe ends, or has been a verbatim loop for the 96 tokens that this takes."""
 
-CURES = (0.0, 0.5, -1.0, -0.8)
-"""Gains that, on all planted units together, leave no loop and no other answer changed."""
+CURES = (0.0, -0.8, -1.0)
+"""Gains that, on all planted units together, leave no loop and no other answer changed. Of a single one so is 0.5."""
 
-_FIRST = 1.8
-"""What the first of two planted units writes. The second fires less after it, so that no answer wavers between them."""
+_FIRST, _SECOND = 2.4, 1.9
+"""What two planted units write. The second fires less after the first, so that no answer wavers between them, and
+still enough where the first is negated."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ def dense_loop(folder: Path) -> Planted:
 
 def dense_pair_loop(folder: Path) -> Planted:
     """A Llama with two neurons, in two layers, of which each suffices for a loop."""
-    return _dense(folder, {(1, 41): (7, _FIRST), (2, 77): (6, ENOUGH)})
+    return _dense(folder, {(1, 41): (7, _FIRST), (2, 77): (6, _SECOND)})
 
 
 def expert_loop(folder: Path) -> Planted:
@@ -65,7 +66,7 @@ def expert_loop(folder: Path) -> Planted:
 
 def expert_pair_loop(folder: Path) -> Planted:
     """A Qwen3 with two routed experts, in two layers, of which each suffices for a loop."""
-    return _experts(folder, {(1, 3): (7, _FIRST), (2, 5): (6, ENOUGH)})
+    return _experts(folder, {(1, 3): (7, _FIRST), (2, 5): (6, _SECOND)})
 
 
 def no_circuit(folder: Path) -> Planted:
