@@ -106,7 +106,7 @@ def test_one_of_two_planted_units_cures_nothing(models: dict[str, Answering], na
     model = models[name]
     asked = loops_of(model)[:1]
     for unit in model.planted.units:
-        for gain in GAINS:
+        for gain in (-1.0, 0.0, 5.0):
             with model.edited({unit: gain}):
                 assert all(map(model.looped, model.answers(asked))), (unit, gain)
 
