@@ -16,12 +16,13 @@ from vllm_surgery.errors import EngineError
 from vllm_surgery.localization.gains import Block, GainedNetwork, gained_network
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
 
     from vllm_surgery.localization.passages import Passage
+    from vllm_surgery.units import Kind
 
 MAX_ROWS = 96
 """Rows of a loop that are looked at, from its second copy on: several copies of a loop of list entries. Later ones are
@@ -48,6 +49,14 @@ class Gradients:
     margins: dict[Block, NDArray[np.float32]]
     sensitivities: dict[Block, NDArray[np.float32]]
     without: dict[int, str] = field(default_factory=dict)
+
+    def of_kinds(self, kinds: Collection[Kind]) -> Gradients:
+        """The same for units of these kinds alone."""
+        margins, sensitivities = (
+            {block: values for block, values in part.items() if block[0] in kinds}
+            for part in (self.margins, self.sensitivities)
+        )
+        return Gradients(margins, sensitivities, self.without)
 
 
 def gain_gradients(  # noqa: PLR0913 - all but three have defaults
