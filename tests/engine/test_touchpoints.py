@@ -11,6 +11,7 @@ import pytest
 from vllm_surgery import EngineError
 from vllm_surgery.engine.touchpoints import (
     FOR_LOADING,
+    FOR_LOCALIZING,
     FOR_MASKING,
     FOR_SERVING,
     FOR_SWAPPING,
@@ -18,7 +19,7 @@ from vllm_surgery.engine.touchpoints import (
     TouchPoint,
 )
 
-ALL = (*FOR_LOADING, *FOR_SERVING, *FOR_SWAPPING, *FOR_MASKING, *FOR_WATCHING)
+ALL = (*FOR_LOADING, *FOR_SERVING, *FOR_SWAPPING, *FOR_MASKING, *FOR_WATCHING, *FOR_LOCALIZING)
 
 
 @pytest.mark.parametrize("point", ALL, ids=lambda point: f"{point.module}.{point.path}")

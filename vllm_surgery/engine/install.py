@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from vllm_surgery.engine import touchpoints
+from vllm_surgery.engine.capture import CAPTURE_METHOD, capture
 from vllm_surgery.engine.compile_cache import compute_hash_hook
 from vllm_surgery.engine.loops.hooks import install_watching
 from vllm_surgery.engine.preflight import preflight_hook
@@ -27,4 +28,5 @@ def install() -> None:
     worker = touchpoints.WORKER_BASE.get()
     setattr(worker, REPORT_METHOD, report)
     setattr(worker, STEP_METHOD, step)
+    setattr(worker, CAPTURE_METHOD, capture)
     install_watching()

@@ -167,6 +167,15 @@ MASKING = TouchPoint(
     "masking experts whose router has no bias",
     ("hidden_states", "router_logits"),
 )
+_EXPERTS_MODULE = "vllm.model_executor.layers.fused_moe.routed_experts"
+_LOCALIZING = "seeing what experts do, for `localize`"
+CHOSEN_EXPERTS = TouchPoint(
+    _EXPERTS_MODULE, "RoutedExperts.forward_modular", _LOCALIZING, ("x", "topk_weights", "topk_ids")
+)
+UNCHOSEN_EXPERTS = TouchPoint(
+    _EXPERTS_MODULE, "RoutedExperts.forward_monolithic", _LOCALIZING, ("x", "router_logits", "input_ids")
+)
+ALL_REDUCE = TouchPoint("vllm.distributed", "tensor_model_parallel_all_reduce", _LOCALIZING)
 _CLIENT = "vllm.v1.engine.core_client"
 PAUSE = TouchPoint(
     _CLIENT, "AsyncMPClient.pause_scheduler_async", "holding tokens during a swap", ("mode", "clear_cache")
@@ -231,6 +240,9 @@ FOR_SWAPPING = (
 
 FOR_MASKING = (MASKING,)
 """Without any one of these a server refuses masks in layers whose router has no bias of its own."""
+
+FOR_LOCALIZING = (CHOSEN_EXPERTS, UNCHOSEN_EXPERTS, ALL_REDUCE)
+"""Without any one of these `localize` looks at the neurons of models without experts alone."""
 
 FOR_SERVING = (SERVE_COMMAND, CLI_SETUP, CLI_PARSER)
 """What the command line alone needs. Without these, `vllm serve` with the plugin still works."""

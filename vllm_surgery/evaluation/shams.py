@@ -11,12 +11,10 @@ import math
 import random
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeAlias
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Any
 
 from vllm_surgery.errors import UsageError
+from vllm_surgery.output_norms import output_norms
 from vllm_surgery.patch import Patch
 from vllm_surgery.review import review
 from vllm_surgery.stack import PatchSet, SourcedPatch
@@ -25,17 +23,13 @@ from vllm_surgery.units import MASK
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from vllm_surgery.anatomy import TensorInfo
     from vllm_surgery.checkpoint import ModelFolder
+    from vllm_surgery.output_norms import Norms
     from vllm_surgery.units import Assignment, Gain, Kind
-
-Norms: TypeAlias = NDArray[np.float64]
 
 POOL = 24
 """From so many units for each that is edited and each sham, those closest in norm, one is drawn: few enough that norms
 are alike (within some per cent in layers of a thousand neurons), many enough that shams are no series of their own."""
-
-_DTYPES = {"F16": "<f2", "F32": "<f4", "F64": "<f8"}
 
 
 @dataclass(frozen=True)
@@ -75,7 +69,7 @@ def make_shams(patch: Patch, folder: ModelFolder, count: int, seed: int) -> list
     true = _units_of(patch, folder)
     drawn: list[list[Unit]] = [[] for _ in range(count)]
     places = sorted({(unit.kind, unit.layer) for unit in true})
-    norms = {place: _norms(folder, *place) for place in places}
+    norms = {(kind, layer): output_norms(folder, layer) if kind == "neurons" else None for kind, layer in places}
     for place in places:
         here = [unit for unit in true if (unit.kind, unit.layer) == place]
         for number, units in enumerate(_draw(here, norms[place], _width(folder, *place), count, source)):
@@ -145,21 +139,3 @@ def _norm(norms: dict[tuple[Kind, int], Norms | None], units: Sequence[Unit]) ->
             return None
         squares += float(here[unit.index]) ** 2
     return math.sqrt(squares)
-
-
-def _norms(folder: ModelFolder, kind: Kind, layer: int) -> Norms | None:
-    """The norm of what each neuron of a layer adds, for an activation of one; None where it can't be read."""
-    if kind == "experts":
-        return None
-    info = folder.anatomy.mlps[layer].tensors.get("down")
-    if info is None or info.dtype not in {*_DTYPES, "BF16"}:
-        return None
-    norms: Norms = np.linalg.norm(_matrix(folder, info).astype(np.float64), axis=0)
-    return norms
-
-
-def _matrix(folder: ModelFolder, info: TensorInfo) -> NDArray[Any]:
-    content = folder.read_slice(info.name, None, 0)
-    if info.dtype == "BF16":
-        return (np.frombuffer(content, "<u2").astype("<u4") << 16).view("<f4").reshape(info.shape)
-    return np.frombuffer(content, _DTYPES[info.dtype]).reshape(info.shape)
