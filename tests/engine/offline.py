@@ -78,7 +78,7 @@ def run_arms(*arms: Arm, **environment: str) -> list[dict[str, Any]]:
         done = subprocess.run(
             [sys.executable, "-m", "tests.engine.offline", str(out)],
             input=json.dumps([asdict(arm) for arm in arms]),
-            env={**os.environ, "VLLM_ENABLE_V1_MULTIPROCESSING": "0", **ENVIRONMENT, **environment},
+            env=environment_of_engines() | environment,
             cwd=Path(__file__).parents[2],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -88,6 +88,11 @@ def run_arms(*arms: Arm, **environment: str) -> list[dict[str, Any]]:
         if done.returncode != 0:
             raise AssertionError(f"the engine process ended with {done.returncode}:\n{done.stdout[-6000:]}")
         return [{**answer, "log": done.stdout} for answer in json.loads(out.read_text())]
+
+
+def environment_of_engines() -> dict[str, str]:
+    """The environment of a process whose engines live in it."""
+    return {**os.environ, "VLLM_ENABLE_V1_MULTIPROCESSING": "0", **ENVIRONMENT}
 
 
 def _answer(arm: Arm) -> dict[str, Any]:

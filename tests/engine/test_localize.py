@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A whole search on real engines finds what was planted in a model, and nothing where nothing was."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.engine.localizing import Task, run_searches
+from tests.localization.planted import CURES, MAX_TOKENS, MODELS, Planted
+from vllm_surgery import load_patch
+
+if TYPE_CHECKING:
+    from tests.localization.circuits import Unit
+
+pytestmark = pytest.mark.engine
+
+PLANTED = ("dense_loop", "dense_pair_loop", "expert_loop", "expert_pair_loop")
+BUDGET = "3000g"
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Planted]:
+    work = tmp_path_factory.mktemp("planted")
+    return {name: make(work / name) for name, make in MODELS.items()}
+
+
+@pytest.fixture(scope="module")
+def found(models: dict[str, Planted], tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+    work = tmp_path_factory.mktemp("searches")
+    tasks = [Task(str(one.folder), str(work / name), settings_of(one), BUDGET) for name, one in models.items()]
+    return dict(zip(models, run_searches(*tasks), strict=True))
+
+
+def settings_of(planted: Planted) -> dict[str, Any]:
+    """Each kind of unit by itself; greedy answers, since sampled ones of these models are the same."""
+    probes = {use: str(file) for use, file in planted.probes.items()}
+    return {
+        "kinds": [planted.kind],
+        "search": [f"{probes['loops']}:search"],
+        "held_out": [f"{probes['loops']}:held-out"],
+        "ordinary": [probes["healthy"]],
+        "text": [probes["text"]],
+        "tasks": [probes["short"], probes["skills"]],
+        "seeds": 0,
+        "held_out_seeds": 1,
+        "max_tokens": MAX_TOKENS,
+        "task_tokens": MAX_TOKENS,
+        "singles": 24,
+        "sets": 6,
+        "beam": 4,
+    }
+
+
+@pytest.mark.parametrize("name", PLANTED)
+def test_the_planted_units_are_found_and_no_others(
+    models: dict[str, Planted], found: dict[str, dict[str, Any]], name: str
+) -> None:
+    units: list[Unit] = [(layer, index) for layer, index in found[name]["units"]]
+    assert units == sorted(models[name].units)
+    assert all(gain == "mask" or gain in CURES or len(units) == 1 for gain in found[name]["gains"])
+
+
+@pytest.mark.parametrize("name", PLANTED)
+def test_what_was_found_holds_up_and_is_written_down_sealed(found: dict[str, dict[str, Any]], name: str) -> None:
+    patch = load_patch(found[name]["patch"])
+    assert len(patch.seal) == len(found[name]["units"])
+    assert patch.provenance["evidence"]["verdict"] == "fewer loops"
+    folder = Path(found[name]["patch"]).parent
+    assert "The patch was written." in (folder / "report.md").read_text()
+
+
+def test_loops_that_no_unit_causes_are_not_blamed_on_one(found: dict[str, dict[str, Any]]) -> None:
+    assert found["no_circuit"]["units"] is None
+    assert found["no_circuit"]["why_none"].startswith(("no candidate", "the best candidate"))
+
+
+def test_a_model_that_never_loops_has_nothing_to_find(found: dict[str, dict[str, Any]]) -> None:
+    assert found["healthy"]["why_none"] == (
+        "no answer of the unpatched model ends in a loop, so there is nothing to cure"
+    )
