@@ -63,7 +63,8 @@ def passages(records: Sequence[Record], tokens_before: Callable[[str], list[int]
         if not record.token_ids or (record.loops and not terminal):
             continue
         prompt = tokens_before(record.prompt)
-        repeats = min((loop.onset + loop.period for loop in terminal), default=None)
+        exact = [loop for loop in terminal if loop.kind == "verbatim"] or terminal  # An entry's period is an average.
+        repeats = min((loop.onset + loop.period for loop in exact), default=None)
         if repeats is not None and len(record.token_ids) - repeats < LEAST_AFTER:
             continue
         start = len(prompt)

@@ -17,7 +17,7 @@ KEEP = 1 / 3
 """Of each round. Looks get twice as long, so most is spent on the first round, where there is most to choose from."""
 LEAST = 3
 """So many stay in every round: the first looks are short, and chance is large in them."""
-ROUNDS = 4
+ROUNDS = 3
 
 
 def rungs(full: Look, count: int = ROUNDS) -> list[Look]:

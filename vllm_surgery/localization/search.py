@@ -11,7 +11,7 @@ from vllm_surgery.errors import CannotSwapError, PatchError
 from vllm_surgery.evaluation.outcomes import Rates
 from vllm_surgery.localization.candidates import distinct
 from vllm_surgery.localization.growth import grow, other_gains, pairs, shrink
-from vllm_surgery.localization.halving import affordable, halve, rungs
+from vllm_surgery.localization.halving import ROUNDS, affordable, halve, rungs
 from vllm_surgery.localization.layers import ablation, blocks, that_matter
 from vllm_surgery.localization.measures import Measure, front
 from vllm_surgery.units import MASK
@@ -126,7 +126,7 @@ class Search:
         return self.found
 
     def _ablate_layers(self) -> None:
-        look = rungs(self._lab.everything)[0]
+        look = rungs(self._lab.everything, ROUNDS + 1)[0]
         for block in blocks(self._anatomy, self._settings.kinds):
             one = self._look("layers", LAYERS, ablation(block), look)
             self.found.layers += [one] if one is not None else []
@@ -143,7 +143,7 @@ class Search:
         best = distinct([*(one.candidate for one in sorted([*singles, *refined], key=self._rank)), *best])[:beam]
         self._halve("sets", SETS, attribution.sets[: self._settings.sets])
         likely = distinct([*best, *attribution.singles[:beam]])
-        self._halve("pairs", GROWTH, pairs(likely), rounds=3)
+        self._halve("pairs", GROWTH, pairs(likely))
         self._grow_and_shrink(likely)
 
     def _grow_and_shrink(self, more: Sequence[Candidate]) -> None:
@@ -168,7 +168,7 @@ class Search:
         else:
             self.found.best = best
 
-    def _halve(self, part: str, share: float, candidates: Sequence[Candidate], rounds: int = 4) -> list[Measure]:
+    def _halve(self, part: str, share: float, candidates: Sequence[Candidate], rounds: int = ROUNDS) -> list[Measure]:
         """Successive halving over as many candidates as the budget has room for."""
         room = affordable(max(0.0, share - self._budget.used), self._whole, rounds)
         chosen = candidates[: int(min(room, len(candidates)))]
