@@ -171,7 +171,7 @@ def _longest_step(field: _Field, size: int, target: float) -> dict[int, float]:
 
 
 def _step(field: _Field, size: int, length: float) -> dict[int, float]:
-    """The changes of the `size` units that gain the most by a step of this length; those that change nothing are not in."""
+    """The changes of the `size` units that gain the most by a step of this length, without those that are 0."""
     changes = np.round(-length * field.margins / field.felt / STEP) * STEP
     changes = np.clip(changes, LEAST_CHANGE, MOST_CHANGE)
     # What the step maximises: its fall less its cost, in the proportion that makes it the best of its length.
