@@ -13,6 +13,7 @@ from vllm_surgery.localization.directions import (
     MOST_CHANGE,
     STEP,
     TRIM,
+    UNNOTICED_KL,
     robust_mean,
     set_candidates,
     single_candidates,
@@ -63,6 +64,11 @@ def test_neurons_that_healthy_text_never_feels_do_not_win_by_that() -> None:
     assert ("neurons", 3, 0) not in {unit for one in found for unit in one.gains}
 
 
+def test_units_that_can_do_next_to_nothing_do_not_win_by_their_price() -> None:
+    found = single_candidates(gradients([[0.001, 0.5]], [1e-9, 0.01]), [0.0], 1)
+    assert [one.gains for one in found] == [{("neurons", 3, 1): 0.0}]
+
+
 def test_one_transcript_does_not_carry_a_unit() -> None:
     transcripts = int(2 / TRIM)
     margins = np.zeros((transcripts, 2), np.float32)
@@ -83,7 +89,7 @@ def test_without_a_useful_gain_there_is_no_candidate() -> None:
 @given(SEEDS)
 def test_single_candidates_come_best_first_and_all_promise_a_fall(seed: int) -> None:
     found = single_candidates(random_gradients(seed), GAINS, 30)
-    strengths = [-one.margin / np.sqrt(one.kl) for one in found]
+    strengths = [-one.margin / np.sqrt(one.kl + UNNOTICED_KL) for one in found]
     assert len(found) == 30
     assert all(one.margin < 0 for one in found)
     assert all(later <= earlier * (1 + 1e-9) for earlier, later in pairwise(strengths))

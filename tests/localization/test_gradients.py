@@ -1,12 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import json
+import shutil
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from tests.models import EXPERT_FAMILIES, VOCABULARY, make_model
 from vllm_surgery.errors import EngineError, UsageError
@@ -60,6 +63,11 @@ def slope(gained: GainedNetwork, block: Block, index: int, looping: Passage, ste
     return (above - below) / (2 * step)
 
 
+def _change_config(folder: Path, **changes: object) -> None:
+    file = folder / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
+
+
 def strongest(gradients: Gradients, block: Block) -> int:
     return int(np.abs(gradients.margins[block][0]).argmax())
 
@@ -76,6 +84,8 @@ def test_the_gradient_is_the_slope_of_the_margin(model: Path, gradients: Gradien
 @pytest.mark.parametrize("family", [*EXPERT_FAMILIES, "Phi3", "Gemma3n"])
 def test_families_gradients_are_slopes_too(tmp_path: Path, family: str) -> None:
     model = make_model(tmp_path / "model", family)
+    if family == "DeepseekV3":
+        _change_config(model, head_dim=64)  # Of what rotates, as the real ones say; vLLM doesn't mind the test's 32.
     found = gain_gradients(model, LOOPING[:1], HEALTHY[:1], draws=1, quiet=True)
     assert not found.without
     assert any(kind == "experts" for kind, _ in found.margins) == (family in EXPERT_FAMILIES)
@@ -133,10 +143,32 @@ def test_numbers_that_are_none_are_refused(model: Path, monkeypatch: pytest.Monk
 
 
 def test_a_model_that_transformers_does_not_know_is_refused_in_one_line(tmp_path: Path, model: Path) -> None:
-    import shutil
-
     folder = shutil.copytree(model, tmp_path / "model")
-    config = folder / "config.json"
-    config.write_text(config.read_text().replace('"llama"', '"no-such-kind"'))
+    _change_config(folder, model_type="no-such-kind")
     with pytest.raises(UsageError, match="transformers can't load it"):
         gain_gradients(folder, LOOPING, HEALTHY, quiet=True)
+
+
+def test_a_model_that_transformers_can_not_run_is_refused_in_one_line(tmp_path: Path) -> None:
+    folder = make_model(tmp_path / "model", "DeepseekV3")  # See above.
+    with pytest.raises(UsageError, match="transformers can't run it"):
+        gain_gradients(folder, LOOPING, HEALTHY, quiet=True)
+
+
+def test_weights_that_the_folder_lacks_are_not_made_up(tmp_path: Path, model: Path) -> None:
+    folder = shutil.copytree(model, tmp_path / "model")
+    tensors = load_file(folder / "model.safetensors")
+    del tensors["model.layers.3.mlp.down_proj.weight"]
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UsageError, match=r"transformers finds no model\.layers\.3\.mlp\.down_proj\.weight in it"):
+        gain_gradients(folder, LOOPING, HEALTHY, quiet=True)
+
+
+def test_experts_that_are_not_given_weights_are_left_out_with_the_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = make_model(tmp_path / "model", "DeepseekV2")
+    monkeypatch.setattr("vllm_surgery.localization.gains._is_routed", lambda _: False)
+    found = gain_gradients(folder, LOOPING[:1], HEALTHY[:1], draws=1, quiet=True)
+    assert list(found.margins) == [("neurons", 0)]
+    assert found.without == dict.fromkeys((1, 2, 3), "its experts don't take the router's choice and weights")

@@ -56,15 +56,13 @@ def gained_network(folder: Path, device: str = "cpu") -> Iterator[GainedNetwork]
     """A model's network with gains, as long as the context lasts.
 
     Raises:
-        UsageError: torch or transformers isn't there, it can't load the model, or calls its MLPs by other names.
+        UsageError: torch or transformers isn't there, or it can't load or run the model.
     """
     anatomy = _plain_anatomy(folder)
     gained = GainedNetwork(_load(folder).to(device), {})
     hooks = [*_hook_neurons(gained, anatomy), *_hook_experts(gained, anatomy)]
     try:
-        _look_for_experts(gained)
-        if not gained.gains:
-            raise UsageError(f"{folder}: transformers calls none of its units by a known name")
+        _try_out(gained, folder)
         yield gained
     finally:
         for hook in hooks:
@@ -154,10 +152,14 @@ def _is_routed(inputs: tuple[Any, ...]) -> bool:
     return bool(not chosen.is_floating_point() and weights.is_floating_point() and chosen.shape == weights.shape)
 
 
-def _look_for_experts(gained: GainedNetwork) -> None:
+def _try_out(gained: GainedNetwork, folder: Path) -> None:
     """One forward pass, in which the layers whose experts can't be weighed drop out."""
     import torch
 
-    if any(kind == "experts" for kind, _ in gained.gains):
-        with torch.inference_mode():
-            gained.logits([0], [0])
+    try:
+        with torch.no_grad():
+            gained.logits([0, 0], [0, 1])
+    except (RuntimeError, ValueError, TypeError, LookupError, AttributeError) as error:
+        raise UsageError(f"{folder}: transformers can't run it: {one_line(str(error), 200)}") from None
+    if not gained.gains:
+        raise UsageError(f"{folder}: transformers calls none of its units by a known name")
