@@ -99,7 +99,10 @@ def without(candidate: Candidate, key: UnitKey, origin: str) -> Candidate:
 
 def distinct(candidates: Iterable[Candidate]) -> list[Candidate]:
     """The candidates in their order, each once."""
-    return list({candidate.id: candidate for candidate in reversed(list(candidates))}.values())[::-1]
+    found: dict[str, Candidate] = {}
+    for candidate in candidates:
+        found.setdefault(candidate.id, candidate)
+    return list(found.values())
 
 
 def taking_turns(*lists: Sequence[Candidate], count: int) -> list[Candidate]:

@@ -1,0 +1,202 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A model made of rules: which answers loop depends on what is edited, and on the probe. No engine, no arithmetic."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from tests.evaluation.fake_server import LOOP, SOUND, TABLE
+from vllm_surgery.errors import EngineError, MismatchError
+from vllm_surgery.evaluation.backend import Chances, Completion, ModelFacts
+from vllm_surgery.localization.attribution import Attribution
+from vllm_surgery.localization.budget import Budget
+from vllm_surgery.localization.candidates import Candidate, UnitKey
+from vllm_surgery.localization.lab import Bench, Lab
+from vllm_surgery.localization.measures import Cost, Loops, Measure
+from vllm_surgery.localization.search import Found, Search
+from vllm_surgery.localization.settings import SearchSettings
+from vllm_surgery.loops import KINDS
+from vllm_surgery.patch import Patch
+from vllm_surgery.stack import NO_PATCH
+from vllm_surgery.units import MASK
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
+
+    from vllm_surgery.checkpoint import ModelFolder
+    from vllm_surgery.evaluation.arms import Arm
+    from vllm_surgery.evaluation.backend import Job
+    from vllm_surgery.units import Gain
+
+Unit: TypeAlias = tuple[str, int, int]
+
+LAYERS, WIDTH = 3, 16
+BATCH = 8
+PROBES = 12
+"""Of each half. Two of three loop."""
+
+PROBE_FILE = "lists.yaml"
+
+
+@dataclass
+class FakeModel:
+    """Answers by rule.
+
+    Attributes:
+        folder: what it says that it was loaded from.
+        causes: units of which each alone is enough for loops, as long as it is louder than half; without any, loops
+            have no cause that could be edited.
+        helpers: units that cure the probes of one number modulo 3 alone.
+        loops: whether anything can loop at all.
+        dear: units that move chances far when they are edited.
+        harmful: units without which tasks go wrong.
+        deadly: units without which there are no answers.
+        breeders: units without which sound lists loop.
+        unwelcome: units for which a swap is refused.
+        asked: of each answer that was asked for: the arm, the prompt and the seed.
+        compared: of each text: the edits and the prompt.
+        stop_after: answers after which it dies.
+    """
+
+    folder: str = "fake"
+    causes: frozenset[Unit] = frozenset()
+    helpers: dict[Unit, int] = field(default_factory=dict)
+    loops: bool = True
+    dear: frozenset[Unit] = frozenset()
+    harmful: frozenset[Unit] = frozenset()
+    deadly: frozenset[Unit] = frozenset()
+    breeders: frozenset[Unit] = frozenset()
+    unwelcome: frozenset[Unit] = frozenset()
+    asked: list[tuple[str, str, int]] = field(default_factory=list)
+    compared: list[tuple[str, str]] = field(default_factory=list)
+    swaps: list[str] = field(default_factory=list)
+    stop_after: int | None = None
+    gains: dict[Unit, Gain] = field(default_factory=dict)
+
+    def facts(self) -> ModelFacts:
+        return ModelFacts("fake", self.folder, 4096, "fake 0")
+
+    def serve(self, arm: Arm) -> str | None:
+        edits = [item for patch in arm.patches for item in Patch.from_data(patch).assignments()]
+        gains = {(item.kind, item.layer, index): item.gain for item in edits for index in item.resolve(WIDTH)}
+        if self.unwelcome & gains.keys() and len(gains) < WIDTH:
+            raise MismatchError("patch", "edits[0]", "its format can't hold the edit")
+        self.gains = gains
+        self.swaps.append(arm.name)
+        return arm.id or (arm.name if gains else NO_PATCH)
+
+    def answer(self, jobs: Sequence[Job]) -> Iterator[list[tuple[Job, Completion]]]:
+        for start in range(0, len(jobs), BATCH):
+            batch = jobs[start : start + BATCH]
+            if self.stop_after is not None and len(self.asked) + len(batch) > self.stop_after:
+                raise EngineError("killed")
+            self.asked += [(job.key.arm, job.prompt, job.key.seed) for job in batch]
+            yield [(job, self._answer(job)) for job in batch]
+
+    def chances(self, prompt: str, reply: str) -> Chances:
+        self.compared.append((repr(sorted(self.gains.items())), prompt))
+        targets = [10, 11, 12, 13]
+        # Digits that files don't keep: what goes on from files must see the very same chances.
+        logprob = -0.512345678 - 0.003 * min(len(self.gains), WIDTH) + (0.4 if self._quiet(self.dear) else 0.0)
+        return Chances(targets, [logprob] * 4, [{target: logprob, 999: -2.123456789} for target in targets])
+
+    def tokens_before(self, prompt: str) -> list[int]:
+        return [1, 2, 3]
+
+    def _answer(self, job: Job) -> Completion:
+        tokens = LOOP if self._loops(job.prompt) else SOUND
+        if self._quiet(self.deadly) or (not job.prompt.startswith("List") and self._quiet(self.harmful)):
+            tokens = []
+        return Completion(TABLE.text(tokens), tokens, "length" if tokens is LOOP else "stop")
+
+    def _loops(self, prompt: str) -> bool:
+        if not (self.loops and prompt.startswith("List")):
+            return False
+        number = int(prompt.split()[1])
+        if number % 3 == 2:
+            return self._quiet(self.breeders)
+        if any(rest == number % 3 and self._quiet({unit}) for unit, rest in self.helpers.items()):
+            return False
+        return not self.causes or not all(map(self._is_quiet, self.causes))
+
+    def _quiet(self, units: frozenset[Unit] | set[Unit]) -> bool:
+        return any(map(self._is_quiet, units))
+
+    def _is_quiet(self, unit: Unit) -> bool:
+        gain = self.gains.get(unit, 1.0)
+        return gain == MASK or gain <= 0.5
+
+
+def neuron(layer: int, index: int) -> Unit:
+    return ("neurons", layer, index)
+
+
+def candidate(*units: Unit, gain: Gain = 0.0, origin: str = "test") -> Candidate:
+    return Candidate.of({UnitKey(*unit): gain for unit in units}, origin)
+
+
+def every_single(*more: Unit, gain: Gain = 0.0) -> Attribution:
+    """An attribution that is no good: these units first, then all in their order."""
+    units = [neuron(layer, index) for layer in range(LAYERS) for index in range(WIDTH)]
+    return Attribution([candidate(unit, gain=gain) for unit in dict.fromkeys([*more, *units])])
+
+
+def probe_files(folder: Path) -> dict[str, Any]:
+    """Small probe sets, as the settings of a search name them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    numbers = range(2 * PROBES)
+    halves = [
+        f"{{id: p{one}, prompt: List {one // 2} things, half: {('search', 'held-out')[one % 2]}}}" for one in numbers
+    ]
+    _write(folder / PROBE_FILE, "lists", "loops", halves)
+    skills = [f"{{id: s{one}, prompt: Skill {one}, check: {{kind: says, any: [w50]}}}}" for one in range(4)]
+    _write(folder / "skills.yaml", "skills", "skills", skills)
+    texts = [f"{{id: t{one}, prompt: Text {one}, reply: Sound.}}" for one in range(2)]
+    _write(folder / "texts.yaml", "texts", "text", texts)
+    return {
+        "search": [f"{folder / PROBE_FILE}:search"],
+        "held_out": [f"{folder / PROBE_FILE}:held-out"],
+        "ordinary": [],
+        "text": [str(folder / "texts.yaml")],
+        "tasks": [str(folder / "skills.yaml")],
+    }
+
+
+def _write(file: Path, name: str, use: str, probes: Sequence[str]) -> None:
+    file.write_text(f"name: {name}\nuse: {use}\nprobes:\n" + "".join(f"  - {probe}\n" for probe in probes))
+
+
+def settings_in(folder: Path, **changes: Any) -> SearchSettings:
+    return SearchSettings(**{**probe_files(folder / "probes"), "seeds": 1, "held_out_seeds": 1, **changes})
+
+
+def lab_in(folder: Path, model: FakeModel, settings: SearchSettings, budget: Budget | None = None) -> Lab:
+    bench = Bench(model, TABLE, folder, {}, lambda _: None)
+    return Lab(bench, settings, budget if budget is not None else Budget())
+
+
+def search_in(
+    folder: Path,
+    model: FakeModel,
+    anatomy: ModelFolder,
+    attribution: Attribution,
+    budget: Budget | None = None,
+    **changes: Any,
+) -> Found:
+    """A whole search with an attribution that is given."""
+    settings, budget = settings_in(folder, **changes), budget if budget is not None else Budget()
+    lab = lab_in(folder / "search", model, settings, budget)
+    return Search(lab, anatomy.anatomy, settings, budget, lambda *_: attribution).run()
+
+
+def measure_of(
+    one: Candidate, looped: int, kl: float | None = 0.01, *, base: int = 10, answers: int = 20, **changes: Any
+) -> Measure:
+    """A look at a candidate, as if there had been one."""
+    kinds = {kind: (base, looped) if kind == "verbatim" else (0, 0) for kind in KINDS}
+    loops = {"rescued": max(0, base - looped), "newly": max(0, looped - base), "kinds": kinds, "entries": 1.0}
+    cost = {"perplexity": 1.0, **{name: changes.pop(name) for name in list(changes) if name in Cost.__annotations__}}
+    found = Loops(answers=answers, base=base, looped=looped, **{**loops, **changes})
+    return Measure(one, found, None if kl is None else Cost(kl=kl, **cost))
