@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What engines record of passages, and what their answers are before and after, in a process of their own.
 
-As a program it takes a JSON list of engines on stdin and pickles a list of `Recorded` to the file named by its argument.
+There it takes a JSON list of engines on stdin and pickles a list of `Recorded` to the file named by its argument.
 """
 
 from __future__ import annotations
@@ -22,6 +22,9 @@ from vllm_surgery.localization.passages import Passage
 
 if TYPE_CHECKING:
     from vllm_surgery.localization.activity import Activity
+
+PROGRAM = "from tests.engine.capturing import main; main()"
+"""Not this module as a program: what it pickles goes by the module's own name."""
 
 PASSAGES = [
     Passage([5, 17, 33, 90, 200, 41, 7, 12, 41, 7, 12, 41], start=4, repeats=8),
@@ -68,7 +71,7 @@ def record(*engines: Engine) -> list[Recorded]:
     with tempfile.TemporaryDirectory() as work:
         out = Path(work) / "recorded.pickle"
         done = subprocess.run(
-            [sys.executable, "-m", "tests.engine.capturing", str(out)],
+            [sys.executable, "-c", PROGRAM, str(out)],
             input=json.dumps([asdict(engine) for engine in engines]),
             env={**os.environ, "VLLM_ENABLE_V1_MULTIPROCESSING": "0", **ENVIRONMENT},
             cwd=Path(__file__).parents[2],
@@ -78,7 +81,7 @@ def record(*engines: Engine) -> list[Recorded]:
             check=False,
         )
         assert done.returncode == 0, done.stdout[-6000:]
-        recorded: list[Recorded] = pickle.loads(out.read_bytes())  # noqa: S301 - this module wrote it
+        recorded: list[Recorded] = pickle.loads(out.read_bytes())
         return recorded
 
 
@@ -132,10 +135,3 @@ def _hooks_left(worker: Any) -> int:
 def main() -> None:
     engines = [Engine(**engine) for engine in json.load(sys.stdin)]
     Path(sys.argv[1]).write_bytes(pickle.dumps([_record(engine) for engine in engines]))
-
-
-if __name__ == "__main__":
-    # Under its own name, so that what it pickles can be read by whoever imports it so.
-    from tests.engine import capturing
-
-    capturing.main()
