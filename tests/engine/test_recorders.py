@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vllm_surgery.engine.capture import capture
-from vllm_surgery.engine.recorders import Rows
+from vllm_surgery.engine.recorders import ExpertRecorder, Rows
 
 WIDTH = 3
 
@@ -156,6 +156,80 @@ def test_stopping_is_for_any_time() -> None:
     assert worker.hooks == 1
     assert [capture(worker, "stop") for _ in range(2)] == [{"ok": True}] * 2
     assert worker.hooks == 0
+
+
+class Experts(torch.nn.Module):
+    """Two experts that multiply, as a kernel that may work in place applies them: by a choice, or by logits."""
+
+    GAINS = torch.tensor([2.0, -5.0])
+
+    def __init__(self, *, sums: bool = True) -> None:
+        super().__init__()
+        self._sums = sums
+
+    def forward_modular(self, x: torch.Tensor, topk_weights: torch.Tensor, topk_ids: torch.Tensor) -> Any:
+        gains = torch.where((topk_ids == 0) | (topk_ids == 1), self.GAINS[topk_ids.clamp(0, 1)], 0)
+        x *= (topk_weights * gains).sum(-1, keepdim=True)
+        return x if self._sums else (x,)
+
+    def forward_monolithic(self, x: torch.Tensor, router_logits: torch.Tensor, input_ids: Any = None) -> Any:
+        return self.forward_modular(x, *choose(x, router_logits, torch.int32))
+
+
+def choose(x: torch.Tensor, logits: torch.Tensor, dtype: Any, input_ids: Any = None) -> tuple[Any, Any]:
+    weights, ids = logits.topk(1)
+    return weights, ids.to(dtype)
+
+
+def expert_recorder(experts: Experts) -> ExpertRecorder:
+    runner = SimpleNamespace(
+        moe_config=SimpleNamespace(num_logical_experts=2, tp_size=1, ep_size=1),
+        routed_experts=experts,
+        router=SimpleNamespace(_compute_routing=choose),
+        routed_scaling_factor=10.0,
+    )
+    recorder = ExpertRecorder(3, "layers.3.mlp.experts", runner, Rows(4, (range(0, 2), range(2, 4))))
+    recorder.start()
+    return recorder
+
+
+STATES = torch.tensor([[3.0, 4], [0, 1], [0, 2], [6, 8]])
+
+
+def test_an_experts_contribution_is_its_weighted_output_in_the_rows_that_choose_it() -> None:
+    experts = Experts()
+    recorder = expert_recorder(experts)
+    # Beside the two experts some families have shared ones, and slots that are nobody's.
+    weights, ids = torch.tensor([[0.5, 0.25]] * 4), torch.tensor([[0, 1], [1, 9], [1, 0], [0, -1]])
+    experts.forward_modular(STATES.clone(), weights, ids)
+    recorder.stop()
+    result = recorder.result()
+    assert [floats(group) for group in result["frequency"]] == [[0.5, 1], [1, 0.5]]
+    assert [floats(group) for group in result["norm"]] == [[25, 43.75], [55, 25]]
+
+
+def test_recording_changes_no_output_and_leaves_no_hook() -> None:
+    experts, weights, ids = Experts(), torch.tensor([[0.5, 0.25]]), torch.tensor([[0, 1]])
+    recorder = expert_recorder(experts)
+    recorded = experts.forward_modular(STATES[:1].clone(), weights, ids)
+    recorder.stop()
+    assert not {"forward_modular", "forward_monolithic"} & {*vars(experts)}
+    assert torch.equal(recorded, experts.forward_modular(STATES[:1].clone(), weights, ids))
+
+
+@pytest.mark.parametrize("monolithic", [True, False])
+def test_where_one_expert_cannot_be_asked_there_are_frequencies_and_no_norms(monolithic: bool) -> None:
+    experts = Experts(sums=monolithic)
+    recorder, logits = expert_recorder(experts), torch.tensor([[1.0, 0], [1, 0], [1, 0], [0, 1]])
+    if monolithic:
+        experts.forward_monolithic(STATES.clone(), logits)
+    else:
+        experts.forward_modular(STATES.clone(), *choose(STATES, logits, torch.int64))
+    recorder.stop()
+    result = recorder.result()
+    assert [floats(group) for group in result["frequency"]] == [[1, 0], [0.5, 0.5]]
+    assert result["norm"] is None
+    assert recorder.error is None
 
 
 @given(st.data())
