@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from tests.engine.capturing import PASSAGES, Engine, Recorded, record
+from tests.engine.reference import load
 from tests.models import EXPERTS
 
 if TYPE_CHECKING:
@@ -42,12 +43,8 @@ def recorded(family_model: Callable[[str], Path]) -> Mapping[str, Recorded]:
 
 
 def by_hand(folder: Path) -> dict[str, dict[int, dict[str, np.ndarray]]]:
-    """Each passage's quantities by transformers: kind, layer and name to ``[passages, tokens][units]``-like means."""
-    import transformers
-
-    model = transformers.AutoModelForCausalLM.from_pretrained(
-        folder, dtype=torch.float32, attn_implementation="eager"
-    ).eval()
+    """Means over the passages by transformers: of each kind, layer and quantity, ``[units]``."""
+    model = load(folder)
     sums: dict[str, dict[int, dict[str, list[Any]]]] = {
         kind: defaultdict(lambda: defaultdict(list)) for kind in ("neurons", "experts")
     }
@@ -115,7 +112,7 @@ def _expert_rows(module: Any, states: Any, ids: Any, weights: Any) -> dict[str, 
 
 def _output(module: Any, expert: int, states: Any) -> Any:
     into, out = module.gate_up_proj[expert], module.down_proj[expert]
-    if hasattr(module, "_apply_gate"):  # GPT-OSS.
+    if hasattr(module, "gate_up_proj_bias"):  # GPT-OSS, whose weights lie the other way round.
         gated = module._apply_gate(states @ into + module.gate_up_proj_bias[expert])
         return gated @ out + module.down_proj_bias[expert]
     gate, up = (states @ into.T).chunk(2, dim=-1)
