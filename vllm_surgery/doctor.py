@@ -44,6 +44,7 @@ OFFERS = {
     "serve": "FOR_SERVING",
     "swap": "FOR_SWAPPING",
     "mask": "FOR_MASKING",
+    "localize": "FOR_LOCALIZING",
     "watch": "FOR_WATCHING",
     "routes": "FOR_ROUTES",
 }

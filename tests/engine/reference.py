@@ -28,16 +28,21 @@ def chances(
         answers: token ids, one list a prompt.
         masked: layer and index of the experts that no router may choose.
     """
+    model = load(folder)
+    with torch.no_grad(), _minus_infinity(model, masked):
+        return [_steps(model, prompt, answer) for prompt, answer in zip(prompts, answers, strict=True)]
+
+
+def load(folder: Path) -> Any:
+    """The model by transformers, in float32."""
     import transformers
 
     config = transformers.AutoConfig.from_pretrained(folder)
     if hasattr(config, "qk_rope_head_dim"):  # Of other sizes in its config only vLLM makes nothing.
         config.head_dim = config.qk_rope_head_dim
-    model = transformers.AutoModelForCausalLM.from_pretrained(
+    return transformers.AutoModelForCausalLM.from_pretrained(
         folder, config=config, dtype=torch.float32, attn_implementation="eager"
-    )
-    with torch.no_grad(), _minus_infinity(model.eval(), masked):
-        return [_steps(model, prompt, answer) for prompt, answer in zip(prompts, answers, strict=True)]
+    ).eval()
 
 
 def _steps(model: Any, prompt: list[int], answer: list[int]) -> torch.Tensor:

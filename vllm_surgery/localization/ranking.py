@@ -26,6 +26,11 @@ if TYPE_CHECKING:
     from vllm_surgery.localization.layers import Block
     from vllm_surgery.localization.settings import SearchSettings
 
+SIZES = (32, 64, 16, 128, 8, 256, 4, 512, 2)
+"""Of sets, in the order in which they are tried: on the demo model's search probes those of some dozens did most."""
+KL_TARGETS = (0.01, 0.03, 0.003)
+"""What they may cost by the gradients' own reckoning, likewise."""
+
 MOST_PASSAGES = 32
 """Transcripts that are looked into, of looping and of sound ones each: means over more hardly move."""
 
@@ -83,9 +88,12 @@ class Ranker:
         found = found.of_kinds(self.settings.kinds)
         count = 2 * self.settings.singles
         singles = [_candidate(one, "gradient") for one in single_candidates(found, self.settings.gains, count)]
-        sets = [_candidate(one, "set") for one in set_candidates(found) if len(one.gains) > 1]
+        sets = [_candidate(one, "set") for one in set_candidates(found, SIZES, self._targets()) if len(one.gains) > 1]
         notes = [f"layer {layer} without some gradients: {why}" for layer, why in sorted(found.without.items())]
         return singles, sets, notes
+
+    def _targets(self) -> list[float]:
+        return [target for target in KL_TARGETS if target <= self.settings.max_kl] or [self.settings.max_kl]
 
     def _healthy(self) -> list[Passage]:
         """The sound replies as transcripts."""

@@ -42,11 +42,11 @@ def rank_by_activity(activity: Activity, folder: ModelFolder) -> list[Scored]:
     if its norm were one, and where a kernel gives no experts' norms every expert of the model is scored by the
     difference of its frequency. Then the two kinds are best looked at apart.
     """
-    scores = [
-        *(("neurons", layer, values) for layer, values in _neuron_scores(activity, folder).items()),
-        *(("experts", layer, values) for layer, values in _expert_scores(activity.experts).items()),
+    neurons, experts = _neuron_scores(activity, folder), _expert_scores(activity.experts)
+    found = [
+        *(unit for layer, values in neurons.items() for unit in _units("neurons", layer, values)),
+        *(unit for layer, values in experts.items() for unit in _units("experts", layer, values)),
     ]
-    found = [unit for kind, layer, values in scores for unit in _units(kind, layer, values)]
     return sorted(found, key=lambda unit: -abs(unit.score))
 
 
