@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -15,9 +16,10 @@ if TYPE_CHECKING:
 
 KEEP = 1 / 3
 """Of each round. Looks get twice as long, so most is spent on the first round, where there is most to choose from."""
-LEAST = 3
+LEAST = 2
 """So many stay in every round: the first looks are short, and chance is large in them."""
 ROUNDS = 3
+MOST = 1000
 
 
 def rungs(full: Look, count: int = ROUNDS) -> list[Look]:
@@ -34,16 +36,29 @@ def rungs(full: Look, count: int = ROUNDS) -> list[Look]:
     ]
 
 
-def affordable(share: float, whole: float, rounds: int = ROUNDS) -> float:
-    """How many candidates can go through all rounds.
+def affordable(share: float, whole: float, rounds: int = ROUNDS) -> int:
+    """How many candidates can go through all rounds, `MOST` at most.
 
     Args:
         share: of the budget that may be spent.
         whole: the share that one look at everything costs.
         rounds: looks.
     """
-    each = sum(KEEP**number * 2.0 ** -(rounds - 1 - number) for number in range(rounds))
-    return share / (whole * each) if whole else math.inf
+    return bisect_right(range(1, MOST + 1), share, key=lambda count: whole * _looks(count, rounds))
+
+
+def _looks(count: int, rounds: int) -> float:
+    """What all rounds of so many candidates cost, in looks at everything."""
+    total = 0.0
+    for number in range(rounds):
+        total += count * 2.0 ** -(rounds - 1 - number)
+        count = _left(count)
+    return total
+
+
+def _left(count: int) -> int:
+    """How many of a round's candidates are in the next one."""
+    return min(count, max(LEAST, math.ceil(count * KEEP)))
 
 
 def halve(
@@ -67,5 +82,5 @@ def halve(
         round_ = sorted((one for one in measured if one is not None), key=rank)
         # When the budget ends in the middle of a round, what an earlier one found still counts.
         found = round_ or found
-        left = [one.candidate for one in round_[: max(LEAST, math.ceil(len(round_) * KEEP))]]
+        left = [one.candidate for one in round_[: _left(len(round_))]]
     return found
