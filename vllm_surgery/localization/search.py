@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from vllm_surgery.units import Gain
 
 LAYERS, SINGLES, GAINS, SETS, GROWTH = 0.12, 0.38, 0.45, 0.8, 1.0
-"""The share of the budget by which each part of the search is done. Ablating layers only guides, and gradients find units
-without it; sets have done most on the demo model."""
+"""The share of the budget by which each part of the search is done. Ablating layers only guides, and gradients find
+units without it; sets have done most on the demo model."""
 LEAST_GAIN = 0.03
 """A fall in the search's own loop rate below that isn't worth a held-out trial. As in the rule of `evaluate`."""
 
