@@ -18,6 +18,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tests.engine.settled import settled
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -229,30 +231,10 @@ def _lora_request(adapters: list[str | None], folder: str | None) -> Any:
     return None if folder is None else LoRARequest(folder, adapters.index(folder) + 1, folder)
 
 
-@contextmanager
-def _settled() -> Iterator[None]:
-    """Engines that start faster where one of this process has been before.
-
-    Most of the time of a small one goes into what needs doing once: finding all references to the kernels that vLLM
-    replaces, and collecting garbage, several times, among a million objects that stay anyway.
-    """
-    from unittest.mock import patch
-
-    from vllm.platforms import current_platform
-
-    gc.freeze()
-    with ExitStack() as stack:
-        for name in ("freeze", "unfreeze"):
-            stack.enter_context(patch.object(gc, name, lambda: None))
-        if hasattr(current_platform, "register_triton_kernel_overrides"):
-            stack.enter_context(patch.object(current_platform, "register_triton_kernel_overrides", lambda: None))
-        yield
-
-
 def main() -> None:
     first, *rest = [Arm(**arm) for arm in json.load(sys.stdin)]
     answers = [_answer(first)]
-    with _settled():
+    with settled():
         answers += [_answer(arm) for arm in rest]
     Path(sys.argv[1]).write_text(json.dumps(answers))
 

@@ -30,11 +30,8 @@ def chances(
     """
     import transformers
 
-    config = transformers.AutoConfig.from_pretrained(folder)
-    if hasattr(config, "qk_rope_head_dim"):  # Of other sizes in its config only vLLM makes nothing.
-        config.head_dim = config.qk_rope_head_dim
     model = transformers.AutoModelForCausalLM.from_pretrained(
-        folder, config=config, dtype=torch.float32, attn_implementation="eager"
+        folder, dtype=torch.float32, attn_implementation="eager"
     )
     with torch.no_grad(), _minus_infinity(model.eval(), masked):
         return [_steps(model, prompt, answer) for prompt, answer in zip(prompts, answers, strict=True)]
