@@ -55,6 +55,7 @@ _LATENT_ATTENTION: dict[str, Any] = {
     "qk_nope_head_dim": 32,
     "qk_rope_head_dim": 64,
     "v_head_dim": 32,
+    "head_dim": 64,  # Transformers takes rotary embeddings' size from here, vLLM from `qk_rope_head_dim`.
 }
 # What a family's config says beside `_SIZES`; after a slash another model of the family.
 _MORE: dict[str, dict[str, Any]] = {
@@ -65,7 +66,7 @@ _MORE: dict[str, dict[str, Any]] = {
     "Mixtral": {"num_hidden_layers": EXPERT_LAYERS, "num_local_experts": EXPERTS, "num_experts_per_tok": 2},
     "Olmoe": {"num_hidden_layers": EXPERT_LAYERS, "num_experts": EXPERTS, "num_experts_per_tok": 2},
     "DeepseekV2": {**_DEEPSEEK, **_LATENT_ATTENTION, "topk_method": "greedy"},
-    "DeepseekV3": {**_DEEPSEEK, **_LATENT_ATTENTION, "topk_method": "noaux_tc"},
+    "DeepseekV3": {**_DEEPSEEK, **_LATENT_ATTENTION, "topk_method": "noaux_tc", "scoring_func": "sigmoid"},
     "Glm4Moe": _DEEPSEEK,
     "GptOss": {"num_hidden_layers": EXPERT_LAYERS, "num_local_experts": EXPERTS, "num_experts_per_tok": 2},
     "Gemma3n": {

@@ -37,11 +37,8 @@ def load(folder: Path) -> Any:
     """The model by transformers, in float32."""
     import transformers
 
-    config = transformers.AutoConfig.from_pretrained(folder)
-    if hasattr(config, "qk_rope_head_dim"):  # Of other sizes in its config only vLLM makes nothing.
-        config.head_dim = config.qk_rope_head_dim
     return transformers.AutoModelForCausalLM.from_pretrained(
-        folder, config=config, dtype=torch.float32, attn_implementation="eager"
+        folder, dtype=torch.float32, attn_implementation="eager"
     ).eval()
 
 
