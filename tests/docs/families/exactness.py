@@ -20,7 +20,6 @@ from vllm_surgery.stack import SourcedPatch
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from pathlib import Path
 
     from tests.docs.families.checkpoints import Checkpoint
     from tests.formats.quantised import Tensors
@@ -95,22 +94,32 @@ def _patches(gains: Gains, kind: str) -> PatchSet:
     return PatchSet((SourcedPatch("p", Patch.from_data(data)),))
 
 
-def _baked(checkpoint: Checkpoint, patches: PatchSet, name: str) -> tuple[Tensors, Tensors]:
-    """Every tensor before and after."""
+@dataclass(frozen=True)
+class _Baked:
+    """A checkpoint's tensors before and after a bake."""
+
+    checkpoint: Checkpoint
+    before: Tensors
+    after: Tensors
+
+    def parts(self, layer: int, expert: int | None, role: str) -> tuple[Tensors, Tensors]:
+        """A projection's tensors, by the ends of their names, before and after."""
+        old, new = (self.checkpoint.parts(tensors, layer, expert, role) for tensors in (self.before, self.after))
+        return old, new
+
+
+def _baked(checkpoint: Checkpoint, patches: PatchSet, name: str) -> _Baked:
     out = checkpoint.folder.with_name(f"{checkpoint.folder.name}-{name}")
     bake(patches, ModelFolder(checkpoint.folder), out)
-    return stored(checkpoint.folder), stored(out)
+    return _Baked(checkpoint, stored(checkpoint.folder), stored(out))
 
 
 def _check(checkpoint: Checkpoint, kind: str, gains: Gains) -> None:
-    before, after = _baked(checkpoint, _patches(gains, kind), kind)
-    touched = {key: different for key, different in changed(before, after)}
+    baked = _baked(checkpoint, _patches(gains, kind), kind)
+    touched = dict(changed(baked.before, baked.after))
+    check = _check_neuron if kind == "neurons" else _check_expert
     for (layer, index), gain in gains.items():
-        if kind == "neurons":
-            places = _check_neuron(checkpoint, before, after, layer, index, gain)
-        else:
-            places = _check_expert(checkpoint, before, after, layer, index, gain)
-        for name, axis, place in places:
+        for name, axis, place in check(baked, layer, index, gain):
             if name in touched:
                 part = touched[name] if axis is None else touched[name].select(axis, place)
                 part.zero_()
@@ -121,36 +130,28 @@ Places = list[tuple[str, int | None, int]]
 """Slices that a unit's gain may change: a tensor's name, an axis, an index along it."""
 
 
-def _check_neuron(
-    checkpoint: Checkpoint, before: Tensors, after: Tensors, layer: int, neuron: int, gain: float
-) -> Places:
-    kind = checkpoint.kind
-    role = "up" if (layer, None, "up") in checkpoint.starts else "gate_up"
-    down, up = checkpoint.starts[layer, None, "down"], checkpoint.starts[layer, None, role]
-    old, new = (
-        {each: checkpoint.parts(tensors, layer, None, each) for each in ("down", role)} for tensors in (before, after)
-    )
+def _check_neuron(baked: _Baked, layer: int, neuron: int, gain: float) -> Places:
+    kind, starts = baked.checkpoint.kind, baked.checkpoint.starts
+    role = "up" if (layer, None, "up") in starts else "gate_up"
+    down = f"{starts[layer, None, 'down']}weight"
+    (old_down, new_down), (old_up, new_up) = (baked.parts(layer, None, each) for each in ("down", role))
     if kind is None:
-        expected = rounded_once(old["down"]["weight"][:, neuron], gain)
-        assert torch.equal(new["down"]["weight"][:, neuron], expected)
-        return [(f"{down}weight", 1, neuron)]
-    row = neuron + (kind.dequantise(old[role]).shape[0] // 2 if role == "gate_up" else 0)
-    scaled = with_scales(kind, old[role], gain)[row] if kind.out_axis is not None else kind.dequantise(old[role])[row]
-    expected = torch.outer(kind.dequantise(old["down"])[:, neuron], scaled) * sign(gain)
-    made = torch.outer(kind.dequantise(new["down"])[:, neuron], kind.dequantise(new[role])[row])
+        assert torch.equal(new_down["weight"][:, neuron], rounded_once(old_down["weight"][:, neuron], gain))
+        return [(down, 1, neuron)]
+    row = neuron + (kind.dequantise(old_up).shape[0] // 2 if role == "gate_up" else 0)
+    scaled = kind.dequantise(old_up) if kind.out_axis is None else with_scales(kind, old_up, gain)
+    expected = torch.outer(kind.dequantise(old_down)[:, neuron], scaled[row]) * sign(gain)
+    made = torch.outer(kind.dequantise(new_down)[:, neuron], kind.dequantise(new_up)[row])
     assert torch.equal(made, expected)
-    return [
-        (f"{down}weight", 1, neuron),
-        *([] if kind.out_axis is None else [(f"{up}{kind.scale}", kind.out_axis, row)]),
-    ]
+    scales = [] if kind.out_axis is None else [(f"{starts[layer, None, role]}{kind.scale}", kind.out_axis, row)]
+    return [(down, 1, neuron), *scales]
 
 
-def _check_expert(
-    checkpoint: Checkpoint, before: Tensors, after: Tensors, layer: int, expert: int, gain: float
-) -> Places:
+def _check_expert(baked: _Baked, layer: int, expert: int, gain: float) -> Places:
+    checkpoint = baked.checkpoint
     if not checkpoint.own_experts():
-        return _check_shared(checkpoint, before, after, layer, expert, gain)
-    old, new = (checkpoint.parts(tensors, layer, expert, "down") for tensors in (before, after))
+        return _check_shared(baked, layer, expert, gain)
+    old, new = baked.parts(layer, expert, "down")
     if checkpoint.kind is None:
         assert torch.equal(new["weight"], rounded_once(old["weight"], gain))
     else:
@@ -159,17 +160,15 @@ def _check_expert(
     return [(checkpoint.starts[layer, expert, "down"] + end, None, 0) for end in old]
 
 
-def _check_shared(
-    checkpoint: Checkpoint, before: Tensors, after: Tensors, layer: int, expert: int, gain: float
-) -> Places:
-    names = _shared(before, layer)
+def _check_shared(baked: _Baked, layer: int, expert: int, gain: float) -> Places:
+    names = _shared(baked.before, layer)
     places: Places = [(name, 0, expert) for name in names.values()]
-    if checkpoint.word == MXFP4:
+    if baked.checkpoint.word == MXFP4:
         codes, exponents = names.pop("down_proj_blocks"), names.pop("down_proj_scales")
-        old, new = (of_mxfp4(tensors[codes][expert], tensors[exponents][expert]) for tensors in (before, after))
+        old, new = (of_mxfp4(side[codes][expert], side[exponents][expert]) for side in (baked.before, baked.after))
         assert torch.equal(new, old * gain)
     for name in names.values():
-        assert torch.equal(after[name][expert], rounded_once(before[name][expert], gain))
+        assert torch.equal(baked.after[name][expert], rounded_once(baked.before[name][expert], gain))
     return places
 
 
@@ -190,10 +189,9 @@ def _mask(checkpoint: Checkpoint, model: ModelFolder, layer: int, found: Held) -
     found.ops.append("mask")
     if review(patches, model).engine_masks():
         return
-    before, after = _baked(checkpoint, patches, "masked")
-    ((name, different),) = changed(before, after)
+    baked = _baked(checkpoint, patches, "masked")
+    ((name, different),) = changed(baked.before, baked.after)
+    assert name.endswith("bias")
     assert different.nonzero().tolist() == [[MASKED]]
-    lowest_half = torch.finfo(torch.float16).min
-    assert "bias" in name
-    assert after[name][MASKED] <= lowest_half
-    assert after[name].isfinite().all()
+    assert baked.after[name].isfinite().all()
+    assert baked.after[name][MASKED] <= torch.finfo(torch.float16).min
