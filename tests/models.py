@@ -58,6 +58,8 @@ _LATENT_ATTENTION: dict[str, Any] = {
 }
 # What a family's config says beside `_SIZES`; after a slash another model of the family.
 _MORE: dict[str, dict[str, Any]] = {
+    "Llama/two layers": {"num_hidden_layers": 2},  # For what takes its time for each layer: compiling.
+    "Qwen3Moe/two layers": {**_EXPERT_SIZES, "num_hidden_layers": 2, "num_experts": EXPERTS, "mlp_only_layers": []},
     "Qwen2Moe": {**_EXPERT_SIZES, "num_experts": EXPERTS, "shared_expert_intermediate_size": 96},
     "Qwen3Moe": {**_EXPERT_SIZES, "num_experts": EXPERTS, "mlp_only_layers": []},
     "Mixtral": {"num_hidden_layers": EXPERT_LAYERS, "num_local_experts": EXPERTS, "num_experts_per_tok": 2},

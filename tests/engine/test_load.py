@@ -89,6 +89,11 @@ def test_the_way_to_the_weights_changes_nothing(llama: Answers, way: str) -> Non
     assert same(llama[way], llama["by hand"])
 
 
+def test_files_of_torch_are_patched_at_a_start_alone(llama: Answers) -> None:
+    (report,) = llama["bin"]["reports"]
+    assert report["cannot_swap"].endswith("has no safetensors files; of .bin files only a server's start can read weights")
+
+
 def test_a_patch_and_its_inverse_give_the_base_back(llama: Answers) -> None:
     assert same(llama["inverse of baked"], llama["base"])
 
