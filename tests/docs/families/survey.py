@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import tempfile
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -12,7 +13,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from tests.docs.families.checkpoints import KINDS, store
-from tests.docs.families.exactness import Held, held
+from tests.docs.families.exactness import Held, held, refusal
+from tests.examples import patches_of
 from tests.models import EXPERT_FAMILIES, FAMILIES, make_model, make_multimodal
 from tests.test_families import MULTIMODAL
 from vllm_surgery import ModelFolder
@@ -42,6 +44,9 @@ _TITLES = {
 """What people call the families whose names in transformers aren't that already."""
 
 
+NO_GATES = {"Phi": "Phi, Phi-1.5, Phi-2"}
+
+
 @dataclass
 class Family:
     """What was found of a family.
@@ -60,7 +65,29 @@ class Family:
 
 def survey() -> list[Family]:
     """All families, in the order of `tests.models`. Takes about a minute."""
-    return [_found(key, title, make) for key, title, make in _families()]
+    with _one_thread():
+        return [_found(key, title, make) for key, title, make in _families()]
+
+
+def without_units() -> list[tuple[str, str]]:
+    """Families whose MLPs have no gate, and what a patch is told there."""
+    zero = patches_of({"op": "zero", "neurons": {"0": [1]}})
+    reasons = []
+    for key, title in NO_GATES.items():
+        with tempfile.TemporaryDirectory() as work, _one_thread():
+            reasons.append((title, str(refusal(zero, ModelFolder(make_model(Path(work) / "model", key))))))
+    return reasons
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Tensors are so small that threads cost more than they do, much more where all cores are taken."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def title_of(family: str) -> str:
