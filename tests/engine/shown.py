@@ -46,7 +46,7 @@ class Column:
 
 
 def _not_run(reason: str) -> Claim:
-    return Claim(says=f"not run here: {reason}")
+    return Claim(says=f"not run: {reason}")
 
 
 FAMILIES = (
@@ -57,7 +57,7 @@ FAMILIES = (
             Claim("test_experts.py::test_a_patch_equals_a_checkpoint_edited_by_hand[{row}]"),
         ),
         {"Llama": Claim("test_load.py::test_a_patch_equals_a_checkpoint_edited_by_hand[patched-by hand-base]")},
-        otherwise=_not_run("compared as a checkpoint, with all that a plan says"),
+        otherwise=_not_run("a test compares its checkpoints, but none serves it"),
     ),
     Column(
         "swapped in and out",
@@ -72,18 +72,18 @@ FAMILIES = (
                 "refused: vLLM loads these experts at a start alone",
             ),
         },
-        otherwise=_not_run("as before"),
+        otherwise=_not_run("a test compares its checkpoints, but none serves it"),
     ),
     Column(
         "masked, at load and by swap",
         (Claim("test_masks.py::test_a_mask_is_a_logit_of_minus_infinity[{row}]"),),
         {"DeepseekV3": Claim("test_masks.py::test_a_mask_is_a_bias_that_no_score_makes_up_for")},
-        otherwise=_not_run("as before"),
+        otherwise=_not_run("a test compares its checkpoints, but none serves it"),
     ),
 )
 """Rows are families, by their names in `tests.models`; the last column is for those with experts."""
 
-_AMX = "this machine's processor lacks AMX, without which vLLM has no kernel for it on x86"
+_AMX = "vLLM's x86 kernel for it needs AMX"
 _GONE = _not_run("vLLM 0.32 refuses to load it")
 _NEVER = Claim(says="-")
 
@@ -125,7 +125,7 @@ KINDS = (
             Claim("test_kinds.py::test_a_swap_is_refused_with_the_reason[{row}]", "refused: the model is quantised"),
         ),
         {"fp32": Claim("test_swap.py::test_swapped_equals_fresh[first to second-second]")},
-        otherwise=_not_run("it would be refused as the others are"),
+        otherwise=_not_run("not served; swaps are refused on every quantised model"),
     ),
 )
 """Rows are kinds of checkpoints, by the words of `tests.formats.quantised` and of `tests.docs.families`, and `ONLINE`."""
@@ -159,7 +159,7 @@ LAYOUTS = (
         ),
         {
             "TP 1": Claim("test_load.py::test_a_patch_equals_a_checkpoint_edited_by_hand[patched-by hand-base]"),
-            "EP 2": Claim(says="as tensor parallel"),
+            "EP 2": _UNTRIED,
             "prefix caching": Claim("test_server.py::test_tokens_equal_those_of_the_checkpoint_edited_by_hand"),
             "adapters": Claim("test_lora.py::test_a_request_is_answered_as_by_its_own_model[with-patched]"),
         },
@@ -198,8 +198,8 @@ LAYOUTS = (
 LAYOUT_ROWS = {
     "TP 1": "one rank",
     "TP 2": "tensor parallel, two ranks",
-    "EP 2": "expert parallel, two ranks",
-    "PP 2": "pipeline parallel, two ranks",
+    "EP 2": "expert parallel, two ranks (vLLM's CPU kernel mended by the tests)",
+    "PP 2": "pipeline parallel, two ranks (with torch.compile, without which vLLM's CPU backend fails)",
     "prefix caching": "prefix caching",
     "compiled": "torch.compile",
     "adapters": "LoRA adapters beside the patch",

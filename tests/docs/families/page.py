@@ -7,6 +7,7 @@ import re
 import tempfile
 from collections import defaultdict
 from pathlib import Path
+from string import ascii_uppercase
 from typing import TYPE_CHECKING
 
 from tests.benchmarks.markdown import table
@@ -16,7 +17,7 @@ from tests.docs.families.storage import STORAGE, stored_as
 from tests.engine import shown
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Collection, Iterator, Mapping, Sequence
 
     from tests.docs.families.survey import Family
     from tests.engine.shown import Column
@@ -34,11 +35,12 @@ with random weights that transformers itself makes and writes, in the sizes and 
 - **An op stands in a cell** where it was baked into such a checkpoint, on units of the first and of the last layer that
   have some, and every weight came to the original times the gain, rounded once to what stores it (quantised ones after
   dequantising, by code that shares nothing with the package), with no other byte changed.
-- **[1]** and so on: the ops that are missing are refused, with this reason.
+- **[1]** and so on stand for the reasons below a table. In the first tables these are the reasons for which the ops
+  that are missing are refused.
 - **-**: there are no such units, or no checkpoints of the family in this kind.
 - **yes**: a test of a real engine has it: tokens and log-probabilities equal, bit for bit, to those of a checkpoint that
   the test edited by its own arithmetic; masks to the probabilities of transformers with the logit at minus infinity.
-- **refused**, **not run here**: with the reason. Tests run on a CPU; nothing here ran on a GPU.
+- **refused**, **not run**: with the reason. The tests run on an x86 CPU without AMX; nothing here ran on a GPU.
 """
 
 
@@ -53,13 +55,13 @@ def page(families: Sequence[Family], without: Sequence[tuple[str, str]], existin
     lines = [
         *_INTRODUCTION.splitlines(),
         *["", "## Where gains go", "", *table(("family", "neurons", "experts", "masks"), map(_places, families))],
-        *["", "Refused, layer by layer:", "", *table(("family", "reason"), without)],
+        *["", "Refused:", "", *table(("family", "reason"), without)],
         *["", "## Kinds of checkpoints", "", "### Neurons", "", *_kinds(families, "neurons")],
         *["", "### Experts", "", *_kinds(families, "experts")],
         *["", "### Files", "", *_storage(existing)],
         *["", "## Served", "", "### Families", "", *_served(families, existing)],
-        *["", "### Kinds", "", *_by(shown.KINDS, {word: word for word in (*KINDS, *shown.ONLINE)}, existing, "kind")],
-        *["", "### Layouts", "", *_by(shown.LAYOUTS, shown.LAYOUT_ROWS, existing, "layout")],
+        *["", "### Kinds", "", *_shown("kind", shown.KINDS, _same([*KINDS, *shown.ONLINE]), existing)],
+        *["", "### Layouts", "", *_shown("layout", shown.LAYOUTS, shown.LAYOUT_ROWS, existing)],
     ]
     return "\n".join(lines) + "\n"
 
@@ -84,50 +86,85 @@ def _mask(group: UnitsFound) -> str:
 
 
 def _kinds(families: Sequence[Family], kind: str) -> Iterator[str]:
-    """Kinds against families, of which those that are alike share a column; then the reasons."""
-    reasons: dict[str, int] = {}
+    """Kinds against families, of which those that are alike share a column; then who they are, and the reasons."""
+    notes = _Notes()
     alike: dict[tuple[str, ...], list[str]] = defaultdict(list)
     for family in families:
-        cells = tuple(_held(family, word, kind, reasons) for word in KINDS)
+        cells = tuple(_held(family, word, kind, notes) for word in KINDS)
         if {*cells} != {NO_SUCH}:
             alike[cells].append(family.title)
-    head = ["kind", *("; ".join(titles) for titles in alike.values())]
-    yield from table(head, ([word, *row] for word, *row in zip(KINDS, *alike, strict=True)))
+    letters = dict(zip(ascii_uppercase, alike.values(), strict=False))
+    yield from table(["kind", *letters], ([word, *row] for word, *row in zip(KINDS, *alike, strict=True)))
     yield ""
-    yield from (f"- [{number}] {reason}" for reason, number in reasons.items())
+    yield from (f"- {letter}: {'; '.join(titles)}" for letter, titles in letters.items())
+    yield from notes.lines()
 
 
-def _held(family: Family, word: str, kind: str, reasons: dict[str, int]) -> str:
+def _held(family: Family, word: str, kind: str, notes: _Notes) -> str:
     held = family.held.get((word, kind))
     if held is None:
         return NO_SUCH
-    notes = sorted({reasons.setdefault(f"its tensor {reason}", len(reasons) + 1) for reason in held.refused.values()})
-    return " ".join([", ".join(held.ops), *(f"[{number}]" for number in notes)])
+    marks = sorted({notes.mark(f"where gains go, the tensor {reason}") for reason in held.refused.values()})
+    return " ".join([", ".join(held.ops), *marks])
+
+
+class _Notes:
+    """Reasons that stand below a table, numbered as they come."""
+
+    def __init__(self) -> None:
+        self._numbers: dict[str, int] = {}
+
+    def mark(self, reason: str) -> str:
+        """What stands in a cell for a reason."""
+        return f"[{self._numbers.setdefault(reason, len(self._numbers) + 1)}]"
+
+    def folded(self, says: str) -> str:
+        """A cell with a mark in place of its reason."""
+        word, _, reason = says.partition(": ")
+        return f"{word} {self.mark(reason)}" if reason else word
+
+    def lines(self) -> list[str]:
+        return [f"- [{number}] {reason}" for reason, number in self._numbers.items()]
 
 
 def _storage(existing: frozenset[str]) -> list[str]:
     rows = []
     for way, title in STORAGE.items():
         with tempfile.TemporaryDirectory() as folder:
-            rows.append(
-                [title, stored_as(way, Path(folder)), *(cell(column, way, existing) for column in shown.STORAGE)]
-            )
+            offline = stored_as(way, Path(folder))
+        rows.append([title, offline, *(cell(column, way, existing) for column in shown.STORAGE)])
     return table(["files", "checked, baked, compared", *(column.title for column in shown.STORAGE)], rows)
 
 
 def _served(families: Sequence[Family], existing: frozenset[str]) -> list[str]:
-    *columns, masks = shown.FAMILIES
-    rows = [
-        [
-            family.title,
-            *(cell(column, family.key, existing) for column in columns),
-            cell(masks, family.key, existing) if any(group.kind == "experts" for group in family.units) else NO_SUCH,
-        ]
-        for family in families
-    ]
-    return table(["family", *(column.title for column in shown.FAMILIES)], rows)
+    routed = {family.key for family in families if any(group.kind == "experts" for group in family.units)}
+    return _shown("family", shown.FAMILIES, {family.key: family.title for family in families}, existing, masked=routed)
 
 
-def _by(columns: Sequence[Column], rows: dict[str, str], existing: frozenset[str], word: str) -> list[str]:
-    cells = ([title, *(cell(column, key, existing) for column in columns)] for key, title in rows.items())
-    return table([word, *(column.title for column in columns)], cells)
+def _shown(
+    word: str,
+    columns: Sequence[Column],
+    rows: Mapping[str, str],
+    existing: frozenset[str],
+    masked: Collection[str] | None = None,
+) -> list[str]:
+    """A table of claims, with its reasons.
+
+    Args:
+        word: what a row is.
+        columns: the claims.
+        rows: their titles by their keys.
+        existing: the ids of the engine's tests.
+        masked: the rows that the last column is for; None for all.
+    """
+    notes, cells = _Notes(), []
+    for key, title in rows.items():
+        asked = columns if masked is None or key in masked else columns[:-1]
+        said = [notes.folded(cell(column, key, existing)) for column in asked]
+        cells.append([title, *said, *[NO_SUCH] * (len(columns) - len(asked))])
+    lines = table([word, *(column.title for column in columns)], cells)
+    return [*lines, "", *reasons] if (reasons := notes.lines()) else lines
+
+
+def _same(words: Sequence[str]) -> dict[str, str]:
+    return {word: word for word in words}
