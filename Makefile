@@ -25,13 +25,14 @@ DEMO_OPTIONS := --served-model-name smollm2 --dtype float32 --max-model-len 4096
 	--kv-cache-memory-bytes 1073741824
 
 .PHONY: help serve demo test lint pytest system-packages monitoring bench bench-swaps bench-watching compat evidence \
-	schema install demo-model clean
+	schema matrix install demo-model clean
 
 help:
 	@echo "make serve      serve the demo model with its patch on port $(PORT)"
 	@echo "make demo       the same under Prometheus, with traffic and a swap after two minutes"
 	@echo "make test       lint, types and all tests"
 	@echo "make bench      what a patch costs while a model is loaded (bench-swaps: a swap; bench-watching: the detectors)"
+	@echo "make matrix     write docs/families.md again, which the tests hold against what they find"
 	@echo "make evidence   measure again what the shipped patch does, and what it costs"
 
 serve: demo-model
@@ -84,6 +85,11 @@ evidence: demo-model
 
 schema: install
 	$(BIN)/vllm-surgery schema > patches/schema.json
+
+matrix: EXTRAS = --extra test
+matrix: install
+	$(BIN)/python -m tests.docs.families > $(VENV)/families.md
+	mv $(VENV)/families.md docs/families.md
 
 install:
 	@$(PYTHON) deploy/install.py --venv $(VENV) --engine $(ENGINE) --extra demo $(EXTRAS)

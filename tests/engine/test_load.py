@@ -60,7 +60,7 @@ def llama(tmp_path_factory: pytest.TempPathFactory, family_model: Callable[[str]
         "by hand": Arm(str(by_hand)),
         "safetensors": Arm(str(base), [patch_of(GAINS)], {"load_format": "safetensors"}),
         "bin": Arm(str(as_bin(base, work / "bin")), [patch_of(GAINS)]),
-        "sharded": Arm(str(sharded), [patch_of(GAINS)]),
+        "sharded": Arm(str(sharded), [patch_of(GAINS)], later=[[], [patch_of(GAINS)]]),
         "two patches": Arm(str(base), [patch_of(first, "first"), patch_of(second, "second")]),
         "reloaded": Arm(str(base), [patch_of(GAINS)], reload=True),
         "many": Arm(str(base), [patch_of(MANY)]),
@@ -87,6 +87,19 @@ def test_a_patch_equals_a_checkpoint_edited_by_hand(llama: Answers, patched: str
 @pytest.mark.parametrize("way", ["safetensors", "bin", "sharded", "two patches", "reloaded"])
 def test_the_way_to_the_weights_changes_nothing(llama: Answers, way: str) -> None:
     assert same(llama[way], llama["by hand"])
+
+
+def test_swaps_read_a_checkpoint_in_several_files(llama: Answers) -> None:
+    unpatched, again = llama["sharded"]["later"]
+    assert same(unpatched, llama["base"])
+    assert same(again, llama["patched"])
+
+
+def test_files_of_torch_are_patched_at_a_start_alone(llama: Answers) -> None:
+    (report,) = llama["bin"]["reports"]
+    assert report["cannot_swap"].endswith(
+        "has no safetensors files; of .bin files only a server's start can read weights"
+    )
 
 
 def test_a_patch_and_its_inverse_give_the_base_back(llama: Answers) -> None:
