@@ -34,16 +34,29 @@ def rungs(full: Look, count: int = ROUNDS) -> list[Look]:
     ]
 
 
-def affordable(share: float, whole: float, rounds: int = ROUNDS) -> float:
+def affordable(most: int, share: float, costs: Sequence[float]) -> int:
     """How many candidates can go through all rounds.
 
     Args:
+        most: candidates that there are.
         share: of the budget that may be spent.
-        whole: the share that one look at everything costs.
-        rounds: looks.
+        costs: the share that the look of each round costs, as if nothing of the look before were kept: that leaves
+            room for what each visit takes besides its answers.
     """
-    each = sum(KEEP**number * 2.0 ** -(rounds - 1 - number) for number in range(rounds))
-    return share / (whole * each) if whole else math.inf
+    return next((count for count in range(most, 0, -1) if _planned(count, costs) <= share), 0)
+
+
+def _planned(count: int, costs: Sequence[float]) -> float:
+    """The share of the budget that so many candidates take."""
+    whole = 0.0
+    for cost in costs:
+        whole += count * cost
+        count = min(count, _staying(count))
+    return whole
+
+
+def _staying(count: int) -> int:
+    return max(LEAST, math.ceil(count * KEEP))
 
 
 def halve(
@@ -67,5 +80,5 @@ def halve(
         round_ = sorted((one for one in measured if one is not None), key=rank)
         # When the budget ends in the middle of a round, what an earlier one found still counts.
         found = round_ or found
-        left = [one.candidate for one in round_[: max(LEAST, math.ceil(len(round_) * KEEP))]]
+        left = [one.candidate for one in round_[: _staying(len(round_))]]
     return found

@@ -105,6 +105,7 @@ class Search:
         self._lab, self._anatomy, self._settings = lab, anatomy, settings
         self._budget, self._attribute = budget, attribute
         self._measured: dict[str, Measure] = {}
+        self._refused: set[str] = set()
 
     def run(self) -> Found:
         """Searches until it is done or the budget is used up.
@@ -140,7 +141,7 @@ class Search:
         gains: list[Gain] = [*self._settings.gains, *([MASK] if self._settings.mask else [])]
         varied = [other for one in best for other in other_gains(one, gains)]
         refined = self._halve("gains", GAINS, distinct(varied), rounds=2)
-        best = distinct([*(one.candidate for one in sorted([*singles, *refined], key=self._rank)), *best])[:beam]
+        best = distinct([*(one.candidate for one in self._ranked([*singles, *refined])), *best])[:beam]
         self._halve("sets", SETS, attribution.sets[: self._settings.sets])
         likely = distinct([*best, *attribution.singles[:beam]])
         self._halve("pairs", GROWTH, pairs(likely))
@@ -170,27 +171,33 @@ class Search:
 
     def _halve(self, part: str, share: float, candidates: Sequence[Candidate], rounds: int = ROUNDS) -> list[Measure]:
         """Successive halving over as many candidates as the budget has room for."""
-        room = affordable(max(0.0, share - self._budget.used), self._whole, rounds)
-        chosen = candidates[: int(min(room, len(candidates)))]
         looks = rungs(self._lab.everything, rounds)
-        return halve(chosen, looks, partial(self._look, part, share), self._rank)
+        each = self._whole / self._lab.answers_of(self._lab.everything)
+        costs = [each * self._lab.answers_of(look) for look in looks]
+        room = affordable(len(candidates), share - self._budget.used, costs)
+        return halve(candidates[:room], looks, partial(self._look, part, share), self._rank)
 
     def _look_at(self, part: str, share: float, look: Look, candidate: Candidate) -> Measure | None:
         return self._look(part, share, candidate, look)
 
     def _look(self, part: str, share: float, candidate: Candidate, look: Look) -> Measure | None:
         """A measurement, unless the part has used up its share of the budget, or the model can't take the edit."""
-        if self._budget.used >= share:
+        if self._budget.used >= share or candidate.id in self._refused:
             return None
         try:
             one = self._lab.measure(candidate, look)
         except (PatchError, CannotSwapError) as error:
+            self._refused.add(candidate.id)
             self.found.refused.append(f"{candidate}: {getattr(error, 'detail', error)}")
             return None
         self.found.looks[part] = self.found.looks.get(part, 0) + 1
         if look == self._lab.everything:
             self._measured[candidate.id] = one
         return one
+
+    def _ranked(self, measures: Sequence[Measure]) -> list[Measure]:
+        """Best first. What was looked at longer comes before the rest: more answers say more than fewer loops."""
+        return sorted(measures, key=lambda one: (-one.loops.answers, *self._rank(one)))
 
     def _rank(self, one: Measure) -> tuple[Any, ...]:
         return one.rank(self._settings)
