@@ -110,7 +110,8 @@ def test_the_best_stay_within_bounds_then_loop_least_then_cost_least_then_are_sm
         measure_of(A, 0, 0.5),
         measure_of(A, 0, math.nan),
     ]
-    assert sorted(order[::-1], key=lambda one: one.rank(SETTINGS)) == order
+    backwards = order[::-1]
+    assert sorted(backwards, key=lambda one: one.rank(SETTINGS)) == order
 
 
 def test_equal_measures_have_one_order() -> None:
