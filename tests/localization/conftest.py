@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 import pytest
@@ -13,6 +14,12 @@ from vllm_surgery.checkpoint import ModelFolder
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+
+@pytest.fixture
+def no_waiting_for_disks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A search waits hundreds of times until a disk has what it keeps; here no machine loses its power."""
+    monkeypatch.setattr(os, "fsync", lambda _: None)
 
 
 @pytest.fixture(scope="session")

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 Unit: TypeAlias = tuple[str, int, int]
 
-LAYERS, WIDTH = 3, 16
+LAYERS, WIDTH = 3, 8
 BATCH = 8
 PROBES = 12
 """Of each half. Two of three loop."""

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
     from vllm_surgery.localization.measures import Measure
 
+pytestmark = pytest.mark.usefixtures("no_waiting_for_disks")
+
 CAUSE, OTHER = neuron(1, 5), neuron(0, 3)
 CURE, NOTHING = candidate(CAUSE), candidate(OTHER)
 JOBS, TASKS, TEXTS = 2 * PROBES, 4, 2
@@ -141,7 +143,7 @@ def test_what_is_known_is_charged_as_it_was_and_nothing_is_asked(tmp_path: Path)
     assert again == once
 
 
-@pytest.mark.parametrize("stop", range(0, 70, BATCH // 2))
+@pytest.mark.parametrize("stop", range(0, 60, BATCH))
 def test_a_walk_that_was_killed_goes_on_as_if_it_had_not_been(tmp_path: Path, stop: int) -> None:
     whole, parts = Budget(answers=ROOM), Budget(answers=ROOM)
     model, killed, rest = looping(), looping(), looping()

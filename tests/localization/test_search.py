@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from vllm_surgery.checkpoint import ModelFolder
     from vllm_surgery.localization.search import Found
 
+pytestmark = pytest.mark.usefixtures("no_waiting_for_disks")
+
 CAUSE, SECOND, OTHER = neuron(1, 5), neuron(2, 3), neuron(0, 7)
 ANSWERS, LOOPED = 2 * PROBES, 2 * PROBES * 2 // 3
 WHOLE = ANSWERS + 4
@@ -129,7 +131,7 @@ def test_what_was_refused_is_not_swapped_in_again(tmp_path: Path, tiny: ModelFol
     assert len(found.refused) == len(set(found.refused))
 
 
-@pytest.mark.parametrize("answers", [1, WHOLE, 60, 100, 200, 400, 800, 1600])
+@pytest.mark.parametrize("answers", [1, WHOLE, 60, 100, 300, 1000])
 def test_a_budget_is_kept_to_one_look_and_always_ends_in_an_edit_or_a_reason(
     tmp_path: Path, tiny: ModelFolder, answers: int
 ) -> None:
@@ -137,12 +139,12 @@ def test_a_budget_is_kept_to_one_look_and_always_ends_in_an_edit_or_a_reason(
     found = search_in(tmp_path, FakeModel(causes=frozenset({CAUSE})), tiny, every_single(CAUSE), budget)
     assert (found.best is None) == (found.why_none is not None)
     assert budget.spent_answers <= max(WHOLE, answers + WHOLE)
-    assert (found.best is not None) == (answers >= 400)
+    assert (found.best is not None) == (answers >= 100)
 
 
 def test_singles_are_looked_at_in_full_before_their_share_is_gone(tmp_path: Path, tiny: ModelFolder) -> None:
     """So many are planned that halving comes to its end."""
-    for answers in range(300, 1500, 300):
+    for answers in (300, 900):
         folder, budget = tmp_path / str(answers), Budget(answers=answers)
         found = search_in(folder, FakeModel(), tiny, every_single(), budget, gains=[0.0], sets=0, max_units=1)
         singles = [one for one in found.measured if one.candidate.units == 1]
@@ -162,7 +164,7 @@ def test_looks_of_unequal_length_are_not_compared(tmp_path: Path, tiny: ModelFol
 def test_the_parts_of_a_search_are_counted(tmp_path: Path, tiny: ModelFolder) -> None:
     looks = search_in(tmp_path, FakeModel(causes=frozenset({CAUSE})), tiny, every_single()).looks
     assert looks["layers"] == LAYERS
-    assert looks["singles"] == 48 + 16 + 6
+    assert looks["singles"] == 24 + 8 + 3
     assert set(looks) >= {"gains", "pairs", "grown"}
 
 
@@ -178,7 +180,7 @@ def plain(found: Found) -> Any:
 def test_the_same_inputs_give_the_same_search(tmp_path: Path, tiny: ModelFolder) -> None:
     def go(name: str) -> tuple[Any, FakeModel]:
         model = FakeModel(causes=frozenset({CAUSE}))
-        return plain(search_in(tmp_path / name, model, tiny, every_single(), Budget(answers=500))), model
+        return plain(search_in(tmp_path / name, model, tiny, every_single(CAUSE), Budget(answers=300))), model
 
     (first, one), (second, two) = go("a"), go("b")
     assert first == second
@@ -186,10 +188,10 @@ def test_the_same_inputs_give_the_same_search(tmp_path: Path, tiny: ModelFolder)
     assert first["best"] in {each["candidate"]["id"] for each in first["measured"]}
 
 
-@pytest.mark.parametrize("stop", [10, 40, 133, 250, 420])
+@pytest.mark.parametrize("stop", [10, 40, 100, 133])
 def test_a_search_that_was_killed_comes_to_the_same(tmp_path: Path, tiny: ModelFolder, stop: int) -> None:
     def go(folder: Path, model: FakeModel) -> tuple[Any, Budget]:
-        budget = Budget(answers=500)
+        budget = Budget(answers=300)
         return plain(search_in(folder, model, tiny, every_single(CAUSE), budget)), budget
 
     def model(stop_after: int | None = None) -> FakeModel:
