@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 Unit: TypeAlias = tuple[str, int, int]
 
-LAYERS, WIDTH = 3, 16
+LAYERS, WIDTH = 3, 8
 BATCH = 8
 PROBES = 12
 """Of each half. Two of three loop."""
@@ -55,7 +55,7 @@ class FakeModel:
         deadly: units without which there are no answers.
         breeders: units without which sound lists loop.
         unwelcome: units for which a swap is refused.
-        asked: of each answer that was asked for: the arm, the prompt and the seed.
+        asked: of each answer that was asked for: the arm, the cell, the prompt and the seed.
         compared: of each text: the edits and the prompt.
         stop_after: answers after which it dies.
     """
@@ -69,7 +69,7 @@ class FakeModel:
     deadly: frozenset[Unit] = frozenset()
     breeders: frozenset[Unit] = frozenset()
     unwelcome: frozenset[Unit] = frozenset()
-    asked: list[tuple[str, str, int]] = field(default_factory=list)
+    asked: list[tuple[str, str, str, int]] = field(default_factory=list)
     compared: list[tuple[str, str]] = field(default_factory=list)
     swaps: list[str] = field(default_factory=list)
     stop_after: int | None = None
@@ -92,7 +92,7 @@ class FakeModel:
             batch = jobs[start : start + BATCH]
             if self.stop_after is not None and len(self.asked) + len(batch) > self.stop_after:
                 raise EngineError("killed")
-            self.asked += [(job.key.arm, job.prompt, job.key.seed) for job in batch]
+            self.asked += [(job.key.arm, job.key.cell, job.prompt, job.key.seed) for job in batch]
             yield [(job, self._answer(job)) for job in batch]
 
     def chances(self, prompt: str, reply: str) -> Chances:

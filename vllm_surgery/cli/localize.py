@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import re
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -87,10 +86,12 @@ def _add_bounds(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, rest: list[str]) -> int:
     """Carries the command out: 0 where a patch holds up, 1 where there is none."""
     from vllm_surgery.localization.budget import Budget
+    from vllm_surgery.localization.names import check_name, default_name
 
     settings = settings_of(args)
     budget = Budget.parse(args.budget) if args.budget else Budget()
-    name = args.name or default_name(args.model)
+    name = default_name(args.model) if args.name is None else args.name
+    check_name(name, settings.penalty)
     if importlib.util.find_spec("vllm") is None:
         raise EngineError("localize needs vLLM: install vllm-surgery with its extra `gpu` or `cpu`")
     from vllm_surgery.checkpoint import ModelFolder
@@ -113,9 +114,8 @@ def settings_of(args: argparse.Namespace) -> SearchSettings:
     """The settings that the options ask for.
 
     Raises:
-        UsageError: one can't be, or a probe set is missing or isn't divided.
+        UsageError: one can't be, or a probe set is missing, isn't divided or is for something else.
     """
-    from vllm_surgery.evaluation.probes import load_probes
     from vllm_surgery.localization.settings import SearchSettings
 
     plain = ("text", "tasks", "ordinary", "seeds", "held_out_seeds", "max_tokens", "singles", "sets", "max_units")
@@ -130,17 +130,24 @@ def settings_of(args: argparse.Namespace) -> SearchSettings:
         settings = SearchSettings(gradients=not args.no_gradients, **given)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        option = str(first["loc"][0]).replace("_", "-")
-        raise UsageError(f"--{option} {first['input']}: {first['msg'][0].lower()}{first['msg'][1:]}") from None
-    for name in {*settings.search_protocol().sets, *settings.held_out_protocol().sets}:
-        load_probes(name)
+        option, said = str(first["loc"][0]), first["msg"].removeprefix("Value error, ")
+        raise UsageError(f"--{option.replace('_', '-')} {getattr(args, option)}: {said[0].lower()}{said[1:]}") from None
+    _check_sets(settings)
     return settings
 
 
-def default_name(model: str) -> str:
-    """What a patch for a model is called: the last part of the model's name, as patch names may be spelled."""
-    last = re.sub(r"[^a-z0-9._-]+", "-", Path(model).name.lower()).strip("-._")
-    return f"{last[:56] or 'model'}-noloop"
+def _check_sets(settings: SearchSettings) -> None:
+    from vllm_surgery.evaluation.probes import load_probes
+
+    for option, names, uses in (
+        ("probes", [*settings.search, *settings.held_out], ("loops",)),
+        ("text", settings.text, ("text",)),
+        ("tasks", settings.tasks, ("short", "skills")),
+        ("ordinary", settings.ordinary, ("healthy",)),
+    ):
+        for name in names:
+            if (use := load_probes(name).use) not in uses:
+                raise UsageError(f"--{option} {name}: is a set for `{use}`; wanted is one for `{'` or `'.join(uses)}`")
 
 
 def _words(text: str | None) -> list[str] | None:

@@ -61,10 +61,10 @@ def drift(text: str, base: Chances, arm: Chances) -> Drift:
 def _coarse_kl(base: dict[int, float], arm: dict[int, float]) -> tuple[float, float]:
     """The divergence over the tokens that both give, and one rest; and the rest's chance in `base`."""
     both = base.keys() & arm.keys()
-    pairs = [(math.exp(base[token]), math.exp(arm[token])) for token in both]
-    rest, other = (max(_LEAST, 1 - sum(pair[side] for pair in pairs)) for side in (0, 1))
-    kl = sum(p * math.log(p / q) for p, q in [*pairs, (rest, other)] if p > 0)
-    return max(0.0, kl), rest
+    rest, other = (max(_LEAST, 1 - sum(math.exp(side[token]) for token in both)) for side in (base, arm))
+    # From the logarithms themselves: a chance that a float can't tell from 0 has one.
+    known = sum(math.exp(base[token]) * (base[token] - arm[token]) for token in both if base[token] > -math.inf)
+    return max(0.0, known + rest * math.log(rest / other)), rest
 
 
 def _likeliest(top: dict[int, float]) -> int:

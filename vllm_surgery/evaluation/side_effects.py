@@ -101,9 +101,17 @@ def healthy(drifts: Sequence[Drift]) -> Healthy:
         kl=ratio_over_groups([drift.kl for drift in drifts], counts),
         rest=sum(drift.rest for drift in drifts) / tokens,
         agreement=sum(drift.agreed for drift in drifts) / tokens,
-        base_perplexity=math.exp(sum(drift.base_loss for drift in drifts) / tokens),
-        perplexity=math.exp(sum(drift.loss for drift in drifts) / tokens),
+        base_perplexity=_perplexity(sum(drift.base_loss for drift in drifts) / tokens),
+        perplexity=_perplexity(sum(drift.loss for drift in drifts) / tokens),
     )
+
+
+def _perplexity(loss: float) -> float:
+    """Infinite where a model is so far off that a float can't say it."""
+    try:
+        return math.exp(loss)
+    except OverflowError:
+        return math.inf
 
 
 def _is_right(probe: Probe, record: Record, run_code: bool) -> bool:

@@ -89,7 +89,7 @@ class Summary:
 
     def to_data(self) -> dict[str, Any]:
         """Plain data; what can't be said is null."""
-        plain: dict[str, Any] = _finite(asdict(self))
+        plain: dict[str, Any] = finite(asdict(self))
         return plain
 
 
@@ -255,9 +255,10 @@ def _verdict(answers: _Answers, base: ArmSummary, patch: ArmSummary, arms: Seque
     )
 
 
-def _finite(data: Any) -> Any:
+def finite(data: Any) -> Any:
+    """Plain data as JSON can say it: null where a number is none."""
     if isinstance(data, dict):
-        return {str(key): _finite(value) for key, value in data.items()}
+        return {str(key): finite(value) for key, value in data.items()}
     if isinstance(data, list | tuple):
-        return [_finite(value) for value in data]
+        return [finite(value) for value in data]
     return None if isinstance(data, float) and not math.isfinite(data) else data

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
@@ -148,11 +148,12 @@ class TrialFolder:
             for line in read_lines(self.path / CHANCES_FILE)
         }
 
-    def add_chances(self, key: tuple[str, str, str], chances: Chances) -> None:
-        """Keeps the chances of one text."""
-        tops = [[[token, round(logprob, 6)] for token, logprob in top.items()] for top in chances.tops]
-        line = {**dict(zip(("arm", "set", "probe"), key, strict=True)), **asdict(chances), "tops": tops}
-        append_lines(self.path / CHANCES_FILE, [line])
+    def add_chances(self, key: tuple[str, str, str], chances: Chances) -> Chances:
+        """Keeps the chances of one text; gives them as `chances` will, with as many digits as are kept."""
+        tops = [{token: round(logprob, 6) for token, logprob in top.items()} for top in chances.tops]
+        plain = {**asdict(chances), "tops": [list(map(list, top.items())) for top in tops]}
+        append_lines(self.path / CHANCES_FILE, [dict(zip(("arm", "set", "probe"), key, strict=True)) | plain])
+        return replace(chances, tops=tops)
 
     def keep_exact(self, drifts: Mapping[str, Sequence[Drift]]) -> None:
         """Keeps what whole distributions said of each arm."""

@@ -109,5 +109,7 @@ def kept(
     if file.exists():
         return Attribution.from_data(json.loads(file.read_text()))
     found = make(records, matter)
-    file.write_text(json.dumps(found.to_data(), indent=1) + "\n")
+    aside = file.with_suffix(".part")
+    aside.write_text(json.dumps(found.to_data(), indent=1) + "\n")
+    aside.replace(file)  # A kill in the middle of writing leaves no half of a ranking.
     return found

@@ -23,13 +23,13 @@ _LEAST_KL = 1e-4
 
 def front_figure(found: Found, settings: SearchSettings) -> str:
     """The figure."""
-    points = [one for one in found.measured if one.cost is not None]
-    most_kl = max([settings.max_kl, *(one.cost.kl for one in points if one.cost)]) * 1.5
+    points = [one for one in found.measured if one.kl is not None]
+    most_kl = max([10 * _LEAST_KL, settings.max_kl, *(one.kl or 0.0 for one in points)]) * 1.5
     scale = _Scale(most_kl, max([1, *(one.loops.looped for one in points), *(one.loops.base for one in points)]))
     parts = [*_axes(scale), *_bound(scale, settings.max_kl), *_base(scale, points)]
     parts += [_point(scale, one, COLORS[0]) for one in points]
     parts += [_line(scale, found.front)]
-    if found.best is not None:
+    if found.best is not None and found.best.kl is not None:
         parts.append(_point(scale, found.best, COLORS[1], 7))
     legend = [("looked at in full", COLORS[0]), ("the one that was judged", COLORS[1])]
     parts += [_key(place, *one) for place, one in enumerate(legend)]
@@ -76,14 +76,14 @@ def _base(scale: _Scale, points: Sequence[Measure]) -> Iterable[str]:
 
 
 def _point(scale: _Scale, one: Measure, color: str, size: int = 4) -> str:
-    kl = one.cost.kl if one.cost is not None else 0.0
+    kl = one.kl or 0.0
     said = escape(f"{one.candidate}: {one.loops.looped} of {one.loops.answers}, KL {kl:.4f}")
     place = f'cx="{scale.x(kl):.1f}" cy="{scale.y(one.loops.looped):.1f}"'
     return f'<g><title>{said}</title><circle {place} r="{size}" fill="{color}"/></g>'
 
 
 def _line(scale: _Scale, front: Sequence[Measure]) -> str:
-    places = [(scale.x(one.cost.kl), scale.y(one.loops.looped)) for one in front if one.cost is not None]
+    places = [(scale.x(one.kl), scale.y(one.loops.looped)) for one in front if one.kl is not None]
     path = "L".join(f"{x:.1f},{y:.1f}" for x, y in places)
     return f'<path d="M{path}" fill="none" stroke="{COLORS[0]}"/>' if places else ""
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 import time
+from collections import Counter
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -93,6 +94,7 @@ class Lab:
             for line in read_lines(bench.folder / SPENT_FILE)
         }
         self._paid: set[tuple[Any, ...]] = set()
+        self._owed = self._unpaid_answers()
         every = self.trial.jobs(self.trial.arms[0])
         self.jobs = [job for job in every if job.key.cell != SIDE]
         self.task_jobs = [job for job in every if job.key.cell == SIDE]
@@ -102,6 +104,10 @@ class Lab:
     def everything(self) -> Look:
         """The closest look."""
         return Look(len(self.jobs), len(self.texts), tasks=bool(self.task_jobs))
+
+    def answers_of(self, look: Look) -> int:
+        """How many answers a look takes."""
+        return look.answers + (len(self.task_jobs) if look.tasks else 0)
 
     def baseline(self) -> list[Record]:
         """The unpatched model's answers, and from now on the jobs in the order in which they tell most.
@@ -151,14 +157,28 @@ class Lab:
         key = (name, *look)
         if key in self._paid:
             return
-        self._paid.add(key)
         started = time.monotonic()
         answers = work()
         if key not in self._spent:
-            self._spent[key] = time.monotonic() - started, answers
-            line = {"candidate": name, "look": look, "seconds": self._spent[key][0], "answers": answers}
+            self._spent[key] = self._with_owed(name, time.monotonic() - started, answers)
+            seconds, answers = self._spent[key]
+            line = {"candidate": name, "look": look, "seconds": seconds, "answers": answers}
             append_lines(self._bench.folder / SPENT_FILE, [line])
+        self._paid.add(key)
         self._budget.spend(*self._spent[key])
+
+    def _unpaid_answers(self) -> Counter[str]:
+        """By candidate, the answers of measurements in the middle of which a search was killed."""
+        owed = Counter({name: len(known) for name, known in self._answers.items()})
+        for (name, *_), (_, answers) in self._spent.items():
+            owed[name] -= answers
+        return +owed
+
+    def _with_owed(self, name: str, seconds: float, answers: int) -> tuple[float, int]:
+        """What a measurement took, with what was done of it before a kill; how long that took is no longer known."""
+        owed = self._owed.pop(name, 0)
+        took, made = map(sum, zip((seconds, answers), *self._spent.values(), strict=True))
+        return seconds + (owed * took / made if made else 0.0), answers + owed
 
     def _ask(self, candidate: Candidate | None, look: Look) -> int:
         """Asks for what isn't known yet; gives how many answers that were."""
@@ -192,8 +212,8 @@ class Lab:
     def _keep(self, name: str, set_name: str, text: str, chances: Chances) -> None:
         """Keeps the unpatched model's chances, and of all others only how far theirs are from them."""
         if name == NO_PATCH:
-            self._chances[name, set_name, text] = chances
-            self._kept.add_chances((name, set_name, text), chances)
+            # As they are read again, so that what goes on from files finds the very same drifts.
+            self._chances[name, set_name, text] = self._kept.add_chances((name, set_name, text), chances)
             return
         found = drift(text, self._chances[NO_PATCH, set_name, text], chances)
         self._drifts[name, set_name, text] = found

@@ -41,7 +41,7 @@ def that_matter(measures: Sequence[Measure]) -> list[Block]:
 
     All of them where none is: two blocks that do the same aren't found by silencing one.
     """
-    told = [one for one in measures if one.loops.looped < one.loops.base and one.cost and one.cost.kl < DESTROYED]
-    ranked = sorted(told, key=lambda one: (one.loops.looped, one.cost.kl if one.cost else 0.0, one.candidate.gains))
+    told = [one for one in measures if one.loops.looped < one.loops.base and one.kl is not None and one.kl < DESTROYED]
+    ranked = sorted(told, key=lambda one: (one.loops.looped, one.kl or 0.0, one.candidate.gains))
     kept = ranked[: max(LEAST, math.ceil(len(measures) * SHARE))] or list(measures)
     return [(one.candidate.gains[0][0].kind, one.candidate.gains[0][0].layer) for one in kept]

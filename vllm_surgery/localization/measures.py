@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from vllm_surgery.evaluation.entries import distinct_entries
 from vllm_surgery.evaluation.outcomes import loops, terminal_kinds
 from vllm_surgery.evaluation.side_effects import healthy
+from vllm_surgery.evaluation.summary import finite
 from vllm_surgery.loops import KINDS
 
 if TYPE_CHECKING:
@@ -104,6 +105,11 @@ class Measure:
     loops: Loops
     cost: Cost | None
 
+    @property
+    def kl(self) -> float | None:
+        """What it costs in nats a token; None where that wasn't looked at, or is no number."""
+        return self.cost.kl if self.cost is not None and math.isfinite(self.cost.kl) else None
+
     def excess(self, settings: SearchSettings) -> list[str]:
         """What it costs too much of; empty where all is within bounds."""
         found = [] if self.loops.entries >= ENTRIES or math.isnan(self.loops.entries) else ["entries"]
@@ -118,23 +124,23 @@ class Measure:
 
         All compared must be of the same answers.
         """
-        kl = math.inf if self.cost is None else self.cost.kl
+        kl = math.inf if self.kl is None else self.kl
         return (bool(self.excess(settings)), self.loops.looped, kl, self.candidate.units, self.candidate.id)
 
     def to_data(self) -> dict[str, Any]:
-        """Plain data."""
+        """Plain data; what can't be said is null."""
         return {
             "candidate": self.candidate.to_data(),
-            "loops": asdict(self.loops),
-            "cost": None if self.cost is None else asdict(self.cost),
+            "loops": finite(asdict(self.loops)),
+            "cost": None if self.cost is None else finite(asdict(self.cost)),
         }
 
 
 def front(measures: Sequence[Measure]) -> list[Measure]:
     """The Pareto front, by rising KL: each has fewer loops than every one that costs less. All of the same answers."""
-    known = [measure for measure in measures if measure.cost is not None]
+    known = [measure for measure in measures if measure.kl is not None]
     best: list[Measure] = []
-    for measure in sorted(known, key=lambda one: (one.cost.kl if one.cost else 0.0, one.loops.looped)):
+    for measure in sorted(known, key=lambda one: (one.kl or 0.0, one.loops.looped)):
         if not best or measure.loops.looped < best[-1].loops.looped:
             best.append(measure)
     return best

@@ -105,6 +105,7 @@ class Search:
         self._lab, self._anatomy, self._settings = lab, anatomy, settings
         self._budget, self._attribute = budget, attribute
         self._measured: dict[str, Measure] = {}
+        self._refused: set[str] = set()
 
     def run(self) -> Found:
         """Searches until it is done or the budget is used up.
@@ -140,8 +141,7 @@ class Search:
         gains: list[Gain] = [*self._settings.gains, *([MASK] if self._settings.mask else [])]
         varied = [other for one in best for other in other_gains(one, gains)]
         refined = self._halve("gains", GAINS, distinct(varied), rounds=2)
-        ranked = sorted([*singles, *refined], key=lambda one: (-one.loops.answers, *self._rank(one)))
-        best = distinct([*(one.candidate for one in ranked), *best])[:beam]
+        best = distinct([*(one.candidate for one in self._ranked([*singles, *refined])), *best])[:beam]
         self._halve("sets", SETS, attribution.sets[: self._settings.sets])
         likely = distinct([*best, *attribution.singles[:beam]])
         self._halve("pairs", GROWTH, pairs(likely))
@@ -181,17 +181,22 @@ class Search:
 
     def _look(self, part: str, share: float, candidate: Candidate, look: Look) -> Measure | None:
         """A measurement, unless the part has used up its share of the budget, or the model can't take the edit."""
-        if self._budget.used >= share:
+        if self._budget.used >= share or candidate.id in self._refused:
             return None
         try:
             one = self._lab.measure(candidate, look)
         except (PatchError, CannotSwapError) as error:
+            self._refused.add(candidate.id)
             self.found.refused.append(f"{candidate}: {getattr(error, 'detail', error)}")
             return None
         self.found.looks[part] = self.found.looks.get(part, 0) + 1
         if look == self._lab.everything:
             self._measured[candidate.id] = one
         return one
+
+    def _ranked(self, measures: Sequence[Measure]) -> list[Measure]:
+        """Best first. What was looked at longer comes before the rest: more answers say more than fewer loops."""
+        return sorted(measures, key=lambda one: (-one.loops.answers, *self._rank(one)))
 
     def _rank(self, one: Measure) -> tuple[Any, ...]:
         return one.rank(self._settings)

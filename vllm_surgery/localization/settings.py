@@ -5,9 +5,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from vllm_surgery.errors import PatchError
 from vllm_surgery.evaluation.protocol import Cell, Protocol
+from vllm_surgery.localization.candidates import NAME, Candidate, UnitKey
 from vllm_surgery.units import Kind  # noqa: TC001 - pydantic reads it
 
 if TYPE_CHECKING:
@@ -47,9 +49,9 @@ class SearchSettings(BaseModel):
         seed: of all draws.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    kinds: list[Kind] = ["neurons", "experts"]
+    kinds: list[Kind] = Field(default=["neurons", "experts"], min_length=1)
     search: list[str] = ["lists:search"]
     held_out: list[str] = ["paper", "lists:held-out"]
     ordinary: list[str] = ["healthy"]
@@ -62,7 +64,7 @@ class SearchSettings(BaseModel):
     top_k: int = Field(default=64, ge=0)
     max_tokens: int = Field(default=512, ge=16)
     task_tokens: int = Field(default=128, ge=1)
-    gains: list[float] = list(GAINS)
+    gains: list[float] = Field(default=list(GAINS), min_length=1)
     mask: bool = True
     singles: int = Field(default=96, ge=1)
     sets: int = Field(default=24, ge=0)
@@ -74,6 +76,16 @@ class SearchSettings(BaseModel):
     shams: int = Field(default=3, ge=1)
     penalty: float = 1.15
     seed: int = 20261124
+
+    @field_validator("gains")
+    @classmethod
+    def _can_be_written(cls, gains: list[float]) -> list[float]:
+        for gain in gains:
+            try:
+                Candidate.of({UnitKey("neurons", 0, 0): gain}, "settings").patch(NAME, {})
+            except PatchError as error:
+                raise ValueError(error.detail) from None
+        return gains
 
     def search_protocol(self) -> Protocol:
         """What is asked while the search goes on."""
