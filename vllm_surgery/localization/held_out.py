@@ -161,7 +161,7 @@ def _shams(patch: Patch, model: ModelFolder, settings: SearchSettings) -> tuple[
         except UsageError as error:
             reason = str(error)
             continue
-        return shams, [] if count == settings.shams else [f"{count} shams instead of {settings.shams}: {reason}"]
+        return shams, [] if count == settings.shams else [f"{count} of {settings.shams} shams: {reason}"]
     return [], [f"no shams: {reason}"]
 
 
