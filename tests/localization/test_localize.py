@@ -61,7 +61,7 @@ def test_a_cure_that_holds_is_written_sealed_with_what_the_trial_said(desk: Desk
     outcome = desk.go(curable())
     assert outcome.patch == desk.out / f"{NAME}.yaml"
     patch = load_patch(outcome.patch)
-    assert [(one.kind, one.layer, one.resolve(WIDTH)) for one in patch.assignments()] == [("neurons", 1, (5,))]
+    assert [(one.kind, one.layer, *one.resolve(WIDTH)) for one in patch.assignments()] == [CAUSE]
     assert list(patch.seal) == ["neurons/1/5"]
     assert patch.model.given()
     said = patch.provenance
