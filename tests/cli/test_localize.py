@@ -30,6 +30,12 @@ CAUSE = neuron(1, 5)
 SMALL = ("--seeds", "1", "--held-out-seeds", "1", "--singles", "6", "--no-gradients")
 
 
+def put_vllm(monkeypatch: pytest.MonkeyPatch, *, there: bool) -> None:
+    """Makes it look as if vLLM were installed, or weren't."""
+    real, stand_in_spec = importlib.util.find_spec, importlib.util.find_spec("json") if there else None
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: stand_in_spec if name == "vllm" else real(name))
+
+
 @pytest.fixture
 def options(tmp_path: Path) -> list[str]:
     """Small sets, and where everything goes."""
@@ -50,7 +56,7 @@ def engines(monkeypatch: pytest.MonkeyPatch, tiny: ModelFolder) -> Callable[[Fak
             said.append(" ".join(["start", name, *rest]))
             return llm
 
-        monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+        put_vllm(monkeypatch, there=True)
         monkeypatch.setattr(engine, "start_engine", start)
         monkeypatch.setattr(engine, "stop_engine", lambda _: said.append("stop"))
         monkeypatch.setattr(engine, "folder_of", lambda _: tiny.path)
@@ -74,7 +80,7 @@ def refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.Capt
         assert not (tmp_path / "out").exists()
         return err.strip().removeprefix("vllm-surgery: error: ")
 
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    put_vllm(monkeypatch, there=True)
     monkeypatch.setattr(engine, "start_engine", start)
     return run
 
@@ -133,7 +139,7 @@ def test_a_divided_set_that_is_not_for_loops(refused: Callable[..., str], tmp_pa
 
 
 def test_without_vllm_it_says_what_to_install(refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    put_vllm(monkeypatch, there=False)
     assert refused(code=1).endswith("localize needs vLLM: install vllm-surgery with its extra `gpu` or `cpu`")
 
 

@@ -119,8 +119,17 @@ def test_the_evidence_is_plain_data_that_a_patch_file_holds(tmp_path: Path, tiny
     assert rates["penalty-1.15"].startswith(f"{LOOPED} of ")
     assert said["difference"].startswith("-66.7 (")
     assert f"{LOOPED} rescued, 0 new" in said["difference"]
-    assert list(said["tasks"].values()) == ["4 of 4 right, 0 lost, 0 won"]
+    assert said["tasks"] == {"skills.yaml": "4 of 4 right, 0 lost, 0 won"}
     assert said["healthy-text"].startswith("KL 0.0000 nats a token")
+
+
+def test_task_files_of_one_name_stay_apart(tmp_path: Path, tiny: ModelFolder) -> None:
+    settings = settings_in(tmp_path)
+    (tmp_path / "more").mkdir()
+    (tmp_path / "more" / "skills.yaml").write_text((tmp_path / "probes" / "skills.yaml").read_text())
+    tasks = [*settings.tasks, str(tmp_path / "more" / "skills.yaml")]
+    found = judged(tmp_path, FakeModel(causes=frozenset({CAUSE})), tiny, tasks=tasks)
+    assert list(evidence(found, "cure")["tasks"]) == ["skills.yaml", "skills.yaml (2)"]
 
 
 def test_evidence_without_text_says_nothing_of_it(tmp_path: Path, tiny: ModelFolder) -> None:

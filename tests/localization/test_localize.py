@@ -75,7 +75,7 @@ def test_nothing_written_names_this_machine(desk: Desk) -> None:
     outcome = desk.go(curable())
     assert outcome.patch is not None
     for file in (outcome.patch, desk.out / "candidate.yaml", desk.out / "search.json"):
-        assert str(desk.out) not in file.read_text()
+        assert str(desk.probes) not in file.read_text()
 
 
 def test_the_shipped_edit_is_the_candidate_that_was_judged(desk: Desk) -> None:
