@@ -3,12 +3,15 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from tests.evaluation.fake_server import LOOP, SOUND, TABLE
+from tests.evaluation.fake_server import LOOP, SOUND, WORDS
 from vllm_surgery.errors import EngineError, MismatchError
 from vllm_surgery.evaluation.backend import Chances, Completion, ModelFacts
+from vllm_surgery.localization import localize
 from vllm_surgery.localization.attribution import Attribution
 from vllm_surgery.localization.budget import Budget
 from vllm_surgery.localization.candidates import Candidate, UnitKey
@@ -16,7 +19,7 @@ from vllm_surgery.localization.lab import Bench, Lab
 from vllm_surgery.localization.measures import Cost, Loops, Measure
 from vllm_surgery.localization.search import Found, Search
 from vllm_surgery.localization.settings import SearchSettings
-from vllm_surgery.loops import KINDS
+from vllm_surgery.loops import KINDS, TokenTable
 from vllm_surgery.patch import Patch
 from vllm_surgery.stack import NO_PATCH
 from vllm_surgery.units import MASK
@@ -24,6 +27,8 @@ from vllm_surgery.units import MASK
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
+
+    import pytest
 
     from vllm_surgery.checkpoint import ModelFolder
     from vllm_surgery.evaluation.arms import Arm
@@ -36,6 +41,12 @@ LAYERS, WIDTH = 3, 8
 BATCH = 8
 PROBES = 12
 """Of each half. Two of three loop."""
+
+COMMA = WORDS
+TABLE = TokenTable([*(f" w{number}" for number in range(WORDS)), ","])
+_STUCK = random.Random(1).choices(range(60, 63), k=60)
+COLLAPSED = [token for entry in [*range(50, 58), *_STUCK] for token in (entry, COMMA)]
+BRED = "List 2 things"
 
 PROBE_FILE = "lists.yaml"
 
@@ -53,7 +64,8 @@ class FakeModel:
         dear: units that move chances far when they are edited.
         harmful: units without which tasks go wrong.
         deadly: units without which there are no answers.
-        breeders: units without which sound lists loop.
+        breeders: units without which one list of each half, a sound one, collapses onto few entries.
+        learnt_by_heart: whether cures work on the search half alone.
         unwelcome: units for which a swap is refused.
         asked: of each answer that was asked for: the arm, the cell, the prompt and the seed.
         compared: of each text: the edits and the prompt.
@@ -68,6 +80,7 @@ class FakeModel:
     harmful: frozenset[Unit] = frozenset()
     deadly: frozenset[Unit] = frozenset()
     breeders: frozenset[Unit] = frozenset()
+    learnt_by_heart: bool = False
     unwelcome: frozenset[Unit] = frozenset()
     asked: list[tuple[str, str, str, int]] = field(default_factory=list)
     compared: list[tuple[str, str]] = field(default_factory=list)
@@ -106,17 +119,21 @@ class FakeModel:
         return [1, 2, 3]
 
     def _answer(self, job: Job) -> Completion:
-        tokens = LOOP if self._loops(job.prompt) else SOUND
+        tokens = LOOP if self._loops(job) else SOUND
+        if job.prompt == BRED and self._quiet(self.breeders):
+            tokens = COLLAPSED
         if self._quiet(self.deadly) or (not job.prompt.startswith("List") and self._quiet(self.harmful)):
             tokens = []
-        return Completion(TABLE.text(tokens), tokens, "length" if tokens is LOOP else "stop")
+        return Completion(TABLE.text(tokens), tokens, "stop" if tokens is SOUND else "length")
 
-    def _loops(self, prompt: str) -> bool:
-        if not (self.loops and prompt.startswith("List")):
+    def _loops(self, job: Job) -> bool:
+        if not (self.loops and job.prompt.startswith("List")):
             return False
-        number = int(prompt.split()[1])
+        number = int(job.prompt.split()[1])
         if number % 3 == 2:
-            return self._quiet(self.breeders)
+            return False
+        if self.learnt_by_heart and job.key.set.endswith(":held-out"):
+            return True
         if any(rest == number % 3 and self._quiet({unit}) for unit, rest in self.helpers.items()):
             return False
         return not self.causes or not all(map(self._is_quiet, self.causes))
@@ -189,6 +206,15 @@ def search_in(
     settings, budget = settings_in(folder, **changes), budget if budget is not None else Budget()
     lab = lab_in(folder / "search", model, settings, budget)
     return Search(lab, anatomy.anatomy, settings, budget, lambda *_: attribution).run()
+
+
+def stand_in(monkeypatch: pytest.MonkeyPatch, model: FakeModel, attribution: Attribution) -> SimpleNamespace:
+    """Puts a model made of rules where `localize` has an engine; gives what stands for the `vllm.LLM`."""
+    monkeypatch.setattr(localize, "require_swaps", lambda _: None)
+    monkeypatch.setattr(localize, "OfflineBackend", lambda _: model)
+    monkeypatch.setattr(localize, "Ranker", lambda *_: SimpleNamespace(rank=lambda *_: attribution))
+    monkeypatch.setattr(localize.TokenTable, "from_tokenizer", lambda _: TABLE)
+    return SimpleNamespace(get_tokenizer=lambda: None)
 
 
 def measure_of(

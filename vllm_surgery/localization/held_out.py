@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vllm_surgery.errors import UsageError
@@ -17,7 +18,6 @@ from vllm_surgery.loops import KINDS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from pathlib import Path
 
     from vllm_surgery.checkpoint import ModelFolder
     from vllm_surgery.evaluation.arms import Arm
@@ -145,10 +145,7 @@ def evidence(judged: Judged, patch: str) -> dict[str, Any]:
         },
         "difference": f"{_points(found.difference)} points; {found.rescued} rescued, {found.newly} new, "
         f"McNemar p {found.p:.3g}, sign-flip over {found.clusters} probes p {found.clustered_p:.3g}",
-        "tasks": {
-            name: f"{one.right} of {one.tasks} right, {len(one.lost)} lost, {len(one.won)} won"
-            for name, one in own.tasks.items()
-        },
+        "tasks": _tasks(own),
         **_healthy(own),
     }
 
@@ -161,7 +158,7 @@ def _shams(patch: Patch, model: ModelFolder, settings: SearchSettings) -> tuple[
         except UsageError as error:
             reason = str(error)
             continue
-        return shams, [] if count == settings.shams else [f"{count} shams instead of {settings.shams}: {reason}"]
+        return shams, [] if count == settings.shams else [f"{count} of {settings.shams} shams: {reason}"]
     return [], [f"no shams: {reason}"]
 
 
@@ -181,6 +178,16 @@ def _rate(one: ArmSummary) -> str:
 
 def _points(found: Estimate) -> str:
     return f"{100 * found.value:+.1f} ({100 * found.low:+.1f} to {100 * found.high:+.1f})"
+
+
+def _tasks(one: ArmSummary) -> dict[str, str]:
+    """By the name of each set. A patch file is for others too, whom it's no concern where a file of mine lies."""
+    found: dict[str, str] = {}
+    for name, tasks in one.tasks.items():
+        base = Path(name).name
+        key = base if base not in found else f"{base} ({len(found) + 1})"
+        found[key] = f"{tasks.right} of {tasks.tasks} right, {len(tasks.lost)} lost, {len(tasks.won)} won"
+    return found
 
 
 def _healthy(one: ArmSummary) -> dict[str, str]:

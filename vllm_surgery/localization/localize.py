@@ -134,6 +134,8 @@ def _open(folder: Path, settings: SearchSettings, about: Mapping[str, Any]) -> N
         raise UsageError(f"{folder}: {error.strerror or error}") from None
     except ValueError:
         raise UsageError(f"{file}: not a file of a search") from None
+    if not isinstance(there, dict):
+        raise UsageError(f"{file}: not a file of a search")
     if there != json.loads(json.dumps(wanted)):
         what = "of another model" if there.get("model") != wanted["model"] else "with other settings"
         raise UsageError(f"{folder}: holds a search {what}: take another folder")
@@ -159,7 +161,10 @@ def _ship(patch: Patch, model: ModelFolder, judged: Judged, place: Place, about:
 
 
 def _write(file: Path, content: str) -> None:
+    """All of it or nothing: a search that is killed here goes on."""
+    aside = file.with_name(f"{file.name}.part")
     try:
-        file.write_text(content, encoding="utf-8")
+        aside.write_text(content, encoding="utf-8")
+        aside.replace(file)
     except OSError as error:
         raise UsageError(f"{file}: {error.strerror or error}") from None
