@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 from tests.docs.families import exactness
 from tests.docs.families.checkpoints import KINDS, store
-from tests.docs.families.engines import cell, tests_that_exist, unused
+from tests.docs.families.engines import cell, known_tests, unused
 from tests.docs.families.page import PAGE, page
 from tests.docs.families.survey import survey, without_units
 from tests.engine import shown
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture(scope="module")
 def existing() -> frozenset[str]:
-    return tests_that_exist()
+    return known_tests()
 
 
 def test_the_page_is_what_the_tests_find(existing: frozenset[str]) -> None:
