@@ -101,18 +101,3 @@ def test_experts_that_vllm_can_not_load_while_it_serves_are_refused(answers: Ans
     assert refused["swap"]["error"].startswith("CannotSwapError: model.layers.")
     assert refused["swap"]["error"].endswith("GptOssRoutedExperts can't be loaded while it serves, only at a start")
     assert same(refused, answers["GptOss"])
-
-
-def test_two_ranks_apply_the_same_patch(tmp_path: Path, family_model: Callable[[str], Path]) -> None:
-    # Of the families with experts GPT-OSS has most to get wrong: each rank holds a part of every expert, and one of
-    # them adds the bias.
-    two_ranks = {"tensor_parallel_size": 2, "distributed_executor_backend": "mp"}
-    base = family_model("GptOss")
-    slices, neurons = FAMILIES["GptOss"]
-    patched, by_hand = run_arms(
-        Arm(str(base), [patch_of(neurons, experts=GAINS)], two_ranks),
-        Arm(str(edit_slices(base, tmp_path / "by_hand", slices)), options=two_ranks),
-        VLLM_ENABLE_V1_MULTIPROCESSING="1",
-    )
-    assert same(patched, by_hand)
-    assert [report["units"] for report in patched["reports"]] == [len(GAINS)] * 2

@@ -138,23 +138,3 @@ def test_masks_swapped_in_and_out_equal_fresh_ones_and_none(answers: dict[str, A
     assert same(swapped_in, masked)
     assert same(swapped_out, unpatched)
     assert same(masked["later"][-1], unpatched)
-
-
-def test_two_ranks_mask_alike(folders: Mapping[str, Path]) -> None:
-    options = {"dtype": "float32", "tensor_parallel_size": 2}
-    folder = folders["Qwen3Moe"]
-    (answer,) = run_arms(
-        Arm(
-            str(folder),
-            [masks(MASKED)],
-            {**options, "distributed_executor_backend": "mp"},
-            max_tokens=6,
-            later=[[masks(OTHERS, "others")], []],
-        ),
-        VLLM_ENABLE_V1_MULTIPROCESSING="1",
-    )
-    others, unmasked = answer["later"]
-    assert [report["units"] for report in answer["reports"]] == [len(MASKED)] * 2
-    assert_close(answer, folder, MASKED)
-    assert_close(others, folder, OTHERS)
-    assert_close(unmasked, folder, [])
