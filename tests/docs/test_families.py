@@ -17,7 +17,7 @@ from tests.docs.families.survey import survey, without_units
 from tests.engine import shown
 from tests.engine.shown import Claim, Column
 from tests.formats.quantised import stored
-from tests.models import EXPERT_FAMILIES, FAMILIES, make_model
+from tests.models import EXPERT_FAMILIES, FAMILIES, SEEING_FAMILIES, make_model
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -35,7 +35,7 @@ def test_the_page_is_what_the_tests_find(existing: frozenset[str]) -> None:
 @pytest.mark.parametrize(
     ("columns", "rows"),
     [
-        (shown.FAMILIES, [*FAMILIES, *EXPERT_FAMILIES]),
+        (shown.FAMILIES, [*FAMILIES, *EXPERT_FAMILIES, *SEEING_FAMILIES]),
         (shown.KINDS, [*KINDS, *shown.ONLINE]),
         (shown.LAYOUTS, list(shown.LAYOUT_ROWS)),
     ],
