@@ -11,13 +11,13 @@ from safetensors.torch import save_file
 
 from tests.docs.families import exactness
 from tests.docs.families.checkpoints import KINDS, store
-from tests.docs.families.engines import cell, tests_that_exist, unused
+from tests.docs.families.engines import cell, known_tests, unused
 from tests.docs.families.page import PAGE, page
 from tests.docs.families.survey import survey, without_units
 from tests.engine import shown
 from tests.engine.shown import Claim, Column
 from tests.formats.quantised import stored
-from tests.models import EXPERT_FAMILIES, FAMILIES, make_model
+from tests.models import EXPERT_FAMILIES, FAMILIES, SEEING_FAMILIES, make_model
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture(scope="module")
 def existing() -> frozenset[str]:
-    return tests_that_exist()
+    return known_tests()
 
 
 def test_the_page_is_what_the_tests_find(existing: frozenset[str]) -> None:
@@ -35,7 +35,7 @@ def test_the_page_is_what_the_tests_find(existing: frozenset[str]) -> None:
 @pytest.mark.parametrize(
     ("columns", "rows"),
     [
-        (shown.FAMILIES, [*FAMILIES, *EXPERT_FAMILIES]),
+        (shown.FAMILIES, [*FAMILIES, *EXPERT_FAMILIES, *SEEING_FAMILIES]),
         (shown.KINDS, [*KINDS, *shown.ONLINE]),
         (shown.LAYOUTS, list(shown.LAYOUT_ROWS)),
     ],

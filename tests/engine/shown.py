@@ -52,33 +52,26 @@ def _not_run(reason: str) -> Claim:
 FAMILIES = (
     Column(
         "served with a patch, as if edited by hand",
-        (
-            Claim("test_load.py::test_a_patch_means_the_same_in_every_family[{row}]"),
-            Claim("test_experts.py::test_a_patch_equals_a_checkpoint_edited_by_hand[{row}]"),
-        ),
-        {"Llama": Claim("test_load.py::test_a_patch_equals_a_checkpoint_edited_by_hand[patched-by hand-base]")},
-        otherwise=_not_run("a test compares its checkpoints, but none serves it"),
+        (Claim("test_families.py::test_a_patch_equals_a_checkpoint_edited_by_hand[{row}]"),),
+    ),
+    Column(
+        "as transformers answers with the checkpoint edited by hand",
+        (Claim("test_families.py::test_transformers_answers_alike[{row}]"),),
     ),
     Column(
         "swapped in and out",
-        (
-            Claim("test_load.py::test_swapped_in_and_out_equals_patched_and_unpatched[{row}]"),
-            Claim("test_experts.py::test_swapped_in_and_out_equals_patched_and_unpatched[{row}]"),
-        ),
+        (Claim("test_families.py::test_swapped_in_and_out_equals_patched_and_unpatched[{row}]"),),
         {
-            "Llama": Claim("test_swap.py::test_swapped_equals_fresh[first to second-second]"),
             "GptOss": Claim(
-                "test_experts.py::test_experts_that_vllm_can_not_load_while_it_serves_are_refused",
+                "test_families.py::test_experts_that_vllm_can_not_load_while_it_serves_are_refused",
                 "refused: vLLM loads these experts at a start alone",
             ),
         },
-        otherwise=_not_run("a test compares its checkpoints, but none serves it"),
     ),
     Column(
         "masked, at load and by swap",
         (Claim("test_masks.py::test_a_mask_is_a_logit_of_minus_infinity[{row}]"),),
-        {"DeepseekV3": Claim("test_masks.py::test_a_mask_is_a_bias_that_no_score_makes_up_for")},
-        otherwise=_not_run("a test compares its checkpoints, but none serves it"),
+        otherwise=_not_run("masks are tested on the text model alone"),
     ),
 )
 """Rows are families, by their names in `tests.models`; the last column is for those with experts."""
@@ -107,7 +100,7 @@ KINDS = (
         "experts",
         (Claim("test_kinds.py::test_served_with_a_patch_is_served_from_a_checkpoint_edited_by_hand[{row} experts]"),),
         {
-            "fp32": Claim("test_experts.py::test_a_patch_equals_a_checkpoint_edited_by_hand[Qwen3Moe]"),
+            "fp32": Claim("test_families.py::test_a_patch_equals_a_checkpoint_edited_by_hand[Qwen3Moe]"),
             "gptq with zero points": _GONE,
             "gptq by activations": _GONE,
             "gptq of 8 bits": _GONE,
@@ -167,7 +160,7 @@ LAYOUTS = (
     Column(
         "experts",
         (Claim(f"test_two_ranks.py::test_{_BY_HAND}[{{row}}, experts]"),),
-        {"TP 1": Claim("test_experts.py::test_a_patch_equals_a_checkpoint_edited_by_hand[Qwen3Moe]")},
+        {"TP 1": Claim("test_families.py::test_a_patch_equals_a_checkpoint_edited_by_hand[Qwen3Moe]")},
         otherwise=_UNTRIED,
     ),
     Column(

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.engine.offline import Arm, run_arms
-from tests.models import FAMILIES, LAYERS, WIDTH, edit_by_hand, make_model, patch_of
+from tests.models import LAYERS, WIDTH, edit_by_hand, make_model, patch_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -134,33 +134,6 @@ def test_one_line_says_what_was_applied(llama: Answers) -> None:
 
 def test_a_patch_leaves_the_compile_cache_alone(llama: Answers) -> None:
     assert llama["patched"]["config_hash"] == llama["base"]["config_hash"]
-
-
-@pytest.fixture(scope="module")
-def families(tmp_path_factory: pytest.TempPathFactory, family_model: Callable[[str], Path]) -> Answers:
-    """Other families that name their MLPs alike: unpatched, patched, and edited by hand."""
-    work = tmp_path_factory.mktemp("families")
-    arms: dict[str, Arm] = {}
-    for family in FAMILIES:
-        base = family_model(family)
-        arms[family] = Arm(str(base), later=[[patch_of(GAINS)], []])
-        arms[f"{family} patched"] = Arm(str(base), [patch_of(GAINS)])
-        arms[f"{family} by hand"] = Arm(str(edit_by_hand(base, work / family, GAINS)))
-    del arms["Llama"], arms["Llama patched"], arms["Llama by hand"]  # They have a fixture of their own.
-    return dict(zip(arms, run_arms(*arms.values()), strict=True))
-
-
-@pytest.mark.parametrize("family", FAMILIES[1:])
-def test_a_patch_means_the_same_in_every_family(families: Answers, family: str) -> None:
-    assert families[f"{family} patched"]["logprobs"] != families[family]["logprobs"]
-    assert same(families[f"{family} patched"], families[f"{family} by hand"])
-
-
-@pytest.mark.parametrize("family", FAMILIES[1:])
-def test_swapped_in_and_out_equals_patched_and_unpatched(families: Answers, family: str) -> None:
-    swapped_in, swapped_out = families[family]["later"]
-    assert same(swapped_in, families[f"{family} patched"]), swapped_in["swap"]
-    assert same(swapped_out, families[family]), swapped_out["swap"]
 
 
 def test_disabled_is_nothing_at_all(tmp_path: Path, family_model: Callable[[str], Path]) -> None:

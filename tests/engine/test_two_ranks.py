@@ -13,12 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.engine import test_experts, test_layouts
+from tests.engine import test_layouts
+from tests.engine.families import case_of
 from tests.engine.offline import PROMPTS, Arm, run_arms
+from tests.engine.reference import assert_close
 from tests.engine.test_load import same
-from tests.engine.test_masks import MASKED, OTHERS, assert_close, masks
+from tests.engine.test_masks import MASKED, OTHERS, masks
 from tests.engine.test_swap import STRANGER, random_swaps
-from tests.models import edit_slices, patch_of
+from tests.models import down, edit_slices, patch_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -48,7 +50,7 @@ PP: dict[str, Any] = {
 
 
 def slices(family: str, neurons: dict[tuple[int, int], float], experts: dict[tuple[int, int], float]) -> Any:
-    named = test_experts.dense(neurons)
+    named = {(down(layer), 1, index): gain for (layer, index), gain in neurons.items()}
     for (layer, index), gain in experts.items():
         if family == "Gemma4/experts":
             named[f"model.layers.{layer}.router.per_expert_scale", 0, index] = gain
@@ -65,6 +67,7 @@ LAYOUTS: dict[str, tuple[str, dict[str, Any], dict[Any, float], dict[Any, float]
     "PP 2, dense": ("Llama/two layers", PP, test_layouts.GAINS, {}, [[test_layouts.OTHER]]),
 }
 """Family, vLLM's options, gains of neurons and of experts, and swaps between."""
+GPT_OSS = case_of("GptOss")
 MASKING = ("TP 2, experts", "EP 2, experts")
 
 
@@ -85,8 +88,8 @@ def answers(tmp_path_factory: pytest.TempPathFactory, family_model: Callable[[st
         arms[name] = Arm(str(base), [patch], options, ask_before=True, swaps=[*between, []], later=later)
         arms[f"{name}, by hand"] = Arm(str(by_hand), [], options, later=[[taken_back]])
     gpt_oss = family_model("GptOss")
-    by_hand = edit_slices(gpt_oss, work / "GptOss", test_experts.FAMILIES["GptOss"][0])
-    arms["GPT-OSS"] = Arm(str(gpt_oss), [patch_of({}, experts=test_experts.GAINS)], TP)
+    by_hand = edit_slices(gpt_oss, work / "GptOss", GPT_OSS.slices)
+    arms["GPT-OSS"] = Arm(str(gpt_oss), [GPT_OSS.patch], TP)
     arms["GPT-OSS, by hand"] = Arm(str(by_hand), options=TP)
     for arm in arms.values():
         # Two ranks wait for each other by turning in circles, so that every token costs much on few cores.
@@ -116,16 +119,16 @@ def test_swapped_out_and_in_equals_edited_by_hand(answers: Answers, layout: str)
 def test_masks_are_the_same_on_both_ranks(answers: Answers, family_model: Callable[[str], Path], layout: str) -> None:
     *_, masked, others = answers[layout]["later"]
     model = family_model(LAYOUTS[layout][0])
-    assert_close(answers[layout], model, [], PROMPTS[:2])
-    assert_close(masked, model, MASKED, PROMPTS[:2])
-    assert_close(others, model, OTHERS, PROMPTS[:2])
+    assert_close(answers[layout], model, PROMPTS[:2])
+    assert_close(masked, model, PROMPTS[:2], masked=MASKED)
+    assert_close(others, model, PROMPTS[:2], masked=OTHERS)
 
 
 def test_gpt_oss_is_patched_at_load(answers: Answers) -> None:
     """It has most to get wrong: each rank holds a part of every expert, and one of them adds the bias."""
     assert same(answers["GPT-OSS"], answers["GPT-OSS, by hand"])
     units = [report["units"] for report in answers["GPT-OSS"]["reports"]]
-    assert units == [len(test_experts.GAINS)] * 2
+    assert units == [len(GPT_OSS.experts)] * 2
 
 
 def test_every_rank_tells_what_it_serves(answers: Answers) -> None:

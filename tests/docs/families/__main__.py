@@ -3,13 +3,13 @@
 
 from __future__ import annotations
 
-from tests.docs.families.engines import tests_that_exist
+from tests.docs.families.engines import known_tests
 from tests.docs.families.page import page
 from tests.docs.families.survey import survey, without_units
 
 
 def main() -> None:
-    print(page(survey(), without_units(), tests_that_exist()), end="")
+    print(page(survey(), without_units(), known_tests()), end="")
 
 
 if __name__ == "__main__":

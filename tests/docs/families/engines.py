@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[3]
 ENGINE = "tests/engine/"
 
 
-def tests_that_exist() -> frozenset[str]:
+def known_tests() -> frozenset[str]:
     """The ids of all tests in the files that claims name, without ``tests/engine/``."""
     files = sorted({f"{ENGINE}{test.split('::', maxsplit=1)[0]}" for test in _named()})
     there = [file for file in files if (ROOT / file).is_file()]

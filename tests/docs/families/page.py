@@ -30,7 +30,9 @@ _INTRODUCTION = """\
 # Families, checkpoints, layouts: what is exact, what is refused, what was served
 
 Made by the tests (`make matrix`), which fail when it says anything else than what they find. A family is a small model
-with random weights that transformers itself makes and writes, in the sizes and with the names of real ones.
+with random weights that transformers itself makes and writes, with the layers, shapes and names of real ones; of a
+multimodal one the language model is edited (Gemma 3n's is its text model under the names of the multimodal one, without
+towers).
 
 - **An op stands in a cell** where it was baked into such a checkpoint, on units of the first and of the last layer that
   have some, and every weight came to the original times the gain, rounded once to what stores it (quantised ones after
@@ -39,7 +41,8 @@ with random weights that transformers itself makes and writes, in the sizes and 
   that are missing are refused.
 - **-**: there are no such units, or no checkpoints of the family in this kind.
 - **yes**: a test of a real engine has it: tokens and log-probabilities equal, bit for bit, to those of a checkpoint that
-  the test edited by its own arithmetic; masks to the probabilities of transformers with the logit at minus infinity.
+  the test edited by its own arithmetic. Against transformers, and for masks against its router's logit at minus
+  infinity, greedy tokens are equal and log-probabilities differ by rounding.
 - **refused**, **not run**: with the reason. The tests run on an x86 CPU without AMX; nothing here ran on a GPU.
 """
 

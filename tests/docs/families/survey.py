@@ -6,7 +6,6 @@ from __future__ import annotations
 import tempfile
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,13 +14,12 @@ import torch
 from tests.docs.families.checkpoints import KINDS, store
 from tests.docs.families.exactness import Held, held, refusal
 from tests.examples import patches_of
-from tests.models import EXPERT_FAMILIES, FAMILIES, make_model, make_multimodal
-from tests.test_families import MULTIMODAL
+from tests.models import EXPERT_FAMILIES, FAMILIES, SEEING_FAMILIES, make_model
 from vllm_surgery import ModelFolder
 from vllm_surgery.inventory import take_inventory
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
     from vllm_surgery.inventory import UnitsFound
 
@@ -31,6 +29,7 @@ _TITLES = {
     "Gemma3n": "Gemma 3n",
     "Gemma4/dense": "Gemma 4, dense",
     "Gemma4/experts": "Gemma 4, experts",
+    "Glm4": "GLM-4",
     "Glm4Moe": "GLM-4-MoE",
     "GptOss": "GPT-OSS",
     "Mistral3": "Mistral 3",
@@ -44,6 +43,7 @@ _TITLES = {
 """What people call the families whose names in transformers aren't that already."""
 
 
+_SEES = "/seeing"
 NO_GATES = {"Phi": "Phi, Phi-1.5, Phi-2"}
 
 
@@ -52,7 +52,7 @@ class Family:
     """What was found of a family.
 
     Attributes:
-        key: its name in `tests.models`, as the engine's tests use it; for a multimodal model with a prefix.
+        key: its name in `tests.models`, as the engine's tests use it.
         units: what the inventory says of a plain checkpoint.
         held: by kind of checkpoint and kind of unit.
     """
@@ -66,7 +66,7 @@ class Family:
 def survey() -> list[Family]:
     """All families, in the order of `tests.models`. Takes about a minute."""
     with _one_thread():
-        return [_found(key, title, make) for key, title, make in _families()]
+        return [_found(family) for family in (*FAMILIES, *EXPERT_FAMILIES, *SEEING_FAMILIES)]
 
 
 def without_units() -> list[tuple[str, str]]:
@@ -92,19 +92,13 @@ def _one_thread() -> Iterator[None]:
 
 def title_of(family: str) -> str:
     """What people call a family."""
-    return _TITLES.get(family, family)
+    text = family.removesuffix(_SEES)
+    return _TITLES.get(text, text) + (", multimodal" if text != family else "")
 
 
-def _families() -> Iterator[tuple[str, str, Callable[[Path], Path]]]:
-    for family in (*FAMILIES, *EXPERT_FAMILIES):
-        yield family, title_of(family), partial(make_model, family=family, dtype=torch.bfloat16)
-    for family in MULTIMODAL:
-        yield f"multimodal {family}", f"{title_of(family)}, multimodal", partial(make_multimodal, family=family)
-
-
-def _found(key: str, title: str, make: Callable[[Path], Path]) -> Family:
+def _found(key: str) -> Family:
     with tempfile.TemporaryDirectory() as work:
-        model, family = make(Path(work) / "model"), Family(key, title)
+        model, family = make_model(Path(work) / "model", key, torch.bfloat16), Family(key, title_of(key))
         for word in KINDS:
             checkpoint = store(model, word, Path(work) / word.replace(" ", "-"))
             if checkpoint is None:
