@@ -15,6 +15,9 @@ VERSIONS ?= 0.31.0 0.30.0
 # The small protocol of `vllm-surgery evaluate`, cut to what two cores do in a quarter of an hour.
 EVIDENCE_OPTIONS := --shams 3 --seeds 2 --max-tokens 256 --concurrency 24 --exact \
 	$(addprefix --probes ,paper lists:held-out healthy short skills text)
+# A search that two cores do in two hours. Counted in answers, so that the same search comes out wherever it runs.
+SEARCH_OPTIONS := --name smollm2-135m-instruct-noloop --budget 2400g --seeds 1 --max-tokens 192 \
+	--dtype float32 --max-model-len 2048 --kv-cache-memory-bytes 1073741824
 # More options of `vllm serve`.
 ARGS ?=
 
@@ -25,14 +28,16 @@ DEMO_OPTIONS := --served-model-name smollm2 --dtype float32 --max-model-len 4096
 	--kv-cache-memory-bytes 1073741824
 
 .PHONY: help serve demo test lint pytest system-packages monitoring bench bench-swaps bench-watching compat evidence \
-	schema install demo-model clean
+	search schema matrix install demo-model clean
 
 help:
 	@echo "make serve      serve the demo model with its patch on port $(PORT)"
 	@echo "make demo       the same under Prometheus, with traffic and a swap after two minutes"
 	@echo "make test       lint, types and all tests"
 	@echo "make bench      what a patch costs while a model is loaded (bench-swaps: a swap; bench-watching: the detectors)"
+	@echo "make matrix     write docs/families.md again, which the tests hold against what they find"
 	@echo "make evidence   measure again what the shipped patch does, and what it costs"
+	@echo "make search     search the demo model for units that make it loop, and judge what is found"
 
 serve: demo-model
 	@echo "[serve] http://localhost:$(PORT)/v1, model '$(MODEL)', patch '$(PATCH)'; ready at 'Application startup complete.'"
@@ -82,8 +87,17 @@ evidence: demo-model
 	$(BIN)/python -m tests.benchmarks.evidence --model $(DEMO_MODEL) --patch $(PATCH) --out $(VENV)/evidence \
 		$(EVIDENCE_OPTIONS) $(ARGS)
 
+search: EXTRAS = --extra test
+search: demo-model
+	OMP_NUM_THREADS=1 $(BIN)/vllm-surgery localize $(DEMO_MODEL) --out $(VENV)/search $(SEARCH_OPTIONS) $(ARGS)
+
 schema: install
 	$(BIN)/vllm-surgery schema > patches/schema.json
+
+matrix: EXTRAS = --extra test
+matrix: install
+	$(BIN)/python -m tests.docs.families > $(VENV)/families.md
+	mv $(VENV)/families.md docs/families.md
 
 install:
 	@$(PYTHON) deploy/install.py --venv $(VENV) --engine $(ENGINE) --extra demo $(EXTRAS)

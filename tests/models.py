@@ -31,7 +31,7 @@ _SIZES: dict[str, Any] = {
     "eos_token_id": 1,
     "pad_token_id": 2,
 }
-FAMILIES = ("Llama", "Qwen2", "Qwen3", "Gemma2", "Gemma3", "Mistral", "Phi3", "Gemma3n", "Gemma4/dense")
+FAMILIES = ("Llama", "Qwen2", "Qwen3", "Gemma2", "Gemma3", "Mistral", "Phi3", "Glm4", "Gemma3n", "Gemma4/dense")
 
 EXPERT_LAYERS, EXPERTS = 4, 8
 # On the CPU backend experts' sizes are multiples of 32.
@@ -55,15 +55,18 @@ _LATENT_ATTENTION: dict[str, Any] = {
     "qk_nope_head_dim": 32,
     "qk_rope_head_dim": 64,
     "v_head_dim": 32,
+    "head_dim": 64,  # Transformers takes rotary embeddings' size from here, vLLM from `qk_rope_head_dim`.
 }
 # What a family's config says beside `_SIZES`; after a slash another model of the family.
 _MORE: dict[str, dict[str, Any]] = {
+    "Llama/two layers": {"num_hidden_layers": 2},  # For what takes its time for each layer: compiling.
+    "Qwen3Moe/two layers": {**_EXPERT_SIZES, "num_hidden_layers": 2, "num_experts": EXPERTS, "mlp_only_layers": []},
     "Qwen2Moe": {**_EXPERT_SIZES, "num_experts": EXPERTS, "shared_expert_intermediate_size": 96},
     "Qwen3Moe": {**_EXPERT_SIZES, "num_experts": EXPERTS, "mlp_only_layers": []},
     "Mixtral": {"num_hidden_layers": EXPERT_LAYERS, "num_local_experts": EXPERTS, "num_experts_per_tok": 2},
     "Olmoe": {"num_hidden_layers": EXPERT_LAYERS, "num_experts": EXPERTS, "num_experts_per_tok": 2},
     "DeepseekV2": {**_DEEPSEEK, **_LATENT_ATTENTION, "topk_method": "greedy"},
-    "DeepseekV3": {**_DEEPSEEK, **_LATENT_ATTENTION, "topk_method": "noaux_tc"},
+    "DeepseekV3": {**_DEEPSEEK, **_LATENT_ATTENTION, "topk_method": "noaux_tc", "scoring_func": "sigmoid"},
     "Glm4Moe": _DEEPSEEK,
     "GptOss": {"num_hidden_layers": EXPERT_LAYERS, "num_local_experts": EXPERTS, "num_experts_per_tok": 2},
     "Gemma3n": {
@@ -95,6 +98,12 @@ _MORE: dict[str, dict[str, Any]] = {
     },
 }
 
+_SEES = "/seeing"
+SEEING_FAMILIES = tuple(
+    f"{family}{_SEES}" for family in ("Gemma3", "Gemma3n", "Gemma4/dense", "Gemma4/experts", "Mistral3")
+)
+"""Models that also see pictures, in which the language model is one part of several."""
+
 EXPERT_FAMILIES = tuple(family for family, config in _MORE.items() if config.get("num_hidden_layers") == EXPERT_LAYERS)
 
 ROUTER_BIASES = {
@@ -109,15 +118,19 @@ def make_model(folder: Path, family: str = "Llama", dtype: torch.dtype = torch.f
     """A random model of a family. Its weights are larger than a fresh model's, so that answers depend on every unit."""
     import transformers
 
+    if family.endswith(_SEES):
+        return _make_seeing(folder, family.removesuffix(_SEES))
     kind = family.split("/", maxsplit=1)[0]
     return _save(getattr(transformers, f"{kind}ForCausalLM"), _config(family), folder, dtype, **save)
 
 
-def make_multimodal(folder: Path, family: str) -> Path:
+def _make_seeing(folder: Path, family: str) -> Path:
     """A random model that also sees pictures, whose language model is a family's."""
     import transformers
 
     kind = family.split("/", maxsplit=1)[0]
+    if kind == "Gemma3n":
+        return _make_seeing_gemma3n(folder)
     text = "Mistral" if kind == "Mistral3" else family
     seeing = {
         **{"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2},
@@ -126,6 +139,20 @@ def make_multimodal(folder: Path, family: str) -> Path:
     }
     config = getattr(transformers, f"{kind}Config")(text_config=_config(text).to_dict(), vision_config=seeing)
     return _save(getattr(transformers, f"{kind}ForConditionalGeneration"), config, folder)
+
+
+def _make_seeing_gemma3n(folder: Path) -> Path:
+    """Gemma 3n without its towers, which transformers makes by a library that isn't here."""
+    import transformers
+
+    make_model(folder, "Gemma3n")
+    file = folder / "model.safetensors"
+    renamed = {name.replace("model.", "model.language_model.", 1): tensor for name, tensor in load_file(file).items()}
+    save_file(renamed, file, metadata={"format": "pt"})
+    config = transformers.Gemma3nConfig(text_config=_config("Gemma3n").to_dict())
+    config.architectures = ["Gemma3nForConditionalGeneration"]
+    config.save_pretrained(folder)
+    return folder
 
 
 def _config(family: str) -> Any:

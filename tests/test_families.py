@@ -8,21 +8,24 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from safetensors.torch import load_file
 
+from tests.examples import refusal
 from tests.folders import Tensor, mlp_tensors, write_folder
 from tests.models import (
     EXPERT_FAMILIES,
     EXPERTS,
     FAMILIES,
     LAYERS,
+    SEEING_FAMILIES,
     WIDTH,
     edit_slices,
-    make_multimodal,
     patch_of,
 )
-from vllm_surgery import ModelFolder, Patch, PatchSet
+from vllm_surgery import MismatchError, ModelFolder, Patch, PatchSet
 from vllm_surgery.bake import bake
 from vllm_surgery.diff import diff
 from vllm_surgery.guard import guard_of
+from vllm_surgery.inventory import take_inventory
+from vllm_surgery.plan import plan
 from vllm_surgery.seal import seal_of_folder
 from vllm_surgery.sealing import sealed
 from vllm_surgery.stack import SourcedPatch
@@ -35,7 +38,6 @@ NEURONS = {(0, 0): -1.0, (0, 7): 0.0, (3, WIDTH - 1): 0.5}
 ROUTED = {(1, 0): -1.0, (1, 3): 0.0, (3, EXPERTS - 1): 0.5}
 NO_DENSE_MLP = {"Qwen2Moe", "Qwen3Moe", "Mixtral", "Olmoe", "GptOss"}
 DENSE_FIRST_LAYER = {"DeepseekV2", "DeepseekV3", "Glm4Moe"}
-MULTIMODAL = ("Gemma3", "Gemma4/experts", "Mistral3")
 
 
 def gains_of(family: str) -> tuple[dict[tuple[int, int], float], dict[tuple[int, int], float]]:
@@ -86,14 +88,27 @@ def test_negating_twice_gives_the_base_back(family: str, tmp_path: Path, family_
     assert twice == first
 
 
-@pytest.mark.parametrize("family", MULTIMODAL)
-def test_the_language_model_of_a_multimodal_one_is_edited(family: str, tmp_path: Path) -> None:
-    folder = make_multimodal(tmp_path / "model", family)
+@pytest.mark.parametrize("family", SEEING_FAMILIES)
+def test_the_language_model_of_one_that_sees_is_edited(
+    family: str, tmp_path: Path, family_model: Callable[[str], Path]
+) -> None:
+    folder = family_model(family)
     round_trip(ModelFolder(folder), tmp_path, NEURONS, ROUTED if "experts" in family else {})
 
     before, after = load_file(folder / "model.safetensors"), load_file(tmp_path / "baked" / "model.safetensors")
     changed = {name for name in before if not before[name].equal(after[name])}
     assert {"language_model" in name for name in changed} == {True}
+
+
+def test_an_mlp_without_a_gate_has_no_neurons_that_are_known(family_model: Callable[[str], Path]) -> None:
+    model = ModelFolder(family_model("Phi"))
+    patches = PatchSet((SourcedPatch("p", Patch.from_data(patch_of({(1, 2): -1.0}))),))
+
+    assert refusal(lambda: plan(patches, model.facts, model.tensors), MismatchError) == (
+        "p: edits[0].neurons.1: touches no tensor: layer 1 has no gated MLP in a naming that is known "
+        "(no gate, up, down projection)"
+    )
+    assert list(take_inventory(model).lines())[-1] == "nothing in this model can be edited"
 
 
 def test_layers_of_two_widths_have_their_own_range(family_model: Callable[[str], Path], tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -178,6 +179,24 @@ def test_minus_infinity_is_a_mask_too_and_other_changes_of_a_bias_are_not(tmp_pa
     assert found.masks == {(0, 2), (1, 0)}
     (rest,) = found.unexplained
     assert (rest.tensor, rest.numbers) == ("model.layers.1.mlp.router.bias", 1)
+
+
+def test_a_changed_bias_of_a_multi_token_prediction_head_is_no_mask(tmp_path: Path) -> None:
+    base, edited = (folder_of(tmp_path / word, "correction bias") for word in ("base", "edited"))
+    for folder in (base, edited):
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 1}))
+    content = load_file(edited / "model.safetensors")
+    for layer in (0, 1):
+        content[f"model.layers.{layer}.{BIASES['correction bias']}"][2] = LOWEST["F32"]
+    save_file(content, edited / "model.safetensors", metadata={"format": "pt"})
+
+    found = diff(ModelFolder(base), ModelFolder(edited))
+
+    assert found.masks == {(0, 2)}
+    assert [(item.tensor, item.reason, item.numbers) for item in found.unexplained] == [
+        (f"model.layers.1.{BIASES['correction bias']}", "holds no unit that a patch can name", 1)
+    ]
 
 
 def test_a_gain_of_a_masked_expert_is_left_out(tmp_path: Path) -> None:

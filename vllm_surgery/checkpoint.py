@@ -203,7 +203,8 @@ class ModelFolder:
         # Mistral's folders hold the same weights twice, as `consolidated*` under other names; vLLM skips them too.
         files = [file for file in files if not file.name.startswith("consolidated")] or files
         if not files:
-            raise CheckpointError(f"{self.path}: has no safetensors files")
+            bins = "; of .bin files only a server's start can read weights" if [*self.path.glob("*.bin")] else ""
+            raise CheckpointError(f"{self.path}: has no safetensors files{bins}")
         return files
 
 

@@ -161,7 +161,8 @@ class _Comparison:
             return
         new = read_tensor(after)
         old = read_tensor(before).to(new.dtype)
-        if slot is None and (layer := layer_of_router_bias(after.info.name)) is not None and old.dim() == 1:
+        layer = None if slot is not None else self._layer_of_router_bias(after.info)
+        if layer is not None:
             self._explain_router(layer, after, old, new)
         elif slot is None:
             changed = int((old != new).sum())
@@ -188,6 +189,11 @@ class _Comparison:
             changed = int((old.index_select(axis, chosen) != new.index_select(axis, chosen)).sum())
             word = "whole" if slot.expert is not None else f"{len(strange)} {_slice_word(slot)}(s) ({shown})"
             self._unexplained(after, f"{word} changed by more than a gain", changed)
+
+    def _layer_of_router_bias(self, info: TensorInfo) -> int | None:
+        """The layer whose router's bias this is; None where it is none, or that of a multi-token-prediction head."""
+        layer = layer_of_router_bias(info.name)
+        return layer if layer in self._anatomy.routers and len(info.shape) == 1 else None
 
     def _explain_router(self, layer: int, after: StoredTensor, old: torch.Tensor, new: torch.Tensor) -> None:
         """Of a router's bias, numbers that became as low as a mask's; others are no patch's."""

@@ -65,7 +65,7 @@ class SwapReport(_Message):
         epoch: counts the swaps since the server was started.
         units: neurons and experts that have a gain or a mask now.
         tensors: checkpoint tensors that differ from the checkpoint now.
-        modules: parts of the model that were written anew, on each rank.
+        modules: parts of the model that were written anew, on the rank with most of them.
     """
 
     id: str

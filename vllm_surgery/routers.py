@@ -3,7 +3,7 @@
 
 A router gives each expert of its layer a score and chooses the best few. Some add a bias of their own to the scores by
 which they choose, which a checkpoint can hold: there a masked expert's bias becomes the lowest number. Where there is
-none, only a running engine can mask: see `vllm_surgery.engine.maskable`.
+none, only a running engine can mask: see `vllm_surgery.engine.masks.router`.
 """
 
 from __future__ import annotations

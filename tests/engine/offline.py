@@ -12,14 +12,14 @@ import os
 import subprocess
 import sys
 import tempfile
-from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
+from tests.engine.circumstances import circumstances, register_kernels_once
+from tests.engine.digest import digests
+from tests.engine.settled import settled
 
 ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
@@ -47,10 +47,13 @@ class Arm:
         reload: whether to load the weights a second time before the answers, after all swaps.
         unpacked: whether linear layers keep their weights as the checkpoint has them, which is what GPUs do.
         digest: whether to hash every weight that can be read, in an engine of this process.
-        ask_before: whether to answer all prompts once before the swaps, so that caches hold them.
+        ask_before: whether to answer all prompts once before the swaps too, so that caches hold them.
         forget_kernels: whether swaps get around what keeps vLLM from packing experts again.
         hide: tensors with this in their name don't reach vLLM in a swap.
         ready_bytes: how much of a swap may be held ready, where it isn't the default.
+        forked: whether the ranks are copies of this process, which spares each the imports. No engine may have run here.
+        own_experts: whether vLLM's CPU kernel for experts, which knows nothing of expert parallelism, is taught it.
+        settings: of the package, beside `patches`.
         adapters: for each prompt the folder of a LoRA adapter, or None. Where given, all are answered in one batch.
     """
 
@@ -68,6 +71,9 @@ class Arm:
     ask_before: bool = False
     forget_kernels: bool = True
     hide: str | None = None
+    forked: bool = False
+    own_experts: bool = False
+    settings: dict[str, Any] = field(default_factory=dict)
     adapters: list[str | None] | None = None
 
 
@@ -96,7 +102,7 @@ def environment_of_engines() -> dict[str, str]:
 
 
 def _answer(arm: Arm) -> dict[str, Any]:
-    with _circumstances(arm):
+    with circumstances(arm):
         return _answer_there(arm)
 
 
@@ -108,20 +114,17 @@ def _answer_there(arm: Arm) -> dict[str, Any]:
     text = bool(arm.prompts) and isinstance(arm.prompts[0], str)
     llm = LLM(
         arm.model,
-        enforce_eager=True,
         kv_cache_memory_bytes=1 << 27,
         max_model_len=1024 if text else 128,
         skip_tokenizer_init=not text,
-        additional_config={} if arm.patches is None else {"vllm_surgery": {"patches": arm.patches}},
-        **{"dtype": "auto", "enable_prefix_caching": False, **arm.options},
+        additional_config={} if arm.patches is None else {"vllm_surgery": {"patches": arm.patches, **arm.settings}},
+        **{"dtype": "auto", "enforce_eager": True, "enable_prefix_caching": False, **arm.options},
     )
     sampling = SamplingParams(
         temperature=0, max_tokens=arm.max_tokens, logprobs=2, ignore_eos=not text, detokenize=text
     )
     ask = partial(_ask, llm, sampling, text=text)
-    if arm.ask_before:
-        for prompt in arm.prompts:
-            ask([prompt])
+    before = _numbers(_all(arm, ask)) if arm.ask_before else None
     swaps = [_swap(llm, patches) for patches in arm.swaps]
     if arm.reload:
         llm.collective_rpc("reload_weights")
@@ -137,12 +140,25 @@ def _answer_there(arm: Arm) -> dict[str, Any]:
         "config_hash": llm.llm_engine.vllm_config.compute_hash(),
         "reports": None if disabled() else llm.collective_rpc("vllm_surgery_report"),
         "swaps": swaps,
-        "digest": _digest(llm) if arm.digest else None,
+        **(digests(llm) if arm.digest else {"digest": None}),
+        "before": before,
+        "graphs": _graphs(),
     }
-    result["later"] = [{"swap": _swap(llm, patches), **_numbers(_all(arm, ask))} for patches in arm.later]
+    result["later"] = [_later(llm, arm, ask, patches) for patches in arm.later]
     del llm, ask
     gc.collect()
     return result
+
+
+def _later(llm: Any, arm: Arm, ask: Any, patches: list[Any]) -> dict[str, Any]:
+    """What a swap reported, and what is answered after it."""
+    swap = _swap(llm, patches)
+    return {
+        "swap": swap,
+        **_numbers(_all(arm, ask)),
+        **(digests(llm) if arm.digest else {"digest": None}),
+        "graphs": _graphs(),
+    }
 
 
 def _all(arm: Arm, ask: Any) -> list[Any]:
@@ -175,48 +191,11 @@ def _swap(llm: Any, patches: list[Any]) -> dict[str, Any]:
         return {"error": f"{type(error).__name__}: {error}"}
 
 
-def _digest(llm: Any) -> str:
-    """sha256 of all parameters and buffers, and of what every packed linear layer answers to one-hot inputs."""
-    import hashlib
+def _graphs() -> int:
+    """How many graphs torch has traced in this process."""
+    from torch._dynamo.utils import counters
 
-    import torch
-
-    content = hashlib.sha256()
-    model = llm.llm_engine.model_executor.driver_worker.worker.get_model()
-    for name, tensor in sorted(model.state_dict().items()):
-        content.update(name.encode() + tensor.flatten().view(torch.uint8).numpy().tobytes())
-    for name, module in model.named_modules():
-        size = getattr(module, "input_size_per_partition", None)
-        if hasattr(module, "cpu_linear") and size is not None:
-            seen = module.quant_method.apply(module, torch.eye(size, dtype=module.params_dtype), None)
-            content.update(name.encode() + seen.flatten().view(torch.uint8).numpy().tobytes())
-    return content.hexdigest()
-
-
-def _without(word: Any, parts: list[Any]) -> list[Any]:
-    return [replace(part, tensors=tuple(name for name in part.tensors if word not in name)) for part in parts]
-
-
-@contextmanager
-def _circumstances(arm: Arm) -> Iterator[None]:
-    """What an arm asks for that vLLM and the package have no option for."""
-    from unittest.mock import patch
-
-    from vllm import _custom_ops
-
-    from vllm_surgery.engine.swap import swapping, writing
-
-    with ExitStack() as stack:
-        if arm.unpacked:
-            stack.enter_context(patch.object(_custom_ops, "_supports_onednn", False))
-        if arm.hide is not None:
-            parts_of = swapping.parts_of
-            stack.enter_context(patch.object(swapping, "parts_of", lambda *args: _without(arm.hide, parts_of(*args))))
-        if not arm.forget_kernels:
-            stack.enter_context(patch.object(writing, "_forget_expert_kernels", lambda module: None))
-        if arm.ready_bytes is not None:
-            stack.enter_context(patch.object(swapping, "READY_BYTES", arm.ready_bytes))
-        yield
+    return int(counters["stats"]["unique_graphs"])
 
 
 def _ask(llm: Any, sampling: Any, prompts: list[Any], *, text: bool, **options: Any) -> list[Any]:
@@ -235,8 +214,11 @@ def _lora_request(adapters: list[str | None], folder: str | None) -> Any:
 
 
 def main() -> None:
-    arms = [Arm(**arm) for arm in json.load(sys.stdin)]
-    answers = [_answer(arm) for arm in arms]
+    first, *rest = [Arm(**arm) for arm in json.load(sys.stdin)]
+    register_kernels_once()
+    answers = [_answer(first)]
+    with settled():
+        answers += [_answer(arm) for arm in rest]
     Path(sys.argv[1]).write_text(json.dumps(answers))
 
 

@@ -1,24 +1,46 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What transformers' own model, in float32, gives for the answers of an engine; with masked experts' logits at -inf."""
+"""What transformers' own model, in float32, gives for the answers of an engine; with experts masked, or their outputs
+removed."""
 
 from __future__ import annotations
 
 import re
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
+import pytest
 import torch
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator
+    from collections.abc import Callable, Collection, Iterator
     from pathlib import Path
 
-_ROUTER = re.compile(r"model\.layers\.(\d+)\.(?:.*\.)?(?:gate|router|router\.proj)\.weight")
+    Experts = Collection[tuple[int, int]]
+    """Layers and indices."""
+
+_LAYER = r"model\.(?:language_model\.)?layers\.(\d+)\."
+_ROUTER = re.compile(rf"{_LAYER}(?:.*\.)?(?:gate|router|router\.proj)\.weight")
+_CORRECTION = re.compile(rf"{_LAYER}.*\.e_score_correction_bias")
+_EXPERTS = re.compile(rf"{_LAYER}(?:mlp\.|block_sparse_moe\.)?experts")
+
+CLOSE = 1e-4
+"""How far log-probabilities may be off: engine and transformers sum float32 numbers in another order."""
+
+
+def assert_close(
+    served: dict[str, Any], folder: Path, prompts: list[list[int]], *, masked: Experts = (), removed: Experts = ()
+) -> None:
+    """An engine's greedy tokens are transformers' too, and its log-probabilities differ by rounding alone."""
+    expected = chances(folder, prompts, served["tokens"], masked, removed)
+    for tokens, logprobs, steps in zip(served["tokens"], served["logprobs"], expected, strict=True):
+        assert steps.argmax(dim=-1).tolist() == tokens
+        for told, step in zip(logprobs, steps, strict=True):
+            assert [chance for _, chance in told] == pytest.approx([float(step[token]) for token, _ in told], abs=CLOSE)
 
 
 def chances(
-    folder: Path, prompts: list[list[int]], answers: list[list[int]], masked: Collection[tuple[int, int]] = ()
+    folder: Path, prompts: list[list[int]], answers: list[list[int]], masked: Experts = (), removed: Experts = ()
 ) -> list[torch.Tensor]:
     """For each answer the log-probabilities of all tokens at each of its steps, ``[steps, vocabulary]``.
 
@@ -26,10 +48,11 @@ def chances(
         folder: the model's.
         prompts: token ids.
         answers: token ids, one list a prompt.
-        masked: layer and index of the experts that no router may choose.
+        masked: the experts that no router may choose.
+        removed: the experts that may be chosen, and then give nothing.
     """
     model = load(folder)
-    with torch.no_grad(), _minus_infinity(model, masked):
+    with torch.no_grad(), _minus_infinity(model, masked), _nothing(model, removed):
         return [_steps(model, prompt, answer) for prompt, answer in zip(prompts, answers, strict=True)]
 
 
@@ -38,11 +61,8 @@ def load(folder: Path) -> Any:
     import transformers
 
     config = transformers.AutoConfig.from_pretrained(folder)
-    if hasattr(config, "qk_rope_head_dim"):  # Of other sizes in its config only vLLM makes nothing.
-        config.head_dim = config.qk_rope_head_dim
-    return transformers.AutoModelForCausalLM.from_pretrained(
-        folder, config=config, dtype=torch.float32, attn_implementation="eager"
-    ).eval()
+    kind = getattr(transformers, config.architectures[0])
+    return kind.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
 
 
 def _steps(model: Any, prompt: list[int], answer: list[int]) -> torch.Tensor:
@@ -50,8 +70,12 @@ def _steps(model: Any, prompt: list[int], answer: list[int]) -> torch.Tensor:
     return torch.log_softmax(logits, dim=-1)[len(prompt) - 1 : -1]
 
 
+def _of(layer: int, experts: Experts) -> list[int]:
+    return [expert for at, expert in experts if at == layer]
+
+
 @contextmanager
-def _minus_infinity(model: Any, masked: Collection[tuple[int, int]]) -> Iterator[None]:
+def _minus_infinity(model: Any, masked: Experts) -> Iterator[None]:
     """Routers' logits are made by `linear`, in every family. What is added to the scores afterwards is masked too,
     or else an expert with a score of zero could still be chosen for the sake of its bias."""
     layers = {
@@ -60,18 +84,37 @@ def _minus_infinity(model: Any, masked: Collection[tuple[int, int]]) -> Iterator
         if (found := _ROUTER.fullmatch(name)) is not None
     }
     for name, buffer in model.named_buffers():
-        if name.endswith("e_score_correction_bias"):
-            layer = int(name.split(".")[2])
-            buffer[[expert for at, expert in masked if at == layer]] = -torch.inf
+        if found := _CORRECTION.fullmatch(name):
+            buffer[_of(int(found[1]), masked)] = -torch.inf
     linear = torch.nn.functional.linear
 
     def masking(states: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
         result = linear(states, weight, bias)
         layer = layers.get(weight.data_ptr())
         if layer is not None:
-            result[..., [expert for at, expert in masked if at == layer]] = -torch.inf
+            result[..., _of(layer, masked)] = -torch.inf
         return result
 
     assert {layer for layer, _ in masked} <= {*layers.values()}
     with patch.object(torch.nn.functional, "linear", masking):
         yield
+
+
+@contextmanager
+def _nothing(model: Any, removed: Experts) -> Iterator[None]:
+    """What an expert gives is multiplied by the router's weight for it, in every family. Of the weights of the others,
+    which the router has made by then, nothing changes."""
+    found = {int(match[1]): module for name, module in model.named_modules() if (match := _EXPERTS.fullmatch(name))}
+    with ExitStack() as stack:
+        for layer in {layer for layer, _ in removed}:
+            stack.enter_context(found[layer].register_forward_pre_hook(_without(_of(layer, removed))))
+        yield
+
+
+def _without(experts: list[int]) -> Callable[..., tuple[torch.Tensor, ...]]:
+    def without(_: Any, given: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        states, chosen, weights = given
+        gone = torch.isin(chosen, torch.tensor(experts))
+        return states, chosen, weights.masked_fill(gone, 0.0)
+
+    return without

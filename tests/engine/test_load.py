@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.engine.offline import Arm, run_arms
-from tests.models import FAMILIES, LAYERS, WIDTH, edit_by_hand, make_model, patch_of
+from tests.models import LAYERS, WIDTH, edit_by_hand, make_model, patch_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -60,7 +60,7 @@ def llama(tmp_path_factory: pytest.TempPathFactory, family_model: Callable[[str]
         "by hand": Arm(str(by_hand)),
         "safetensors": Arm(str(base), [patch_of(GAINS)], {"load_format": "safetensors"}),
         "bin": Arm(str(as_bin(base, work / "bin")), [patch_of(GAINS)]),
-        "sharded": Arm(str(sharded), [patch_of(GAINS)]),
+        "sharded": Arm(str(sharded), [patch_of(GAINS)], later=[[], [patch_of(GAINS)]]),
         "two patches": Arm(str(base), [patch_of(first, "first"), patch_of(second, "second")]),
         "reloaded": Arm(str(base), [patch_of(GAINS)], reload=True),
         "many": Arm(str(base), [patch_of(MANY)]),
@@ -87,6 +87,19 @@ def test_a_patch_equals_a_checkpoint_edited_by_hand(llama: Answers, patched: str
 @pytest.mark.parametrize("way", ["safetensors", "bin", "sharded", "two patches", "reloaded"])
 def test_the_way_to_the_weights_changes_nothing(llama: Answers, way: str) -> None:
     assert same(llama[way], llama["by hand"])
+
+
+def test_swaps_read_a_checkpoint_in_several_files(llama: Answers) -> None:
+    unpatched, again = llama["sharded"]["later"]
+    assert same(unpatched, llama["base"])
+    assert same(again, llama["patched"])
+
+
+def test_files_of_torch_are_patched_at_a_start_alone(llama: Answers) -> None:
+    (report,) = llama["bin"]["reports"]
+    assert report["cannot_swap"].endswith(
+        "has no safetensors files; of .bin files only a server's start can read weights"
+    )
 
 
 def test_a_patch_and_its_inverse_give_the_base_back(llama: Answers) -> None:
@@ -121,33 +134,6 @@ def test_one_line_says_what_was_applied(llama: Answers) -> None:
 
 def test_a_patch_leaves_the_compile_cache_alone(llama: Answers) -> None:
     assert llama["patched"]["config_hash"] == llama["base"]["config_hash"]
-
-
-@pytest.fixture(scope="module")
-def families(tmp_path_factory: pytest.TempPathFactory, family_model: Callable[[str], Path]) -> Answers:
-    """Other families that name their MLPs alike: unpatched, patched, and edited by hand."""
-    work = tmp_path_factory.mktemp("families")
-    arms: dict[str, Arm] = {}
-    for family in FAMILIES:
-        base = family_model(family)
-        arms[family] = Arm(str(base), later=[[patch_of(GAINS)], []])
-        arms[f"{family} patched"] = Arm(str(base), [patch_of(GAINS)])
-        arms[f"{family} by hand"] = Arm(str(edit_by_hand(base, work / family, GAINS)))
-    del arms["Llama"], arms["Llama patched"], arms["Llama by hand"]  # They have a fixture of their own.
-    return dict(zip(arms, run_arms(*arms.values()), strict=True))
-
-
-@pytest.mark.parametrize("family", FAMILIES[1:])
-def test_a_patch_means_the_same_in_every_family(families: Answers, family: str) -> None:
-    assert families[f"{family} patched"]["logprobs"] != families[family]["logprobs"]
-    assert same(families[f"{family} patched"], families[f"{family} by hand"])
-
-
-@pytest.mark.parametrize("family", FAMILIES[1:])
-def test_swapped_in_and_out_equals_patched_and_unpatched(families: Answers, family: str) -> None:
-    swapped_in, swapped_out = families[family]["later"]
-    assert same(swapped_in, families[f"{family} patched"]), swapped_in["swap"]
-    assert same(swapped_out, families[family]), swapped_out["swap"]
 
 
 def test_disabled_is_nothing_at_all(tmp_path: Path, family_model: Callable[[str], Path]) -> None:

@@ -17,14 +17,15 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.engine
 
-PLANTED = ("dense_loop", "dense_pair_loop", "expert_loop", "expert_pair_loop")
-BUDGET = "3000g"
+PLANTED = ("dense_loop", "dense_pair_loop", "expert_pair_loop")
+SEARCHED = (*PLANTED, "no_circuit", "healthy")
+BUDGET = "900g"
 
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Planted]:
     work = tmp_path_factory.mktemp("planted")
-    return {name: make(work / name) for name, make in MODELS.items()}
+    return {name: MODELS[name](work / name) for name in SEARCHED}
 
 
 @pytest.fixture(scope="module")
@@ -48,9 +49,10 @@ def settings_of(planted: Planted) -> dict[str, Any]:
         "held_out_seeds": 1,
         "max_tokens": MAX_TOKENS,
         "task_tokens": MAX_TOKENS,
-        "singles": 24,
-        "sets": 6,
-        "beam": 4,
+        "gains": [0.0, -1.0, 3.0],
+        "singles": 12,
+        "sets": 3,
+        "beam": 3,
     }
 
 

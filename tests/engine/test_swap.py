@@ -134,20 +134,3 @@ def test_swapping_to_what_is_active_does_nothing(answers: Answers) -> None:
 def test_after_a_reload_by_somebody_else_the_engine_can_not_swap(answers: Answers) -> None:
     (report,) = answers["reloaded"]["reports"]
     assert report["cannot_swap"] == "weights were loaded since the start by something else than a swap"
-
-
-def test_two_ranks_swap_alike(family_model: Callable[[str], Path]) -> None:
-    two_ranks = {"tensor_parallel_size": 2, "distributed_executor_backend": "mp"}
-    base = str(family_model("Llama"))
-    swapping, loaded = run_arms(
-        Arm(base, [], two_ranks, later=[*random_swaps(20, 3), [STRANGER], [SECOND], []]),
-        Arm(base, [SECOND], two_ranks, later=[[]]),
-        VLLM_ENABLE_V1_MULTIPROCESSING="1",
-    )
-    *_, refused, at_second, back = swapping["later"]
-    assert "out of range" in refused["swap"]["error"]
-    assert loaded["logprobs"] != swapping["logprobs"]
-    assert same(at_second, loaded)
-    assert same(back, swapping)
-    assert same(loaded["later"][0], swapping), "what was patched while it was loaded can be taken out too"
-    assert [report["units"] for report in loaded["reports"]] == [3] * 2

@@ -6,7 +6,7 @@ from __future__ import annotations
 from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
-from vllm_surgery.localization.candidates import Candidate, distinct, joined, without
+from vllm_surgery.localization.candidates import Candidate, UnitKey, distinct, joined, without
 from vllm_surgery.units import MASK
 
 if TYPE_CHECKING:
@@ -25,10 +25,31 @@ def other_gains(candidate: Candidate, gains: Iterable[Gain]) -> list[Candidate]:
     return [Candidate.of({key: gain}, "gain") for gain in gains if gain != MASK or key.kind == "experts"]
 
 
+def likely(best: Sequence[Candidate], ranked: Sequence[Candidate], count: int) -> list[Candidate]:
+    """What pairs are made of: the best, and the first `count` other units of a ranking.
+
+    What ranks a unit looks at it alone. Of two units that each keep a loop going it may say that one should be
+    amplified, since that weakens the other; so those are also tried silent.
+    """
+    known = {key for one in best for key, _ in one.gains}
+    first: dict[UnitKey, Candidate] = {}
+    for one in ranked:
+        first.setdefault(one.gains[0][0], one)
+    others = [one for key, one in first.items() if key not in known][:count]
+    return [*best, *(each for one in others for each in _also_silent(one))]
+
+
 def pairs(candidates: Sequence[Candidate]) -> list[Candidate]:
-    """Every two of them together, unless they name a unit in common."""
-    found = (joined(first, second, "pair") for first, second in combinations(candidates, 2))
+    """Every two of them together, unless they name a unit in common; those that stand first come first."""
+    places = sorted(combinations(range(len(candidates)), 2), key=lambda pair: (sum(pair), pair))
+    found = (joined(candidates[first], candidates[second], "pair") for first, second in places)
     return distinct(pair for pair in found if pair is not None)
+
+
+def _also_silent(single: Candidate) -> list[Candidate]:
+    ((key, gain),) = single.gains
+    amplified = gain != MASK and gain > 1
+    return [single, Candidate.of({key: 0.0}, single.origin)] if amplified else [single]
 
 
 def grow(

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -15,9 +16,10 @@ if TYPE_CHECKING:
 
 KEEP = 1 / 3
 """Of each round. Looks get twice as long, so most is spent on the first round, where there is most to choose from."""
-LEAST = 3
+LEAST = 2
 """So many stay in every round: the first looks are short, and chance is large in them."""
 ROUNDS = 3
+MOST = 1000
 
 
 def rungs(full: Look, count: int = ROUNDS) -> list[Look]:
@@ -34,29 +36,29 @@ def rungs(full: Look, count: int = ROUNDS) -> list[Look]:
     ]
 
 
-def affordable(most: int, share: float, costs: Sequence[float]) -> int:
-    """How many candidates can go through all rounds.
+def affordable(share: float, whole: float, rounds: int = ROUNDS) -> int:
+    """How many candidates can go through all rounds, `MOST` at most.
 
     Args:
-        most: candidates that there are.
         share: of the budget that may be spent.
-        costs: the share that the look of each round costs, as if nothing of the look before were kept: that leaves
-            room for what each visit takes besides its answers.
+        whole: the share that one look at everything costs.
+        rounds: looks.
     """
-    return next((count for count in range(most, 0, -1) if _planned(count, costs) <= share), 0)
+    return bisect_right(range(1, MOST + 1), share, key=lambda count: whole * _looks(count, rounds))
 
 
-def _planned(count: int, costs: Sequence[float]) -> float:
-    """The share of the budget that so many candidates take."""
-    whole = 0.0
-    for cost in costs:
-        whole += count * cost
-        count = min(count, _staying(count))
-    return whole
+def _looks(count: int, rounds: int) -> float:
+    """What all rounds of so many candidates cost, in looks at everything."""
+    total = 0.0
+    for number in range(rounds):
+        total += count * 2.0 ** -(rounds - 1 - number)
+        count = _left(count)
+    return total
 
 
-def _staying(count: int) -> int:
-    return max(LEAST, math.ceil(count * KEEP))
+def _left(count: int) -> int:
+    """How many of a round's candidates are in the next one."""
+    return min(count, max(LEAST, math.ceil(count * KEEP)))
 
 
 def halve(
@@ -80,5 +82,5 @@ def halve(
         round_ = sorted((one for one in measured if one is not None), key=rank)
         # When the budget ends in the middle of a round, what an earlier one found still counts.
         found = round_ or found
-        left = [one.candidate for one in round_[: _staying(len(round_))]]
+        left = [one.candidate for one in round_[: _left(len(round_))]]
     return found

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from vllm_surgery.arithmetic import apply_edit
-from vllm_surgery.engine.masking import label
+from vllm_surgery.engine.masks.model import label
 from vllm_surgery.engine.swap.experts import Questioned, expert_gains
 from vllm_surgery.engine.swap.reading import check_columns, check_parameter
 from vllm_surgery.engine.swap.targets import parts_of

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from vllm_surgery.engine import touchpoints
-from vllm_surgery.engine.masking import RouterMasks
+from vllm_surgery.engine.masks.model import RouterMasks
 from vllm_surgery.errors import EngineError
 
 if TYPE_CHECKING:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Masks that no checkpoint can hold: put in place at a load, changed by a swap, on one rank."""
+"""The masks of a model that no checkpoint can hold: put in place at a load, changed by a swap, on one rank."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from vllm_surgery.engine import touchpoints
-from vllm_surgery.engine.maskable import MaskableRouter
+from vllm_surgery.engine.masks.router import MaskableRouter
 from vllm_surgery.engine.swap.targets import Layers
 from vllm_surgery.errors import CannotSwapError, EngineError
 

@@ -14,8 +14,8 @@ from torch import nn
 
 from vllm_surgery import CannotSwapError, EngineError
 from vllm_surgery.engine import touchpoints
-from vllm_surgery.engine.maskable import MaskableRouter, masked_logits
-from vllm_surgery.engine.masking import RouterMasks, compiles
+from vllm_surgery.engine.masks.model import RouterMasks, compiles
+from vllm_surgery.engine.masks.router import MaskableRouter, masked_logits
 from vllm_surgery.plan import LayerMask
 
 if TYPE_CHECKING:
@@ -257,7 +257,7 @@ def test_a_bias_that_masks_is_seen_in_what_the_router_chooses(model: nn.Module) 
 def test_a_router_that_cannot_be_asked_is_read_back_alone(
     model: nn.Module, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vllm_surgery.engine.maskable.logger.propagate", True)
+    monkeypatch.setattr("vllm_surgery.engine.masks.router.logger.propagate", True)
     del model.layers[1].experts.router
     MaskableRouter(1, "layers.1.experts", model.layers[1].experts).check_choices([2])
     assert "layers.1.experts can't be asked, so its masks aren't verified" in caplog.text

@@ -1,0 +1,197 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Bakes gains into a checkpoint, and holds every tensor of the result against arithmetic of the tests' own."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+
+from tests.docs.families.checkpoints import MXFP4, of_mxfp4
+from tests.formats.quantised import stored
+from tests.formats.test_exactness import changed, rounded_once, sign, with_scales
+from tests.models import patch_of
+from vllm_surgery import MismatchError, ModelFolder, Patch, PatchSet
+from vllm_surgery.bake import bake
+from vllm_surgery.review import review
+from vllm_surgery.stack import SourcedPatch
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from tests.docs.families.checkpoints import Checkpoint
+    from tests.formats.quantised import Tensors
+
+    Gains = dict[tuple[int, int], float]
+
+OPS = {"scale": (-0.7, 3.0), "scale by powers of two": (0.5, -2.0), "zero": (0.0,), "negate": (-1.0,)}
+"""The ops, and the factors that stand for all of theirs."""
+FIRST_NEURON = 8  # The quantisers put codes without an opposite at another one.
+MASKED = 7
+
+
+@dataclass
+class Held:
+    """What a checkpoint can hold of the units of one kind.
+
+    Attributes:
+        ops: those that were carried out exactly.
+        refused: the reasons of the others.
+    """
+
+    ops: list[str] = field(default_factory=list)
+    refused: dict[str, str] = field(default_factory=dict)
+
+
+def held(checkpoint: Checkpoint, kind: str) -> Held:
+    """Asks for each op on units of the first and the last layer that have some, and checks what was done.
+
+    Args:
+        checkpoint: where.
+        kind: ``neurons`` or ``experts``.
+
+    Raises:
+        AssertionError: a weight isn't its gain times the original, or another byte changed.
+    """
+    model, found = ModelFolder(checkpoint.folder), Held()
+    layers = sorted((model.anatomy.mlps if kind == "neurons" else model.anatomy.experts).keys())
+    wanted: Gains = {}
+    for op, factors in OPS.items():
+        gains = {(layer, _index(kind, factor)): factor for factor in factors for layer in (layers[0], layers[-1])}
+        if reason := refusal(_patches(gains, kind), model):
+            found.refused[op] = reason
+            continue
+        found.ops.append(op)
+        wanted |= gains
+    if wanted:
+        _check(checkpoint, kind, wanted)
+    if "scale" in found.ops:
+        found.ops.remove("scale by powers of two")
+    if kind == "experts":
+        _mask(checkpoint, model, layers[-1], found)
+    return found
+
+
+def refusal(patches: PatchSet, model: ModelFolder) -> str | None:
+    """Why a model can't take patches, without the names of units and layers; None where it can."""
+    try:
+        review(patches, model)
+    except MismatchError as error:
+        return re.sub(r"^\S+\.layers\.\S+ ", "", error.detail)
+    return None
+
+
+def _index(kind: str, factor: float) -> int:
+    """A unit of its own for each factor."""
+    place = [one for factors in OPS.values() for one in factors].index(factor)
+    return place + (FIRST_NEURON if kind == "neurons" else 0)
+
+
+def _patches(gains: Gains, kind: str) -> PatchSet:
+    data = patch_of(gains if kind == "neurons" else {}, experts=gains if kind == "experts" else {})
+    return PatchSet((SourcedPatch("p", Patch.from_data(data)),))
+
+
+@dataclass(frozen=True)
+class _Baked:
+    """A checkpoint's tensors before and after a bake."""
+
+    checkpoint: Checkpoint
+    before: Tensors
+    after: Tensors
+
+    def parts(self, layer: int, expert: int | None, role: str) -> tuple[Tensors, Tensors]:
+        """A projection's tensors, by the ends of their names, before and after."""
+        old, new = (self.checkpoint.parts(tensors, layer, expert, role) for tensors in (self.before, self.after))
+        return old, new
+
+
+def _baked(checkpoint: Checkpoint, patches: PatchSet, name: str) -> _Baked:
+    out = checkpoint.folder.with_name(f"{checkpoint.folder.name}-{name}")
+    bake(patches, ModelFolder(checkpoint.folder), out)
+    return _Baked(checkpoint, stored(checkpoint.folder), stored(out))
+
+
+def _check(checkpoint: Checkpoint, kind: str, gains: Gains) -> None:
+    baked = _baked(checkpoint, _patches(gains, kind), kind)
+    touched = dict(changed(baked.before, baked.after))
+    check = _check_neuron if kind == "neurons" else _check_expert
+    for (layer, index), gain in gains.items():
+        for name, axis, place in check(baked, layer, index, gain):
+            if name in touched:
+                part = touched[name] if axis is None else touched[name].select(axis, place)
+                part.zero_()
+    assert not [name for name, different in touched.items() if different.any()], "bytes of other units changed"
+
+
+Places = list[tuple[str, int | None, int]]
+"""Slices that a unit's gain may change: a tensor's name, an axis, an index along it."""
+
+
+def _check_neuron(baked: _Baked, layer: int, neuron: int, gain: float) -> Places:
+    kind, starts = baked.checkpoint.kind, baked.checkpoint.starts
+    role = "up" if (layer, None, "up") in starts else "gate_up"
+    down = f"{starts[layer, None, 'down']}weight"
+    (old_down, new_down), (old_up, new_up) = (baked.parts(layer, None, each) for each in ("down", role))
+    if kind is None:
+        assert torch.equal(new_down["weight"][:, neuron], rounded_once(old_down["weight"][:, neuron], gain))
+        return [(down, 1, neuron)]
+    row = neuron + (kind.dequantise(old_up).shape[0] // 2 if role == "gate_up" else 0)
+    scaled = kind.dequantise(old_up) if kind.out_axis is None else with_scales(kind, old_up, gain)
+    expected = torch.outer(kind.dequantise(old_down)[:, neuron], scaled[row]) * sign(gain)
+    made = torch.outer(kind.dequantise(new_down)[:, neuron], kind.dequantise(new_up)[row])
+    assert torch.equal(made, expected)
+    scales = [] if kind.out_axis is None else [(f"{starts[layer, None, role]}{kind.scale}", kind.out_axis, row)]
+    return [(down, 1, neuron), *scales]
+
+
+def _check_expert(baked: _Baked, layer: int, expert: int, gain: float) -> Places:
+    checkpoint = baked.checkpoint
+    if not checkpoint.own_experts():
+        return _check_shared(baked, layer, expert, gain)
+    old, new = baked.parts(layer, expert, "down")
+    if checkpoint.kind is None:
+        assert torch.equal(new["weight"], rounded_once(old["weight"], gain))
+    else:
+        expected = with_scales(checkpoint.kind, old, gain) * sign(gain)
+        assert torch.equal(checkpoint.kind.dequantise(new), expected)
+    return [(checkpoint.starts[layer, expert, "down"] + end, None, 0) for end in old]
+
+
+def _check_shared(baked: _Baked, layer: int, expert: int, gain: float) -> Places:
+    names = _shared(baked.before, layer)
+    places: Places = [(name, 0, expert) for name in names.values()]
+    if baked.checkpoint.word == MXFP4:
+        codes, exponents = names.pop("down_proj_blocks"), names.pop("down_proj_scales")
+        old, new = (of_mxfp4(side[codes][expert], side[exponents][expert]) for side in (baked.before, baked.after))
+        assert torch.equal(new, old * gain)
+    for name in names.values():
+        assert torch.equal(baked.after[name][expert], rounded_once(baked.before[name][expert], gain))
+    return places
+
+
+def _shared(tensors: Mapping[str, torch.Tensor], layer: int) -> dict[str, str]:
+    """Of the tensors that all experts of a layer share those that a gain goes on, by the last part of their names."""
+    names = {name.rpartition(".")[2]: name for name in tensors if f".layers.{layer}." in name and "expert" in name}
+    chosen = ["per_expert_scale"] if "per_expert_scale" in names else [end for end in names if "down_proj" in end]
+    return {end: names[end] for end in chosen}
+
+
+def _mask(checkpoint: Checkpoint, model: ModelFolder, layer: int, found: Held) -> None:
+    """Masks one expert, in the checkpoint where its router has a bias."""
+    edit = {"op": "mask", "experts": {str(layer): [MASKED]}}
+    patches = PatchSet((SourcedPatch("p", Patch.from_data({"version": 1, "name": "mask", "edits": [edit]})),))
+    if reason := refusal(patches, model):
+        found.refused["mask"] = reason
+        return
+    found.ops.append("mask")
+    if review(patches, model).engine_masks():
+        return
+    baked = _baked(checkpoint, patches, "masked")
+    ((name, different),) = changed(baked.before, baked.after)
+    assert name.endswith("bias")
+    assert different.nonzero().tolist() == [[MASKED]]
+    assert baked.after[name].isfinite().all()
+    assert baked.after[name][MASKED] <= torch.finfo(torch.float16).min

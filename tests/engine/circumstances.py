@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What an engine of a test asks for that neither vLLM nor the package has an option for."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from functools import cache, partial, wraps
+from inspect import signature
+from multiprocessing import get_context
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from tests.engine.offline import Arm
+
+
+@contextmanager
+def circumstances(arm: Arm) -> Iterator[None]:
+    """What an arm asks for, while its engine lives."""
+    from unittest.mock import patch
+
+    from vllm import _custom_ops
+    from vllm.model_executor.layers.fused_moe.experts.cpu_moe import CPUUnquantizedExperts
+    from vllm.v1.executor import multiproc_executor
+
+    from vllm_surgery.engine.swap import swapping, writing
+
+    with ExitStack() as stack:
+        if arm.unpacked:
+            stack.enter_context(patch.object(_custom_ops, "_supports_onednn", False))
+        if arm.hide is not None:
+            parts_of = swapping.parts_of
+            stack.enter_context(patch.object(swapping, "parts_of", lambda *args: _without(arm.hide, parts_of(*args))))
+        if not arm.forget_kernels:
+            stack.enter_context(patch.object(writing, "_forget_expert_kernels", lambda module: None))
+        if arm.forked:
+            stack.enter_context(patch.object(multiproc_executor, "get_mp_context", partial(get_context, "fork")))
+        if arm.own_experts:
+            stack.enter_context(patch.object(CPUUnquantizedExperts, "apply", _own(CPUUnquantizedExperts.apply)))
+        if arm.ready_bytes is not None:
+            stack.enter_context(patch.object(swapping, "READY_BYTES", arm.ready_bytes))
+        yield
+
+
+def register_kernels_once() -> None:
+    """vLLM replaces kernels for every engine, and falls over llvmlite there once something has imported numba."""
+    from vllm.platforms import current_platform
+
+    current_platform.register_triton_kernel_overrides = cache(current_platform.register_triton_kernel_overrides)
+
+
+def _without(word: Any, parts: list[Any]) -> list[Any]:
+    return [replace(part, tensors=tuple(name for name in part.tensors if word not in name)) for part in parts]
+
+
+def _own(apply: Callable[..., Any]) -> Callable[..., Any]:
+    """vLLM's CPU kernel with the map of expert parallelism, which it leaves out: indices of all ranks' experts make it
+    read past this rank's. Experts elsewhere weigh nothing here."""
+
+    @wraps(apply)
+    def applied(*args: Any, **kwargs: Any) -> Any:
+        given = signature(apply).bind(*args, **kwargs).arguments
+        if given["expert_map"] is not None:
+            local = given["expert_map"][given["topk_ids"].long()]
+            given["topk_ids"] = local.clamp(min=0).to(given["topk_ids"].dtype)
+            given["topk_weights"] = given["topk_weights"].masked_fill(local < 0, 0.0)
+        return apply(**given)
+
+    return applied

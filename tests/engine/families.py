@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is asked of each family's small model, and what its checkpoint becomes by the tests' own arithmetic."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from tests.models import EXPERT_FAMILIES, EXPERT_LAYERS, EXPERTS, FAMILIES, LAYERS, SEEING_FAMILIES, WIDTH, patch_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    Gains = dict[tuple[int, int], float]
+    Slices = dict[tuple[str, int | None, int], float]
+
+LAST, LAST_WITH_EXPERTS = LAYERS - 1, EXPERT_LAYERS - 1
+WIDTHS = {"Gemma4/dense": 2 * WIDTH}
+"""Neurons in the last layer, where it isn't as wide as the first: it shares keys and values, and is wider for it."""
+
+DENSE_FIRST_LAYER = {"DeepseekV2", "DeepseekV3", "Glm4Moe"}
+ONLY_EXPERTS = {"Qwen2Moe", "Qwen3Moe", "Mixtral", "Olmoe", "GptOss"}
+
+_OWN = ("mlp.experts.{expert}.down_proj.weight",)
+_CARRIERS = {
+    "Mixtral": ("block_sparse_moe.experts.{expert}.w2.weight",),
+    "GptOss": ("mlp.experts.down_proj", "mlp.experts.down_proj_bias"),
+    "Gemma4/experts": ("router.per_expert_scale",),
+}
+"""The tensors of a layer that hold what an expert gives, where they aren't called like the others'."""
+
+_LATENT_ATTENTION = {"compilation_config": {"custom_ops": ["-rotary_embedding"]}}
+"""vLLM 0.32's kernel for CPUs turns queries wrongly where there are more of their heads than of the keys', and hands
+them over as three axes, which latent attention does. Its code in torch is right."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """A patch for one family, and the same by hand.
+
+    Attributes:
+        past: patches that each name one thing too many, with what a refusal of them says.
+        slices: the same gains as the patch's, on slices of the checkpoint's tensors.
+        options: that vLLM needs for the model.
+    """
+
+    family: str
+    neurons: Gains = field(default_factory=dict)
+    experts: Gains = field(default_factory=dict)
+
+    @property
+    def patch(self) -> dict[str, Any]:
+        return patch_of(self.neurons, experts=self.experts)
+
+    @property
+    def slices(self) -> Slices:
+        layers = f"model.{'language_model.' if self._sees else ''}layers"
+        down = {
+            (f"{layers}.{layer}.mlp.down_proj.weight", 1, unit): gain for (layer, unit), gain in self.neurons.items()
+        }
+        return down | {
+            (f"{layers}.{layer}.{name.format(expert=expert)}", *((None, 0) if "{" in name else (0, expert))): gain
+            for (layer, expert), gain in self.experts.items()
+            for name in _CARRIERS.get(self._text, _OWN)
+        }
+
+    @property
+    def past(self) -> list[tuple[dict[str, Any], str]]:
+        layers = EXPERT_LAYERS if self._text in EXPERT_FAMILIES else LAYERS
+        cases = [
+            (patch_of({(layers, 0): 0.0}, "layer"), f"layer {layers} is out of range: the model has {layers} layers")
+        ]
+        if self.neurons:
+            layer = max(layer for layer, _ in self.neurons)
+            width = WIDTHS.get(self._text, WIDTH)
+            said = f"index {width} is out of range: layer {layer} has {width} neurons"
+            cases.append((patch_of({(layer, width): -1.0}, "neuron"), said))
+        if self.experts:
+            said = f"index {EXPERTS} is out of range: layer {LAST_WITH_EXPERTS} has {EXPERTS} experts"
+            cases.append((patch_of({}, "expert", {(LAST_WITH_EXPERTS, EXPERTS): -1.0}), said))
+        return cases
+
+    @property
+    def options(self) -> dict[str, Any]:
+        if self._sees:
+            return {"language_model_only": True}
+        return _LATENT_ATTENTION if self.family in {"DeepseekV2", "DeepseekV3"} else {}
+
+    @property
+    def _sees(self) -> bool:
+        return self.family in SEEING_FAMILIES
+
+    @property
+    def _text(self) -> str:
+        return self.family.removesuffix("/seeing")
+
+
+def case_of(family: str) -> Case:
+    """Every op, in the first layer that has such units and in the last, on the first unit and on the last."""
+    text = family.removesuffix("/seeing")
+    if text not in EXPERT_FAMILIES:
+        last = WIDTHS.get(text, WIDTH) - 1
+        return Case(family, {(0, 0): -1.0, (3, 7): 0.0, (5, WIDTH - 1): 0.5, (LAST, 0): -0.8, (LAST, last): 3.0})
+    first = 1 if text in DENSE_FIRST_LAYER else 0
+    experts = {(first, 0): -1.0, (1, 1): 0.5, (1, 3): 0.0, (2, 5): 3.0, (3, 0): -0.8, (3, EXPERTS - 1): -1.0}
+    if text in ONLY_EXPERTS:
+        return Case(family, experts=experts)
+    last_dense = 0 if text in DENSE_FIRST_LAYER else LAST_WITH_EXPERTS
+    return Case(family, {(0, 3): -1.0, (0, 4): 0.0, (last_dense, WIDTH - 1): 0.5}, experts)
+
+
+def cases(families: Iterable[str] = (*FAMILIES, *EXPERT_FAMILIES, *SEEING_FAMILIES)) -> dict[str, Case]:
+    """One case a family."""
+    return {family: case_of(family) for family in families}

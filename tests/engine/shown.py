@@ -1,0 +1,201 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What real engines are shown to do: each claim names the test that shows it, or says why there is none.
+
+docs/families.md is made of these, and `tests/docs/test_families.py` fails for a claim whose test doesn't exist. After a
+change here run ``make matrix``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What a cell says.
+
+    Attributes:
+        test: the id of the test that shows it, without ``tests/engine/``; ``{row}`` in it stands for the row's key.
+            None for what nothing shows.
+        says: the cell, or the reason.
+    """
+
+    test: str | None = None
+    says: str = "yes"
+
+
+@dataclass(frozen=True)
+class Column:
+    """One thing that is shown for many rows.
+
+    Attributes:
+        title: in words.
+        claims: the first whose test exists for a row is what its cell says.
+        instead: claims of single rows.
+        otherwise: what all other rows' cells say.
+    """
+
+    title: str
+    claims: tuple[Claim, ...] = ()
+    instead: Mapping[str, Claim] = field(default_factory=dict)
+    otherwise: Claim | None = None
+
+
+def _not_run(reason: str) -> Claim:
+    return Claim(says=f"not run: {reason}")
+
+
+FAMILIES = (
+    Column(
+        "served with a patch, as if edited by hand",
+        (Claim("test_families.py::test_a_patch_equals_a_checkpoint_edited_by_hand[{row}]"),),
+    ),
+    Column(
+        "as transformers answers with the checkpoint edited by hand",
+        (Claim("test_families.py::test_transformers_answers_alike[{row}]"),),
+    ),
+    Column(
+        "swapped in and out",
+        (Claim("test_families.py::test_swapped_in_and_out_equals_patched_and_unpatched[{row}]"),),
+        {
+            "GptOss": Claim(
+                "test_families.py::test_experts_that_vllm_can_not_load_while_it_serves_are_refused",
+                "refused: vLLM loads these experts at a start alone",
+            ),
+        },
+    ),
+    Column(
+        "masked, at load and by swap",
+        (Claim("test_masks.py::test_a_mask_is_a_logit_of_minus_infinity[{row}]"),),
+        otherwise=_not_run("masks are tested on the text model alone"),
+    ),
+)
+"""Rows are families, by their names in `tests.models`; the last column is for those with experts."""
+
+_AMX = "vLLM's x86 kernel for it needs AMX"
+_GONE = _not_run("vLLM 0.32 refuses to load it")
+_NEVER = Claim(says="-")
+
+KINDS = (
+    Column(
+        "neurons served as if edited by hand",
+        (Claim("test_kinds.py::test_served_with_a_patch_is_served_from_a_checkpoint_edited_by_hand[{row}]"),),
+        {
+            "fp32": Claim("test_load.py::test_a_patch_equals_a_checkpoint_edited_by_hand[patched-by hand-base]"),
+            "fp8 per tensor": _not_run("vLLM's CPU backend can't quantise its inputs"),
+            "fp8 in blocks": _not_run(_AMX),
+            "mxfp4": _NEVER,
+            "online fp8 per tensor": _not_run("vLLM's CPU backend can't quantise to it"),
+            "online fp8 in blocks": _not_run(_AMX),
+            "online mxfp8": _not_run("vLLM's CPU backend has no kernel for it"),
+            "online mxfp4": _not_run("vLLM's CPU backend has no kernel for it"),
+        },
+        otherwise=_GONE,
+    ),
+    Column(
+        "experts",
+        (Claim("test_kinds.py::test_served_with_a_patch_is_served_from_a_checkpoint_edited_by_hand[{row} experts]"),),
+        {
+            "fp32": Claim("test_families.py::test_a_patch_equals_a_checkpoint_edited_by_hand[Qwen3Moe]"),
+            "gptq with zero points": _GONE,
+            "gptq by activations": _GONE,
+            "gptq of 8 bits": _GONE,
+            "online fp8 per channel": _not_run("vLLM's CPU backend can't quantise experts to it"),
+            "online fp8 per tensor": _not_run("vLLM's CPU backend can't quantise to it"),
+            "online mxfp8": _not_run("vLLM's CPU backend has no kernel for it"),
+            "online mxfp4": _not_run("vLLM's CPU backend has no kernel for it"),
+        },
+        otherwise=_not_run(_AMX),
+    ),
+    Column(
+        "swapped",
+        (
+            Claim("test_kinds.py::test_swapped_out_and_in_equals_a_fresh_start[{row}]"),
+            Claim("test_kinds.py::test_a_swap_is_refused_with_the_reason[{row}]", "refused: the model is quantised"),
+        ),
+        {"fp32": Claim("test_swap.py::test_swapped_equals_fresh[first to second-second]")},
+        otherwise=_not_run("not served; swaps are refused on every quantised model"),
+    ),
+)
+"""Rows are kinds of checkpoints, by the words of `tests.formats.quantised` and of `tests.docs.families`, and `ONLINE`."""
+
+ONLINE = ("online fp8 per channel", "online fp8 per tensor", "online fp8 in blocks", "online mxfp8", "online mxfp4")
+"""What vLLM can make of a checkpoint in bf16 while it loads it."""
+
+STORAGE = (
+    Column("loaded", (Claim("test_load.py::test_the_way_to_the_weights_changes_nothing[{row}]"),)),
+    Column(
+        "swapped",
+        (),
+        {
+            "safetensors": Claim("test_swap.py::test_swapped_equals_fresh[first to second-second]"),
+            "sharded": Claim("test_load.py::test_swaps_read_a_checkpoint_in_several_files"),
+            "bin": Claim("test_load.py::test_files_of_torch_are_patched_at_a_start_alone", "refused"),
+        },
+    ),
+)
+"""Rows are ways to put tensors into files, by the arms of `test_load`."""
+
+_BY_HAND, _SWAPPED = "patched_equals_edited_by_hand", "swapped_out_and_in_equals_edited_by_hand"
+_UNTRIED = _not_run("no test has it in this layout")
+
+LAYOUTS = (
+    Column(
+        "neurons",
+        (
+            Claim(f"test_two_ranks.py::test_{_BY_HAND}[{{row}}, dense]"),
+            Claim(f"test_layouts.py::test_{_BY_HAND}[{{row}}]"),
+        ),
+        {
+            "TP 1": Claim("test_load.py::test_a_patch_equals_a_checkpoint_edited_by_hand[patched-by hand-base]"),
+            "EP 2": _UNTRIED,
+            "prefix caching": Claim("test_server.py::test_tokens_equal_those_of_the_checkpoint_edited_by_hand"),
+            "adapters": Claim("test_lora.py::test_a_request_is_answered_as_by_its_own_model[with-patched]"),
+        },
+    ),
+    Column(
+        "experts",
+        (Claim(f"test_two_ranks.py::test_{_BY_HAND}[{{row}}, experts]"),),
+        {"TP 1": Claim("test_families.py::test_a_patch_equals_a_checkpoint_edited_by_hand[Qwen3Moe]")},
+        otherwise=_UNTRIED,
+    ),
+    Column(
+        "swapped",
+        (
+            Claim(f"test_two_ranks.py::test_{_SWAPPED}[{{row}}, dense]"),
+            Claim(f"test_two_ranks.py::test_{_SWAPPED}[{{row}}, experts]"),
+            Claim(f"test_layouts.py::test_{_SWAPPED}[{{row}}]"),
+        ),
+        {
+            "TP 1": Claim("test_swap.py::test_swapped_equals_fresh[first to second-second]"),
+            "prefix caching": Claim("test_swap.py::test_swapped_equals_fresh[prefix cached-prefix cached, fresh]"),
+            "adapters": Claim("test_swap.py::test_swapped_equals_fresh[with lora-with lora, fresh]"),
+        },
+    ),
+    Column(
+        "masks, at load and by swap",
+        (Claim("test_two_ranks.py::test_masks_are_the_same_on_both_ranks[{row}, experts]"),),
+        {
+            "TP 1": Claim("test_masks.py::test_a_mask_is_a_logit_of_minus_infinity[Qwen3Moe]"),
+            "compiled": Claim("test_layouts.py::test_masks_are_swapped_where_the_model_is_compiled"),
+        },
+        otherwise=_UNTRIED,
+    ),
+)
+"""Rows are the keys of `LAYOUT_ROWS`."""
+
+LAYOUT_ROWS = {
+    "TP 1": "one rank",
+    "TP 2": "tensor parallel, two ranks",
+    "EP 2": "expert parallel, two ranks (vLLM's CPU kernel mended by the tests)",
+    "PP 2": "pipeline parallel, two ranks (with torch.compile, without which vLLM's CPU backend fails)",
+    "prefix caching": "prefix caching",
+    "compiled": "torch.compile",
+    "adapters": "LoRA adapters beside the patch",
+    "draft": "speculative decoding, a draft model",
+    "n-grams": "speculative decoding, n-grams",
+}

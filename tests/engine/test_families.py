@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every family: served with a patch == served from a checkpoint that was edited by hand, bit for bit, and as transformers
+answers that checkpoint."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.engine.families import cases
+from tests.engine.offline import PROMPTS, Arm, run_arms
+from tests.engine.reference import assert_close
+from tests.engine.test_load import same
+from tests.models import edit_slices
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from pathlib import Path
+
+    Answers = dict[str, dict[str, Any]]
+
+pytestmark = pytest.mark.engine
+
+CASES = cases()
+
+
+@pytest.fixture(scope="module")
+def by_hand(tmp_path_factory: pytest.TempPathFactory, family_model: Callable[[str], Path]) -> Mapping[str, Path]:
+    """Each family's checkpoint, edited by the tests' own arithmetic."""
+    work = tmp_path_factory.mktemp("by_hand")
+    return {family: edit_slices(family_model(family), work / family, case.slices) for family, case in CASES.items()}
+
+
+@pytest.fixture(scope="module")
+def answers(by_hand: Mapping[str, Path], family_model: Callable[[str], Path]) -> Answers:
+    """Each family unpatched, then swapped in and out; patched, past swaps that are refused; and edited by hand."""
+    arms: dict[str, Arm] = {}
+    for family, case in CASES.items():
+        base, how = str(family_model(family)), {"options": {"dtype": "float32", **case.options}}
+        arms[family] = Arm(base, later=[[case.patch], []], **how)
+        arms[f"{family} patched"] = Arm(base, [case.patch], swaps=[[patch] for patch, _ in case.past], **how)
+        arms[f"{family} by hand"] = Arm(str(by_hand[family]), **how)
+    return dict(zip(arms, run_arms(*arms.values()), strict=True))
+
+
+@pytest.mark.parametrize("family", CASES)
+def test_a_patch_equals_a_checkpoint_edited_by_hand(answers: Answers, family: str) -> None:
+    assert answers[f"{family} patched"]["logprobs"] != answers[family]["logprobs"]
+    assert same(answers[f"{family} patched"], answers[f"{family} by hand"])
+
+
+@pytest.mark.parametrize("family", CASES)
+def test_transformers_answers_alike(
+    answers: Answers, by_hand: Mapping[str, Path], family_model: Callable[[str], Path], family: str
+) -> None:
+    assert_close(answers[family], family_model(family), PROMPTS)
+    assert_close(answers[f"{family} patched"], by_hand[family], PROMPTS)
+
+
+@pytest.mark.parametrize("family", sorted(CASES.keys() - {"GptOss"}))
+def test_swapped_in_and_out_equals_patched_and_unpatched(answers: Answers, family: str) -> None:
+    swapped_in, swapped_out = answers[family]["later"]
+    assert same(swapped_in, answers[f"{family} patched"]), swapped_in["swap"]
+    assert same(swapped_out, answers[family]), swapped_out["swap"]
+
+
+def test_experts_that_vllm_can_not_load_while_it_serves_are_refused(answers: Answers) -> None:
+    refused, _ = answers["GptOss"]["later"]
+    assert refused["swap"]["error"].startswith("CannotSwapError: model.layers.")
+    assert refused["swap"]["error"].endswith("GptOssRoutedExperts can't be loaded while it serves, only at a start")
+    assert same(refused, answers["GptOss"])
+
+
+@pytest.mark.parametrize("family", CASES)
+def test_one_past_the_last_layer_neuron_or_expert_is_refused(answers: Answers, family: str) -> None:
+    said = [swap["error"] for swap in answers[f"{family} patched"]["swaps"]]
+    for (_, expected), error in zip(CASES[family].past, said, strict=True):
+        assert error.startswith("MismatchError")
+        assert error.endswith(expected)
+
+
+@pytest.mark.parametrize("family", CASES)
+def test_the_report_counts_units(answers: Answers, family: str) -> None:
+    (report,) = answers[f"{family} patched"]["reports"]
+    assert report["units"] == len(CASES[family].neurons) + len(CASES[family].experts)
