@@ -37,6 +37,11 @@ def dtype_word(dtype: torch.dtype) -> str:
     return _WORDS.get(dtype, str(dtype))
 
 
+def torch_dtype(word: str) -> torch.dtype:
+    """What torch calls a number format of safetensors."""
+    return _DTYPES[word]
+
+
 def bits(tensor: torch.Tensor) -> torch.Tensor:
     """The numbers of `tensor` as integers of the same size, for work on their bits."""
     return tensor.view(_BITS[tensor.element_size()])

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from vllm_surgery.api import plan
+from vllm_surgery.conventions import locate
 from vllm_surgery.errors import UsageError, one_line
 from vllm_surgery.evaluation.drift import Drift
 from vllm_surgery.patch import Patch
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from vllm_surgery.evaluation.probes import Probe
-    from vllm_surgery.plan import Plan
+    from vllm_surgery.plan import Plan, TensorEdit
 
 
 def exact_drifts(
@@ -99,17 +100,42 @@ def _drift(text: str, base: Any, patched: Any, targets: Any) -> Drift:
 
 @contextmanager
 def _patched(network: Any, edits: Plan) -> Iterator[None]:
-    from vllm_surgery.arithmetic import apply_edit
-
-    parameters = dict(network.named_parameters())
-    missing = [edit.tensor for edit in edits.edits if edit.tensor not in parameters]
-    if missing:
-        raise UsageError(f"exact chances: transformers calls {missing[0]} by another name")
-    originals = {edit.tensor: parameters[edit.tensor].data for edit in edits.edits}
-    for edit in edits.edits:
-        parameters[edit.tensor].data = apply_edit(parameters[edit.tensor].data, edit)
+    for layer in edits.engine_masks():
+        raise UsageError(f"exact chances: transformers can't mask experts of layer {layer}, whose router has no bias")
+    tensors = {**dict(network.named_parameters()), **dict(network.named_buffers())}
+    places = [(edit, *_place(tensors, edit)) for edit in edits.edits]
+    originals = {name: tensors[name].data for _, name, _ in places}
     try:
+        for name, original in originals.items():
+            tensors[name].data = original.clone()
+        for edit, name, expert in places:
+            target = tensors[name].data if expert is None else tensors[name].data[expert]
+            target.copy_(_edited(target, edit))
         yield
     finally:
         for name, original in originals.items():
-            parameters[name].data = original
+            tensors[name].data = original
+
+
+def _place(tensors: Mapping[str, Any], edit: TensorEdit) -> tuple[str, int | None]:
+    """The tensor that an edit is for, and which expert's part where transformers has all experts of a layer in one."""
+    if edit.tensor in tensors:
+        return edit.tensor, None
+    slot = locate(edit.tensor)
+    if slot is not None and slot.expert is not None and edit.axis is None:
+        for name, tensor in tensors.items():
+            other = locate(name)
+            if other is None or other.expert is not None or other.block != "experts":
+                continue
+            alike = (other.layer, other.part.role) == (slot.layer, slot.part.role)
+            if alike and tuple(tensor.shape[1:]) == edit.shape:
+                return name, slot.expert
+    raise UsageError(f"exact chances: transformers calls {edit.tensor} by another name")
+
+
+def _edited(tensor: Any, edit: TensorEdit) -> Any:
+    """The edit as the engine carries it out: rounded to the checkpoint's own numbers, which float32 holds exactly."""
+    from vllm_surgery.arithmetic import apply_edit
+    from vllm_surgery.tensors import torch_dtype
+
+    return apply_edit(tensor.to(torch_dtype(edit.dtype)), edit).to(tensor.dtype)
