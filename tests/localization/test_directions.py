@@ -17,6 +17,7 @@ from vllm_surgery.localization.directions import (
     robust_mean,
     set_candidates,
     single_candidates,
+    without_harm,
 )
 from vllm_surgery.localization.gradients import Gradients
 
@@ -118,3 +119,29 @@ def test_a_dearer_step_promises_no_less(seed: int) -> None:
 def test_alike_sets_are_given_once() -> None:
     found = set_candidates(gradients([[1.0, 0.0]], [0.001, 0.001]), [1, 2], [0.5, 1.0])
     assert [one.gains for one in found] == [{("neurons", 3, 0): -1.0}]
+
+
+def sparing(seed: int) -> tuple[Gradients, Gradients]:
+    """Random gradients, and the same with two right answers that feel every unit."""
+    free = random_gradients(seed)
+    random = np.random.default_rng(seed + 1)
+    right = {block: random.standard_normal((2, 40)).astype(np.float32) for block in free.margins}
+    return free, Gradients(free.margins, free.sensitivities, right)
+
+
+def test_of_a_step_that_need_not_be_rounded_no_right_answer_becomes_less_likely() -> None:
+    random = np.random.default_rng(7)
+    margins, felt, right = (
+        random.standard_normal(500),
+        np.exp(random.standard_normal(500)),
+        random.standard_normal((9, 500)),
+    )
+    step = -without_harm(margins, felt, right) / felt
+    assert (right @ step >= -1e-9).all()
+    assert margins @ step < 0
+
+
+def test_where_no_right_answer_would_be_harmed_nothing_is_given_up() -> None:
+    free, known = sparing(3)
+    helped = Gradients(free.margins, free.sensitivities, {block: -values[:1] for block, values in free.margins.items()})
+    assert set_candidates(helped, [8], [0.1])[0].margin <= set_candidates(known, [8], [0.1])[0].margin

@@ -163,14 +163,14 @@ def _sparing(field: _Field, size: int) -> _Field:
     """Margins along which a step of the best `size` units harms no right answer; 0 for all other units."""
     if not len(field.right):
         return field
-    whole = _without_harm(field.margins, field.felt, field.right)
+    whole = without_harm(field.margins, field.felt, field.right)
     chosen = np.argsort(-(whole**2) / field.felt, kind="stable")[:size]
     margins = np.zeros_like(field.margins)
-    margins[chosen] = _without_harm(field.margins[chosen], field.felt[chosen], field.right[:, chosen])
+    margins[chosen] = without_harm(field.margins[chosen], field.felt[chosen], field.right[:, chosen])
     return replace(field, margins=margins)
 
 
-def _without_harm(margins: Numbers, felt: Numbers, right: Numbers) -> Numbers:
+def without_harm(margins: Numbers, felt: Numbers, right: Numbers) -> Numbers:
     """The margins m whose step ``-m / felt`` is the best of those that lower no row of `right`.
 
     That is to minimise ``margins . d + d . F d / 2`` subject to ``right . d >= 0``, by its dual problem, one multiplier
