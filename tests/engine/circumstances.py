@@ -45,10 +45,12 @@ def circumstances(arm: Arm) -> Iterator[None]:
 
 
 def register_kernels_once() -> None:
-    """vLLM replaces kernels for every engine, and falls over llvmlite there once something has imported numba."""
+    """vLLM replaces kernels for every engine, looking through all of memory, and falls over llvmlite there once
+    something has imported numba. Ranks that are forked do it once each."""
     from vllm.platforms import current_platform
 
-    current_platform.register_triton_kernel_overrides = cache(current_platform.register_triton_kernel_overrides)
+    if hasattr(current_platform, "register_triton_kernel_overrides"):  # Older vLLMs don't.
+        current_platform.register_triton_kernel_overrides = cache(current_platform.register_triton_kernel_overrides)
 
 
 def _without(word: Any, parts: list[Any]) -> list[Any]:

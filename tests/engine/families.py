@@ -109,6 +109,6 @@ def case_of(family: str) -> Case:
     return Case(family, {(0, 3): -1.0, (0, 4): 0.0, (last_dense, WIDTH - 1): 0.5}, experts)
 
 
-def cases(families: Iterable[str] = (*FAMILIES, *EXPERT_FAMILIES, *SEEING_FAMILIES)) -> dict[str, Case]:
+def cases(families: Iterable[str] = (*FAMILIES, *EXPERT_FAMILIES)) -> dict[str, Case]:
     """One case a family."""
     return {family: case_of(family) for family in families}

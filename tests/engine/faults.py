@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """A vLLM plugin that makes workers fail where a test says so, on a real server.
 
-A file of JSON tells what happens: ``{"apply": {"rank": 1, "how": "raise"}}``. `installed` puts it where vLLM looks.
+A file of JSON tells what happens: ``{"apply": {"rank": 1, "how": "raise"}}``. `Faults.environment` puts the plugin
+where vLLM looks. Ranks are forked, as on GPUs, which spares each the imports that a rank of the CPU backend repeats.
 """
 
 from __future__ import annotations
 
 import functools
 import json
+import multiprocessing
 import os
 import signal
 import time
@@ -51,8 +53,11 @@ class Faults:
 
 def register() -> None:
     """vLLM calls this in every process."""
+    from vllm.v1.executor import multiproc_executor
+
     from vllm_surgery.engine.swap import remote
 
+    multiproc_executor.get_mp_context = functools.partial(multiprocessing.get_context, "fork")
     if hasattr(remote.Swap, "__wrapped__"):
         return
     for name, original in remote._STEPS.items():

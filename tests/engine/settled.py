@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Engines that start faster where one of this process has been before.
 
-Most of a small engine's start goes into what needs doing once in a process: finding all references to the kernels that
-vLLM replaces; collecting garbage, several times, among a million objects that stay anyway; and importing vLLM anew, in
-another process, to look at a model's class.
+Most of a small engine's start goes into what needs doing once in a process: replacing kernels (see
+`tests.engine.circumstances.register_kernels_once`, which is for ranks of their own too); collecting garbage, several
+times, among a million objects that stay anyway; and importing vLLM anew, in another process, to look at a model's class.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 def settled() -> Iterator[None]:
     """What every engine does again is left out. One has to have run before."""
     from vllm.model_executor.models import registry
-    from vllm.platforms import current_platform
 
     gc.collect()
     gc.freeze()
@@ -29,7 +28,6 @@ def settled() -> Iterator[None]:
         for owner, name, instead in (
             (gc, "freeze", _nothing),  # vLLM's own would keep one engine's objects from being collected.
             (gc, "unfreeze", _nothing),
-            (current_platform, "register_triton_kernel_overrides", _nothing),
             (registry, "_run_in_subprocess", _here),
         ):
             if hasattr(owner, name):  # Older vLLMs lack some.

@@ -49,14 +49,19 @@ def _not_run(reason: str) -> Claim:
     return Claim(says=f"not run: {reason}")
 
 
+# Without naming these tests: the page must not depend on what else is installed.
+_SEES = _not_run("vLLM needs torchvision for it (Gemma 3n's also timm); tests/engine/test_seeing.py runs where that is")
+
 FAMILIES = (
     Column(
         "served with a patch, as if edited by hand",
         (Claim("test_families.py::test_a_patch_equals_a_checkpoint_edited_by_hand[{row}]"),),
+        otherwise=_SEES,
     ),
     Column(
         "as transformers answers with the checkpoint edited by hand",
         (Claim("test_families.py::test_transformers_answers_alike[{row}]"),),
+        otherwise=_SEES,
     ),
     Column(
         "swapped in and out",
@@ -67,11 +72,12 @@ FAMILIES = (
                 "refused: vLLM loads these experts at a start alone",
             ),
         },
+        otherwise=_SEES,
     ),
     Column(
         "masked, at load and by swap",
         (Claim("test_masks.py::test_a_mask_is_a_logit_of_minus_infinity[{row}]"),),
-        otherwise=_not_run("masks are tested on the text model alone"),
+        otherwise=_SEES,
     ),
 )
 """Rows are families, by their names in `tests.models`; the last column is for those with experts."""

@@ -111,8 +111,15 @@ def test_a_cure_that_costs_too_much_is_not_taken(tmp_path: Path, tiny: ModelFold
 def test_where_all_cost_too_much_that_is_the_reason(tmp_path: Path, tiny: ModelFolder) -> None:
     every = frozenset({CAUSE, SECOND})
     attribution = Attribution([candidate(unit) for unit in sorted(every)])
-    found = search_in(tmp_path, FakeModel(causes=every, dear=every), tiny, attribution, gains=[0.0])
+    found = search_in(tmp_path, FakeModel(causes=every, dear=every), tiny, attribution, gains=[0.0], max_kl=1e-9)
     assert found.why_none == "no candidate that was measured in full stays within the bounds of its side effects"
+
+
+def test_what_costs_too_much_is_tried_at_lower_doses(tmp_path: Path, tiny: ModelFolder) -> None:
+    model = FakeModel(causes=frozenset({CAUSE}), dear=frozenset({CAUSE}))
+    found = search_in(tmp_path, model, tiny, Attribution([candidate(CAUSE)]), gains=[0.0])
+    doses = [one.candidate for one in found.measured if one.candidate.origin == "dose"]
+    assert [one.gains[0][1] for one in doses] == [0.5, 0.75]
 
 
 def test_what_the_model_cannot_take_is_noted_once_and_the_search_goes_on(tmp_path: Path, tiny: ModelFolder) -> None:

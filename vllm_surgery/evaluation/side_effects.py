@@ -77,8 +77,8 @@ class Healthy:
 
 def tasks(probes: Sequence[Probe], base: Sequence[Record], arm: Sequence[Record], *, run_code: bool) -> Tasks:
     """Judges two arms' answers to the same probes, given in the same order."""
-    first = [_is_right(probe, record, run_code) for probe, record in zip(probes, base, strict=True)]
-    second = [_is_right(probe, record, run_code) for probe, record in zip(probes, arm, strict=True)]
+    first = [is_right(probe, record, run_code=run_code) for probe, record in zip(probes, base, strict=True)]
+    second = [is_right(probe, record, run_code=run_code) for probe, record in zip(probes, arm, strict=True)]
     lost = [probe.id for probe, one, other in zip(probes, first, second, strict=True) if one and not other]
     won = [probe.id for probe, one, other in zip(probes, first, second, strict=True) if other and not one]
     alike = sum(form(one.text) == form(other.text) for one, other in zip(base, arm, strict=True))
@@ -114,7 +114,8 @@ def _perplexity(loss: float) -> float:
         return math.inf
 
 
-def _is_right(probe: Probe, record: Record, run_code: bool) -> bool:
+def is_right(probe: Probe, record: Record, *, run_code: bool) -> bool:
+    """Whether an answer to a task is right."""
     if probe.check is not None:
         return probe.check.is_right(record.text, run=run_code)
     return probe.short_list().is_right(record.text, complete=record.finish == "stop")

@@ -10,7 +10,7 @@ project's own way, not the paper's, and what it promises is a guess until full g
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
@@ -56,6 +56,10 @@ _HALVINGS = 40
 """Of the interval in which a step's length is sought, on a logarithmic scale: it spans many orders of magnitude."""
 
 
+_SWEEPS = 500
+"""Over the multipliers of right answers, some dozens of them: by then they move in the tenth digit."""
+
+
 @dataclass(frozen=True)
 class Direction:
     """An edit, and what the gradients promise of it.
@@ -91,13 +95,15 @@ def set_candidates(
     """For each size and cost the natural-gradient step over the units that gain the most by it; alike ones once.
 
     A set is smaller than its size where changes are too small to be written, and its cost below the target where its
-    gains are at their ends.
+    gains are at their ends. Where there are gradients of right answers, the step makes none of them less likely, to
+    first order: a step that is cheap on average may still flip one token that an answer hangs on.
     """
     field = _Field.of(gradients)
     found: dict[tuple[tuple[Unit, float], ...], Direction] = {}
     for size in sizes:
+        sparing = _sparing(field, size)
         for target in kl_targets:
-            changes = _longest_step(field, size, target)
+            changes = _longest_step(sparing, size, target)
             if changes:
                 direction = field.direction(changes)
                 found.setdefault(tuple(direction.gains.items()), direction)
@@ -111,11 +117,13 @@ class _Field:
     Attributes:
         margins: of each, robustly over transcripts.
         felt: sensitivities, none below the floor.
+        right: how right answers feel each, ``[answers, units]``.
     """
 
     units: list[Unit]
     margins: Numbers
     felt: Numbers
+    right: Numbers
 
     @classmethod
     def of(cls, gradients: Gradients) -> _Field:
@@ -124,7 +132,9 @@ class _Field:
         margins = np.concatenate([robust_mean(gradients.margins[block]) for block in blocks])
         sensitivities = np.concatenate([gradients.sensitivities[block] for block in blocks]).astype(np.float64)
         floor = np.percentile(sensitivities, FLOOR_PERCENTILE)
-        return cls(units, margins, np.maximum(sensitivities, max(floor, np.finfo(np.float32).tiny)))
+        answers = [gradients.right[block] for block in blocks if block in gradients.right]
+        right = np.concatenate(answers, axis=1).astype(np.float64) if answers else np.zeros((0, len(units)))
+        return cls(units, margins, np.maximum(sensitivities, max(floor, np.finfo(np.float32).tiny)), right)
 
     def direction(self, changes: Mapping[int, float]) -> Direction:
         """The edit that changes the gains of units at these places."""
@@ -147,6 +157,33 @@ def robust_mean(margins: NDArray[np.float32]) -> Numbers:
     cut = int(TRIM * len(ordered))
     trimmed: Numbers = ordered[cut : len(ordered) - cut].mean(axis=0)
     return trimmed
+
+
+def _sparing(field: _Field, size: int) -> _Field:
+    """Margins along which a step of the best `size` units harms no right answer; 0 for all other units."""
+    if not len(field.right):
+        return field
+    whole = _without_harm(field.margins, field.felt, field.right)
+    chosen = np.argsort(-(whole**2) / field.felt, kind="stable")[:size]
+    margins = np.zeros_like(field.margins)
+    margins[chosen] = _without_harm(field.margins[chosen], field.felt[chosen], field.right[:, chosen])
+    return replace(field, margins=margins)
+
+
+def _without_harm(margins: Numbers, felt: Numbers, right: Numbers) -> Numbers:
+    """The margins m whose step ``-m / felt`` is the best of those that lower no row of `right`.
+
+    That is to minimise ``margins . d + d . F d / 2`` subject to ``right . d >= 0``, by its dual problem, one multiplier
+    after another (Hildreth 1957, "A quadratic programming procedure").
+    """
+    weighed = right / felt
+    pull, against = right @ weighed.T, weighed @ margins
+    held = np.zeros(len(right))
+    for _ in range(_SWEEPS):
+        for row, own in enumerate(np.diag(pull)):
+            if own > 0:
+                held[row] = max(0.0, held[row] + (against[row] - pull[row] @ held) / own)
+    return margins - held @ right
 
 
 def _longest_step(field: _Field, size: int, target: float) -> dict[int, float]:

@@ -43,24 +43,27 @@ class Gradients:
         sensitivities: of each block ``[units]``: the diagonal of the Fisher information of the next token on healthy
             text, a token. A change d of one gain moves the model's chances by a KL divergence of about
             ``sensitivity * d ** 2 / 2`` nats a token.
+        right: of each block ``[answers, units]``: how the log-likelihood of a right answer grows with the gain, in
+            nats. What is certain anyway hardly counts in it, what may flip does.
         without: layers some of whose units are left out, and why.
     """
 
     margins: dict[Block, NDArray[np.float32]]
     sensitivities: dict[Block, NDArray[np.float32]]
+    right: dict[Block, NDArray[np.float32]] = field(default_factory=dict)
     without: dict[int, str] = field(default_factory=dict)
 
     def of_kinds(self, kinds: Collection[Kind]) -> Gradients:
         """The same for units of these kinds alone."""
-        margins, sensitivities = (
+        margins, sensitivities, right = (
             {block: values for block, values in part.items() if block[0] in kinds}
-            for part in (self.margins, self.sensitivities)
+            for part in (self.margins, self.sensitivities, self.right)
         )
-        return Gradients(margins, sensitivities, self.without)
+        return Gradients(margins, sensitivities, right, self.without)
 
 
 def gain_gradients(  # noqa: PLR0913 - all but three have defaults
-    folder: Path, looping: Sequence[Passage], healthy: Sequence[Passage], *,
+    folder: Path, looping: Sequence[Passage], healthy: Sequence[Passage], right: Sequence[Passage] = (), *,
     draws: int = DRAWS, seed: int = 0, device: str = "cpu", quiet: bool = False,
 ) -> Gradients:  # fmt: skip
     """The gradients of a model.
@@ -69,6 +72,7 @@ def gain_gradients(  # noqa: PLR0913 - all but three have defaults
         folder: the model's; without quantised weights. It must fit the device's memory in float32.
         looping: transcripts that end in a loop, at least one; the rows inside the loop count.
         healthy: sound transcripts, at least one; the rows of the answer count, before a loop if there is one.
+        right: transcripts of right answers; all rows of the answer count.
         draws: samples of next tokens for each healthy transcript.
         seed: of these samples. The same inputs give the same result on the same machine.
         device: as torch calls it.
@@ -88,8 +92,15 @@ def gain_gradients(  # noqa: PLR0913 - all but three have defaults
         draw = _Draw(gained, draws, seed)
         for number, passage in enumerate(tqdm(healthy, desc="sensitivities", unit="text", disable=quiet)):
             draw.add(passage, f"healthy transcript {number}")
-        together = {block: np.stack([one[block] for one in margins]) for block in gained.gains}
-        return Gradients(together, draw.sensitivities(), gained.without)
+        likelihoods = [
+            _likelihood(gained, passage, f"right answer {number}")
+            for number, passage in enumerate(tqdm(right, desc="right answers", unit="text", disable=quiet))
+        ]
+        stacked = [
+            {block: np.stack([one[block] for one in each]) for block in gained.gains} if each else {}
+            for each in (margins, likelihoods)
+        ]
+        return Gradients(stacked[0], draw.sensitivities(), stacked[1], gained.without)
 
 
 def _margins(gained: GainedNetwork, passage: Passage, where: str) -> dict[Block, NDArray[np.float32]]:
@@ -97,6 +108,13 @@ def _margins(gained: GainedNetwork, passage: Passage, where: str) -> dict[Block,
     logits = gained.logits(passage.tokens, rows)
     came = _next_tokens(passage, rows, logits)
     return _gradients(gained, log_odds(logits, came).mean(), where)
+
+
+def _likelihood(gained: GainedNetwork, passage: Passage, where: str) -> dict[Block, NDArray[np.float32]]:
+    rows = list(passage.before)
+    chances = gained.logits(passage.tokens, rows).log_softmax(-1)
+    came = _next_tokens(passage, rows, chances)
+    return _gradients(gained, chances.gather(-1, came[:, None]).sum(), where)
 
 
 def log_odds(logits: Any, tokens: Any) -> Any:

@@ -25,6 +25,13 @@ def other_gains(candidate: Candidate, gains: Iterable[Gain]) -> list[Candidate]:
     return [Candidate.of({key: gain}, "gain") for gain in gains if gain != MASK or key.kind == "experts"]
 
 
+def weaker(candidate: Candidate, dose: float) -> Candidate | None:
+    """The same edit with every gain nearer to 1: `dose` of the way. None where there are masks: they know no degree."""
+    if any(gain == MASK for _, gain in candidate.gains):
+        return None
+    return Candidate.of({key: 1.0 + dose * (float(gain) - 1.0) for key, gain in candidate.gains}, "dose")
+
+
 def likely(best: Sequence[Candidate], ranked: Sequence[Candidate], count: int) -> list[Candidate]:
     """What pairs are made of: the best, and the first `count` other units of a ranking.
 

@@ -16,7 +16,7 @@ from vllm_surgery.evaluation.arms import Arm, unpatched
 from vllm_surgery.evaluation.drift import Drift, drift
 from vllm_surgery.evaluation.outcomes import loops
 from vllm_surgery.evaluation.records import Record, append_lines, read_lines
-from vllm_surgery.evaluation.side_effects import Tasks, tasks
+from vllm_surgery.evaluation.side_effects import Tasks, is_right, tasks
 from vllm_surgery.evaluation.summary import Place
 from vllm_surgery.evaluation.trial import Trial, TrialFolder, record_of
 from vllm_surgery.localization.measures import Cost, Loops, Measure
@@ -127,6 +127,13 @@ class Lab:
         source.shuffle(rest)
         self.jobs = [*_two_to_one(looping, sound), *rest]
         return [known[Place(*job.key[1:])] for job in self.jobs]
+
+    def right(self) -> list[Record]:
+        """The unpatched model's right answers to tasks. Needs the baseline."""
+        known = self._answers[NO_PATCH]
+        places = [(self.trial.sets[job.key.set], known[Place(*job.key[1:])]) for job in self.task_jobs]
+        probes = [(next(one for one in asked.probes if one.id == kept.key.probe), kept) for asked, kept in places]
+        return [kept for probe, kept in probes if is_right(probe, kept, run_code=False)]
 
     def measure(self, candidate: Candidate, look: Look) -> Measure:
         """What a candidate does, as far as is looked.

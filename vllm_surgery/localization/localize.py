@@ -113,7 +113,7 @@ def _search(llm: Any, model: ModelFolder, settings: SearchSettings, budget: Budg
     with tqdm(total=100, unit="%", desc="search", disable=court.quiet) as progress:
         bench = Bench(court.backend, court.table, folder, guard_of(model), partial(_show, progress, budget))
         lab = Lab(bench, settings, budget)
-        ranker = Ranker(llm, model, lab.trial, settings, court.quiet)
+        ranker = Ranker(llm, model, lab, settings, court.quiet)
         attribute = partial(kept, folder, ranker.rank)
         return Search(lab, model.anatomy, settings, budget, attribute).run()
 

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
     from vllm_surgery.checkpoint import ModelFolder
     from vllm_surgery.evaluation.records import Record
-    from vllm_surgery.evaluation.trial import Trial
     from vllm_surgery.localization.directions import Direction
+    from vllm_surgery.localization.lab import Lab
     from vllm_surgery.localization.layers import Block
     from vllm_surgery.localization.settings import SearchSettings
 
@@ -42,14 +42,14 @@ class Ranker:
     Attributes:
         llm: the engine.
         model: the folder that it was loaded from.
-        trial: of the search, whose sound replies are what healthy text is.
+        lab: whose sound replies are what healthy text is, and whose right answers a set of units shall spare.
         settings: of the search.
         quiet: no progress.
     """
 
     llm: Any
     model: ModelFolder
-    trial: Trial
+    lab: Lab
     settings: SearchSettings
     quiet: bool = False
 
@@ -82,7 +82,9 @@ class Ranker:
         if not self.settings.gradients:
             return [], [], ["gradients were switched off"]
         try:
-            found = gain_gradients(self.model.path, looping, self._healthy(), seed=self.settings.seed, quiet=self.quiet)
+            found = gain_gradients(
+                self.model.path, looping, self._healthy(), self._right(), seed=self.settings.seed, quiet=self.quiet
+            )
         except SurgeryError as error:
             return [], [], [f"no gradients: {error}"]
         found = found.of_kinds(self.settings.kinds)
@@ -92,6 +94,12 @@ class Ranker:
         notes = [f"layer {layer} without some gradients: {why}" for layer, why in sorted(found.without.items())]
         return singles, sets, notes
 
+    def _right(self) -> list[Passage]:
+        """Right answers to tasks as transcripts. Whether they loop later, or were cut, is of no matter here."""
+        before = OfflineBackend(self.llm).tokens_before
+        prompts = [(before(record.prompt), record.token_ids) for record in self.lab.right()]
+        return [Passage(prompt + answer, len(prompt)) for prompt, answer in prompts if answer]
+
     def _targets(self) -> list[float]:
         return [target for target in KL_TARGETS if target <= self.settings.max_kl] or [self.settings.max_kl]
 
@@ -100,7 +108,7 @@ class Ranker:
         backend = OfflineBackend(self.llm)
         found = []
         for name in self.settings.text:
-            for probe in self.trial.sets[name].probes:
+            for probe in self.lab.trial.sets[name].probes:
                 before = backend.tokens_before(probe.prompt)
                 found.append(Passage(before + backend.encode(probe.reply or ""), len(before)))
         return found

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from vllm_surgery.errors import CannotSwapError, PatchError
 from vllm_surgery.evaluation.outcomes import Rates
 from vllm_surgery.localization.candidates import distinct
-from vllm_surgery.localization.growth import grow, likely, other_gains, pairs, shrink
+from vllm_surgery.localization.growth import grow, likely, other_gains, pairs, shrink, weaker
 from vllm_surgery.localization.halving import ROUNDS, affordable, halve, rungs
 from vllm_surgery.localization.layers import ablation, blocks, that_matter
 from vllm_surgery.localization.measures import Measure, front
@@ -29,9 +29,11 @@ if TYPE_CHECKING:
     from vllm_surgery.localization.settings import SearchSettings
     from vllm_surgery.units import Gain
 
-LAYERS, SINGLES, GAINS, SETS, PAIRS, GROWTH = 0.12, 0.38, 0.45, 0.7, 0.8, 1.0
+LAYERS, SINGLES, GAINS, SETS, DOSES, PAIRS, GROWTH = 0.12, 0.38, 0.45, 0.65, 0.8, 0.85, 1.0
 """The share of the budget by which each part of the search is done. Ablating layers only guides, and gradients find
 units without it; sets have done most on the demo model."""
+WEAKER = (0.5, 0.25)
+"""Of an edit that does much and costs too much. Half the change of all gains is about a quarter of the KL."""
 LEAST_GAIN = 0.03
 """A fall in the search's own loop rate below that isn't worth a held-out trial. As in the rule of `evaluate`."""
 
@@ -142,10 +144,20 @@ class Search:
         varied = [other for one in best for other in other_gains(one, gains)]
         refined = self._halve("gains", GAINS, distinct(varied), rounds=2)
         best = distinct([*(one.candidate for one in self._ranked([*singles, *refined])), *best])[:beam]
-        self._halve("sets", SETS, attribution.sets[: self._settings.sets])
+        sets = self._halve("sets", SETS, attribution.sets[: self._settings.sets])
+        self._weaken([*sets, *singles, *refined])
         parts = likely(best, attribution.singles, beam)
         self._halve("pairs", PAIRS, pairs(parts))
         self._grow_and_shrink(parts)
+
+    def _weaken(self, measures: Sequence[Measure]) -> None:
+        """Edits that leave few loops and cost too much, at lower doses: those with the fewest loops first."""
+        dear = [one for one in measures if one.excess(self._settings) and one.candidate.id in self._measured]
+        for one in sorted(dear, key=lambda each: (each.loops.looped, *self._rank(each))):
+            for dose in WEAKER:
+                candidate = weaker(one.candidate, dose)
+                if candidate is not None:
+                    self._look("doses", DOSES, candidate, self._lab.everything)
 
     def _grow_and_shrink(self, more: Sequence[Candidate]) -> None:
         whole = self._lab.everything
