@@ -29,6 +29,12 @@ _CARRIERS = {
 }
 """The tensors of a layer that hold what an expert gives, where they aren't called like the others'."""
 
+_LAYERS = {
+    **dict.fromkeys(SEEING_FAMILIES, "model.language_model.layers"),
+    **dict.fromkeys(("Gemma3/seeing", "Mistral3/seeing"), "language_model.model.layers"),
+}
+"""Where a language model that is one part of several has its layers, newer and older spelling."""
+
 _LATENT_ATTENTION = {"compilation_config": {"custom_ops": ["-rotary_embedding"]}}
 """vLLM 0.32's kernel for CPUs turns queries wrongly where there are more of their heads than of the keys', and hands
 them over as three axes, which latent attention does. Its code in torch is right."""
@@ -39,9 +45,8 @@ class Case:
     """A patch for one family, and the same by hand.
 
     Attributes:
-        past: patches that each name one thing too many, with what a refusal of them says.
-        slices: the same gains as the patch's, on slices of the checkpoint's tensors.
-        options: that vLLM needs for the model.
+        neurons: their gains.
+        experts: theirs.
     """
 
     family: str
@@ -50,11 +55,13 @@ class Case:
 
     @property
     def patch(self) -> dict[str, Any]:
+        """In plain data."""
         return patch_of(self.neurons, experts=self.experts)
 
     @property
     def slices(self) -> Slices:
-        layers = f"model.{'language_model.' if self._sees else ''}layers"
+        """The same gains, on slices of the checkpoint's tensors."""
+        layers = _LAYERS.get(self.family, "model.layers")
         down = {
             (f"{layers}.{layer}.mlp.down_proj.weight", 1, unit): gain for (layer, unit), gain in self.neurons.items()
         }
@@ -66,6 +73,7 @@ class Case:
 
     @property
     def past(self) -> list[tuple[dict[str, Any], str]]:
+        """Patches that each name one thing too many, with what a refusal of them says."""
         layers = EXPERT_LAYERS if self._text in EXPERT_FAMILIES else LAYERS
         cases = [
             (patch_of({(layers, 0): 0.0}, "layer"), f"layer {layers} is out of range: the model has {layers} layers")
@@ -82,6 +90,7 @@ class Case:
 
     @property
     def options(self) -> dict[str, Any]:
+        """What vLLM needs to be told for the model."""
         if self._sees:
             return {"language_model_only": True}
         return _LATENT_ATTENTION if self.family in {"DeepseekV2", "DeepseekV3"} else {}
