@@ -149,10 +149,15 @@ def test_a_model_that_transformers_does_not_know_is_refused_in_one_line(tmp_path
         gain_gradients(folder, LOOPING, HEALTHY, quiet=True)
 
 
-def test_a_model_that_transformers_can_not_run_is_refused_in_one_line(tmp_path: Path) -> None:
-    folder = make_model(tmp_path / "model", "DeepseekV3")  # See above.
+def test_a_model_that_transformers_can_not_run_is_refused_in_one_line(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def forward(*_: object, **__: object) -> None:
+        raise RuntimeError("sizes of tensors must match")
+
+    monkeypatch.setattr("transformers.LlamaForCausalLM.forward", forward)
     with pytest.raises(UsageError, match="transformers can't run it"):
-        gain_gradients(folder, LOOPING, HEALTHY, quiet=True)
+        gain_gradients(model, LOOPING, HEALTHY, quiet=True)
 
 
 def test_weights_that_the_folder_lacks_are_not_made_up(tmp_path: Path, model: Path) -> None:
