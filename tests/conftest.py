@@ -15,6 +15,9 @@ from vllm_surgery.demo import default_folder, make_demo_model
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+# Tests run side by side, and threads of several processes that wait for each other spin. Read when torch is imported.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 # How long an example takes says more of what else the machine does than of the code.
 settings.register_profile("no deadline", deadline=None)
 settings.load_profile("no deadline")
