@@ -6,7 +6,9 @@ VENV ?= .venv
 ENGINE ?= auto
 # What `make serve` serves. MODEL=<folder or name on the Hub> takes another model, PATCH= takes none.
 MODEL ?= $(DEMO_MODEL)
-PATCH ?= patches/smollm2-135m-instruct-lists.yaml
+PATCH ?= patches/smollm2-135m-instruct-noloop.yaml
+# What the benchmarks and `make evidence` measure: an edit of one neuron.
+EXAMPLE := patches/smollm2-135m-instruct-lists.yaml
 PORT ?= 8000
 # Test files that run side by side. Each may start a vLLM of its own, which wants about one core and 2 GiB.
 JOBS ?= 2
@@ -36,8 +38,8 @@ help:
 	@echo "make test       lint, types and all tests"
 	@echo "make bench      what a patch costs while a model is loaded (bench-swaps: a swap; bench-watching: the detectors)"
 	@echo "make matrix     write docs/families.md again, which the tests hold against what they find"
-	@echo "make evidence   measure again what the shipped patch does, and what it costs"
-	@echo "make search     search the demo model for units that make it loop, and judge what is found"
+	@echo "make evidence   measure again what the example of one neuron does, and what it costs"
+	@echo "make search     find the demo model's patch again, and judge it on held-out prompts (two hours)"
 
 serve: demo-model
 	@echo "[serve] http://localhost:$(PORT)/v1, model '$(MODEL)', patch '$(PATCH)'; ready at 'Application startup complete.'"
@@ -65,6 +67,8 @@ system-packages:
 
 monitoring: install
 	$(BIN)/python -m deploy.monitoring
+
+bench bench-swaps evidence: PATCH = $(EXAMPLE)
 
 bench: EXTRAS = --extra test
 bench: demo-model

@@ -270,4 +270,7 @@ def test_a_folder_is_checked_before_it_is_used(folder: Path, monkeypatch: pytest
 
 
 def test_the_schema_beside_patches_is_none_of_them() -> None:
-    assert PatchLibrary([Path(__file__).parents[1] / "patches"]).names() == ["smollm2-135m-instruct-lists"]
+    assert PatchLibrary([Path(__file__).parents[1] / "patches"]).names() == [
+        "smollm2-135m-instruct-lists",
+        "smollm2-135m-instruct-noloop",
+    ]

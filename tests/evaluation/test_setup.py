@@ -13,7 +13,7 @@ from vllm_surgery.errors import UsageError
 from vllm_surgery.evaluation.arms import Arm, by_patches, of_penalty, of_server, unpatched
 from vllm_surgery.evaluation.backend import ModelFacts
 from vllm_surgery.evaluation.protocol import load_protocol
-from vllm_surgery.evaluation.setup import Wanted, build_arms, fingerprint, model_folder, token_table
+from vllm_surgery.evaluation.setup import Wanted, about, build_arms, fingerprint, model_folder, token_table
 from vllm_surgery.evaluation.trial import Trial
 
 if TYPE_CHECKING:
@@ -101,3 +101,10 @@ def test_the_servers_own_folder_is_found(tmp_path: Path) -> None:
 def test_a_missing_tokenizer_says_what_to_name(tmp_path: Path) -> None:
     text = refusal(lambda: token_table(str(tmp_path / "none")), UsageError)
     assert "name its folder with --tokenizer" in text
+
+
+@pytest.mark.parametrize(
+    ("called", "known"), [("/models/small", "small"), ("org/small", "org/small"), ("small", "small")]
+)
+def test_a_model_that_is_called_by_its_folder_is_known_without_the_path(called: str, known: str) -> None:
+    assert about(ModelFacts(called, called, None, "vLLM"), None, 0)["model"] == known

@@ -111,12 +111,17 @@ def token_table(name: str) -> TokenTable:
 def about(facts: ModelFacts, folder: Path | None, sham_seed: int) -> dict[str, Any]:
     """Which model this is, and what asked and answered."""
     return {
-        "model": facts.name,
+        "model": _without_path(facts.name),
         "engine": facts.engine,
         "vllm_surgery": __version__,
         "fingerprint": fingerprint(folder) if folder is not None else None,
         "sham_seed": sham_seed,
     }
+
+
+def _without_path(name: str) -> str:
+    """What a model is called. A server that wasn't told calls it by its folder, which is a machine's own business."""
+    return Path(name).name if Path(name).is_absolute() or Path(name).is_dir() else name
 
 
 def fingerprint(folder: Path) -> str:
