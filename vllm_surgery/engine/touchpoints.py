@@ -242,7 +242,7 @@ FOR_MASKING = (MASKING,)
 """Without any one of these a server refuses masks in layers whose router has no bias of its own."""
 
 FOR_LOCALIZING = (CHOSEN_EXPERTS, UNCHOSEN_EXPERTS, ALL_REDUCE)
-"""Without any one of these `localize` looks at the neurons of models without experts alone."""
+"""Without any one of these `localize` measures the neurons of models without experts, and refuses others."""
 
 FOR_SERVING = (SERVE_COMMAND, CLI_SETUP, CLI_PARSER)
 """What the command line alone needs. Without these, `vllm serve` with the plugin still works."""
