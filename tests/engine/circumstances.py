@@ -49,8 +49,9 @@ def register_kernels_once() -> None:
     something has imported numba. Ranks that are forked do it once each."""
     from vllm.platforms import current_platform
 
-    if hasattr(current_platform, "register_triton_kernel_overrides"):  # Older vLLMs don't.
-        current_platform.register_triton_kernel_overrides = cache(current_platform.register_triton_kernel_overrides)
+    replaces = getattr(current_platform, "register_triton_kernel_overrides", None)
+    if callable(replaces):  # Older vLLMs don't; their platforms have None for whatever they lack.
+        current_platform.register_triton_kernel_overrides = cache(replaces)
 
 
 def _without(word: Any, parts: list[Any]) -> list[Any]:
