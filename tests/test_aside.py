@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A folder written aside is there whole, or there is nothing."""
+"""What is written aside is there whole, or as it was."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from vllm_surgery import SurgeryError
-from vllm_surgery.aside import folder_aside, refuse_target
+from vllm_surgery.aside import folder_aside, refuse_target, write_whole
 
 
 def test_it_takes_its_name_at_the_end(tmp_path: Path) -> None:
@@ -36,3 +36,14 @@ def test_a_place_that_cant_be_looked_at_is_one_line(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(Path, "iterdir", closed)
     with pytest.raises(SurgeryError, match=r"out: can't be written: Permission denied; nothing was left behind$"):
         refuse_target(tmp_path / "out", tmp_path / "model", "why")
+
+
+def test_a_file_written_whole_takes_the_place_of_the_old_one_and_keeps_its_mode(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    write_whole(file, "old")
+    assert file.stat().st_mode & 0o777 == 0o644
+    file.chmod(0o600)
+    write_whole(file, "new \u00e9")
+    assert file.read_text(encoding="utf-8") == "new \u00e9"
+    assert file.stat().st_mode & 0o777 == 0o600
+    assert list(tmp_path.iterdir()) == [file]

@@ -11,13 +11,16 @@ from hypothesis import strategies as st
 
 from vllm_surgery.units import (
     ALL,
+    MASK,
     MAX_INDEX,
     Assignment,
+    Gain,
     IndexRange,
     Indices,
     covers,
     find_clash,
     merge_ranges,
+    op_of,
 )
 
 ranges = st.tuples(st.integers(0, 60), st.integers(0, 8)).map(lambda pair: IndexRange(pair[0], pair[0] + pair[1]))
@@ -125,3 +128,16 @@ def test_a_neuron_and_an_expert_of_one_number_do_not_clash() -> None:
 
 def test_a_whole_layer_is_resolved_by_its_width() -> None:
     assert list(assignment(ALL).resolve(3)) == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("gain", "said"),
+    [
+        (-1.0, {"op": "negate"}),
+        (0.0, {"op": "zero"}),
+        (-0.8, {"op": "scale", "factor": -0.8}),
+        (MASK, {"op": "mask"}),
+    ],
+)
+def test_each_gain_has_its_op(gain: Gain, said: dict[str, object]) -> None:
+    assert op_of(gain) == said

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Folders that are written aside and renamed at the end, so that they are there whole or not at all."""
+"""Folders and files that are written aside and renamed at the end, so that they are there whole or not at all."""
 
 from __future__ import annotations
 
@@ -47,6 +47,20 @@ def folder_aside(out: Path) -> Iterator[Path]:
             folder.mkdir()
             yield folder
             folder.rename(out)
+
+
+def write_whole(file: Path, content: str) -> None:
+    """Writes a file that is either all there or as it was, with the mode that it had.
+
+    Raises:
+        OSError: it can't be written.
+    """
+    with tempfile.NamedTemporaryFile(
+        "w", encoding="utf-8", dir=file.parent, prefix=f".{file.name}-", delete=False
+    ) as aside:
+        aside.write(content)
+    Path(aside.name).chmod(file.stat().st_mode & 0o777 if file.exists() else 0o644)
+    Path(aside.name).replace(file)
 
 
 @contextmanager

@@ -26,7 +26,7 @@ from vllm_surgery.recover import differing_slices, recover_gains, recover_joint_
 from vllm_surgery.routers import LOWEST, layer_of_router_bias
 from vllm_surgery.same_bytes import same_bytes
 from vllm_surgery.tensors import read_tensor
-from vllm_surgery.units import MASK
+from vllm_surgery.units import MASK, op_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -87,15 +87,7 @@ def _edits(kind: Kind, gains: Mapping[tuple[int, int], Gain]) -> list[dict[str, 
     layers: dict[Gain, dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
     for (layer, index), gain in sorted(gains.items()):
         layers[gain][str(layer)].append(index)
-    return [{**_op(gain), kind: units} for gain, units in layers.items()]
-
-
-def _op(gain: Gain) -> dict[str, Any]:
-    if gain == MASK:
-        return {"op": "mask"}
-    if gain in (-1.0, 0.0):
-        return {"op": "negate" if gain else "zero"}
-    return {"op": "scale", "factor": gain}
+    return [{**op_of(gain), kind: units} for gain, units in layers.items()]
 
 
 def diff(base: ModelFolder, edited: ModelFolder, *, progress: bool = False) -> Diff:

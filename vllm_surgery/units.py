@@ -11,7 +11,7 @@ import re
 from bisect import bisect_right
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -33,6 +33,15 @@ Gain: TypeAlias = float | Literal["mask"]
 """The factor of a unit's output, or `MASK` for an expert that the router can't choose."""
 
 ALL: Literal["all"] = "all"
+
+
+def op_of(gain: Gain) -> dict[str, Any]:
+    """What an edit of a patch file says of a gain: its op, and the factor where the op needs one."""
+    if gain == MASK:
+        return {"op": "mask"}
+    if gain in (-1.0, 0.0):
+        return {"op": "negate" if gain else "zero"}
+    return {"op": "scale", "factor": gain}
 
 
 @dataclass(frozen=True, order=True)

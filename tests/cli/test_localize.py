@@ -176,6 +176,15 @@ def test_the_command_that_is_kept_names_no_folder_of_this_machine(
 
 
 @pytest.mark.usefixtures("no_waiting_for_disks")
+def test_the_command_that_is_kept_gives_the_patch_its_name(
+    engines: Callable[[FakeModel], list[str]], options: list[str], tmp_path: Path
+) -> None:
+    engines(FakeModel(causes=frozenset({CAUSE})))
+    assert main(["localize", "org/Tiny", *options, "--name", "cure"]) == 0
+    assert "--name cure" in " ".join((tmp_path / "out" / "cure.yaml").read_text().split())
+
+
+@pytest.mark.usefixtures("no_waiting_for_disks")
 def test_json_is_all_that_is_on_stdout(
     engines: Callable[[FakeModel], list[str]], options: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:

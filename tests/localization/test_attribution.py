@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from vllm_surgery.localization.layers import Block
+    from vllm_surgery.localization.candidates import Block
     from vllm_surgery.localization.passages import Passage
 
 A, B, C, D = (candidate(neuron(layer, 1)) for layer in range(4))

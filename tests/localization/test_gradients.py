@@ -20,7 +20,8 @@ from vllm_surgery.localization.passages import Passage
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from vllm_surgery.localization.gains import Block, GainedNetwork
+    from vllm_surgery.localization.candidates import Block
+    from vllm_surgery.localization.gains import GainedNetwork
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 

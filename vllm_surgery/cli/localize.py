@@ -167,7 +167,7 @@ def _command(args: argparse.Namespace, rest: list[str]) -> str:
     words += ["--budget", args.budget] if args.budget else []
     for option in ("probes", "text", "tasks", "ordinary"):
         words += [word for name in getattr(args, option) or [] for word in (f"--{option}", Path(name).name)]
-    plain = ("kinds", "gains", "seeds", "held_out_seeds", "max_tokens", "singles", "sets", "max_units")
+    plain = ("name", "kinds", "gains", "seeds", "held_out_seeds", "max_tokens", "singles", "sets", "max_units")
     for option in (*plain, "seed", "max_kl", "max_perplexity", "shams"):
         value = getattr(args, option)
         words += [f"--{option.replace('_', '-')}", str(value)] if value is not None else []

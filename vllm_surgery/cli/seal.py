@@ -4,10 +4,10 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vllm_surgery.aside import write_whole
 from vllm_surgery.checkpoint import ModelFolder
 from vllm_surgery.cli.options import add_command, add_json
 from vllm_surgery.describe import count
@@ -58,9 +58,6 @@ def write_patch(patch: Patch, file: Path) -> None:
     """
     content = patch.to_json() if file.suffix == ".json" else patch.to_yaml()
     try:
-        with tempfile.NamedTemporaryFile("w", dir=file.parent, prefix=f".{file.name}-", delete=False) as aside:
-            aside.write(content)
-        Path(aside.name).chmod(file.stat().st_mode & 0o777 if file.exists() else 0o644)
-        Path(aside.name).replace(file)
+        write_whole(file, content)
     except OSError as error:
         raise SurgeryError(f"{file}: can't be written: {error.strerror or error}") from None

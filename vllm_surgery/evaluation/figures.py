@@ -62,7 +62,7 @@ def rates_figure(summary: Summary) -> str:
             rate = one.rate(group)
             if rate is not None:
                 parts.append(_whisker(rate, top + place * _ROW + 4, _color(place), f"{one.name}, {group}"))
-    parts += _legend(series, height - 16 * len(series) - 4)
+    parts += legend([one.name for one in series], height - 16 * len(series) - 4)
     return svg(height, "Answers that end in a loop, by probe and arm", parts)
 
 
@@ -74,7 +74,7 @@ def onset_figure(summary: Summary, records: Sequence[Record]) -> str:
     parts = [_frame(longest)]
     for place, one in enumerate(series):
         parts.append(_curve(_pooled(one), longest, _color(place), one.name))
-    parts += _legend(series, _TOP + _PLOT_HEIGHT + 52)
+    parts += legend([one.name for one in series], _TOP + _PLOT_HEIGHT + 52)
     return svg(height, "Share of answers not yet in a loop, by tokens", parts)
 
 
@@ -138,12 +138,13 @@ def _whisker(rate: Estimate, y: float, color: str, name: str) -> str:
     )
 
 
-def _legend(series: Sequence[Series], top: float) -> list[str]:
+def legend(names: Sequence[str], top: float) -> list[str]:
+    """What each colour means, one below the other, in the order of `COLORS`."""
     parts = []
-    for place, one in enumerate(series):
+    for place, name in enumerate(names):
         y = top + 16 * place
         parts.append(f'<circle cx="{LEFT + 6}" cy="{y - 4:.1f}" r="5" fill="{_color(place)}"/>')
-        parts.append(text(LEFT + 18, y, one.name))
+        parts.append(text(LEFT + 18, y, name))
     return parts
 
 

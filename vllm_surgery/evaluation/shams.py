@@ -18,7 +18,7 @@ from vllm_surgery.output_norms import output_norms
 from vllm_surgery.patch import Patch
 from vllm_surgery.review import review
 from vllm_surgery.stack import PatchSet, SourcedPatch
-from vllm_surgery.units import MASK
+from vllm_surgery.units import op_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -126,9 +126,7 @@ def _sham(patch: Patch, units: list[Unit], norm: float | None, true_norm: float 
 
 
 def _edit(unit: Unit) -> dict[str, Any]:
-    ops: dict[Gain, dict[str, Any]] = {0.0: {"op": "zero"}, -1.0: {"op": "negate"}, MASK: {"op": "mask"}}
-    op = ops.get(unit.gain, {"op": "scale", "factor": unit.gain})
-    return {**op, unit.kind: {str(unit.layer): [unit.index]}}
+    return {**op_of(unit.gain), unit.kind: {str(unit.layer): [unit.index]}}
 
 
 def _norm(norms: dict[tuple[Kind, int], Norms | None], units: Sequence[Unit]) -> float | None:

@@ -45,7 +45,7 @@ def against_table(summary: Summary, group: str) -> Table:
     """Each arm against the unpatched one."""
     head = ["arm", "pairs", "rescued", "newly", "both", "McNemar p", "p over probes", "difference in points", "ratio"]
     rows = [
-        [one.arm.name, *_paired(one.against[group]), _points(one.ever_against[group].difference)]
+        [one.arm.name, *_paired(one.against[group]), points(one.ever_against[group].difference)]
         for one in summary.arms
         if group in one.against
     ]
@@ -127,7 +127,7 @@ def _paired(paired: Paired) -> list[str]:
         *map(str, (paired.pairs, paired.rescued, paired.newly, paired.both)),
         _p(paired.p),
         _p(paired.clustered_p),
-        _points(paired.difference),
+        points(paired.difference),
         _ratio(paired.ratio),
         "" if paired.needed is None else f"{paired.needed} ({math.ceil(paired.needed / paired.clusters)} a probe)",
     ]
@@ -155,7 +155,8 @@ def _percent(rate: Estimate) -> str:
     return f"{100 * rate.value:.1f} % ({100 * rate.low:.1f} to {100 * rate.high:.1f})"
 
 
-def _points(found: Estimate) -> str:
+def points(found: Estimate) -> str:
+    """A difference of two rates in points, with its interval if it has one."""
     interval = "" if math.isnan(found.low) else f" ({100 * found.low:+.1f} to {100 * found.high:+.1f})"
     return f"{100 * found.value:+.1f}{interval}"
 

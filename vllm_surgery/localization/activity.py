@@ -15,6 +15,7 @@ from vllm_surgery.errors import UsageError
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from vllm_surgery.localization.candidates import Block
     from vllm_surgery.localization.passages import Passage
 
 Values: TypeAlias = NDArray[np.float32]
@@ -105,14 +106,14 @@ def measure_activity(llm: Any, passages: Sequence[Passage]) -> Activity:
     _check(passages)
     from vllm_surgery.localization.reading import read_passage
 
-    seen: dict[tuple[str, int], list[Seen]] = defaultdict(list)
+    seen: dict[Block, list[Seen]] = defaultdict(list)
     for passage in passages:
-        for place, values in read_passage(llm, passage).items():
-            seen[place].append(Seen(values, bool(passage.after)))
+        for block, values in read_passage(llm, passage).items():
+            seen[block].append(Seen(values, bool(passage.after)))
     return summarise(seen, passages)
 
 
-def summarise(seen: Mapping[tuple[str, int], Sequence[Seen]], passages: Sequence[Passage]) -> Activity:
+def summarise(seen: Mapping[Block, Sequence[Seen]], passages: Sequence[Passage]) -> Activity:
     """The means over passages, of what each showed by kind and layer."""
     return Activity(
         {layer: _neurons(each) for (kind, layer), each in sorted(seen.items()) if kind == "neurons"},

@@ -7,6 +7,7 @@ import json
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from vllm_surgery.aside import write_whole
 from vllm_surgery.localization.candidates import Candidate, UnitKey, taking_turns
 from vllm_surgery.localization.passages import Passage
 from vllm_surgery.units import MASK
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from vllm_surgery.evaluation.records import Record
-    from vllm_surgery.localization.layers import Block
+    from vllm_surgery.localization.candidates import Block
     from vllm_surgery.units import Gain
 
 RANKING_FILE = "ranking.json"
@@ -109,7 +110,5 @@ def kept(
     if file.exists():
         return Attribution.from_data(json.loads(file.read_text()))
     found = make(records, matter)
-    aside = file.with_suffix(".part")
-    aside.write_text(json.dumps(found.to_data(), indent=1) + "\n")
-    aside.replace(file)  # A kill in the middle of writing leaves no half of a ranking.
+    write_whole(file, json.dumps(found.to_data(), indent=1) + "\n")  # A kill leaves no half of a ranking.
     return found

@@ -6,16 +6,18 @@ from __future__ import annotations
 from collections import defaultdict
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from vllm_surgery.patch import Patch
-from vllm_surgery.units import ALL, MASK, Gain, Kind
+from vllm_surgery.units import ALL, MASK, Gain, Kind, op_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
+Block: TypeAlias = tuple[Kind, int]
+"""All units of a kind in a layer."""
+
 NAME = "candidate"
-_OPS: dict[Gain, dict[str, Any]] = {0.0: {"op": "zero"}, -1.0: {"op": "negate"}, MASK: {"op": "mask"}}
 
 
 @dataclass(frozen=True, order=True)
@@ -123,4 +125,4 @@ def _edits(gains: Iterable[tuple[UnitKey, Gain]]) -> Iterable[dict[str, Any]]:
             assert isinstance(indices, list)
             indices.append(key.index)
     for (gain, kind), layers in found.items():
-        yield {**_OPS.get(gain, {"op": "scale", "factor": gain}), kind: layers}
+        yield {**op_of(gain), kind: layers}

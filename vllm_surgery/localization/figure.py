@@ -7,7 +7,7 @@ import math
 from html import escape
 from typing import TYPE_CHECKING
 
-from vllm_surgery.evaluation.figures import COLORS, LEFT, RIGHT, WIDTH, svg, text
+from vllm_surgery.evaluation.figures import COLORS, LEFT, RIGHT, WIDTH, legend, svg, text
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -31,8 +31,7 @@ def front_figure(found: Found, settings: SearchSettings) -> str:
     parts += [_line(scale, found.front)]
     if found.best is not None and found.best.kl is not None:
         parts.append(_point(scale, found.best, COLORS[1], 7))
-    legend = [("looked at in full", COLORS[0]), ("the one that was judged", COLORS[1])]
-    parts += [_key(place, *one) for place, one in enumerate(legend)]
+    parts += legend(["looked at in full", "the one that was judged"], _TOP + _HEIGHT + 58)
     return svg(_TOP + _HEIGHT + 90, "Loops against side effects, search probes", parts)
 
 
@@ -86,8 +85,3 @@ def _line(scale: _Scale, front: Sequence[Measure]) -> str:
     places = [(scale.x(one.kl), scale.y(one.loops.looped)) for one in front if one.kl is not None]
     path = "L".join(f"{x:.1f},{y:.1f}" for x, y in places)
     return f'<path d="M{path}" fill="none" stroke="{COLORS[0]}"/>' if places else ""
-
-
-def _key(place: int, words: str, color: str) -> str:
-    y = _TOP + _HEIGHT + 58 + 16 * place
-    return f'<circle cx="{LEFT + 6}" cy="{y - 4:.1f}" r="5" fill="{color}"/>' + text(LEFT + 18, y, words)

@@ -5,21 +5,18 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 from vllm_surgery.checkpoint import ModelFolder
 from vllm_surgery.conventions import locate
 from vllm_surgery.errors import UsageError, one_line
-from vllm_surgery.units import Kind
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     from vllm_surgery.anatomy import Anatomy
-
-Block: TypeAlias = tuple[Kind, int]
-"""Whose units: their kind, and the layer."""
+    from vllm_surgery.localization.candidates import Block
 
 
 @dataclass

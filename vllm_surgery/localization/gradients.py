@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vllm_surgery.errors import EngineError
-from vllm_surgery.localization.gains import Block, GainedNetwork, gained_network
+from vllm_surgery.localization.gains import GainedNetwork, gained_network
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from vllm_surgery.localization.candidates import Block
     from vllm_surgery.localization.passages import Passage
     from vllm_surgery.units import Kind
 

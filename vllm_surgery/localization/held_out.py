@@ -13,6 +13,7 @@ from vllm_surgery.evaluation.outcomes import terminal_kinds
 from vllm_surgery.evaluation.report import write_report
 from vllm_surgery.evaluation.statistics import mcnemar
 from vllm_surgery.evaluation.summary import JUDGED, summarize
+from vllm_surgery.evaluation.tables import points
 from vllm_surgery.evaluation.trial import Trial, TrialFolder, run_trial
 from vllm_surgery.loops import KINDS
 
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from vllm_surgery.evaluation.backend import Backend
     from vllm_surgery.evaluation.records import Record
     from vllm_surgery.evaluation.summary import ArmSummary, Summary
-    from vllm_surgery.intervals import Estimate
     from vllm_surgery.localization.settings import SearchSettings
     from vllm_surgery.loops import TokenTable
     from vllm_surgery.patch import Patch
@@ -143,7 +143,7 @@ def evidence(judged: Judged, patch: str) -> dict[str, Any]:
             "shams": [_rate(one) for one in shams],
             **penalties,
         },
-        "difference": f"{_points(found.difference)} points; {found.rescued} rescued, {found.newly} new, "
+        "difference": f"{points(found.difference)} points; {found.rescued} rescued, {found.newly} new, "
         f"McNemar p {found.p:.3g}, sign-flip over {found.clusters} probes p {found.clustered_p:.3g}",
         "tasks": _tasks(own),
         **_healthy(own),
@@ -174,10 +174,6 @@ def _rate(one: ArmSummary) -> str:
     kinds = ", ".join(f"{count} {kind}" for kind, count in rates.terminal.items() if count)
     share = f"{100 * found.value:.1f} %, Wilson 95 % {100 * found.low:.1f} to {100 * found.high:.1f}"
     return f"{round(found.value * rates.answers)} of {rates.answers} ({share})" + (f"; {kinds}" if kinds else "")
-
-
-def _points(found: Estimate) -> str:
-    return f"{100 * found.value:+.1f} ({100 * found.low:+.1f} to {100 * found.high:+.1f})"
 
 
 def _tasks(one: ArmSummary) -> dict[str, str]:

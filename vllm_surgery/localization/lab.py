@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from vllm_surgery.evaluation.backend import Backend, Chances, Job
+    from vllm_surgery.evaluation.probes import Probe
     from vllm_surgery.localization.budget import Budget
     from vllm_surgery.localization.candidates import Candidate
     from vllm_surgery.localization.settings import SearchSettings
@@ -105,10 +106,6 @@ class Lab:
         """The closest look."""
         return Look(len(self.jobs), len(self.texts), tasks=bool(self.task_jobs))
 
-    def answers_of(self, look: Look) -> int:
-        """How many answers a look takes."""
-        return look.answers + (len(self.task_jobs) if look.tasks else 0)
-
     def baseline(self) -> list[Record]:
         """The unpatched model's answers, and from now on the jobs in the order in which they tell most.
 
@@ -130,10 +127,12 @@ class Lab:
 
     def right(self) -> list[Record]:
         """The unpatched model's right answers to tasks. Needs the baseline."""
-        known = self._answers[NO_PATCH]
-        places = [(self.trial.sets[job.key.set], known[Place(*job.key[1:])]) for job in self.task_jobs]
-        probes = [(next(one for one in asked.probes if one.id == kept.key.probe), kept) for asked, kept in places]
-        return [kept for probe, kept in probes if is_right(probe, kept, run_code=False)]
+        return [
+            record
+            for probes, jobs in self._task_sets()
+            for probe, record in zip(probes, self._of(NO_PATCH, jobs), strict=True)
+            if is_right(probe, record, run_code=False)
+        ]
 
     def measure(self, candidate: Candidate, look: Look) -> Measure:
         """What a candidate does, as far as is looked.
@@ -152,12 +151,17 @@ class Lab:
         return [self._answers[name][Place(*job.key[1:])] for job in jobs]
 
     def _tasks(self, candidate: Candidate) -> list[Tasks]:
-        found = []
-        for name in self._settings.tasks:
-            jobs = [job for job in self.task_jobs if job.key.set == name]
-            probes = self.trial.sets[name].probes
-            found.append(tasks(probes, self._of(NO_PATCH, jobs), self._of(candidate.id, jobs), run_code=False))
-        return found
+        return [
+            tasks(probes, self._of(NO_PATCH, jobs), self._of(candidate.id, jobs), run_code=False)
+            for probes, jobs in self._task_sets()
+        ]
+
+    def _task_sets(self) -> list[tuple[list[Probe], list[Job]]]:
+        """Of each set of tasks its probes, and the jobs that ask them, in the same order."""
+        return [
+            (self.trial.sets[name].probes, [job for job in self.task_jobs if job.key.set == name])
+            for name in self._settings.tasks
+        ]
 
     def _charged(self, name: str, look: Look, work: Callable[[], int]) -> None:
         """Does what is missing, and charges the budget once for it, now or as it was when it was done."""

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING
 
 from vllm_surgery.localization.candidates import Candidate, UnitKey
 
@@ -12,10 +12,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from vllm_surgery.anatomy import Anatomy
+    from vllm_surgery.localization.candidates import Block
     from vllm_surgery.localization.measures import Measure
     from vllm_surgery.units import Kind
-
-    Block: TypeAlias = tuple[Kind, int]
 
 WHOLE_LAYER = -1
 DESTROYED = 3.0

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
+from vllm_surgery.aside import write_whole
 from vllm_surgery.errors import UsageError
 from vllm_surgery.evaluation import setup
 from vllm_surgery.evaluation.offline_backend import OfflineBackend
@@ -162,9 +163,7 @@ def _ship(patch: Patch, model: ModelFolder, judged: Judged, place: Place, about:
 
 def _write(file: Path, content: str) -> None:
     """All of it or nothing: a search that is killed here goes on."""
-    aside = file.with_name(f"{file.name}.part")
     try:
-        aside.write_text(content, encoding="utf-8")
-        aside.replace(file)
+        write_whole(file, content)
     except OSError as error:
         raise UsageError(f"{file}: {error.strerror or error}") from None

@@ -11,25 +11,20 @@ from vllm_surgery.evaluation.offline_backend import OfflineBackend
 from vllm_surgery.localization.activity import measure_activity
 from vllm_surgery.localization.attribution import Attribution, by_activity, merged, passages
 from vllm_surgery.localization.candidates import Candidate, UnitKey
-from vllm_surgery.localization.directions import set_candidates, single_candidates
+from vllm_surgery.localization.directions import KL_TARGETS, SIZES, set_candidates, single_candidates
 from vllm_surgery.localization.gradients import gain_gradients
 from vllm_surgery.localization.passages import Passage
 from vllm_surgery.localization.scores import rank_by_activity
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from vllm_surgery.checkpoint import ModelFolder
     from vllm_surgery.evaluation.records import Record
+    from vllm_surgery.localization.candidates import Block
     from vllm_surgery.localization.directions import Direction
     from vllm_surgery.localization.lab import Lab
-    from vllm_surgery.localization.layers import Block
     from vllm_surgery.localization.settings import SearchSettings
-
-SIZES = (32, 64, 16, 128, 8, 256, 4, 512, 2)
-"""Of sets, in the order in which they are tried: on the demo model's search probes those of some dozens did most."""
-KL_TARGETS = (0.01, 0.03, 0.003)
-"""What they may cost by the gradients' own reckoning, likewise."""
 
 MOST_PASSAGES = 32
 """Transcripts that are looked into, of looping and of sound ones each: means over more hardly move."""
@@ -96,22 +91,21 @@ class Ranker:
 
     def _right(self) -> list[Passage]:
         """Right answers to tasks as transcripts. Whether they loop later, or were cut, is of no matter here."""
-        before = OfflineBackend(self.llm).tokens_before
-        prompts = [(before(record.prompt), record.token_ids) for record in self.lab.right()]
-        return [Passage(prompt + answer, len(prompt)) for prompt, answer in prompts if answer]
+        return self._sound((record.prompt, record.token_ids) for record in self.lab.right() if record.token_ids)
 
     def _targets(self) -> list[float]:
         return [target for target in KL_TARGETS if target <= self.settings.max_kl] or [self.settings.max_kl]
 
     def _healthy(self) -> list[Passage]:
         """The sound replies as transcripts."""
-        backend = OfflineBackend(self.llm)
-        found = []
-        for name in self.settings.text:
-            for probe in self.lab.trial.sets[name].probes:
-                before = backend.tokens_before(probe.prompt)
-                found.append(Passage(before + backend.encode(probe.reply or ""), len(before)))
-        return found
+        encode = OfflineBackend(self.llm).encode
+        return self._sound((probe.prompt, encode(probe.reply or "")) for _, probe in self.lab.texts)
+
+    def _sound(self, answers: Iterable[tuple[str, list[int]]]) -> list[Passage]:
+        """The transcripts of prompts and the tokens of sound answers to them."""
+        before = OfflineBackend(self.llm).tokens_before
+        prompts = [(before(prompt), answer) for prompt, answer in answers]
+        return [Passage(prompt + answer, len(prompt)) for prompt, answer in prompts]
 
 
 def _candidate(direction: Direction, origin: str) -> Candidate:

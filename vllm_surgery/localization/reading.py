@@ -16,14 +16,12 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from vllm_surgery.localization.activity import Values
+    from vllm_surgery.localization.candidates import Block
     from vllm_surgery.localization.passages import Passage
 
-Place = tuple[str, int]
-"""A kind of unit, and a layer."""
 
-
-def read_passage(llm: Any, passage: Passage) -> dict[Place, Values]:
-    """The means of every layer over the rows before the loop and inside it, ``[quantities, 2, units]`` by place.
+def read_passage(llm: Any, passage: Passage) -> dict[Block, Values]:
+    """The means of every layer over the rows before the loop and inside it, ``[quantities, 2, units]`` by block.
 
     Raises:
         EngineError: this engine can't be looked into, or a number in it isn't finite.
@@ -44,7 +42,7 @@ def read_passage(llm: Any, passage: Passage) -> dict[Place, Values]:
         llm.collective_rpc(CAPTURE_METHOD, args=("stop",))
 
 
-def merged(ranks: Sequence[Sequence[dict[str, Any]]]) -> dict[Place, Values]:
+def merged(ranks: Sequence[Sequence[dict[str, Any]]]) -> dict[Block, Values]:
     """One array for each layer, from what `vllm_surgery.engine.recorders` gives on each rank.
 
     Neurons are put together in their order. Experts' numbers are the same on all ranks that have the layer.
@@ -52,19 +50,19 @@ def merged(ranks: Sequence[Sequence[dict[str, Any]]]) -> dict[Place, Values]:
     Raises:
         EngineError: a part of a layer is missing.
     """
-    parts: dict[Place, dict[int, Values]] = defaultdict(dict)
+    parts: dict[Block, dict[int, Values]] = defaultdict(dict)
     for layer in (layer for rank in ranks for layer in rank):
         quantities = ("mean", "size") if layer["kind"] == "neurons" else ("frequency", "norm")
         values = [_numbers(layer[name]) for name in quantities if layer[name] is not None]
         parts[layer["kind"], layer["layer"]][layer.get("offset", 0)] = np.stack(values)
-    return {place: _joined(place, found) for place, found in parts.items()}
+    return {block: _joined(block, found) for block, found in parts.items()}
 
 
-def _joined(place: Place, parts: dict[int, Values]) -> Values:
+def _joined(block: Block, parts: dict[int, Values]) -> Values:
     whole = 0
     for offset in sorted(parts):
         if offset != whole:
-            raise EngineError(f"layer {place[1]}: {place[0]} from {whole} to {offset - 1} were recorded by no rank")
+            raise EngineError(f"layer {block[1]}: {block[0]} from {whole} to {offset - 1} were recorded by no rank")
         whole += parts[offset].shape[-1]
     return np.concatenate([parts[offset] for offset in sorted(parts)], axis=-1)
 

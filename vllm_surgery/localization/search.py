@@ -23,9 +23,8 @@ if TYPE_CHECKING:
     from vllm_surgery.evaluation.records import Record
     from vllm_surgery.localization.attribution import Attribution
     from vllm_surgery.localization.budget import Budget
-    from vllm_surgery.localization.candidates import Candidate
+    from vllm_surgery.localization.candidates import Block, Candidate
     from vllm_surgery.localization.lab import Lab, Look
-    from vllm_surgery.localization.layers import Block
     from vllm_surgery.localization.settings import SearchSettings
     from vllm_surgery.units import Gain
 
@@ -164,8 +163,9 @@ class Search:
         start = min(self._measured.values(), key=self._rank, default=None)
         if start is None:
             return
-        grown = grow(start, more, self._settings.max_units, partial(self._look_at, "grown", GROWTH, whole), self._rank)
-        shrink(grown, partial(self._look_at, "shrunk", GROWTH, whole), self._rank)
+        measure = partial(self._look, "grown", GROWTH, look=whole)
+        grown = grow(start, more, self._settings.max_units, measure, self._rank)
+        shrink(grown, partial(self._look, "shrunk", GROWTH, look=whole), self._rank)
 
     def _choose(self) -> None:
         base, settings = self.found.base, self._settings
@@ -187,9 +187,6 @@ class Search:
         chosen = candidates[:room]
         looks = rungs(self._lab.everything, rounds)
         return halve(chosen, looks, partial(self._look, part, share), self._rank)
-
-    def _look_at(self, part: str, share: float, look: Look, candidate: Candidate) -> Measure | None:
-        return self._look(part, share, candidate, look)
 
     def _look(self, part: str, share: float, candidate: Candidate, look: Look) -> Measure | None:
         """A measurement, unless the part has used up its share of the budget, or the model can't take the edit."""
