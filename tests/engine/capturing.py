@@ -8,16 +8,14 @@ from __future__ import annotations
 
 import gc
 import json
-import os
 import pickle
-import subprocess
 import sys
-import tempfile
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tests.engine.offline import ENVIRONMENT
+from tests.engine.program import run_program
+from tests.engine.settled import in_turn
 from vllm_surgery.localization.passages import Passage
 
 if TYPE_CHECKING:
@@ -68,21 +66,9 @@ class Recorded:
 
 def record(*engines: Engine) -> list[Recorded]:
     """What each engine recorded of `PASSAGES`."""
-    with tempfile.TemporaryDirectory() as work:
-        out = Path(work) / "recorded.pickle"
-        done = subprocess.run(
-            [sys.executable, "-c", PROGRAM, str(out)],
-            input=json.dumps([asdict(engine) for engine in engines]),
-            env={**os.environ, "VLLM_ENABLE_V1_MULTIPROCESSING": "0", **ENVIRONMENT},
-            cwd=Path(__file__).parents[2],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            check=False,
-        )
-        assert done.returncode == 0, done.stdout[-6000:]
-        recorded: list[Recorded] = pickle.loads(out.read_bytes())
-        return recorded
+    pickled, _ = run_program("-c", PROGRAM, given=[asdict(engine) for engine in engines])
+    recorded: list[Recorded] = pickle.loads(pickled)
+    return recorded
 
 
 def _record(engine: Engine) -> Recorded:
@@ -133,5 +119,5 @@ def _hooks_left(worker: Any) -> int:
 
 
 def main() -> None:
-    engines = [Engine(**engine) for engine in json.load(sys.stdin)]
-    Path(sys.argv[1]).write_bytes(pickle.dumps([_record(engine) for engine in engines]))
+    recorded = in_turn(_record, [Engine(**engine) for engine in json.load(sys.stdin)])
+    Path(sys.argv[1]).write_bytes(pickle.dumps(recorded))

@@ -6,10 +6,22 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from tests.models import EXPERT_FAMILIES, EXPERT_LAYERS, EXPERTS, FAMILIES, LAYERS, SEEING_FAMILIES, WIDTH, patch_of
+from tests.engine.offline import Arm
+from tests.models import (
+    EXPERT_FAMILIES,
+    EXPERT_LAYERS,
+    EXPERTS,
+    FAMILIES,
+    LAYERS,
+    SEEING_FAMILIES,
+    WIDTH,
+    edit_slices,
+    patch_of,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable, Mapping
+    from pathlib import Path
 
     Gains = dict[tuple[int, int], float]
     Slices = dict[tuple[str, int | None, int], float]
@@ -121,3 +133,19 @@ def case_of(family: str) -> Case:
 def cases(families: Iterable[str] = (*FAMILIES, *EXPERT_FAMILIES)) -> dict[str, Case]:
     """One case a family."""
     return {family: case_of(family) for family in families}
+
+
+def edit_each(cases: Mapping[str, Case], models: Callable[[str], Path], folder: Path) -> dict[str, Path]:
+    """Each family's checkpoint, edited by the tests' own arithmetic, in a folder of its own below `folder`."""
+    return {family: edit_slices(models(family), folder / family, case.slices) for family, case in cases.items()}
+
+
+def arms_of(case: Case, base: Path, by_hand: Path, *, past: bool) -> dict[str, Arm]:
+    """A family unpatched, then swapped in and out; patched, past swaps that are refused if so wanted; and by hand."""
+    how: dict[str, Any] = {"options": {"dtype": "float32", **case.options}}
+    refused = [[patch] for patch, _ in case.past] if past else []
+    return {
+        case.family: Arm(str(base), later=[[case.patch], []], **how),
+        f"{case.family} patched": Arm(str(base), [case.patch], swaps=refused, **how),
+        f"{case.family} by hand": Arm(str(by_hand), **how),
+    }

@@ -9,15 +9,13 @@ from __future__ import annotations
 
 import gc
 import json
-import subprocess
 import sys
-import tempfile
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tests.engine.offline import environment_of_engines
-from tests.engine.settled import settled
+from tests.engine.program import run_program
+from tests.engine.settled import in_turn
 
 
 @dataclass
@@ -41,22 +39,9 @@ class Task:
 
 def run_searches(*tasks: Task) -> list[dict[str, Any]]:
     """What came of each search: the units with their gains, whether they hold up, and the reason where there are none."""
-    with tempfile.TemporaryDirectory() as work:
-        out = Path(work) / "found.json"
-        done = subprocess.run(
-            [sys.executable, "-m", "tests.engine.localizing", str(out)],
-            input=json.dumps([asdict(task) for task in tasks]),
-            env=environment_of_engines(),
-            cwd=Path(__file__).parents[2],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            check=False,
-        )
-        if done.returncode != 0:
-            raise AssertionError(f"the searching process ended with {done.returncode}:\n{done.stdout[-6000:]}")
-        found: list[dict[str, Any]] = json.loads(out.read_text())
-        return found
+    found, _ = run_program("-m", "tests.engine.localizing", given=[asdict(task) for task in tasks])
+    outcomes: list[dict[str, Any]] = json.loads(found)
+    return outcomes
 
 
 def _run(task: Task) -> dict[str, Any]:
@@ -98,10 +83,7 @@ def _run(task: Task) -> dict[str, Any]:
 
 
 def main() -> None:
-    first, *rest = [Task(**task) for task in json.load(sys.stdin)]
-    found = [_run(first)]
-    with settled():
-        found += [_run(task) for task in rest]
+    found = in_turn(_run, [Task(**task) for task in json.load(sys.stdin)])
     Path(sys.argv[1]).write_text(json.dumps(found))
 
 

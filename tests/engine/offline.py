@@ -8,26 +8,16 @@ from __future__ import annotations
 
 import gc
 import json
-import os
-import subprocess
 import sys
-import tempfile
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tests.engine.circumstances import circumstances, register_kernels_once
+from tests.engine.circumstances import circumstances
 from tests.engine.digest import digests
-from tests.engine.settled import settled
-
-ENVIRONMENT = {
-    "OMP_NUM_THREADS": "1",
-    "HF_HUB_OFFLINE": "1",
-    "VLLM_NO_USAGE_STATS": "1",
-    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-}
-"""One thread, since spinning threads of two processes starve each other; nothing from outside."""
+from tests.engine.program import run_program
+from tests.engine.settled import in_turn
 
 PROMPTS = [[5, 17, 33, 90], [200, 41, 7], [12, 300, 65, 8, 19, 111]]
 """Token ids, for models without a tokenizer."""
@@ -79,26 +69,9 @@ class Arm:
 
 def run_arms(*arms: Arm, **environment: str) -> list[dict[str, Any]]:
     """The answers of each arm: tokens, log-probabilities, weight version, and what each rank says that it applied."""
-    with tempfile.TemporaryDirectory() as work:
-        out = Path(work) / "answers.json"
-        done = subprocess.run(
-            [sys.executable, "-m", "tests.engine.offline", str(out)],
-            input=json.dumps([asdict(arm) for arm in arms]),
-            env=environment_of_engines() | environment,
-            cwd=Path(__file__).parents[2],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            check=False,
-        )
-        if done.returncode != 0:
-            raise AssertionError(f"the engine process ended with {done.returncode}:\n{done.stdout[-6000:]}")
-        return [{**answer, "log": done.stdout} for answer in json.loads(out.read_text())]
-
-
-def environment_of_engines() -> dict[str, str]:
-    """The environment of a process whose engines live in it."""
-    return {**os.environ, "VLLM_ENABLE_V1_MULTIPROCESSING": "0", **ENVIRONMENT}
+    given = [asdict(arm) for arm in arms]
+    answers, log = run_program("-m", "tests.engine.offline", given=given, **environment)
+    return [{**answer, "log": log} for answer in json.loads(answers)]
 
 
 def _answer(arm: Arm) -> dict[str, Any]:
@@ -214,11 +187,7 @@ def _lora_request(adapters: list[str | None], folder: str | None) -> Any:
 
 
 def main() -> None:
-    first, *rest = [Arm(**arm) for arm in json.load(sys.stdin)]
-    register_kernels_once()
-    answers = [_answer(first)]
-    with settled():
-        answers += [_answer(arm) for arm in rest]
+    answers = in_turn(_answer, [Arm(**arm) for arm in json.load(sys.stdin)])
     Path(sys.argv[1]).write_text(json.dumps(answers))
 
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import httpx
 
-from tests.engine.offline import ENVIRONMENT
+from tests.engine.program import ENVIRONMENT
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -10,11 +10,24 @@ from __future__ import annotations
 
 import gc
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 from unittest.mock import patch
 
+from tests.engine.circumstances import register_kernels_once
+
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
+
+Given, Result = TypeVar("Given"), TypeVar("Result")
+
+
+def in_turn(work: Callable[[Given], Result], items: Iterable[Given]) -> list[Result]:
+    """What `work` gives for each item, of which there must be one; it starts an engine, and leaves none."""
+    register_kernels_once()
+    first, *rest = items
+    done = [work(first)]
+    with settled():
+        return done + [work(item) for item in rest]
 
 
 @contextmanager

@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.engine.families import cases
+from tests.engine.families import arms_of, cases, edit_each
 from tests.engine.offline import PROMPTS, Arm, run_arms
 from tests.engine.reference import assert_close
 from tests.engine.test_load import same
-from tests.models import edit_slices
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -27,20 +26,14 @@ CASES = cases()
 
 @pytest.fixture(scope="module")
 def by_hand(tmp_path_factory: pytest.TempPathFactory, family_model: Callable[[str], Path]) -> Mapping[str, Path]:
-    """Each family's checkpoint, edited by the tests' own arithmetic."""
-    work = tmp_path_factory.mktemp("by_hand")
-    return {family: edit_slices(family_model(family), work / family, case.slices) for family, case in CASES.items()}
+    return edit_each(CASES, family_model, tmp_path_factory.mktemp("by_hand"))
 
 
 @pytest.fixture(scope="module")
 def answers(by_hand: Mapping[str, Path], family_model: Callable[[str], Path]) -> Answers:
-    """Each family unpatched, then swapped in and out; patched, past swaps that are refused; and edited by hand."""
     arms: dict[str, Arm] = {}
     for family, case in CASES.items():
-        base, how = str(family_model(family)), {"options": {"dtype": "float32", **case.options}}
-        arms[family] = Arm(base, later=[[case.patch], []], **how)
-        arms[f"{family} patched"] = Arm(base, [case.patch], swaps=[[patch] for patch, _ in case.past], **how)
-        arms[f"{family} by hand"] = Arm(str(by_hand[family]), **how)
+        arms |= arms_of(case, family_model(family), by_hand[family], past=True)
     return dict(zip(arms, run_arms(*arms.values()), strict=True))
 
 
