@@ -34,7 +34,8 @@ STAMP = "vllm-surgery.stamp"
 PYTORCH_CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 
 # The CPU wheel asks for these without a version. What an index then offers is often built for another torch, and
-# their mere presence breaks `import vllm` (operator registration fails). Text models need none of them.
+# their mere presence breaks `import vllm` (operator registration fails). Text models need none of them; models that
+# also see pictures need torchvision, which is added where there is a CPU build for the installed torch.
 BROKEN_COMPANIONS = frozenset({"torchvision", "torchaudio", "torchcodec"})
 
 
@@ -87,6 +88,8 @@ def install(venv: Path, engine: str, extras: list[str], version: str | None = No
         install_engine(venv, engine, version)
     say(f"installing vllm-surgery with its extras: {', '.join(extras)}")
     pip(venv, "install", "--quiet", "--editable", f"{ROOT}[{','.join(extras)}]")
+    if engine == "cpu" and "test" in extras and not imports(venv, "torchvision"):
+        install_torchvision_without_operators(venv)
     check_engine(venv)
     stamp.write_text("\n".join([wanted, *extras]))
     say(f"{venv} is ready after {time.monotonic() - started:.0f} s (engine: {engine})")
@@ -180,6 +183,7 @@ def install_cpu_engine(venv: Path, requirement: list[str]) -> None:
     if unwanted:
         say(f"removing {', '.join(unwanted)}: built for another torch")
         pip(venv, "uninstall", "--quiet", "--yes", *unwanted)
+    install_cpu_torchvision(venv)
 
 
 def install_cpu_torch(venv: Path, requirement: list[str]) -> None:
@@ -189,6 +193,45 @@ def install_cpu_torch(venv: Path, requirement: list[str]) -> None:
     if configured.returncode != 0:
         say(f"the configured package sources have no CPU build of torch; asking {PYTORCH_CPU_INDEX}")
         pip(venv, "install", "--extra-index-url", PYTORCH_CPU_INDEX, *requirement)
+
+
+def install_cpu_torchvision(venv: Path) -> None:
+    """Installs torchvision's CPU build, where there is one for the installed torch. Text models don't need it."""
+    say("installing torchvision, CPU build, for models that also see pictures")
+    version = run_python(venv, "import importlib.metadata as m; print(m.version('torch'))")
+    wanted = ["torchvision", f"torch=={version}"]
+    done = pip(venv, "install", "--quiet", "--retries", "1", "--index-url", PYTORCH_CPU_INDEX, *wanted, check=False)
+    if done.returncode == 0 and imports(venv, "torchvision"):
+        return
+    pip(venv, "uninstall", "--quiet", "--yes", "torchvision", check=False)
+    say(f"there is no CPU build of torchvision for torch {version} to be had: text models alone can be served")
+
+
+def install_torchvision_without_operators(venv: Path) -> None:
+    """Puts torchvision's Python code where tests find it and nothing else does: `venv`/share/torchvision.
+
+    vLLM imports it for models that also see pictures even where they only read. PyPI's builds have operators for GPUs,
+    which don't load beside a torch for CPUs, and the registration of which then fails; so both are left out.
+    """
+    folder = venv / "share" / "torchvision"
+    minor = run_python(venv, "import torch; print(torch.__version__)").split(".")[1]
+    wanted = f"torchvision==0.{int(minor) + 15}.*"  # They go up together: 0.15 was made for torch 2.0.
+    say(f"putting {wanted} without its operators into {folder}, for tests")
+    shutil.rmtree(folder, ignore_errors=True)
+    done = pip(venv, "install", "--quiet", "--no-deps", "--target", str(folder), wanted, check=False)
+    if done.returncode != 0:
+        say("it is not to be had: tests of models that also see pictures will be skipped")
+        return
+    package = folder / "torchvision"
+    for operators in package.glob("*.so"):
+        operators.unlink()
+    (package / "_meta_registrations.py").write_text("")
+
+
+def imports(venv: Path, module: str) -> bool:
+    """Whether `venv` has a module that can be imported."""
+    command = [str(venv / "bin" / "python"), "-c", f"import {module}"]
+    return subprocess.run(command, capture_output=True, check=False).returncode == 0
 
 
 def check_engine(venv: Path) -> None:

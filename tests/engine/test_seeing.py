@@ -10,7 +10,9 @@ import pytest
 from tests.engine.families import arms_of, cases, edit_each
 from tests.engine.offline import PROMPTS, Arm, run_arms
 from tests.engine.reference import assert_close
+from tests.engine.seeing import with_torchvision
 from tests.engine.test_load import same
+from tests.engine.test_masks import MASKED, OTHERS, masks
 from tests.models import SEEING_FAMILIES
 
 if TYPE_CHECKING:
@@ -19,12 +21,12 @@ if TYPE_CHECKING:
 
     Answers = dict[str, dict[str, Any]]
 
-pytest.importorskip("torchvision", reason="vLLM imports these models' image processors, which import torchvision")
-
 pytestmark = pytest.mark.engine
 
 # Gemma 3n's vision tower is made by timm, even where it isn't used.
 CASES = cases(family for family in SEEING_FAMILIES if family != "Gemma3n/seeing")
+
+WITH_EXPERTS = "Gemma4/experts/seeing"
 
 
 @pytest.fixture(scope="module")
@@ -36,16 +38,24 @@ def by_hand(tmp_path_factory: pytest.TempPathFactory, family_model: Callable[[st
 def answers(by_hand: Mapping[str, Path], family_model: Callable[[str], Path]) -> Answers:
     arms: dict[str, Arm] = {}
     for family, case in CASES.items():
-        arms |= arms_of(case, family_model(family), by_hand[family], past=False)
-    return dict(zip(arms, run_arms(*arms.values()), strict=True))
+        arms |= arms_of(case, family_model(family), by_hand[family], past=True)
+    base = arms[WITH_EXPERTS]
+    arms["masked"] = Arm(base.model, [masks(MASKED)], base.options, max_tokens=6, later=[[masks(OTHERS)], []])
+    return dict(zip(arms, run_arms(*arms.values(), **with_torchvision()), strict=True))
 
 
 @pytest.mark.parametrize("family", CASES)
-def test_a_patch_equals_a_checkpoint_edited_by_hand(answers: Answers, by_hand: Mapping[str, Path], family: str) -> None:
-    patched = answers[f"{family} patched"]
-    assert patched["logprobs"] != answers[family]["logprobs"]
-    assert same(patched, answers[f"{family} by hand"])
-    assert_close(patched, by_hand[family], PROMPTS)
+def test_a_patch_equals_a_checkpoint_edited_by_hand(answers: Answers, family: str) -> None:
+    assert answers[f"{family} patched"]["logprobs"] != answers[family]["logprobs"]
+    assert same(answers[f"{family} patched"], answers[f"{family} by hand"])
+
+
+@pytest.mark.parametrize("family", CASES)
+def test_transformers_answers_alike(
+    answers: Answers, by_hand: Mapping[str, Path], family_model: Callable[[str], Path], family: str
+) -> None:
+    assert_close(answers[family], family_model(family), PROMPTS)
+    assert_close(answers[f"{family} patched"], by_hand[family], PROMPTS)
 
 
 @pytest.mark.parametrize("family", CASES)
@@ -53,3 +63,21 @@ def test_swapped_in_and_out_equals_patched_and_unpatched(answers: Answers, famil
     swapped_in, swapped_out = answers[family]["later"]
     assert same(swapped_in, answers[f"{family} patched"]), swapped_in["swap"]
     assert same(swapped_out, answers[family]), swapped_out["swap"]
+
+
+@pytest.mark.parametrize("family", CASES)
+def test_one_past_the_last_layer_neuron_or_expert_is_refused(answers: Answers, family: str) -> None:
+    said = [swap["error"] for swap in answers[f"{family} patched"]["swaps"]]
+    for (_, expected), error in zip(CASES[family].past, said, strict=True):
+        assert error.startswith("MismatchError")
+        assert error.endswith(expected)
+
+
+@pytest.mark.parametrize("family", [WITH_EXPERTS])
+def test_a_mask_is_a_logit_of_minus_infinity(
+    answers: Answers, family_model: Callable[[str], Path], family: str
+) -> None:
+    others, unmasked = answers["masked"]["later"]
+    assert_close(answers["masked"], family_model(family), PROMPTS, masked=MASKED)
+    assert_close(others, family_model(family), PROMPTS, masked=OTHERS)
+    assert_close(unmasked, family_model(family), PROMPTS)
