@@ -88,8 +88,8 @@ def install(venv: Path, engine: str, extras: list[str], version: str | None = No
         install_engine(venv, engine, version)
     say(f"installing vllm-surgery with its extras: {', '.join(extras)}")
     pip(venv, "install", "--quiet", "--editable", f"{ROOT}[{','.join(extras)}]")
-    if engine == "cpu" and "test" in extras and not imports(venv, "torchvision"):
-        install_torchvision_without_operators(venv)
+    if "test" in extras:
+        install_for_tests(venv)
     check_engine(venv)
     stamp.write_text("\n".join([wanted, *extras]))
     say(f"{venv} is ready after {time.monotonic() - started:.0f} s (engine: {engine})")
@@ -207,25 +207,28 @@ def install_cpu_torchvision(venv: Path) -> None:
     say(f"there is no CPU build of torchvision for torch {version} to be had: text models alone can be served")
 
 
-def install_torchvision_without_operators(venv: Path) -> None:
-    """Puts torchvision's Python code where tests find it and nothing else does: `venv`/share/torchvision.
+def install_for_tests(venv: Path) -> None:
+    """Puts what only tests of models that also see pictures need where nothing else finds it: `venv`/share/seeing.
 
-    vLLM imports it for models that also see pictures even where they only read. PyPI's builds have operators for GPUs,
-    which don't load beside a torch for CPUs, and the registration of which then fails; so both are left out.
+    vLLM imports it even where these models only read. PyPI's builds of torchvision have operators for GPUs, which don't
+    load beside a torch for CPUs, and the registration of which then fails; so both are left out.
     """
-    folder = venv / "share" / "torchvision"
-    minor = run_python(venv, "import torch; print(torch.__version__)").split(".")[1]
-    wanted = f"torchvision==0.{int(minor) + 15}.*"  # They go up together: 0.15 was made for torch 2.0.
-    say(f"putting {wanted} without its operators into {folder}, for tests")
+    folder = venv / "share" / "seeing"
+    wanted = ["timm"]
+    if not imports(venv, "torchvision"):
+        minor = run_python(venv, "import torch; print(torch.__version__)").split(".")[1]
+        wanted.append(f"torchvision==0.{int(minor) + 15}.*")  # They go up together: 0.15 was made for torch 2.0.
+    say(f"putting {' and '.join(wanted)} into {folder}, for tests")
     shutil.rmtree(folder, ignore_errors=True)
-    done = pip(venv, "install", "--quiet", "--no-deps", "--target", str(folder), wanted, check=False)
+    done = pip(venv, "install", "--quiet", "--no-deps", "--target", str(folder), *wanted, check=False)
     if done.returncode != 0:
-        say("it is not to be had: tests of models that also see pictures will be skipped")
+        say("not to be had: tests of models that also see pictures will be skipped")
         return
     package = folder / "torchvision"
-    for operators in package.glob("*.so"):
-        operators.unlink()
-    (package / "_meta_registrations.py").write_text("")
+    if package.is_dir():
+        for operators in package.glob("*.so"):
+            operators.unlink()
+        (package / "_meta_registrations.py").write_text("")
 
 
 def imports(venv: Path, module: str) -> bool:

@@ -39,6 +39,9 @@ def circumstances(arm: Arm) -> Iterator[None]:
             stack.enter_context(patch.object(multiproc_executor, "get_mp_context", partial(get_context, "fork")))
         if arm.own_experts:
             stack.enter_context(patch.object(CPUUnquantizedExperts, "apply", _own(CPUUnquantizedExperts.apply)))
+        if arm.embeds:
+            model = _class_of("Gemma3nForConditionalGeneration")
+            stack.enter_context(patch.object(model, "forward", _embedding(model.forward)))
         if arm.ready_bytes is not None:
             stack.enter_context(patch.object(swapping, "READY_BYTES", arm.ready_bytes))
         yield
@@ -52,6 +55,26 @@ def register_kernels_once() -> None:
     replaces = getattr(current_platform, "register_triton_kernel_overrides", None)
     if callable(replaces):  # Older vLLMs don't; their platforms have None for whatever they lack.
         current_platform.register_triton_kernel_overrides = cache(replaces)
+
+
+def _class_of(architecture: str) -> Any:
+    from vllm.model_executor.models import ModelRegistry
+
+    return ModelRegistry.models[architecture].load_model_cls()
+
+
+def _embedding(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """A model's forward pass that takes embeddings alone, which vLLM doesn't make where the model only reads."""
+
+    @wraps(forward)
+    def embedding(self: Any, *args: Any, **kwargs: Any) -> Any:
+        given = signature(forward).bind(self, *args, **kwargs).arguments
+        more = given.pop("kwargs", {})
+        if given.get("inputs_embeds") is None and given.get("intermediate_tensors") is None:
+            given["inputs_embeds"] = self.embed_input_ids(given["input_ids"])
+        return forward(**given, **more)
+
+    return embedding
 
 
 def _without(word: Any, parts: list[Any]) -> list[Any]:

@@ -142,7 +142,7 @@ def edit_each(cases: Mapping[str, Case], models: Callable[[str], Path], folder: 
 
 def arms_of(case: Case, base: Path, by_hand: Path, *, past: bool) -> dict[str, Arm]:
     """A family unpatched, then swapped in and out; patched, past swaps that are refused if so wanted; and by hand."""
-    how: dict[str, Any] = {"options": {"dtype": "float32", **case.options}}
+    how: dict[str, Any] = {"options": {"dtype": "float32", **case.options}, "embeds": case.family == "Gemma3n/seeing"}
     refused = [[patch] for patch, _ in case.past] if past else []
     return {
         case.family: Arm(str(base), later=[[case.patch], []], **how),

@@ -43,6 +43,7 @@ class Arm:
         ready_bytes: how much of a swap may be held ready, where it isn't the default.
         forked: whether the ranks are copies of this process, which spares each the imports. No engine may have run here.
         own_experts: whether vLLM's CPU kernel for experts, which knows nothing of expert parallelism, is taught it.
+        embeds: whether vLLM's Gemma 3n with towers, which fails where it only reads, makes its own embeddings.
         settings: of the package, beside `patches`.
         adapters: for each prompt the folder of a LoRA adapter, or None. Where given, all are answered in one batch.
     """
@@ -63,6 +64,7 @@ class Arm:
     hide: str | None = None
     forked: bool = False
     own_experts: bool = False
+    embeds: bool = False
     settings: dict[str, Any] = field(default_factory=dict)
     adapters: list[str | None] | None = None
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What vLLM needs for models that also see pictures: torchvision, which it imports even where they only read."""
+"""What vLLM imports for models that also see pictures, even where they only read: torchvision, and timm for one."""
 
 from __future__ import annotations
 
@@ -10,15 +10,18 @@ from pathlib import Path
 
 import pytest
 
-WITHOUT_OPERATORS = Path(sys.prefix) / "share" / "torchvision"
-"""Where `deploy/install.py` puts torchvision's Python code for tests, where there is no build for the installed torch."""
+FOR_TESTS = Path(sys.prefix) / "share" / "seeing"
+"""Where `deploy/install.py` puts what of it isn't installed."""
 
 
-def with_torchvision() -> dict[str, str]:
-    """An environment in which torchvision can be imported, on top of this one. Skips where there is none."""
-    if importlib.util.find_spec("torchvision") is not None:
-        return {}
-    if not WITHOUT_OPERATORS.is_dir():
-        pytest.skip("vLLM imports these models' image processors, which import torchvision, and there is none")
+def with_eyes() -> dict[str, str]:
+    """An environment in which all of it can be imported, on top of this one. Skips where it can't."""
+    missing = [
+        name
+        for name in ("torchvision", "timm")
+        if importlib.util.find_spec(name) is None and not (FOR_TESTS / name).is_dir()
+    ]
+    if missing:
+        pytest.skip(f"vLLM imports {' and '.join(missing)} for these models; `make install EXTRAS='--extra test'`")
     there = os.environ.get("PYTHONPATH")
-    return {"PYTHONPATH": os.pathsep.join([*([there] if there else []), str(WITHOUT_OPERATORS)])}
+    return {"PYTHONPATH": os.pathsep.join([*([there] if there else []), str(FOR_TESTS)])}

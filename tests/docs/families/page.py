@@ -31,8 +31,8 @@ _INTRODUCTION = """\
 
 Made by the tests (`make matrix`), which fail when it says anything else than what they find. A family is a small model
 with random weights that transformers itself makes and writes, with the layers, shapes and names of real ones; of a
-multimodal one the language model is edited (Gemma 3n's is its text model under the names of the multimodal one, without
-towers).
+multimodal one the language model is edited, and served without pictures (Gemma 3n's is its text model under the names of
+the multimodal one, without towers).
 
 - **An op stands in a cell** where it was baked into such a checkpoint, on units of the first and of the last layer that
   have some, and every weight came to the original times the gain, rounded once to what stores it (quantised ones after
