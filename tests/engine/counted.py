@@ -7,7 +7,7 @@ import json
 import time
 from collections import Counter
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import httpx
 from prometheus_client.parser import text_string_to_metric_families
@@ -16,7 +16,7 @@ from tests.engine.loops.watched import samples
 from vllm_surgery.cli import main
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
     from pathlib import Path
 
     import pytest
@@ -72,10 +72,9 @@ def expected(
     for (tokens, reason), report in zip(answers, _detect(answers, folder, capsys, tokenizer), strict=True):
         counted["requests_total", reason, patch] += 1
         counted["output_tokens_total", patch] += len(tokens)
-        for kind, looped in report["looped_tokens"].items():
-            counted["looped_tokens_total", kind, patch] += looped
-            loops = [loop for loop in report["loops"] if loop["kind"] == kind]
-            loop = next((each for each in loops if each["outcome"] == "terminal"), loops[0])
+        for loop in _counted(report):
+            kind = loop["kind"]
+            counted["looped_tokens_total", kind, patch] += report["looped_tokens"][kind]
             counted["loops_total", kind, loop["outcome"], patch] += 1
             for name in ("onset", "period"):
                 counted[f"loop_{name}_tokens_count", kind, patch] += 1
@@ -83,9 +82,23 @@ def expected(
     return {key: value for key, value in counted.items() if value}
 
 
+def onsets(
+    answers: list[Answer], folder: Path, capsys: pytest.CaptureFixture[str], tokenizer: Path | None
+) -> list[list[int]]:
+    """For each answer the first tokens of the loops that count."""
+    return [[loop["onset"] for loop in _counted(report)] for report in _detect(answers, folder, capsys, tokenizer)]
+
+
+def _counted(report: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Of an answer's loops one of each kind: that in which it ends, or else its first."""
+    for kind in report["looped_tokens"]:
+        loops = [loop for loop in report["loops"] if loop["kind"] == kind]
+        yield next((each for each in loops if each["outcome"] == "terminal"), loops[0])
+
+
 def _detect(
     answers: list[Answer], folder: Path, capsys: pytest.CaptureFixture[str], tokenizer: Path | None
-) -> list[dict[str, object]]:
+) -> list[dict[str, Any]]:
     file = folder / "answers.jsonl"
     file.write_text("".join(json.dumps({"token_ids": tokens}) + "\n" for tokens, _ in answers))
     capsys.readouterr()

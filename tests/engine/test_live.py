@@ -89,7 +89,11 @@ def _check_tokens(url: str, order: list[str], streams: list[Stream]) -> None:
     for name, patches in SETS.items():
         put(url, patches).raise_for_status()
         likely[name] = [[best - own < TIE for own, best in chances(url, stream)] for stream in streams]
-    telling = [len({likely[name][0][place] for name in SETS}) == 2 for place in range(len(streams[0].tokens))]
+    telling = [
+        len({likely[name][number][place] for name in SETS}) == 2
+        for number, stream in enumerate(streams)
+        for place in range(len(stream.tokens))
+    ]
     assert sum(telling) > len(telling) / 2, "the sets must differ, or this shows nothing"
     for number, stream in enumerate(streams):
         at = 0

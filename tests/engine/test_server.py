@@ -14,7 +14,7 @@ import openai
 import pytest
 
 from tests.engine.asking import LISTS, READ_BEFORE_DISCONNECT, Asking
-from tests.engine.counted import Counts, counts_of, expected, grown, of_any_patch, settled, total
+from tests.engine.counted import Counts, counts_of, expected, grown, of_any_patch, onsets, settled, total
 from tests.engine.offline import Arm, run_arms
 from tests.engine.server import SMALL, Server, running_server
 from tests.engine.streams import TIE, Stream, ask, chances
@@ -177,14 +177,32 @@ def test_tokens_and_loops_belong_to_the_patch_that_made_them(
         for stream, answer in zip(streams, answers, strict=True):
             stream.tokens = answer.result()["token_ids"]
     counted = grown(settled(url, total(before, "requests_total") + len(streams)), before)
-    wanted = expected([(stream.tokens, "length") for stream in streams], "any", tmp_path, capsys, demo_model)
-    assert of_any_patch(counted) == wanted
-    least = sum(max(unlikely(url, stream, patches=[STRONG]), default=-1) + 1 for stream in streams)
-    most = sum(min(unlikely(url, stream, patches=[]), default=LONG) for stream in streams)
-    assert 0 < least < most < len(streams) * LONG, "the patch must tell, or this shows nothing"
-    assert max(least, sooner) <= counted["output_tokens_total", "none"] <= min(most, later)
+    complete = [(stream.tokens, "length") for stream in streams]
+    assert of_any_patch(counted) == expected(complete, "any", tmp_path, capsys, demo_model)
+    least = [max(unlikely(url, stream, patches=[STRONG]), default=-1) + 1 for stream in streams]
+    most = [min(unlikely(url, stream, patches=[]), default=LONG) for stream in streams]
+    assert 0 < sum(least) < sum(most) < len(streams) * LONG, "the patch must tell, or this shows nothing"
+    assert max(sum(least), sooner) <= counted["output_tokens_total", "none"] <= min(sum(most), later)
     assert {key[-1] for key in counted if key[0] == "requests_total"} == {patch.id}
-    assert {key[-1] for key in counted if key[0] == "loops_total"} == {"none", patch.id}
+    assert {key[-1] for key in counted if key[0] == "loops_total"} <= {"none", patch.id}
+    unpatched_loops = sum(value for key, value in counted.items() if (key[0], key[-1]) == ("loops_total", "none"))
+    found = onsets(complete, tmp_path, capsys, demo_model)
+    sure = sum(onset < first for answer, first in zip(found, least, strict=True) for onset in answer)
+    possible = sum(onset <= last for answer, last in zip(found, most, strict=True) for onset in answer)
+    assert 0 < sure <= unpatched_loops <= possible, "without loops this shows nothing"
+
+
+def test_loops_of_requests_after_a_swap_are_the_new_patchs(
+    unpatched: str, demo_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    url, patch = unpatched, Patch.from_data(STRONG, "strong")
+    prompt = asked(url, LISTS[0])
+    swapped(url, [STRONG])
+    before = counts_of(url)
+    tokens = ask(url, prompt, LONG, logit_bias={str(prompt[0]): 100})["token_ids"]
+    counted = grown(settled(url, total(before, "requests_total") + 1), before)
+    assert total(counted, "loops_total") == 1
+    assert counted == expected([(tokens, "length")], patch.id, tmp_path, capsys, demo_model)
 
 
 def tokens_since(url: str, before: Counts) -> float:
