@@ -60,6 +60,18 @@ def test_a_moved_touch_point_fails(monkeypatch: pytest.MonkeyPatch, capsys: pyte
     assert offered(examine()) == {name: name != "load" for name in OFFERS}
 
 
+def test_outputs_without_weight_versions_are_noted(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    older = TouchPoint("vllm.v1.engine.output_processor", "OutputProcessor.process_outputs", "telling", ("older",))
+    monkeypatch.setattr(touchpoints, "FOR_TELLING", (older,))
+    assert main(["doctor"]) == 0
+    subject = "vllm.v1.engine.output_processor.OutputProcessor.process_outputs"
+    said = f"note  {subject}: {subject} takes no older in this vLLM (telling)"
+    assert said in capsys.readouterr().out.splitlines()
+    assert offered(examine()) == {name: name != "weight version" for name in OFFERS}
+
+
 def test_without_vllm_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     find = importlib.util.find_spec
     monkeypatch.setattr(doctor.importlib.util, "find_spec", lambda name: None if name == "vllm" else find(name))

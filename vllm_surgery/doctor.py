@@ -47,8 +47,12 @@ OFFERS = {
     "localize": "FOR_LOCALIZING",
     "watch": "FOR_WATCHING",
     "routes": "FOR_ROUTES",
+    "weight version": "FOR_TELLING",
 }
 """What the plugin does with vLLM, and the touch points that each takes, in `vllm_surgery.engine.touchpoints`."""
+
+_SPARED = {"weight version"}
+"""What older vLLM lacks, without which the rest works."""
 
 
 def offered(findings: Sequence[Finding]) -> dict[str, bool]:
@@ -78,10 +82,9 @@ def _engine() -> Iterator[Finding]:
         yield Finding("`vllm` script", "note", "can't run: no distribution is called vllm; use `vllm-surgery serve`")
     for offer, group in OFFERS.items():
         for point in getattr(touchpoints, group):
-            yield _touch(point, offer)
+            yield _noted(_touch(point, offer)) if offer in _SPARED else _touch(point, offer)
     for point in touchpoints.NICE_TO_HAVE:
-        finding = _touch(point, None)
-        yield finding if finding.status == "pass" else dataclasses.replace(finding, status="note")
+        yield _noted(_touch(point, None))
 
 
 def _version_of(module: str) -> Finding:
@@ -100,6 +103,10 @@ def _touch(point: TouchPoint, offer: str | None) -> Finding:
     except EngineError as error:
         return Finding(subject, "fail", str(error), offer)
     return Finding(subject, "pass", point.purpose, offer)
+
+
+def _noted(finding: Finding) -> Finding:
+    return finding if finding.status == "pass" else dataclasses.replace(finding, status="note")
 
 
 def _plugin() -> Iterator[Finding]:

@@ -252,9 +252,12 @@ ENDPOINT_PLUGINS = TouchPoint("vllm.plugins", "load_endpoint_plugins", "the rout
 FOR_WATCHING = (ASYNC_ENGINE, SYNC_ENGINE, PROCESS_OUTPUTS, ABORT_REQUESTS)
 """Without any one of these a server still serves its patches, but doesn't watch for loops."""
 
-NICE_TO_HAVE = (CALL_ALL_ENGINES, OUTPUTS_HAVE_VERSIONS, CLI_LOGGING)
-"""Older vLLM lacks these. Without the first, servers of several engines can't swap; without the second, those of
-several API processes aren't watched for loops; where the third is missing there are no such options."""
+FOR_TELLING = (OUTPUTS_HAVE_VERSIONS,)
+"""Without it outputs don't say which weights made them: servers of several API processes aren't watched for loops."""
+
+NICE_TO_HAVE = (CALL_ALL_ENGINES, CLI_LOGGING)
+"""Older vLLM lacks these. Without the first, servers of several engines can't swap; where the second is missing there
+are no such options."""
 
 FOR_ROUTES = (ENDPOINT_PLUGINS,)
 """Without any one of these a server has no routes of ours: its patches are those that it was started with."""
