@@ -34,6 +34,8 @@ _SIZES: dict[str, Any] = {
 FAMILIES = ("Llama", "Qwen2", "Qwen3", "Gemma2", "Gemma3", "Mistral", "Phi3", "Glm4", "Gemma3n", "Gemma4/dense")
 
 EXPERT_LAYERS, EXPERTS = 4, 8
+MIXED = "Qwen3Moe/mixed"
+"""By turns a dense layer and one of experts, so that each half of the layers has both."""
 # On the CPU backend experts' sizes are multiples of 32.
 _EXPERT_SIZES: dict[str, Any] = {
     "num_hidden_layers": EXPERT_LAYERS,
@@ -61,6 +63,7 @@ _LATENT_ATTENTION: dict[str, Any] = {
 _MORE: dict[str, dict[str, Any]] = {
     "Llama/two layers": {"num_hidden_layers": 2},  # For what takes its time for each layer: compiling.
     "Qwen3Moe/two layers": {**_EXPERT_SIZES, "num_hidden_layers": 2, "num_experts": EXPERTS, "mlp_only_layers": []},
+    MIXED: {**_EXPERT_SIZES, "num_experts": EXPERTS, "mlp_only_layers": [0, 2]},
     "Qwen2Moe": {**_EXPERT_SIZES, "num_experts": EXPERTS, "shared_expert_intermediate_size": 96},
     "Qwen3Moe": {**_EXPERT_SIZES, "num_experts": EXPERTS, "mlp_only_layers": []},
     "Mixtral": {"num_hidden_layers": EXPERT_LAYERS, "num_local_experts": EXPERTS, "num_experts_per_tok": 2},
@@ -104,7 +107,9 @@ SEEING_FAMILIES = tuple(
 )
 """Models that also see pictures, in which the language model is one part of several."""
 
-EXPERT_FAMILIES = tuple(family for family, config in _MORE.items() if config.get("num_hidden_layers") == EXPERT_LAYERS)
+EXPERT_FAMILIES = tuple(
+    family for family, config in _MORE.items() if config.get("num_hidden_layers") == EXPERT_LAYERS and family != MIXED
+)
 
 ROUTER_BIASES = {
     "DeepseekV3": "mlp.gate.e_score_correction_bias",

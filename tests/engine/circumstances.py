@@ -10,6 +10,8 @@ from inspect import signature
 from multiprocessing import get_context
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
@@ -42,6 +44,10 @@ def circumstances(arm: Arm) -> Iterator[None]:
         if arm.embeds:
             model = _class_of("Gemma3nForConditionalGeneration")
             stack.enter_context(patch.object(model, "forward", _embedding(model.forward)))
+        if arm.experts_in_torch:
+            from vllm.model_executor.layers.fused_moe.experts.triton_moe import TritonExperts
+
+            stack.enter_context(patch.object(TritonExperts, "apply", _experts))
         if arm.ready_bytes is not None:
             stack.enter_context(patch.object(swapping, "READY_BYTES", arm.ready_bytes))
         yield
@@ -95,3 +101,24 @@ def _own(apply: Callable[..., Any]) -> Callable[..., Any]:
         return apply(**given)
 
     return applied
+
+
+def _experts(
+    kernel: Any,
+    *,
+    output: torch.Tensor,
+    hidden_states: torch.Tensor,
+    w1: torch.Tensor,
+    w2: torch.Tensor,
+    topk_weights: torch.Tensor,
+    topk_ids: torch.Tensor,
+    **_: Any,
+) -> None:
+    """What vLLM's Triton kernel for experts does, which no CPU runs and which vLLM takes wherever there may be adapters:
+    gated by SiLU, unquantised, and without an adapter of the experts themselves."""
+    output.zero_()
+    for expert, (gate_up, down) in enumerate(zip(w1, w2, strict=True)):
+        rows, places = (topk_ids == expert).nonzero(as_tuple=True)
+        gate, up = (hidden_states[rows] @ gate_up.T).chunk(2, dim=-1)
+        answers = (torch.nn.functional.silu(gate) * up) @ down.T
+        output.index_add_(0, rows, answers * topk_weights[rows, places, None])

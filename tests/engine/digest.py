@@ -17,7 +17,8 @@ def digests(llm: Any) -> dict[str, str | None]:
 
 
 def _digest(model: Any) -> str:
-    """sha256 of all parameters and buffers, and of what every packed linear layer answers to one-hot inputs."""
+    """sha256 of all parameters and buffers, and of what is answered to one-hot inputs by every packed linear layer, and
+    to one-hot logits by every layer's experts, which tells packed and masked ones."""
     content = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         content.update(name.encode() + tensor.flatten().view(torch.uint8).numpy().tobytes())
@@ -25,5 +26,10 @@ def _digest(model: Any) -> str:
         size = getattr(module, "input_size_per_partition", None)
         if hasattr(module, "cpu_linear") and size is not None:
             seen = module.quant_method.apply(module, torch.eye(size, dtype=module.params_dtype), None)
+            content.update(name.encode() + seen.flatten().view(torch.uint8).numpy().tobytes())
+        if hasattr(module, "_apply_quant_method"):
+            logits = torch.eye(module.moe_config.num_logical_experts)
+            states = torch.ones(len(logits), module.moe_config.hidden_dim)
+            _, seen = module._apply_quant_method(states, logits, None)
             content.update(name.encode() + seen.flatten().view(torch.uint8).numpy().tobytes())
     return content.hexdigest()

@@ -71,6 +71,12 @@ class Case:
         return patch_of(self.neurons, experts=self.experts)
 
     @property
+    def inverse(self) -> dict[str, Any]:
+        """A patch that takes the patch back, exactly where each gain is a power of two."""
+        neurons, experts = ({unit: 1 / gain for unit, gain in gains.items()} for gains in (self.neurons, self.experts))
+        return patch_of(neurons, "inverse", experts=experts)
+
+    @property
     def slices(self) -> Slices:
         """The same gains, on slices of the checkpoint's tensors."""
         layers = _LAYERS.get(self.family, "model.layers")

@@ -44,6 +44,7 @@ class Arm:
         forked: whether the ranks are copies of this process, which spares each the imports. No engine may have run here.
         own_experts: whether vLLM's CPU kernel for experts, which knows nothing of expert parallelism, is taught it.
         embeds: whether vLLM's Gemma 3n with towers, which fails where it only reads, makes its own embeddings.
+        experts_in_torch: whether vLLM's kernel for experts beside LoRA adapters, which is for GPUs, is done in torch.
         settings: of the package, beside `patches`.
         adapters: for each prompt the folder of a LoRA adapter, or None. Where given, all are answered in one batch.
     """
@@ -65,6 +66,7 @@ class Arm:
     forked: bool = False
     own_experts: bool = False
     embeds: bool = False
+    experts_in_torch: bool = False
     settings: dict[str, Any] = field(default_factory=dict)
     adapters: list[str | None] | None = None
 
@@ -103,10 +105,11 @@ def _answer_there(arm: Arm) -> dict[str, Any]:
     swaps = [_swap(llm, patches) for patches in arm.swaps]
     if arm.reload:
         llm.collective_rpc("reload_weights")
-    answers = _all(arm, ask)
+    outputs = _all(arm, ask)
+    answers = [output.outputs[0] for output in outputs]
     version = llm.llm_engine.get_weight_version()
     result = {
-        **_numbers(answers),
+        **_numbers(outputs),
         "text": [answer.text for answer in answers],
         "weight_version": version,
         "weight_versions": [
@@ -137,17 +140,19 @@ def _later(llm: Any, arm: Arm, ask: Any, patches: list[Any]) -> dict[str, Any]:
 
 
 def _all(arm: Arm, ask: Any) -> list[Any]:
-    """The answers to all prompts of an arm."""
+    """The outputs for all prompts of an arm."""
     if arm.adapters is None:
-        outputs = [output for prompt in arm.prompts for output in ask([prompt])]
-    else:
-        outputs = ask(arm.prompts, lora_request=[_lora_request(arm.adapters, folder) for folder in arm.adapters])
-    return [output.outputs[0] for output in outputs]
+        return [output for prompt in arm.prompts for output in ask([prompt])]
+    requests = [_lora_request(arm.adapters, folder) for folder in arm.adapters]
+    return list(ask(arm.prompts, lora_request=requests))
 
 
-def _numbers(answers: list[Any]) -> dict[str, Any]:
-    """Tokens and log-probabilities: what tells one set of weights from another."""
+def _numbers(outputs: list[Any]) -> dict[str, Any]:
+    """Tokens and log-probabilities, which tell one set of weights from another; and how many of each prompt's tokens
+    were found in a cache."""
+    answers = [output.outputs[0] for output in outputs]
     return {
+        "cached": [output.num_cached_tokens for output in outputs],
         "tokens": [list(answer.token_ids) for answer in answers],
         "logprobs": [
             [sorted((token, chance.logprob) for token, chance in step.items()) for step in answer.logprobs]

@@ -152,49 +152,39 @@ STORAGE = (
 """Rows are ways to put tensors into files, by the arms of `test_load`."""
 
 _BY_HAND, _SWAPPED = "patched_equals_edited_by_hand", "swapped_out_and_in_equals_edited_by_hand"
-_UNTRIED = _not_run("no test has it in this layout")
+_MASKED = "a_mask_is_a_logit_of_minus_infinity"
+
+_IN_LAYOUTS = (
+    Claim(f"test_two_ranks.py::test_{_BY_HAND}[{{row}}]"),
+    Claim(f"test_layouts.py::test_{_BY_HAND}[{{row}}]"),
+)
 
 LAYOUTS = (
     Column(
         "neurons",
-        (
-            Claim(f"test_two_ranks.py::test_{_BY_HAND}[{{row}}, dense]"),
-            Claim(f"test_layouts.py::test_{_BY_HAND}[{{row}}]"),
-        ),
-        {
-            "TP 1": Claim("test_load.py::test_a_patch_equals_a_checkpoint_edited_by_hand[patched-by hand-base]"),
-            "EP 2": _UNTRIED,
-            "prefix caching": Claim("test_server.py::test_tokens_equal_those_of_the_checkpoint_edited_by_hand"),
-            "adapters": Claim("test_lora.py::test_a_request_is_answered_as_by_its_own_model[with-patched]"),
-        },
+        _IN_LAYOUTS,
+        {"TP 1": Claim("test_load.py::test_a_patch_equals_a_checkpoint_edited_by_hand[patched-by hand-base]")},
     ),
     Column(
         "experts",
-        (Claim(f"test_two_ranks.py::test_{_BY_HAND}[{{row}}, experts]"),),
+        _IN_LAYOUTS,
         {"TP 1": Claim("test_families.py::test_a_patch_equals_a_checkpoint_edited_by_hand[Qwen3Moe]")},
-        otherwise=_UNTRIED,
     ),
     Column(
         "swapped",
         (
-            Claim(f"test_two_ranks.py::test_{_SWAPPED}[{{row}}, dense]"),
-            Claim(f"test_two_ranks.py::test_{_SWAPPED}[{{row}}, experts]"),
+            Claim(f"test_two_ranks.py::test_{_SWAPPED}[{{row}}]"),
             Claim(f"test_layouts.py::test_{_SWAPPED}[{{row}}]"),
         ),
-        {
-            "TP 1": Claim("test_swap.py::test_swapped_equals_fresh[first to second-second]"),
-            "prefix caching": Claim("test_swap.py::test_swapped_equals_fresh[prefix cached-prefix cached, fresh]"),
-            "adapters": Claim("test_swap.py::test_swapped_equals_fresh[with lora-with lora, fresh]"),
-        },
+        {"TP 1": Claim("test_swap.py::test_swapped_equals_fresh[first to second-second]")},
     ),
     Column(
         "masks, at load and by swap",
-        (Claim("test_two_ranks.py::test_masks_are_the_same_on_both_ranks[{row}, experts]"),),
-        {
-            "TP 1": Claim("test_masks.py::test_a_mask_is_a_logit_of_minus_infinity[Qwen3Moe]"),
-            "compiled": Claim("test_layouts.py::test_masks_are_swapped_where_the_model_is_compiled"),
-        },
-        otherwise=_UNTRIED,
+        (
+            Claim(f"test_two_ranks.py::test_{_MASKED}[{{row}}]"),
+            Claim(f"test_layouts.py::test_{_MASKED}[{{row}}]"),
+        ),
+        {"TP 1": Claim("test_masks.py::test_a_mask_is_a_logit_of_minus_infinity[Qwen3Moe]")},
     ),
 )
 """Rows are the keys of `LAYOUT_ROWS`."""
@@ -206,7 +196,7 @@ LAYOUT_ROWS = {
     "PP 2": "pipeline parallel, two ranks (with torch.compile, without which vLLM's CPU backend fails)",
     "prefix caching": "prefix caching",
     "compiled": "torch.compile",
-    "adapters": "LoRA adapters beside the patch",
+    "adapters": "LoRA adapters beside the patch (vLLM's kernel for experts, which is for GPUs alone, replaced by the tests)",
     "draft": "speculative decoding, a draft model",
     "n-grams": "speculative decoding, n-grams",
 }

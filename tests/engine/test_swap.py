@@ -13,7 +13,7 @@ from tests.engine.test_load import GAINS, MANY, same
 from tests.models import LAYERS, WIDTH, patch_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     Answers = dict[str, dict[str, Any]]
@@ -27,12 +27,12 @@ SECOND = patch_of({(0, 0): 2.0, (3, 9): -1.0, (7, 100): 0.25}, "second")
 STRANGER = patch_of({(LAYERS, 0): -1.0}, "stranger")
 
 
-def random_swaps(number: int, seed: int) -> list[list[Any]]:
-    """Patches of every size, some of them none at all."""
+def random_swaps(number: int, seed: int, layers: Sequence[int] = range(LAYERS)) -> list[list[Any]]:
+    """Patches of every size in these layers, some of them none at all."""
     chance = random.Random(seed)
     swaps = []
     for _ in range(number):
-        units = {(chance.randrange(LAYERS), chance.randrange(WIDTH)) for _ in range(chance.randrange(6))}
+        units = {(chance.choice(layers), chance.randrange(WIDTH)) for _ in range(chance.randrange(6))}
         gains = {unit: chance.choice([-1.0, 0.0, 0.5, -0.8, 3.0, 1e-3]) for unit in sorted(units)}
         swaps.append([patch_of(gains, "random")] if gains else [])
     return swaps
@@ -59,10 +59,6 @@ def answers(family_model: Callable[[str], Path]) -> Answers:
         "unpacked second": Arm(base, [SECOND], unpacked=True, digest=True),
         "unpacked first to second": Arm(base, [FIRST], swaps=[[SECOND]], unpacked=True, digest=True),
         "unpacked first to none": Arm(base, [FIRST], swaps=[[SECOND], []], unpacked=True, digest=True),
-        "with lora": Arm(base, [FIRST], {"enable_lora": True, "max_loras": 2}, swaps=[[SECOND]]),
-        "with lora, fresh": Arm(base, [SECOND], {"enable_lora": True, "max_loras": 2}),
-        "prefix cached": Arm(base, [FIRST], {"enable_prefix_caching": True}, swaps=[[SECOND]], ask_before=True),
-        "prefix cached, fresh": Arm(base, [SECOND], {"enable_prefix_caching": True}, ask_before=True),
     }
     return dict(zip(arms, run_arms(*arms.values()), strict=True))
 
@@ -80,8 +76,6 @@ def answers(family_model: Callable[[str], Path]) -> Answers:
         ("reloaded", "second"),
         ("unpacked first to second", "unpacked second"),
         ("unpacked first to none", "unpacked base"),
-        ("with lora", "with lora, fresh"),
-        ("prefix cached", "prefix cached, fresh"),
     ],
 )
 def test_swapped_equals_fresh(answers: Answers, swapped: str, fresh: str) -> None:

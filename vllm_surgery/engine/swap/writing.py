@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from vllm_surgery.conventions import locate
 from vllm_surgery.engine import touchpoints
 from vllm_surgery.engine.masks.model import RouterMasks
 from vllm_surgery.errors import EngineError
@@ -74,7 +75,7 @@ class Writer:
             with _put_back_on_error(part):
                 _forget_expert_kernels(part.module)
                 initialize(part.module)
-                self._load_weights((name, tensor_of(name)) for name in part.tensors)
+                self._load_weights((_asked_for(part.module, name), tensor_of(name)) for name in part.tensors)
                 incomplete = [name for name, module in part.module.named_modules() if _waits_for_weights(module)]
                 if incomplete:
                     raise EngineError(f"vLLM loaded only part of {incomplete[0] or type(part.module).__name__}")
@@ -113,6 +114,19 @@ def _write_parameter(part: Part, tensor_of: TensorOf) -> None:
     if parameter.shape != tensor.shape:
         raise EngineError(f"{part.path}.{part.parameter} is {list(parameter.shape)}, the tensor {list(tensor.shape)}")
     parameter.data.copy_(tensor)
+
+
+def _asked_for(module: Any, name: str) -> str:
+    """What vLLM calls a tensor of the checkpoint when it loads it into `module`.
+
+    Once adapters may lie around experts, vLLM looks for each expert's tensors under names that checkpoints don't have;
+    see `RoutedExperts.build_expert_params_mapping`.
+    """
+    slot = locate(name)
+    if slot is None or slot.expert is None:
+        return name
+    owner, _, parameter = name.rpartition(".")
+    return f"{owner}.{getattr(module, 'lora_base_layer_prefix', '')}{parameter}"
 
 
 def _forget_expert_kernels(module: Any) -> None:
