@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
 LAYERS, HIDDEN, WIDTH, VOCABULARY = 12, 128, 128, 320
@@ -59,6 +59,12 @@ _LATENT_ATTENTION: dict[str, Any] = {
     "v_head_dim": 32,
     "head_dim": 64,  # Transformers takes rotary embeddings' size from here, vLLM from `qk_rope_head_dim`.
 }
+_LINEAR_ATTENTION: dict[str, Any] = {  # In three layers of four.
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 64,  # The CPU backend takes no 32.
+    "linear_value_head_dim": 64,
+}
 # What a family's config says beside `_SIZES`; after a slash another model of the family.
 _MORE: dict[str, dict[str, Any]] = {
     "Llama/two layers": {"num_hidden_layers": 2},  # For what takes its time for each layer: compiling.
@@ -66,6 +72,13 @@ _MORE: dict[str, dict[str, Any]] = {
     MIXED: {**_EXPERT_SIZES, "num_experts": EXPERTS, "mlp_only_layers": [0, 2]},
     "Qwen2Moe": {**_EXPERT_SIZES, "num_experts": EXPERTS, "shared_expert_intermediate_size": 96},
     "Qwen3Moe": {**_EXPERT_SIZES, "num_experts": EXPERTS, "mlp_only_layers": []},
+    "Qwen3Next": {
+        **_EXPERT_SIZES,
+        **_LINEAR_ATTENTION,
+        "num_experts": EXPERTS,
+        "shared_expert_intermediate_size": 96,
+        "mlp_only_layers": [],
+    },
     "Mixtral": {"num_hidden_layers": EXPERT_LAYERS, "num_local_experts": EXPERTS, "num_experts_per_tok": 2},
     "Olmoe": {"num_hidden_layers": EXPERT_LAYERS, "num_experts": EXPERTS, "num_experts_per_tok": 2},
     "DeepseekV2": {**_DEEPSEEK, **_LATENT_ATTENTION, "topk_method": "greedy"},
@@ -102,14 +115,52 @@ _MORE: dict[str, dict[str, Any]] = {
 }
 
 _SEES = "/seeing"
+_STACKED = "/stacked"
 SEEING_FAMILIES = tuple(
-    f"{family}{_SEES}" for family in ("Gemma3", "Gemma3n", "Gemma4/dense", "Gemma4/experts", "Mistral3")
+    f"{family}{_SEES}"
+    for family in (
+        *("Gemma3", "Gemma3n", "Gemma4/dense", "Gemma4/experts", "Mistral3"),
+        *("Qwen3VL", "Qwen3VLMoe", "Qwen3_5", "Qwen3_5Moe", f"Qwen3_5Moe{_STACKED}"),
+    )
 )
 """Models that also see pictures, in which the language model is one part of several."""
 
 EXPERT_FAMILIES = tuple(
     family for family, config in _MORE.items() if config.get("num_hidden_layers") == EXPERT_LAYERS and family != MIXED
 )
+
+_THREE_POSITIONS: dict[str, Any] = {"rope_type": "default", "rope_theta": 1e4, "mrope_interleaved": True}
+# What the config of a language model says that there is in no model of its own.
+_ONLY_SEEING: dict[str, dict[str, Any]] = {
+    "Qwen3VL": {"rope_parameters": {**_THREE_POSITIONS, "mrope_section": [8, 4, 4]}},
+    "Qwen3VLMoe": {
+        **_EXPERT_SIZES,
+        "moe_intermediate_size": 96,  # So that shapes tell how experts are stored: twice this isn't the hidden size.
+        "num_experts": EXPERTS,
+        "norm_topk_prob": True,  # As transformers always does; vLLM asks.
+        "rope_parameters": {**_THREE_POSITIONS, "mrope_section": [8, 4, 4]},
+    },
+    "Qwen3_5": {
+        **_LINEAR_ATTENTION,
+        "rope_parameters": {**_THREE_POSITIONS, "mrope_section": [2, 1, 1], "partial_rotary_factor": 0.25},
+    },
+    "Qwen3_5Moe": {
+        **_EXPERT_SIZES,
+        **_LINEAR_ATTENTION,
+        "num_experts": EXPERTS,
+        "shared_expert_intermediate_size": 96,
+        "rope_parameters": {**_THREE_POSITIONS, "mrope_section": [2, 1, 1], "partial_rotary_factor": 0.25},
+    },
+}
+IN_BF16 = ("Qwen3Next", *(f"{family}{_SEES}" for family in ("Qwen3_5", "Qwen3_5Moe", f"Qwen3_5Moe{_STACKED}")))
+"""Models with linear attention, which vLLM's CPU backend computes in bfloat16 alone."""
+
+DENSE_FIRST_LAYER = {"DeepseekV2", "DeepseekV3", "Glm4Moe"}
+"""The families with a dense MLP in the first layer and experts in the others."""
+ONLY_EXPERTS = {
+    *("Qwen2Moe", "Qwen3Moe", "Qwen3VLMoe", "Qwen3Next", "Qwen3_5Moe", "Mixtral", "Olmoe", "GptOss"),
+}
+"""Those with experts in all layers and no dense MLP in any."""
 
 ROUTER_BIASES = {
     "DeepseekV3": "mlp.gate.e_score_correction_bias",
@@ -119,31 +170,73 @@ ROUTER_BIASES = {
 """The families whose routers have biases, and what a layer calls its router's."""
 
 
+def has_experts(family: str) -> bool:
+    """Whether a family's model has experts."""
+    text = _text_of(family)
+    return {**_MORE, **_ONLY_SEEING}.get(text, {}).get("num_hidden_layers") == EXPERT_LAYERS
+
+
 def make_model(folder: Path, family: str = "Llama", dtype: torch.dtype = torch.float32, **save: Any) -> Path:
     """A random model of a family. Its weights are larger than a fresh model's, so that answers depend on every unit."""
     import transformers
 
+    if family in IN_BF16:
+        dtype = torch.bfloat16
     if family.endswith(_SEES):
-        return _make_seeing(folder, family.removesuffix(_SEES))
+        return _make_seeing(folder, family, dtype)
     kind = family.split("/", maxsplit=1)[0]
     return _save(getattr(transformers, f"{kind}ForCausalLM"), _config(family), folder, dtype, **save)
 
 
-def _make_seeing(folder: Path, family: str) -> Path:
+def _make_seeing(folder: Path, family: str, dtype: torch.dtype) -> Path:
     """A random model that also sees pictures, whose language model is a family's."""
     import transformers
 
     kind = family.split("/", maxsplit=1)[0]
     if kind == "Gemma3n":
         return _make_seeing_gemma3n(folder)
-    text = "Mistral" if kind == "Mistral3" else family
-    seeing = {
-        **{"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2},
-        **{"image_size": 32, "patch_size": 16},
-        **({"model_type": "pixtral"} if kind == "Mistral3" else {}),
+    seeing: dict[str, Any] = {"hidden_size": 64, "intermediate_size": 64, "patch_size": 16}
+    if kind.startswith("Qwen3"):
+        seeing |= {"depth": 2, "num_heads": 2, "out_hidden_size": HIDDEN, "num_position_embeddings": 16}
+        seeing |= {"deepstack_visual_indexes": [0]} if "VL" in kind else {}
+    else:
+        seeing |= {"num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 32}
+        seeing |= {"model_type": "pixtral"} if kind == "Mistral3" else {}
+    config = getattr(transformers, f"{kind}Config")(
+        text_config=_config(_text_of(family)).to_dict(), vision_config=seeing
+    )
+    _save(getattr(transformers, f"{kind}ForConditionalGeneration"), config, folder, dtype)
+    if kind == "Qwen3VLMoe":
+        _rewrite(folder, _turned)
+    elif _STACKED in family:
+        _rewrite(folder, _stacked)
+    return folder
+
+
+def _rewrite(folder: Path, change: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]) -> None:
+    file = folder / "model.safetensors"
+    save_file(change(load_file(file)), file, metadata={"format": "pt"})
+
+
+def _turned(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Experts that share a tensor as Qwen3-VL's own checkpoints have them: ``[experts, in, out]``."""
+    return {
+        name: tensor.transpose(1, 2).contiguous() if ".mlp.experts." in name else tensor
+        for name, tensor in tensors.items()
     }
-    config = getattr(transformers, f"{kind}Config")(text_config=_config(text).to_dict(), vision_config=seeing)
-    return _save(getattr(transformers, f"{kind}ForConditionalGeneration"), config, folder)
+
+
+def _stacked(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Experts as Qwen3.5's own checkpoints have them: in one tensor, ``[experts, out, in]``, gate before up."""
+    stacked = {name: tensor for name, tensor in tensors.items() if ".mlp.experts." not in name}
+    for layer in range(EXPERT_LAYERS):
+        experts = f"model.language_model.layers.{layer}.mlp.experts."
+        gate, up, down = (
+            torch.stack([tensors[f"{experts}{expert}.{part}_proj.weight"] for expert in range(EXPERTS)])
+            for part in ("gate", "up", "down")
+        )
+        stacked |= {f"{experts}gate_up_proj": torch.cat([gate, up], dim=1), f"{experts}down_proj": down}
+    return stacked
 
 
 def _make_seeing_gemma3n(folder: Path) -> Path:
@@ -164,9 +257,16 @@ def _config(family: str) -> Any:
     import transformers
 
     kind = family.split("/", maxsplit=1)[0]
-    name = f"{kind}TextConfig" if kind in {"Gemma3", "Gemma3n", "Gemma4"} else f"{kind}Config"
-    sizes = {**_SIZES, "tie_word_embeddings": kind.startswith("Gemma"), **_MORE.get(family, {})}
-    return getattr(transformers, name)(**sizes)
+    text = kind in {"Gemma3", "Gemma3n", "Gemma4", *_ONLY_SEEING}
+    more = _MORE.get(family) or _ONLY_SEEING.get(family, {})
+    sizes = {**_SIZES, "tie_word_embeddings": kind.startswith("Gemma"), **more}
+    return getattr(transformers, f"{kind}TextConfig" if text else f"{kind}Config")(**sizes)
+
+
+def _text_of(family: str) -> str:
+    """The family of a model's language model."""
+    text = family.removesuffix(_SEES).removesuffix(_STACKED)
+    return "Mistral" if text == "Mistral3" else text
 
 
 def _save(kind: Any, config: Any, folder: Path, dtype: torch.dtype = torch.float32, **save: Any) -> Path:

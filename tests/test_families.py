@@ -11,13 +11,16 @@ from safetensors.torch import load_file
 from tests.examples import refusal
 from tests.folders import Tensor, mlp_tensors, write_folder
 from tests.models import (
+    DENSE_FIRST_LAYER,
     EXPERT_FAMILIES,
     EXPERTS,
     FAMILIES,
     LAYERS,
+    ONLY_EXPERTS,
     SEEING_FAMILIES,
     WIDTH,
     edit_slices,
+    has_experts,
     patch_of,
 )
 from vllm_surgery import MismatchError, ModelFolder, Patch, PatchSet
@@ -36,14 +39,12 @@ if TYPE_CHECKING:
 
 NEURONS = {(0, 0): -1.0, (0, 7): 0.0, (3, WIDTH - 1): 0.5}
 ROUTED = {(1, 0): -1.0, (1, 3): 0.0, (3, EXPERTS - 1): 0.5}
-NO_DENSE_MLP = {"Qwen2Moe", "Qwen3Moe", "Mixtral", "Olmoe", "GptOss"}
-DENSE_FIRST_LAYER = {"DeepseekV2", "DeepseekV3", "Glm4Moe"}
 
 
 def gains_of(family: str) -> tuple[dict[tuple[int, int], float], dict[tuple[int, int], float]]:
     """Gains of neurons and of experts that a family's model has."""
-    experts = ROUTED if family in EXPERT_FAMILIES else {}
-    if family in NO_DENSE_MLP:
+    experts = ROUTED if has_experts(family) else {}
+    if family.split("/", maxsplit=1)[0] in ONLY_EXPERTS:
         return {}, experts
     neurons = {unit: gain for unit, gain in NEURONS.items() if unit[0] == 0} if family in DENSE_FIRST_LAYER else NEURONS
     return neurons, experts
@@ -93,7 +94,7 @@ def test_the_language_model_of_one_that_sees_is_edited(
     family: str, tmp_path: Path, family_model: Callable[[str], Path]
 ) -> None:
     folder = family_model(family)
-    round_trip(ModelFolder(folder), tmp_path, NEURONS, ROUTED if "experts" in family else {})
+    round_trip(ModelFolder(folder), tmp_path, *gains_of(family))
 
     before, after = load_file(folder / "model.safetensors"), load_file(tmp_path / "baked" / "model.safetensors")
     changed = {name for name in before if not before[name].equal(after[name])}

@@ -8,14 +8,18 @@ from typing import TYPE_CHECKING, Any
 
 from tests.engine.offline import Arm
 from tests.models import (
+    DENSE_FIRST_LAYER,
     EXPERT_FAMILIES,
     EXPERT_LAYERS,
     EXPERTS,
     FAMILIES,
+    IN_BF16,
     LAYERS,
+    ONLY_EXPERTS,
     SEEING_FAMILIES,
     WIDTH,
     edit_slices,
+    has_experts,
     patch_of,
 )
 
@@ -30,14 +34,12 @@ LAST, LAST_WITH_EXPERTS = LAYERS - 1, EXPERT_LAYERS - 1
 WIDTHS = {"Gemma4/dense": 2 * WIDTH}
 """Neurons in the last layer, where it isn't as wide as the first: it shares keys and values, and is wider for it."""
 
-DENSE_FIRST_LAYER = {"DeepseekV2", "DeepseekV3", "Glm4Moe"}
-ONLY_EXPERTS = {"Qwen2Moe", "Qwen3Moe", "Mixtral", "Olmoe", "GptOss"}
-
 _OWN = ("mlp.experts.{expert}.down_proj.weight",)
 _CARRIERS = {
     "Mixtral": ("block_sparse_moe.experts.{expert}.w2.weight",),
     "GptOss": ("mlp.experts.down_proj", "mlp.experts.down_proj_bias"),
     "Gemma4/experts": ("router.per_expert_scale",),
+    **dict.fromkeys(("Qwen3VLMoe", "Qwen3_5Moe/stacked"), ("mlp.experts.down_proj",)),
 }
 """The tensors of a layer that hold what an expert gives, where they aren't called like the others'."""
 
@@ -92,7 +94,7 @@ class Case:
     @property
     def past(self) -> list[tuple[dict[str, Any], str]]:
         """Patches that each name one thing too many, with what a refusal of them says."""
-        layers = EXPERT_LAYERS if self._text in EXPERT_FAMILIES else LAYERS
+        layers = EXPERT_LAYERS if has_experts(self.family) else LAYERS
         cases = [
             (patch_of({(layers, 0): 0.0}, "layer"), f"layer {layers} is out of range: the model has {layers} layers")
         ]
@@ -109,9 +111,9 @@ class Case:
     @property
     def options(self) -> dict[str, Any]:
         """What vLLM needs to be told for the model."""
-        if self._sees:
-            return {"language_model_only": True}
-        return _LATENT_ATTENTION if self.family in {"DeepseekV2", "DeepseekV3"} else {}
+        own = {"language_model_only": True} if self._sees else {}
+        own |= _LATENT_ATTENTION if self.family in {"DeepseekV2", "DeepseekV3"} else {}
+        return {"dtype": "bfloat16" if self.family in IN_BF16 else "float32", **own}
 
     @property
     def _sees(self) -> bool:
@@ -125,12 +127,12 @@ class Case:
 def case_of(family: str) -> Case:
     """Every op, in the first layer that has such units and in the last, on the first unit and on the last."""
     text = family.removesuffix("/seeing")
-    if text not in EXPERT_FAMILIES:
+    if not has_experts(family):
         last = WIDTHS.get(text, WIDTH) - 1
         return Case(family, {(0, 0): -1.0, (3, 7): 0.0, (5, WIDTH - 1): 0.5, (LAST, 0): -0.8, (LAST, last): 3.0})
     first = 1 if text in DENSE_FIRST_LAYER else 0
     experts = {(first, 0): -1.0, (1, 1): 0.5, (1, 3): 0.0, (2, 5): 3.0, (3, 0): -0.8, (3, EXPERTS - 1): -1.0}
-    if text in ONLY_EXPERTS:
+    if family.split("/", maxsplit=1)[0] in ONLY_EXPERTS:
         return Case(family, experts=experts)
     last_dense = 0 if text in DENSE_FIRST_LAYER else LAST_WITH_EXPERTS
     return Case(family, {(0, 3): -1.0, (0, 4): 0.0, (last_dense, WIDTH - 1): 0.5}, experts)
@@ -148,7 +150,7 @@ def edit_each(cases: Mapping[str, Case], models: Callable[[str], Path], folder: 
 
 def arms_of(case: Case, base: Path, by_hand: Path, *, past: bool) -> dict[str, Arm]:
     """A family unpatched, then swapped in and out; patched, past swaps that are refused if so wanted; and by hand."""
-    how: dict[str, Any] = {"options": {"dtype": "float32", **case.options}, "embeds": case.family == "Gemma3n/seeing"}
+    how: dict[str, Any] = {"options": case.options, "embeds": case.family == "Gemma3n/seeing"}
     refused = [[patch] for patch, _ in case.past] if past else []
     return {
         case.family: Arm(str(base), later=[[case.patch], []], **how),

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import re
 from contextlib import ExitStack, contextmanager
+from statistics import fmean, median
 from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
@@ -26,17 +27,42 @@ _EXPERTS = re.compile(rf"{_LAYER}(?:mlp\.|block_sparse_moe\.)?experts")
 
 CLOSE = 1e-4
 """How far log-probabilities may be off: engine and transformers sum float32 numbers in another order."""
+HALF_CLOSE = 0.1
+"""How far half of them may be off where the engine computes in bfloat16. It was 0.02 to 0.04, and from 0.19 upwards for
+a patch that was not applied or for experts that give nothing instead of being masked. The other half has no bound: where
+two experts are nearly as good, rounding chooses the other one, and linear attention remembers it."""
+SAME_TOKENS = 0.8
+"""How many greedy tokens are the same then: 17 of 20 or more were, and 14 of 20 or fewer in those other cases."""
 
 
 def assert_close(
     served: dict[str, Any], folder: Path, prompts: list[list[int]], *, masked: Experts = (), removed: Experts = ()
 ) -> None:
-    """An engine's greedy tokens are transformers' too, and its log-probabilities differ by rounding alone."""
+    """An engine's greedy tokens are transformers' too, and its log-probabilities differ by rounding alone.
+
+    Of a checkpoint in bfloat16, in which the engine then computes, most tokens are and half of the log-probabilities do.
+    """
     expected = chances(folder, prompts, served["tokens"], masked, removed)
+    if config_of(folder).dtype == torch.bfloat16:
+        _assert_half_close(served, expected)
+        return
     for tokens, logprobs, steps in zip(served["tokens"], served["logprobs"], expected, strict=True):
         assert steps.argmax(dim=-1).tolist() == tokens
         for told, step in zip(logprobs, steps, strict=True):
             assert [chance for _, chance in told] == pytest.approx([float(step[token]) for token, _ in told], abs=CLOSE)
+
+
+def _assert_half_close(served: dict[str, Any], expected: list[torch.Tensor]) -> None:
+    off, same_tokens = [], []
+    for tokens, logprobs, steps in zip(served["tokens"], served["logprobs"], expected, strict=True):
+        same_tokens += [int(step.argmax()) == token for token, step in zip(tokens, steps, strict=True)]
+        off += [
+            abs(chance - float(step[token]))
+            for told, step in zip(logprobs, steps, strict=True)
+            for token, chance in told
+        ]
+    assert median(off) < HALF_CLOSE
+    assert fmean(same_tokens) >= SAME_TOKENS
 
 
 def chances(
@@ -60,9 +86,15 @@ def load(folder: Path) -> Any:
     """The model by transformers, in float32."""
     import transformers
 
-    config = transformers.AutoConfig.from_pretrained(folder)
-    kind = getattr(transformers, config.architectures[0])
+    kind = getattr(transformers, config_of(folder).architectures[0])
     return kind.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
+
+
+def config_of(folder: Path) -> Any:
+    """The model's config, by transformers."""
+    import transformers
+
+    return transformers.AutoConfig.from_pretrained(folder)
 
 
 def _steps(model: Any, prompt: list[int], answer: list[int]) -> torch.Tensor:

@@ -10,6 +10,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from tests.engine.reference import HALF_CLOSE
+from tests.models import IN_BF16, has_experts
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -58,22 +61,40 @@ def _embeds(test: str) -> dict[str, Claim]:
     return {"Gemma3n/seeing": Claim(f"test_seeing.py::test_{test}[{{row}}]", says)}
 
 
+def _in_bf16(test: str, says: str, text_file: str = "test_families") -> dict[str, Claim]:
+    return {
+        family: Claim(f"{'test_seeing' if '/' in family else text_file}.py::test_{test}[{{row}}]", says)
+        for family in IN_BF16
+    }
+
+
+_BF16 = "yes: in bf16, since vLLM's CPU kernel for linear attention takes nothing else"
+_HALF = (
+    "yes: in bf16, where most greedy tokens are equal and half of the log-probabilities differ by less than "
+    f"{HALF_CLOSE}"
+)
+
+
 FAMILIES = (
     Column(
         "served with a patch, as if edited by hand",
         _in_files("a_patch_equals_a_checkpoint_edited_by_hand", "test_families", "test_seeing"),
-        _embeds("a_patch_equals_a_checkpoint_edited_by_hand"),
+        {
+            **_embeds("a_patch_equals_a_checkpoint_edited_by_hand"),
+            **_in_bf16("a_patch_equals_a_checkpoint_edited_by_hand", _BF16),
+        },
     ),
     Column(
         "as transformers answers with the checkpoint edited by hand",
         _in_files("transformers_answers_alike", "test_families", "test_seeing"),
-        _embeds("transformers_answers_alike"),
+        {**_embeds("transformers_answers_alike"), **_in_bf16("transformers_answers_alike", _HALF)},
     ),
     Column(
         "swapped in and out",
         _in_files("swapped_in_and_out_equals_patched_and_unpatched", "test_families", "test_seeing"),
         {
             **_embeds("swapped_in_and_out_equals_patched_and_unpatched"),
+            **_in_bf16("swapped_in_and_out_equals_patched_and_unpatched", _BF16),
             "GptOss": Claim(
                 "test_families.py::test_experts_that_vllm_can_not_load_while_it_serves_are_refused",
                 "refused: vLLM loads these experts at a start alone",
@@ -83,6 +104,11 @@ FAMILIES = (
     Column(
         "masked, at load and by swap",
         _in_files("a_mask_is_a_logit_of_minus_infinity", "test_masks", "test_seeing"),
+        {
+            family: claim
+            for family, claim in _in_bf16("a_mask_is_a_logit_of_minus_infinity", _HALF, "test_masks").items()
+            if has_experts(family)
+        },
     ),
 )
 """Rows are families, by their names in `tests.models`; the last column is for those with experts."""

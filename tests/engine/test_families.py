@@ -51,6 +51,13 @@ def test_transformers_answers_alike(
     assert_close(answers[f"{family} patched"], by_hand[family], PROMPTS)
 
 
+def test_in_bfloat16_a_patch_differs_by_more_than_rounding(
+    answers: Answers, family_model: Callable[[str], Path]
+) -> None:
+    with pytest.raises(AssertionError):
+        assert_close(answers["Qwen3Next patched"], family_model("Qwen3Next"), PROMPTS)
+
+
 @pytest.mark.parametrize("family", sorted(CASES.keys() - {"GptOss"}))
 def test_swapped_in_and_out_equals_patched_and_unpatched(answers: Answers, family: str) -> None:
     swapped_in, swapped_out = answers[family]["later"]

@@ -61,7 +61,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory, family_model: Callable[[st
 
 def how(family: str) -> dict[str, Any]:
     """How a family's model is asked."""
-    return {"options": {"dtype": "float32", **case_of(family).options}, "max_tokens": 6}
+    return {"options": case_of(family).options, "max_tokens": 6}
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from tests.engine.reference import assert_close
 from tests.engine.seeing import with_eyes
 from tests.engine.test_load import same
 from tests.engine.test_masks import MASKED, OTHERS, masks
-from tests.models import SEEING_FAMILIES, edit_slices
+from tests.models import SEEING_FAMILIES, edit_slices, has_experts
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -27,7 +27,7 @@ CASES = cases(SEEING_FAMILIES)
 TEXT_ALONE = {"Gemma3n/seeing": "Gemma3n"}
 """The family whose towers transformers can't make here, and its text model, which has the same weights."""
 
-WITH_EXPERTS = "Gemma4/experts/seeing"
+WITH_EXPERTS = [family for family in SEEING_FAMILIES if has_experts(family)]
 
 
 @pytest.fixture(scope="module")
@@ -40,8 +40,9 @@ def answers(by_hand: Mapping[str, Path], family_model: Callable[[str], Path]) ->
     arms: dict[str, Arm] = {}
     for family, case in CASES.items():
         arms |= arms_of(case, family_model(family), by_hand[family], past=True)
-    base = arms[WITH_EXPERTS]
-    arms["masked"] = Arm(base.model, [masks(MASKED)], base.options, max_tokens=6, later=[[masks(OTHERS)], []])
+    for family in WITH_EXPERTS:
+        model, later = str(family_model(family)), [[masks(OTHERS)], []]
+        arms[f"{family} masked"] = Arm(model, [masks(MASKED)], CASES[family].options, max_tokens=6, later=later)
     return dict(zip(arms, run_arms(*arms.values(), **with_eyes()), strict=True))
 
 
@@ -82,11 +83,11 @@ def test_one_past_the_last_layer_neuron_or_expert_is_refused(answers: Answers, f
         assert error.endswith(expected)
 
 
-@pytest.mark.parametrize("family", [WITH_EXPERTS])
+@pytest.mark.parametrize("family", WITH_EXPERTS)
 def test_a_mask_is_a_logit_of_minus_infinity(
     answers: Answers, family_model: Callable[[str], Path], family: str
 ) -> None:
-    others, unmasked = answers["masked"]["later"]
-    assert_close(answers["masked"], family_model(family), PROMPTS, masked=MASKED)
+    others, unmasked = answers[f"{family} masked"]["later"]
+    assert_close(answers[f"{family} masked"], family_model(family), PROMPTS, masked=MASKED)
     assert_close(others, family_model(family), PROMPTS, masked=OTHERS)
     assert_close(unmasked, family_model(family), PROMPTS)

@@ -37,6 +37,12 @@ _TITLES = {
     "Phi3": "Phi-3",
     "Qwen2Moe": "Qwen2-MoE",
     "Qwen3Moe": "Qwen3-MoE",
+    "Qwen3Next": "Qwen3-Next",
+    "Qwen3VL": "Qwen3-VL",
+    "Qwen3VLMoe": "Qwen3-VL-MoE",
+    "Qwen3_5": "Qwen3.5",
+    "Qwen3_5Moe": "Qwen3.5-MoE",
+    "Qwen3_5Moe/stacked": "Qwen3.5-MoE, experts in one tensor",
     "DeepseekV2": "DeepSeek V2",
     "DeepseekV3": "DeepSeek V3",
 }
