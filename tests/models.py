@@ -31,7 +31,12 @@ _SIZES: dict[str, Any] = {
     "eos_token_id": 1,
     "pad_token_id": 2,
 }
-FAMILIES = ("Llama", "Qwen2", "Qwen3", "Gemma2", "Gemma3", "Mistral", "Phi3", "Glm4", "Gemma3n", "Gemma4/dense")
+FAMILIES = (
+    *("Llama", "Qwen2", "Qwen3", "Gemma2", "Gemma3", "Mistral", "Phi3", "Glm4", "Gemma3n", "Gemma4/dense"),
+    *("Granite", "SmolLM3"),
+)
+LIKE_LLAMA = ("Cohere2", "Ernie4_5", "Exaone4", "HunYuanDenseV1", "Olmo2", "Olmo3", "SeedOss")
+"""Dense models that vLLM serves and whose MLPs are stored as Llama's are, which no engine of the tests serves."""
 
 EXPERT_LAYERS, EXPERTS = 4, 8
 MIXED = "Qwen3Moe/mixed"
@@ -67,6 +72,13 @@ _LINEAR_ATTENTION: dict[str, Any] = {  # In three layers of four.
 }
 # What a family's config says beside `_SIZES`; after a slash another model of the family.
 _MORE: dict[str, dict[str, Any]] = {
+    "Granite": {"attention_multiplier": 32**-0.5},
+    "Llama4/dense too": {  # In every second layer, from the first.
+        "num_hidden_layers": 2,
+        "intermediate_size_mlp": WIDTH,
+        "num_local_experts": EXPERTS,
+        "interleave_moe_layer_step": 2,
+    },
     "Llama/two layers": {"num_hidden_layers": 2},  # For what takes its time for each layer: compiling.
     "Qwen3Moe/two layers": {**_EXPERT_SIZES, "num_hidden_layers": 2, "num_experts": EXPERTS, "mlp_only_layers": []},
     MIXED: {**_EXPERT_SIZES, "num_experts": EXPERTS, "mlp_only_layers": [0, 2]},
@@ -84,6 +96,28 @@ _MORE: dict[str, dict[str, Any]] = {
     "DeepseekV2": {**_DEEPSEEK, **_LATENT_ATTENTION, "topk_method": "greedy"},
     "DeepseekV3": {**_DEEPSEEK, **_LATENT_ATTENTION, "topk_method": "noaux_tc", "scoring_func": "sigmoid"},
     "Glm4Moe": _DEEPSEEK,
+    "Glm4MoeLite": {**_DEEPSEEK, **_LATENT_ATTENTION},
+    "MiniMaxM2": {
+        "num_hidden_layers": EXPERT_LAYERS,
+        "num_local_experts": EXPERTS,
+        "num_experts_per_tok": 2,
+        "rotary_dim": 16,
+        "scoring_func": "sigmoid",
+        "use_routing_bias": True,
+    },
+    "GraniteMoe": {
+        "num_hidden_layers": EXPERT_LAYERS,
+        "num_local_experts": EXPERTS,
+        "num_experts_per_tok": 2,
+        "attention_multiplier": 32**-0.5,
+    },
+    "Llama4": {
+        "num_hidden_layers": EXPERT_LAYERS,
+        "intermediate_size": 96,  # Of experts. Twice this isn't the hidden size, so that shapes tell how they are stored.
+        "num_local_experts": EXPERTS,
+        "num_experts_per_tok": 1,
+        "interleave_moe_layer_step": 1,
+    },
     "GptOss": {"num_hidden_layers": EXPERT_LAYERS, "num_local_experts": EXPERTS, "num_experts_per_tok": 2},
     "Gemma3n": {
         "intermediate_size": [WIDTH] * LAYERS,
@@ -155,16 +189,19 @@ _ONLY_SEEING: dict[str, dict[str, Any]] = {
 IN_BF16 = ("Qwen3Next", *(f"{family}{_SEES}" for family in ("Qwen3_5", "Qwen3_5Moe", f"Qwen3_5Moe{_STACKED}")))
 """Models with linear attention, which vLLM's CPU backend computes in bfloat16 alone."""
 
-DENSE_FIRST_LAYER = {"DeepseekV2", "DeepseekV3", "Glm4Moe"}
+DENSE_FIRST_LAYER = {"DeepseekV2", "DeepseekV3", "Glm4Moe", "Glm4MoeLite"}
 """The families with a dense MLP in the first layer and experts in the others."""
 ONLY_EXPERTS = {
-    *("Qwen2Moe", "Qwen3Moe", "Qwen3VLMoe", "Qwen3Next", "Qwen3_5Moe", "Mixtral", "Olmoe", "GptOss"),
+    *("Qwen2Moe", "Qwen3Moe", "Qwen3VLMoe", "Qwen3Next", "Qwen3_5Moe"),
+    *("Mixtral", "Olmoe", "GptOss", "MiniMaxM2", "GraniteMoe", "Llama4"),
 }
 """Those with experts in all layers and no dense MLP in any."""
 
 ROUTER_BIASES = {
     "DeepseekV3": "mlp.gate.e_score_correction_bias",
     "Glm4Moe": "mlp.gate.e_score_correction_bias",
+    "Glm4MoeLite": "mlp.gate.e_score_correction_bias",
+    "MiniMaxM2": "block_sparse_moe.e_score_correction_bias",
     "GptOss": "mlp.router.bias",
 }
 """The families whose routers have biases, and what a layer calls its router's."""
@@ -257,7 +294,7 @@ def _config(family: str) -> Any:
     import transformers
 
     kind = family.split("/", maxsplit=1)[0]
-    text = kind in {"Gemma3", "Gemma3n", "Gemma4", *_ONLY_SEEING}
+    text = kind in {"Gemma3", "Gemma3n", "Gemma4", "Llama4", *_ONLY_SEEING}
     more = _MORE.get(family) or _ONLY_SEEING.get(family, {})
     sizes = {**_SIZES, "tie_word_embeddings": kind.startswith("Gemma"), **more}
     return getattr(transformers, f"{kind}TextConfig" if text else f"{kind}Config")(**sizes)

@@ -16,6 +16,7 @@ from tests.models import (
     EXPERTS,
     FAMILIES,
     LAYERS,
+    LIKE_LLAMA,
     ONLY_EXPERTS,
     SEEING_FAMILIES,
     WIDTH,
@@ -71,6 +72,20 @@ def round_trip(model: ModelFolder, work: Path, neurons: Any, experts: Any) -> No
 @pytest.mark.parametrize("family", [*FAMILIES, *EXPERT_FAMILIES])
 def test_diff_of_a_bake_is_the_sealed_patch(family: str, tmp_path: Path, family_model: Callable[[str], Path]) -> None:
     round_trip(ModelFolder(family_model(family)), tmp_path, *gains_of(family))
+
+
+@pytest.mark.parametrize("family", LIKE_LLAMA)
+def test_families_that_are_stored_as_llama_is(family: str, tmp_path: Path, family_model: Callable[[str], Path]) -> None:
+    models = [ModelFolder(family_model(name)) for name in (family, "Llama")]
+    assert [take_inventory(model).found for model in models] == [take_inventory(models[1]).found] * 2
+    round_trip(models[0], tmp_path, NEURONS, {})
+
+
+def test_llama_4_has_dense_layers_between_those_with_experts(
+    tmp_path: Path, family_model: Callable[[str], Path]
+) -> None:
+    model = ModelFolder(family_model("Llama4/dense too"))
+    round_trip(model, tmp_path, {(0, 0): -1.0, (0, WIDTH - 1): 0.5}, {(1, 0): -1.0, (1, EXPERTS - 1): 0.5})
 
 
 @pytest.mark.parametrize("family", [*FAMILIES, *EXPERT_FAMILIES])

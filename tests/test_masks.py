@@ -230,12 +230,12 @@ def test_checkpoints_of_every_family_hold_masks_or_say_that_they_cannot(
 
 @pytest.mark.parametrize("family", EXPERT_FAMILIES)
 def test_as_many_may_be_masked_as_the_router_can_spare(family: str, family_model: Callable[[str], Path]) -> None:
-    base = ModelFolder(family_model(family))
-    spared = patches_of(mask({"1": [f"0-{MODEL_EXPERTS - 3}"]}))
-    too_many = patches_of(mask({"1": [f"0-{MODEL_EXPERTS - 2}"]}))
+    base, chosen = ModelFolder(family_model(family)), 1 if family == "Llama4" else 2
+    spared = patches_of(mask({"1": [f"0-{MODEL_EXPERTS - chosen - 1}"]}))
+    too_many = patches_of(mask({"1": [f"0-{MODEL_EXPERTS - chosen}"]}))
 
-    assert plan(spared, base.facts, base.tensors).units == MODEL_EXPERTS - 2
-    assert refusal(lambda: plan(too_many, base.facts, base.tensors)).endswith("for the router, which chooses 2")
+    assert plan(spared, base.facts, base.tensors).units == MODEL_EXPERTS - chosen
+    assert refusal(lambda: plan(too_many, base.facts, base.tensors)).endswith(f"for the router, which chooses {chosen}")
 
 
 # Refusals
@@ -275,6 +275,16 @@ def test_masks_of_several_edits_are_counted_together() -> None:
     text = refusal(lambda: plan_of("own", mask({"1": [0]}), mask({"1": [1, 2]})), MismatchError)
 
     assert text.endswith("masks 3 of the 4 experts of layer 1: too few are left for the router, which chooses 2")
+
+
+@pytest.mark.parametrize(
+    "name", ["mlp.moe_statics.e_score_correction_bias", "mlp.e_score_correction_bias", "mlp.expert_bias"]
+)
+def test_a_router_with_a_bias_of_another_name_is_refused(name: str) -> None:
+    bias = TensorInfo(f"model.layers.1.{name}", "F32", (EXPERTS,))
+    text = refusal(lambda: plan(patches_of(mask({"1": [0]})), FACTS, [*infos("own"), bias]), MismatchError)
+
+    assert text.endswith(f"experts.1: layer 1's router has a bias on which no mask can be put: {bias.name}")
 
 
 def test_a_layer_without_a_router_is_refused() -> None:

@@ -88,13 +88,14 @@ IN_LAYER = rf"(?:model|model\.language_model|language_model\.model)\.layers\.(?P
 """Where the text model's layers lie: alone, inside a multimodal model, and in that model's older spelling. Vision and
 audio towers have other roots, so their MLPs are never taken for the language model's."""
 
+_BLOCK = "(?:mlp|feed_forward)"
 _EXPERT = rf"(?P<expert>{INDEX_PATTERN})"
 
 CONVENTIONS: tuple[Convention, ...] = (
     Convention(
-        name="gated MLP (Llama, Mistral, Qwen, Gemma, Phi-3, the dense layers of DeepSeek and GLM)",
+        name="gated MLP (Llama, Mistral, Qwen, Gemma, Phi-3, the dense layers of DeepSeek, GLM and Llama 4)",
         block="mlp",
-        pattern=re.compile(rf"{IN_LAYER}\.mlp\.(?P<part>[a-z_]+)\.weight"),
+        pattern=re.compile(rf"{IN_LAYER}\.{_BLOCK}\.(?P<part>[a-z_]+)\.weight"),
         parts={
             "gate_proj": Part("gate", 0),
             "up_proj": Part("up", 0),
@@ -105,7 +106,7 @@ CONVENTIONS: tuple[Convention, ...] = (
     Convention(
         name="experts with tensors of their own (Qwen-MoE, OLMoE, DeepSeek, GLM-MoE)",
         block="experts",
-        pattern=re.compile(rf"{IN_LAYER}\.mlp\.experts\.{_EXPERT}\.(?P<part>[a-z_]+)\.weight"),
+        pattern=re.compile(rf"{IN_LAYER}\.{_BLOCK}\.experts\.{_EXPERT}\.(?P<part>[a-z_]+)\.weight"),
         parts={
             "gate_proj": Part("gate", None),
             "up_proj": Part("up", None),
@@ -120,14 +121,23 @@ CONVENTIONS: tuple[Convention, ...] = (
     ),
     Convention(
         # Their gate and up lie interleaved in some of these families, stacked in others, so neither is told apart.
-        name="experts in one tensor (GPT-OSS, the later Qwen-MoE)",
+        name="experts in one tensor (GPT-OSS, Qwen3-VL-MoE, Qwen3.5-MoE, Llama 4)",
         block="experts",
-        pattern=re.compile(rf"{IN_LAYER}\.mlp\.experts\.(?P<part>[a-z_]+)"),
+        pattern=re.compile(rf"{IN_LAYER}\.{_BLOCK}\.experts\.(?P<part>[a-z_]+)"),
         parts={
             "gate_up_proj": Part("gate_up", 0, rank=3),
             "gate_up_proj_bias": Part("gate_up_bias", 0, optional=True),
             "down_proj": Part("down", 0, rank=3, carries=True),
             "down_proj_bias": Part("down_bias", 0, carries=True, optional=True),
+        },
+    ),
+    Convention(
+        name="experts in one tensor (Granite MoE)",
+        block="experts",
+        pattern=re.compile(rf"{IN_LAYER}\.block_sparse_moe\.(?P<part>[a-z_]+)\.weight"),
+        parts={
+            "input_linear": Part("gate_up", 0, rank=3, split=1),
+            "output_linear": Part("down", 0, rank=3, carries=True),
         },
     ),
     Convention(

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from vllm_surgery.anatomy import Anatomy, TensorInfo
     from vllm_surgery.checkpoint import ModelFolder
     from vllm_surgery.formats.scheme import Scheme
+    from vllm_surgery.routers import Router
     from vllm_surgery.units import Kind
 
 
@@ -144,11 +145,15 @@ def _groups(anatomy: Anatomy, scheme: Scheme | None) -> Iterator[tuple[int, Unit
         carriers = carried([*block.tensors.values(), *block.beside.values()], scheme) if block else []
         ops = exact_ops("experts", layer, carriers, anatomy, scheme) if carriers else ()
         group = _group("experts", anatomy.experts_in(layer) or 0, [info for info, _ in carriers], ops)
-        if router is not None and (router.bias is None or router.bias.dtype in PLAIN_DTYPES):
+        if router is not None and _can_mask(router):
             bias = None if router.bias is None else _with_stars(router.bias.name)
             group = replace(group, ops=(*group.ops, MASK), masked_by=bias)
         if carriers or group.ops:
             yield layer, group
+
+
+def _can_mask(router: Router) -> bool:
+    return router.other_bias is None and (router.bias is None or router.bias.dtype in PLAIN_DTYPES)
 
 
 def _group(kind: Kind, units: int, carriers: Iterable[TensorInfo], ops: tuple[str, ...]) -> UnitsFound:

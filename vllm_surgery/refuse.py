@@ -95,6 +95,10 @@ def refuse_mask(item: Assignment, masks: Sequence[Assignment], anatomy: Anatomy,
         raise refusal(item, "touches no tensor: the model has no routed experts")
     if router is None or count is None:
         raise refusal(item, f"touches no tensor: layer {item.layer} has no router in a naming that is known")
+    if router.other_bias is not None:
+        raise refusal(
+            item, f"layer {item.layer}'s router has a bias on which no mask can be put: {router.other_bias.name}"
+        )
     refuse_range(item, count)
     masked = {index for index in range(count) if any(other.names(index) for other in masks)}
     if reason := too_few_left(sorted({*range(count)} - masked), count, facts, sums_of_two=router.corrects):

@@ -23,7 +23,10 @@ LOWEST = {"F64": -3.3895313892515355e38, "F32": -3.3895313892515355e38, "BF16": 
 still a number, so that no kernel makes NaN of it. bfloat16's lowest is taken for the wider formats too, which engines
 may round to bfloat16."""
 
-_WEIGHTS = ("mlp.gate.weight", "mlp.router.weight", "block_sparse_moe.gate.weight", "router.proj.weight")
+_WEIGHTS = (
+    *("mlp.gate.weight", "mlp.router.weight", "feed_forward.router.weight"),
+    *("block_sparse_moe.gate.weight", "block_sparse_moe.router.layer.weight", "router.proj.weight"),
+)
 _LOGIT_BIASES = ("mlp.router.bias",)
 _CORRECTION_BIASES = ("mlp.gate.e_score_correction_bias", "block_sparse_moe.e_score_correction_bias")
 """These are added to the scores by which experts are chosen, and are no part of the weights that they get."""
@@ -32,6 +35,9 @@ _CORRECTION_BIASES = ("mlp.gate.e_score_correction_bias", "block_sparse_moe.e_sc
 def _pattern(names: tuple[str, ...]) -> re.Pattern[str]:
     return re.compile(rf"{IN_LAYER}\.(?:{'|'.join(map(re.escape, names))})")
 
+
+_OTHER_BIAS = re.compile(rf"{IN_LAYER}\..*(?:e_score_correction|expert)_bias")
+"""What other families call the same, which vLLM keeps under yet another name: ERNIE, EXAONE, Laguna, Hunyuan, Afmoe."""
 
 _WEIGHT, _BIAS, _CORRECTION = map(_pattern, (_WEIGHTS, _LOGIT_BIASES + _CORRECTION_BIASES, _CORRECTION_BIASES))
 
@@ -43,11 +49,13 @@ class Router:
     Attributes:
         weight: what makes a score of a hidden state for each expert, ``[experts, hidden]``.
         bias: what is added to the scores by which experts are chosen, ``[experts]``.
+        other_bias: the same under a name by which no mask is put on it.
     """
 
     layer: int
     weight: TensorInfo | None = None
     bias: TensorInfo | None = None
+    other_bias: TensorInfo | None = None
 
     @property
     def count(self) -> int | None:
@@ -63,7 +71,7 @@ class Router:
 
 def layer_of_router(name: str) -> int | None:
     """The layer whose router the tensor called `name` is part of; None where it is another tensor."""
-    found = _WEIGHT.fullmatch(name) or _BIAS.fullmatch(name)
+    found = _WEIGHT.fullmatch(name) or _BIAS.fullmatch(name) or _OTHER_BIAS.fullmatch(name)
     return None if found is None else int(found["layer"])
 
 
@@ -76,6 +84,9 @@ def observe_router(routers: dict[int, Router], layer: int, info: TensorInfo) -> 
     router = routers.setdefault(layer, Router(layer))
     if _WEIGHT.fullmatch(info.name):
         router.weight = router.weight or info
+        return
+    if not _BIAS.fullmatch(info.name):
+        router.other_bias = info
         return
     router.bias = router.bias or info
     if len(info.shape) != 1:

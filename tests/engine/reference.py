@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 _LAYER = r"model\.(?:language_model\.)?layers\.(\d+)\."
 _ROUTER = re.compile(rf"{_LAYER}(?:.*\.)?(?:gate|router|router\.proj)\.weight")
 _CORRECTION = re.compile(rf"{_LAYER}.*\.e_score_correction_bias")
-_EXPERTS = re.compile(rf"{_LAYER}(?:mlp\.|block_sparse_moe\.)?experts")
+_EXPERTS = re.compile(rf"{_LAYER}(?:mlp\.|block_sparse_moe\.|feed_forward\.)?experts")
 
 CLOSE = 1e-4
 """How far log-probabilities may be off: engine and transformers sum float32 numbers in another order."""
@@ -144,7 +144,11 @@ def _nothing(model: Any, removed: Experts) -> Iterator[None]:
 
 
 def _without(experts: list[int]) -> Callable[..., tuple[torch.Tensor, ...]]:
-    def without(_: Any, given: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+    def without(module: Any, given: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        if len(given) == 1:  # Llama 4 multiplies what experts get: all experts' inputs, one expert after another.
+            states = given[0].clone()
+            states.view(module.num_experts, -1, states.shape[-1])[experts] = 0
+            return (states,)
         states, chosen, weights = given
         gone = torch.isin(chosen, torch.tensor(experts))
         return states, chosen, weights.masked_fill(gone, 0.0)

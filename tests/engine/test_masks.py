@@ -9,11 +9,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests.engine.families import case_of
+from tests.engine.families import SERVED_EXPERTS, case_of
 from tests.engine.offline import PROMPTS, Arm, run_arms
 from tests.engine.reference import assert_close
 from tests.engine.test_load import same
-from tests.models import EXPERT_FAMILIES, EXPERTS, ROUTER_BIASES, edit_slices, patch_of
+from tests.models import EXPERTS, ROUTER_BIASES, edit_slices, patch_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -55,7 +55,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory, family_model: Callable[[st
         family: with_biases(family_model(family), work / family, ROUTER_BIASES[family])
         if family in ROUTER_BIASES
         else family_model(family)
-        for family in EXPERT_FAMILIES
+        for family in SERVED_EXPERTS
     }
 
 
@@ -78,7 +78,7 @@ def answers(folders: Mapping[str, Path]) -> dict[str, Answer]:
     return dict(zip(arms, run_arms(*arms.values()), strict=True))
 
 
-@pytest.mark.parametrize("family", EXPERT_FAMILIES)
+@pytest.mark.parametrize("family", SERVED_EXPERTS)
 def test_a_mask_is_a_logit_of_minus_infinity(
     answers: dict[str, Answer], folders: Mapping[str, Path], family: str
 ) -> None:
@@ -88,7 +88,7 @@ def test_a_mask_is_a_logit_of_minus_infinity(
     assert_close(unmasked, folders[family], PROMPTS)
 
 
-@pytest.mark.parametrize("family", EXPERT_FAMILIES)
+@pytest.mark.parametrize("family", SERVED_EXPERTS)
 def test_a_zero_is_an_output_removed_and_no_mask(
     answers: dict[str, Answer], folders: Mapping[str, Path], family: str
 ) -> None:
@@ -98,7 +98,7 @@ def test_a_zero_is_an_output_removed_and_no_mask(
     assert len({str(answer["logprobs"]) for answer in (answers[family], zeroed, swapped[-1])}) == 3
 
 
-@pytest.mark.parametrize("family", EXPERT_FAMILIES)
+@pytest.mark.parametrize("family", SERVED_EXPERTS)
 def test_masks_are_counted_as_units(answers: dict[str, Answer], family: str) -> None:
     (report,) = answers[family]["reports"]
     assert (report["units"], report["tensors"]) == (len(MASKED), 3 if family in ROUTER_BIASES else 0)

@@ -27,7 +27,7 @@ KINDS = (*PLAIN, *QUANTISED, MXFP4)
 """The columns of the page, in words."""
 
 _LAYER = r"(?:model|model\.language_model|language_model\.model)\.layers\.(?P<layer>[0-9]+)\."
-_BLOCK = re.compile(rf"{_LAYER}(?:mlp|block_sparse_moe|experts|router)\..*")
+_BLOCK = re.compile(rf"{_LAYER}(?:mlp|feed_forward|block_sparse_moe|experts|router)\..*")
 _WEIGHT = re.compile(
     rf"(?P<start>{_LAYER}(?:mlp|block_sparse_moe)\.(?:experts\.(?P<expert>[0-9]+)\.)?"
     r"(?P<role>gate_up_proj|gate_proj|up_proj|down_proj|w1|w2|w3)\.)weight"

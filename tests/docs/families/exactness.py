@@ -174,7 +174,10 @@ def _check_shared(baked: _Baked, layer: int, expert: int, gain: float) -> Places
 
 def _shared(tensors: Mapping[str, torch.Tensor], layer: int) -> dict[str, str]:
     """Of the tensors that all experts of a layer share those that a gain goes on, by the last part of their names."""
-    names = {name.rpartition(".")[2]: name for name in tensors if f".layers.{layer}." in name and "expert" in name}
+    inside = [name for name in tensors if f".layers.{layer}." in name]
+    if granite := [name for name in inside if name.endswith("output_linear.weight")]:
+        return {"output_linear": granite[0]}
+    names = {name.rpartition(".")[2]: name for name in inside if "expert" in name and "shared_expert" not in name}
     chosen = ["per_expert_scale"] if "per_expert_scale" in names else [end for end in names if "down_proj" in end]
     return {end: names[end] for end in chosen}
 

@@ -14,7 +14,9 @@ from tests.benchmarks.markdown import table
 from tests.docs.families.checkpoints import KINDS
 from tests.docs.families.engines import cell
 from tests.docs.families.storage import STORAGE, stored_as
+from tests.docs.families.survey import title_of
 from tests.engine import shown
+from tests.models import LIKE_LLAMA
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -32,14 +34,15 @@ _INTRODUCTION = """\
 Made by the tests (`make matrix`), which fail when it says anything else than what they find. A family is a small model
 with random weights that transformers itself makes and writes, with the layers, shapes and names of real ones; of a
 multimodal one the language model is edited, and served without pictures (Gemma 3n's is its text model under the names of
-the multimodal one, without towers).
+the multimodal one, without towers). Experts that Qwen3-VL-MoE and Qwen3.5-MoE have in one tensor lie in it as on the
+Hugging Face Hub.
 
 - **An op stands in a cell** where it was baked into such a checkpoint, on units of the first and of the last layer that
   have some, and every weight came to the original times the gain, rounded once to what stores it (quantised ones after
   dequantising, by code that shares nothing with the package), with no other byte changed.
 - **[1]** and so on stand for the reasons below a table. In the first tables these are the reasons for which the ops
   that are missing are refused.
-- **-**: there are no such units, or no checkpoints of the family in this kind.
+- **-**: there are no such units, or the tests store none of the family in this kind.
 - **yes**: a test of a real engine has it: tokens and log-probabilities equal, bit for bit, to those of a checkpoint that
   the test edited by its own arithmetic. Against transformers, and for masks against its router's logit at minus
   infinity, greedy tokens are equal and log-probabilities differ by rounding.
@@ -58,6 +61,8 @@ def page(families: Sequence[Family], without: Sequence[tuple[str, str]], existin
     lines = [
         *_INTRODUCTION.splitlines(),
         *["", "## Where gains go", "", *table(("family", "neurons", "experts", "masks"), map(_places, families))],
+        *["", "Stored as Llama's are, found and baked alike, and served in no test:"],
+        f"{', '.join(map(title_of, LIKE_LLAMA))}.",
         *["", "Refused:", "", *table(("family", "reason"), without)],
         *["", "## Kinds of checkpoints", "", "### Neurons", "", *_kinds(families, "neurons")],
         *["", "### Experts", "", *_kinds(families, "experts")],

@@ -68,6 +68,13 @@ def test_all_experts_of_a_layer_are_one_part() -> None:
     assert parts == [("model.layers.0.mlp.experts.routed_experts", None, stored)]
 
 
+def test_experts_of_granite_are_one_part_without_their_router() -> None:
+    stored = tuple(f"model.layers.0.block_sparse_moe.{part}_linear.weight" for part in ("input", "output"))
+    router = "model.layers.0.block_sparse_moe.router.layer.weight"
+    parts = found(Named(model=layers(moe("block_sparse_moe"))), stored[1], stored=(*stored, router))
+    assert parts == [("model.layers.0.block_sparse_moe.experts.routed_experts", None, stored)]
+
+
 @pytest.mark.parametrize("owner", ["mlp", "block_sparse_moe", "feed_forward"])
 def test_experts_are_found_under_any_name(owner: str) -> None:
     name = f"model.layers.0.{owner}.experts.1.w2.weight"

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
 _IN_LAYER = re.compile(r"(?P<block>(?:.*\.)?layers\.(?P<layer>\d+)\.)(?P<rest>.+)")
-_EXPERTS = re.compile(r"(?P<owner>(?:.*\.)?experts\.)(?P<rest>.+)")
+_EXPERTS = re.compile(r"(?:(?:.*\.)?experts|block_sparse_moe\.(?:in|out)put_linear)\..+")
 _MODELS = "vllm.model_executor.models."
 """Where vLLM keeps what only one family does."""
 
@@ -122,12 +122,11 @@ def _part_of(layers: Layers, name: str, stored: Sequence[str]) -> Part | None:
     if found is None:
         raise CannotSwapError(f"{name} lies in no layer, so it isn't known what holds it in memory")
     layer, rest, block = int(found["layer"]), found["rest"], found["block"]
-    if experts := _EXPERTS.fullmatch(rest):
-        owner = block + experts["owner"]
+    if _EXPERTS.fullmatch(rest):
         found_here = layers.experts(layer)
         for _, module in found_here:
             _refuse_own_loader(name, module)
-        return _only(name, found_here, tuple(other for other in stored if other.startswith(owner)))
+        return _only(name, found_here, _expert_tensors(block, stored))
     path, _, parameter = rest.rpartition(".")
     part = _only(name, layers.below(layer, path), ())
     if part is None:
@@ -136,6 +135,12 @@ def _part_of(layers: Layers, name: str, stored: Sequence[str]) -> Part | None:
         return Part(part.path, part.module, (name,), parameter)
     owner = f"{block}{path}."
     return Part(part.path, part.module, tuple(other for other in stored if other.startswith(owner)))
+
+
+def _expert_tensors(block: str, stored: Sequence[str]) -> tuple[str, ...]:
+    """All tensors of a layer's routed experts."""
+    inside = [name for name in stored if name.startswith(block)]
+    return tuple(name for name in inside if _EXPERTS.fullmatch(name.removeprefix(block)))
 
 
 def _refuse_own_loader(name: str, module: Any) -> None:
