@@ -24,7 +24,7 @@ from tests.models import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping, Sequence
     from pathlib import Path
 
     Gains = dict[tuple[int, int], float]
@@ -162,3 +162,10 @@ def arms_of(case: Case, base: Path, by_hand: Path, *, past: bool) -> dict[str, A
         f"{case.family} patched": Arm(str(base), [case.patch], swaps=refused, **how),
         f"{case.family} by hand": Arm(str(by_hand), **how),
     }
+
+
+def assert_past_is_refused(case: Case, swaps: Sequence[Mapping[str, Any]]) -> None:
+    """Each patch that names one thing too many was refused with the reason, in this order."""
+    for (_, expected), swap in zip(case.past, swaps, strict=True):
+        assert swap["error"].startswith("MismatchError")
+        assert swap["error"].endswith(expected)
