@@ -121,9 +121,9 @@ CONVENTIONS: tuple[Convention, ...] = (
     ),
     Convention(
         # Their gate and up lie interleaved in some of these families, stacked in others, so neither is told apart.
-        name="experts in one tensor (GPT-OSS, Qwen3-VL-MoE, Qwen3.5-MoE, Llama 4)",
+        name="experts in one tensor (GPT-OSS, Qwen3-VL-MoE, Qwen3.5-MoE, Llama 4; Granite MoE as transformers runs it)",
         block="experts",
-        pattern=re.compile(rf"{IN_LAYER}\.{_BLOCK}\.experts\.(?P<part>[a-z_]+)"),
+        pattern=re.compile(rf"{IN_LAYER}\.(?:{_BLOCK}|block_sparse_moe)\.experts\.(?P<part>[a-z_]+)"),
         parts={
             "gate_up_proj": Part("gate_up", 0, rank=3),
             "gate_up_proj_bias": Part("gate_up_bias", 0, optional=True),

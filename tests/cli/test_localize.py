@@ -41,7 +41,8 @@ def options(tmp_path: Path) -> list[str]:
     """Small sets, and where everything goes."""
     sets = probe_files(tmp_path)
     lists, text, skills = str(tmp_path / "lists.yaml"), sets["text"][0], sets["tasks"][0]
-    return ["--out", str(tmp_path / "out"), "--probes", lists, "--text", text, "--tasks", skills, *SMALL]
+    held_out = ["--held-out-text", text, "--held-out-tasks", skills]
+    return ["--out", str(tmp_path / "out"), "--probes", lists, "--text", text, "--tasks", skills, *held_out, *SMALL]
 
 
 @pytest.fixture
@@ -109,6 +110,11 @@ def refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.Capt
         (("--probes", "healthy"), "healthy: has no half search"),
         (("--text", "healthy"), "--text healthy: is a set for `healthy`; wanted is one for `text`"),
         (("--tasks", "paper"), "--tasks paper: is a set for `loops`; wanted is one for `short` or `skills`"),
+        (("--held-out-text", "short"), "--held-out-text short: is a set for `short`; wanted is one for `text`"),
+        (
+            ("--held-out-tasks", "text"),
+            "--held-out-tasks text: is a set for `text`; wanted is one for `short` or `skills`",
+        ),
         (("--ordinary", "text"), "--ordinary text: is a set for `text`; wanted is one for `healthy`"),
         (("--name", "No Loop"), "--name No Loop: "),
         (("--name", ""), "--name : "),

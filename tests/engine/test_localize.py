@@ -45,6 +45,8 @@ def settings_of(planted: Planted) -> dict[str, Any]:
         "ordinary": [probes["healthy"]],
         "text": [probes["text"]],
         "tasks": [probes["short"], probes["skills"]],
+        "held_out_text": [probes["text"]],
+        "held_out_tasks": [probes["short"], probes["skills"]],
         "seeds": 0,
         "held_out_seeds": 1,
         "max_tokens": MAX_TOKENS,

@@ -213,7 +213,10 @@ def test_a_swap_that_is_refused(server: FakeVllm, refused: Callable[..., str], c
         (("--seeds", "0"), "--seeds: 1 or more"),
         (("--penalty", "1"), "--penalty 1: a repetition penalty is above 0, and not 1, which is none"),
         (("--cells", "long"), "the protocol tiny has no cell long; it has sampled, side"),
-        (("--protocol", "huge"), "huge: no such protocol; there are default, small, and files of your own"),
+        (
+            ("--protocol", "huge"),
+            "huge: no such protocol; there are default, held-out-tasks, small, and files of your own",
+        ),
         (("--probes", "papers"), "papers: no such probe set"),
         (("--server", "http://x"), "--server http://x: write NAME=URL"),
         (("--served-model", "gone"), "serves no model gone; it has fake"),

@@ -68,7 +68,9 @@ def test_what_is_wrong_is_one_line(tmp_path: Path, content: str, reason: str) ->
 
 
 def test_an_unknown_set_names_the_known_ones() -> None:
-    assert "healthy, lists, paper" in refusal(lambda: load_probes("papers"), UsageError)
+    assert "healthy, held-out-short, held-out-skills, held-out-text, lists, paper" in refusal(
+        lambda: load_probes("papers"), UsageError
+    )
 
 
 def test_a_missing_file(tmp_path: Path) -> None:

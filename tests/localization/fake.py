@@ -178,6 +178,8 @@ def probe_files(folder: Path) -> dict[str, Any]:
         "ordinary": [],
         "text": [str(folder / "texts.yaml")],
         "tasks": [str(folder / "skills.yaml")],
+        "held_out_text": [str(folder / "texts.yaml")],
+        "held_out_tasks": [str(folder / "skills.yaml")],
     }
 
 

@@ -127,12 +127,14 @@ def test_task_files_of_one_name_stay_apart(tmp_path: Path, tiny: ModelFolder) ->
     settings = settings_in(tmp_path)
     (tmp_path / "more").mkdir()
     (tmp_path / "more" / "skills.yaml").write_text((tmp_path / "probes" / "skills.yaml").read_text())
-    tasks = [*settings.tasks, str(tmp_path / "more" / "skills.yaml")]
-    found = judged(tmp_path, FakeModel(causes=frozenset({CAUSE})), tiny, tasks=tasks)
+    tasks = [*settings.held_out_tasks, str(tmp_path / "more" / "skills.yaml")]
+    found = judged(tmp_path, FakeModel(causes=frozenset({CAUSE})), tiny, held_out_tasks=tasks)
     assert list(evidence(found, "cure")["tasks"]) == ["skills.yaml", "skills.yaml (2)"]
 
 
 def test_evidence_without_text_says_nothing_of_it(tmp_path: Path, tiny: ModelFolder) -> None:
-    said = evidence(judged(tmp_path, FakeModel(causes=frozenset({CAUSE})), tiny, text=[], tasks=[]), "cure")
+    said = evidence(
+        judged(tmp_path, FakeModel(causes=frozenset({CAUSE})), tiny, held_out_text=[], held_out_tasks=[]), "cure"
+    )
     assert "healthy-text" not in said
     assert said["tasks"] == {}

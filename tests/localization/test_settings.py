@@ -36,6 +36,21 @@ def test_the_search_asks_nothing_everyday() -> None:
     assert SearchSettings().held_out_protocol().cells[0].sets == ["paper", "lists:held-out", "healthy"]
 
 
+def test_the_trial_asks_other_tasks_and_compares_other_replies_than_the_search() -> None:
+    settings = SearchSettings()
+    search, trial = (
+        Trial.of(protocol, [unpatched()], {}) for protocol in (settings.search_protocol(), settings.held_out_protocol())
+    )
+    for use in ("short", "skills", "text"):
+        looked_at, judged_by = (
+            {probe.prompt for one in asked.sets.values() if one.use == use for probe in one.probes}
+            for asked in (search, trial)
+        )
+        assert looked_at
+        assert judged_by
+        assert not looked_at & judged_by
+
+
 def test_without_seeds_answers_are_greedy_and_without_tasks_none_are_asked() -> None:
     cells = SearchSettings(seeds=0, tasks=[]).search_protocol().cells
     assert [cell.name for cell in cells] == [GREEDY]

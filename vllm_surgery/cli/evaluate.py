@@ -76,7 +76,9 @@ def _add_arms(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_questions(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--protocol", default="default", help="`default`, `small`, or a file (default: %(default)s)")
+    parser.add_argument(
+        "--protocol", default="default", help="`default`, `small`, `held-out-tasks`, or a file (default: %(default)s)"
+    )
     parser.add_argument("--cells", metavar="A,B", help="only these cells of the protocol")
     parser.add_argument(
         "--probes",

@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from vllm_surgery.localization.settings import SearchSettings
 
 
+_SETS = ("text", "tasks", "held_out_text", "held_out_tasks", "ordinary")
+"""Options that name probe sets, beside ``--probes``."""
+
+
 def add_to(subparsers: Subparsers) -> None:
     """Adds the command."""
     parser = add_command(
@@ -63,6 +67,15 @@ def _add_search(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--text", action="append", metavar="SET", help="sound replies (default: text)")
     parser.add_argument("--tasks", action="append", metavar="SET", help="tasks (default: short and skills)")
+    parser.add_argument(
+        "--held-out-text", action="append", metavar="SET", help="those of the trial (default: held-out-text)"
+    )
+    parser.add_argument(
+        "--held-out-tasks",
+        action="append",
+        metavar="SET",
+        help="those of the trial (default: held-out-short and held-out-skills)",
+    )
     parser.add_argument("--ordinary", action="append", metavar="SET", help="everyday requests (default: healthy)")
     parser.add_argument("--seeds", type=int, metavar="N", help="sampled answers to each search probe (default: 2)")
     parser.add_argument("--held-out-seeds", type=int, metavar="N", help="and to each held-out probe (default: 2)")
@@ -118,7 +131,7 @@ def settings_of(args: argparse.Namespace) -> SearchSettings:
     """
     from vllm_surgery.localization.settings import SearchSettings
 
-    plain = ("text", "tasks", "ordinary", "seeds", "held_out_seeds", "max_tokens", "singles", "sets", "max_units")
+    plain = (*_SETS, "seeds", "held_out_seeds", "max_tokens", "singles", "sets", "max_units")
     given: dict[str, Any] = {
         name: getattr(args, name) for name in (*plain, "seed", "max_kl", "max_perplexity", "shams")
     }
@@ -143,6 +156,8 @@ def _check_sets(settings: SearchSettings) -> None:
         ("probes", [*settings.search, *settings.held_out], ("loops",)),
         ("text", settings.text, ("text",)),
         ("tasks", settings.tasks, ("short", "skills")),
+        ("held-out-text", settings.held_out_text, ("text",)),
+        ("held-out-tasks", settings.held_out_tasks, ("short", "skills")),
         ("ordinary", settings.ordinary, ("healthy",)),
     ):
         for name in names:
@@ -165,8 +180,9 @@ def _command(args: argparse.Namespace, rest: list[str]) -> str:
     """The command without what is this machine's own."""
     words = ["vllm-surgery", "localize", Path(args.model).name if Path(args.model).is_dir() else args.model]
     words += ["--budget", args.budget] if args.budget else []
-    for option in ("probes", "text", "tasks", "ordinary"):
-        words += [word for name in getattr(args, option) or [] for word in (f"--{option}", Path(name).name)]
+    for option in ("probes", *_SETS):
+        names = [Path(name).name for name in getattr(args, option) or []]
+        words += [word for name in names for word in (f"--{option.replace('_', '-')}", name)]
     plain = ("name", "kinds", "gains", "seeds", "held_out_seeds", "max_tokens", "singles", "sets", "max_units")
     for option in (*plain, "seed", "max_kl", "max_perplexity", "shams"):
         value = getattr(args, option)

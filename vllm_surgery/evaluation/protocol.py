@@ -125,9 +125,11 @@ def load_protocol(name: str) -> Protocol:
     Raises:
         UsageError: there is none, or it isn't sound; one line with the place.
     """
-    own = resources.files("vllm_surgery.evaluation") / "data" / "protocols" / f"{name}.yaml"
+    folder = resources.files("vllm_surgery.evaluation") / "data" / "protocols"
+    own = folder / f"{name}.yaml"
     if not Path(name).suffix and not own.is_file():
-        raise UsageError(f"{name}: no such protocol; there are default, small, and files of your own")
+        there = ", ".join(sorted(file.name.removesuffix(".yaml") for file in folder.iterdir()))
+        raise UsageError(f"{name}: no such protocol; there are {there}, and files of your own")
     content = own.read_bytes() if not Path(name).suffix else read_bounded(Path(name))
     try:
         return Protocol.model_validate(parse_document(content, name))

@@ -159,4 +159,5 @@ def _try_out(gained: GainedNetwork, folder: Path) -> None:
     except (RuntimeError, ValueError, TypeError, LookupError, AttributeError) as error:
         raise UsageError(f"{folder}: transformers can't run it: {one_line(str(error), 200)}") from None
     if not gained.gains:
-        raise UsageError(f"{folder}: transformers calls none of its units by a known name")
+        reason = next(iter(gained.without.values()), "transformers calls none of its units by a known name")
+        raise UsageError(f"{folder}: has no unit whose gain can be told by transformers: {reason}")

@@ -29,8 +29,10 @@ class SearchSettings(BaseModel):
         search: probe sets for the search. It sees no answer to any other.
         held_out: probe sets that the edit it found is judged by, once.
         ordinary: sets of everyday requests in the held-out trial.
-        text: sets of sound replies, on which chances are compared.
-        tasks: sets of short lists and skills.
+        text: sets of sound replies, on which chances are compared while the search goes on.
+        tasks: sets of short lists and skills, which it spares.
+        held_out_text: the sound replies of the held-out trial.
+        held_out_tasks: its tasks.
         seeds: sampled answers to each search probe, besides the greedy one.
         held_out_seeds: sampled answers to each held-out probe.
         max_tokens: of an answer to a probe for loops.
@@ -57,6 +59,8 @@ class SearchSettings(BaseModel):
     ordinary: list[str] = ["healthy"]
     text: list[str] = ["text"]
     tasks: list[str] = ["short", "skills"]
+    held_out_text: list[str] = ["held-out-text"]
+    held_out_tasks: list[str] = ["held-out-short", "held-out-skills"]
     seeds: int = Field(default=2, ge=0)
     held_out_seeds: int = Field(default=2, ge=0)
     temperature: float = Field(default=0.7, gt=0)
@@ -89,18 +93,18 @@ class SearchSettings(BaseModel):
 
     def search_protocol(self) -> Protocol:
         """What is asked while the search goes on."""
-        return Protocol(name="search", cells=self._cells(self.search, [], self.seeds), text=self.text)
+        return Protocol(name="search", cells=self._cells(self.search, [], self.seeds, self.tasks), text=self.text)
 
     def held_out_protocol(self) -> Protocol:
         """What the edit that was found is judged by."""
-        cells = self._cells(self.held_out, self.ordinary, self.held_out_seeds)
-        return Protocol(name="held-out", cells=cells, text=self.text)
+        cells = self._cells(self.held_out, self.ordinary, self.held_out_seeds, self.held_out_tasks)
+        return Protocol(name="held-out", cells=cells, text=self.held_out_text)
 
-    def _cells(self, sets: Sequence[str], ordinary: Sequence[str], seeds: int) -> list[Cell]:
+    def _cells(self, sets: Sequence[str], ordinary: Sequence[str], seeds: int, tasks: Sequence[str]) -> list[Cell]:
         cells = [Cell(name=GREEDY, sets=[*sets, *ordinary], temperature=0, max_tokens=self.max_tokens)]
         if seeds:
             how = {"temperature": self.temperature, "top_p": self.top_p, "top_k": self.top_k}
             cells.append(Cell(name=SAMPLED, sets=list(sets), seeds=seeds, max_tokens=self.max_tokens, **how))
-        if self.tasks:
-            cells.append(Cell(name=SIDE, sets=self.tasks, temperature=0, max_tokens=self.task_tokens))
+        if tasks:
+            cells.append(Cell(name=SIDE, sets=list(tasks), temperature=0, max_tokens=self.task_tokens))
         return cells
