@@ -20,6 +20,13 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
+def own_set(folder: Path, use: str, more: str) -> str:
+    """A file with one probe."""
+    file = folder / "mine.yaml"
+    file.write_text(f"name: mine\nuse: {use}\nprobes:\n  - {{id: a, prompt: A, {more}}}\n")
+    return str(file)
+
+
 def test_the_default_is_the_papers_protocol() -> None:
     sampled = load_protocol("default").cell("sampled")
     said = (sampled.seeds, sampled.temperature, sampled.top_p, sampled.top_k, sampled.max_tokens)
@@ -42,9 +49,29 @@ def test_a_protocol_can_be_cut() -> None:
     assert cut.text == []
 
 
-def test_a_users_own_set_is_asked_where_the_papers_is() -> None:
-    own = load_protocol("small").changed(sets=["mine.yaml"])
-    assert [cell.sets for cell in own.cells] == [["mine.yaml"], ["mine.yaml"]]
+def test_a_users_own_set_is_asked_where_the_papers_is(tmp_path: Path) -> None:
+    mine = own_set(tmp_path, "loops", "")
+    own = load_protocol("small").changed(sets=[mine])
+    assert [cell.sets for cell in own.cells] == [[mine], [mine]]
+
+
+@pytest.mark.parametrize(
+    ("use", "more", "cells"),
+    [
+        ("healthy", "", ["greedy"]),
+        ("short", "items: [red, blue]", ["side"]),
+        ("skills", "check: {kind: number, value: 1}", ["side"]),
+    ],
+)
+def test_a_set_is_asked_where_others_for_the_same_are(tmp_path: Path, use: str, more: str, cells: list[str]) -> None:
+    own = load_protocol("small").changed(sets=[own_set(tmp_path, use, more)])
+    assert [cell.name for cell in own.cells] == cells
+
+
+def test_sound_replies_of_ones_own_are_no_prompts(tmp_path: Path) -> None:
+    text = own_set(tmp_path, "text", "reply: Sound.")
+    own = load_protocol("small").changed(sets=["skills", text])
+    assert ([cell.sets for cell in own.cells], own.text) == ([["skills"]], [text])
 
 
 def test_a_half_is_asked_where_its_set_is() -> None:

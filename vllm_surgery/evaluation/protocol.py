@@ -11,11 +11,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from vllm_surgery.document import parse_document
 from vllm_surgery.errors import PatchError, UsageError
-from vllm_surgery.evaluation.probes import base_name
+from vllm_surgery.evaluation.probes import base_name, load_probes
 from vllm_surgery.patch import read_bounded
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
 _NAME = r"^[a-z0-9][a-z0-9._-]{0,63}$"
 
@@ -84,39 +84,48 @@ class Protocol(_Strict):
     ) -> Protocol:
         """The same with only these cells, other seeds where it samples, a smaller budget, or only these sets.
 
-        A half of a set (``lists:held-out``) is asked where the set is. A set that no cell names is asked in every cell
-        that asks for loops: where the paper's set stands.
+        A half of a set (``lists:held-out``) is asked where the set is. A set that the protocol doesn't name is asked
+        where it asks sets for the same: tasks in the cells that ask tasks, sound replies under `text`.
 
         Raises:
-            UsageError: nothing is left, or there is no such cell.
+            UsageError: nothing is left, or there is no such cell or set.
         """
         names = [cell.name for cell in self.cells]
         for name in cells or []:
             if name not in names:
                 raise UsageError(f"the protocol {self.name} has no cell {name}; it has {', '.join(names)}")
         kept = [cell for cell in self.cells if cells is None or cell.name in cells]
-        changed = [_changed(cell, seeds, max_tokens, sets, self.sets) for cell in kept]
+        more = {name: _sort(name) for name in sets or [] if not {name, base_name(name)} & set(self.sets)}
+        changed = [_changed(cell, seeds, max_tokens, sets, more) for cell in kept]
         left = [cell for cell in changed if cell is not None]
         if not left:
             raise UsageError("no cell is left to ask: the sets that were named are in none of them")
         text = self.text if sets is None else [name for name in self.text if name in sets]
+        text = [*text, *(name for name, sort in more.items() if sort == "text")]
         return Protocol(name=self.name, cells=left, text=text)
 
 
 def _changed(
-    cell: Cell, seeds: int | None, max_tokens: int | None, sets: Sequence[str] | None, known: Sequence[str]
+    cell: Cell, seeds: int | None, max_tokens: int | None, sets: Sequence[str] | None, more: Mapping[str, str]
 ) -> Cell | None:
+    """The cell changed, with those of the sets in `more` that are for what its own are for; None with none left."""
     if sets is None:
         asked = cell.sets
     else:
         asked = [name for named in cell.sets for name in sets if named in {name, base_name(name)}]
-        asked += [name for name in sets if "paper" in cell.sets and base_name(name) not in known]
+        asked += [name for name, sort in more.items() if sort in set(map(_sort, cell.sets))]
     update: dict[str, Any] = {"sets": asked}
     if seeds is not None and cell.temperature > 0:
         update["seeds"] = seeds
     if max_tokens is not None:
         update["max_tokens"] = min(cell.max_tokens, max_tokens)
     return cell.model_copy(update=update) if asked else None
+
+
+def _sort(name: str) -> str:
+    """What a set is for: its use, but short lists and skills are one sort, tasks."""
+    use = load_probes(name).use
+    return "tasks" if use in {"short", "skills"} else use
 
 
 def load_protocol(name: str) -> Protocol:
