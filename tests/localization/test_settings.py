@@ -10,6 +10,7 @@ import pytest
 from pydantic import ValidationError
 
 from vllm_surgery.evaluation.arms import unpatched
+from vllm_surgery.evaluation.protocol import load_protocol
 from vllm_surgery.evaluation.trial import Trial
 from vllm_surgery.localization.settings import GREEDY, SAMPLED, SIDE, SearchSettings
 
@@ -49,6 +50,13 @@ def test_the_trial_asks_other_tasks_and_compares_other_replies_than_the_search()
         assert looked_at
         assert judged_by
         assert not looked_at & judged_by
+
+
+def test_a_protocol_asks_what_the_trial_judges_costs_by() -> None:
+    protocol, settings = load_protocol("held-out-tasks"), SearchSettings()
+    (cell,) = protocol.cells
+    assert (cell.sets, cell.temperature, cell.max_tokens) == (settings.held_out_tasks, 0, settings.task_tokens)
+    assert protocol.text == settings.held_out_text
 
 
 def test_without_seeds_answers_are_greedy_and_without_tasks_none_are_asked() -> None:
