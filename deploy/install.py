@@ -198,7 +198,7 @@ def install_cpu_torch(venv: Path, requirement: list[str]) -> None:
 def install_cpu_torchvision(venv: Path) -> None:
     """Installs torchvision's CPU build, where there is one for the installed torch. Text models don't need it."""
     say("installing torchvision, CPU build, for models that also see pictures")
-    version = run_python(venv, "import importlib.metadata as m; print(m.version('torch'))")
+    version = torch_version(venv)
     wanted = ["torchvision", f"torch=={version}"]
     done = pip(venv, "install", "--quiet", "--retries", "1", "--index-url", PYTORCH_CPU_INDEX, *wanted, check=False)
     if done.returncode == 0 and imports(venv, "torchvision"):
@@ -216,7 +216,7 @@ def install_for_tests(venv: Path) -> None:
     folder = venv / "share" / "seeing"
     wanted = ["timm"]
     if not imports(venv, "torchvision"):
-        minor = run_python(venv, "import torch; print(torch.__version__)").split(".")[1]
+        minor = torch_version(venv).split(".")[1]
         wanted.append(f"torchvision==0.{int(minor) + 15}.*")  # They go up together: 0.15 was made for torch 2.0.
     say(f"putting {' and '.join(wanted)} into {folder}, for tests")
     shutil.rmtree(folder, ignore_errors=True)
@@ -229,6 +229,11 @@ def install_for_tests(venv: Path) -> None:
         for operators in package.glob("*.so"):
             operators.unlink()
         (package / "_meta_registrations.py").write_text("")
+
+
+def torch_version(venv: Path) -> str:
+    """Which torch `venv` has."""
+    return run_python(venv, "import importlib.metadata as m; print(m.version('torch'))")
 
 
 def imports(venv: Path, module: str) -> bool:

@@ -185,37 +185,27 @@ STORAGE = (
 
 _BY_HAND, _SWAPPED = "patched_equals_edited_by_hand", "swapped_out_and_in_equals_edited_by_hand"
 _MASKED = "a_mask_is_a_logit_of_minus_infinity"
-
-_IN_LAYOUTS = (
-    Claim(f"test_two_ranks.py::test_{_BY_HAND}[{{row}}]"),
-    Claim(f"test_layouts.py::test_{_BY_HAND}[{{row}}]"),
-)
+_LAYOUT_FILES = ("test_two_ranks", "test_layouts")
 
 LAYOUTS = (
     Column(
         "neurons",
-        _IN_LAYOUTS,
+        _in_files(_BY_HAND, *_LAYOUT_FILES),
         {"TP 1": Claim("test_load.py::test_a_patch_equals_a_checkpoint_edited_by_hand[patched-by hand-base]")},
     ),
     Column(
         "experts",
-        _IN_LAYOUTS,
+        _in_files(_BY_HAND, *_LAYOUT_FILES),
         {"TP 1": Claim("test_families.py::test_a_patch_equals_a_checkpoint_edited_by_hand[Qwen3Moe]")},
     ),
     Column(
         "swapped",
-        (
-            Claim(f"test_two_ranks.py::test_{_SWAPPED}[{{row}}]"),
-            Claim(f"test_layouts.py::test_{_SWAPPED}[{{row}}]"),
-        ),
+        _in_files(_SWAPPED, *_LAYOUT_FILES),
         {"TP 1": Claim("test_swap.py::test_swapped_equals_fresh[first to second-second]")},
     ),
     Column(
         "masks, at load and by swap",
-        (
-            Claim(f"test_two_ranks.py::test_{_MASKED}[{{row}}]"),
-            Claim(f"test_layouts.py::test_{_MASKED}[{{row}}]"),
-        ),
+        _in_files(_MASKED, *_LAYOUT_FILES),
         {"TP 1": Claim("test_masks.py::test_a_mask_is_a_logit_of_minus_infinity[Qwen3Moe]")},
     ),
 )

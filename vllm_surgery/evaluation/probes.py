@@ -91,7 +91,12 @@ class ProbeSet(_Strict):
 
 def built_in() -> list[str]:
     """Names of the sets that come with the package."""
-    return sorted(file.name.removesuffix(".yaml") for file in _folder().iterdir() if file.name.endswith(".yaml"))
+    return names_in(_folder())
+
+
+def names_in(folder: resources.abc.Traversable) -> list[str]:
+    """Names of the files that the package has in a folder of its data."""
+    return sorted(file.name.removesuffix(".yaml") for file in folder.iterdir() if file.name.endswith(".yaml"))
 
 
 def base_name(name: str) -> str:

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from vllm_surgery.document import parse_document
 from vllm_surgery.errors import PatchError, UsageError
-from vllm_surgery.evaluation.probes import base_name, load_probes
+from vllm_surgery.evaluation.probes import base_name, load_probes, names_in
 from vllm_surgery.patch import read_bounded
 
 if TYPE_CHECKING:
@@ -113,7 +113,8 @@ def _changed(
         asked = cell.sets
     else:
         asked = [name for named in cell.sets for name in sets if named in {name, base_name(name)}]
-        asked += [name for name, sort in more.items() if sort in set(map(_sort, cell.sets))]
+        own = {_sort(name) for name in cell.sets} if more else set()
+        asked += [name for name, sort in more.items() if sort in own]
     update: dict[str, Any] = {"sets": asked}
     if seeds is not None and cell.temperature > 0:
         update["seeds"] = seeds
@@ -129,7 +130,7 @@ def _sort(name: str) -> str:
 
 
 def load_protocol(name: str) -> Protocol:
-    """Reads a protocol: one that comes with the package (``default``, ``small``), or a file.
+    """Reads a protocol: one that comes with the package, or a file.
 
     Raises:
         UsageError: there is none, or it isn't sound; one line with the place.
@@ -137,8 +138,7 @@ def load_protocol(name: str) -> Protocol:
     folder = resources.files("vllm_surgery.evaluation") / "data" / "protocols"
     own = folder / f"{name}.yaml"
     if not Path(name).suffix and not own.is_file():
-        there = ", ".join(sorted(file.name.removesuffix(".yaml") for file in folder.iterdir()))
-        raise UsageError(f"{name}: no such protocol; there are {there}, and files of your own")
+        raise UsageError(f"{name}: no such protocol; there are {', '.join(names_in(folder))}, and files of your own")
     content = own.read_bytes() if not Path(name).suffix else read_bounded(Path(name))
     try:
         return Protocol.model_validate(parse_document(content, name))

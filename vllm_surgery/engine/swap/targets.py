@@ -11,6 +11,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from vllm_surgery.conventions import locate
 from vllm_surgery.engine import touchpoints
 from vllm_surgery.errors import CannotSwapError
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
 _IN_LAYER = re.compile(r"(?P<block>(?:.*\.)?layers\.(?P<layer>\d+)\.)(?P<rest>.+)")
-_EXPERTS = re.compile(r"(?:(?:.*\.)?experts|block_sparse_moe\.(?:in|out)put_linear)\..+")
+_EXPERTS = re.compile(r"(?:.*\.)?experts\..+")
 _MODELS = "vllm.model_executor.models."
 """Where vLLM keeps what only one family does."""
 
@@ -122,7 +123,7 @@ def _part_of(layers: Layers, name: str, stored: Sequence[str]) -> Part | None:
     if found is None:
         raise CannotSwapError(f"{name} lies in no layer, so it isn't known what holds it in memory")
     layer, rest, block = int(found["layer"]), found["rest"], found["block"]
-    if _EXPERTS.fullmatch(rest):
+    if _is_of_experts(name, rest):
         found_here = layers.experts(layer)
         for _, module in found_here:
             _refuse_own_loader(name, module)
@@ -140,7 +141,18 @@ def _part_of(layers: Layers, name: str, stored: Sequence[str]) -> Part | None:
 def _expert_tensors(block: str, stored: Sequence[str]) -> tuple[str, ...]:
     """All tensors of a layer's routed experts."""
     inside = [name for name in stored if name.startswith(block)]
-    return tuple(name for name in inside if _EXPERTS.fullmatch(name.removeprefix(block)))
+    return tuple(name for name in inside if _is_of_experts(name, name.removeprefix(block)))
+
+
+def _is_of_experts(name: str, rest: str) -> bool:
+    """Whether a tensor, called `rest` inside its layer, is loaded by the layer's routed experts.
+
+    Most families say it in the name; of the others the table knows, and that experts' own scales are the router's.
+    """
+    if _EXPERTS.fullmatch(rest):
+        return True
+    slot = locate(name)
+    return slot is not None and slot.block == "experts" and slot.part.role != "scale"
 
 
 def _refuse_own_loader(name: str, module: Any) -> None:
