@@ -98,18 +98,20 @@ class HttpBackend:
         """Asks several at a time. Those that came before an error are still given."""
         done: list[tuple[Job, Completion]] = []
         error: SurgeryError | None = None
-        with asyncio.Runner() as runner:  # Its end cancels what still runs, and so the server stops working on it.
+        left: set[Answering] = set()
+        with asyncio.Runner() as runner:
             http = self._chat.open_async(self._concurrency)
-            left = runner.run(self._start(http, jobs))
-            while left and error is None:
-                ended, left = runner.run(_first(left))
-                done += [task.result() for task in ended if task.exception() is None]
-                error = next((_surgery_error(task) for task in ended if task.exception() is not None), None)
-                if len(done) >= SETTLE:
-                    yield self._settled(done)
-                    done = []
-            if not left:
-                runner.run(http.aclose())
+            try:
+                left = runner.run(self._start(http, jobs))
+                while left and error is None:
+                    ended, left = runner.run(_first(left))
+                    done += [task.result() for task in ended if task.exception() is None]
+                    error = next((_surgery_error(task) for task in ended if task.exception() is not None), None)
+                    if len(done) >= SETTLE:
+                        yield self._settled(done)
+                        done = []
+            finally:
+                runner.run(_give_up(left, http))
         if done:
             yield self._settled(done)
         if error is not None:
@@ -157,6 +159,14 @@ class HttpBackend:
 
 async def _first(tasks: set[Answering]) -> tuple[set[Answering], set[Answering]]:
     return await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+
+
+async def _give_up(left: set[Answering], http: httpx.AsyncClient) -> None:
+    """Ends requests, so that the server stops working on them; what becomes of them is of no interest any more."""
+    for task in left:
+        task.cancel()
+    await asyncio.gather(*left, return_exceptions=True)  # Else asyncio complains of errors that nobody looked at.
+    await http.aclose()
 
 
 def _surgery_error(task: Answering) -> SurgeryError:
