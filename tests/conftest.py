@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 from hypothesis import settings
 
-from vllm_surgery.demo import default_folder, make_demo_model
+from vllm_surgery.demo.model import default_folder, make_demo_model
 
 if TYPE_CHECKING:
     from collections.abc import Callable

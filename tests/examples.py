@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from vllm_surgery.errors import SurgeryError
-from vllm_surgery.patch import Patch
-from vllm_surgery.stack import PatchSet, SourcedPatch
+from vllm_surgery.patch.format import Patch
+from vllm_surgery.patch.patch_set import PatchSet, SourcedPatch
 
 if TYPE_CHECKING:
     from collections.abc import Callable

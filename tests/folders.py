@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vllm_surgery.anatomy import TensorInfo
-from vllm_surgery.checkpoint import BYTES_PER_NUMBER, INDEX_FILE
-from vllm_surgery.conventions import MLP_ROLES
+from vllm_surgery.model.checkpoint import BYTES_PER_NUMBER, INDEX_FILE
+from vllm_surgery.model.conventions import MLP_ROLES
+from vllm_surgery.model.tensor_info import TensorInfo
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -11,7 +11,7 @@ import vllm_surgery
 from tests.folders import write_model
 from tests.models import patch_of
 from vllm_surgery import ModelFolder, Patch, PatchError, apply_to_checkpoint, plan
-from vllm_surgery.diff import diff
+from vllm_surgery.offline.diff import diff
 
 if TYPE_CHECKING:
     from pathlib import Path

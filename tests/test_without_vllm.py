@@ -12,9 +12,9 @@ import pytest
 
 from tests.examples import patch_data, zero
 from tests.folders import write_model
-from vllm_surgery.checkpoint import ModelFolder
-from vllm_surgery.patch import Patch
-from vllm_surgery.seal import seal_of_folder
+from vllm_surgery.model.checkpoint import ModelFolder
+from vllm_surgery.patch.format import Patch
+from vllm_surgery.planning.seal import seal_of_folder
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -35,8 +35,8 @@ sys.meta_path.insert(0, Missing())
 REVIEW = """
 import dataclasses, json
 from vllm_surgery import ModelFolder, PatchSet
-from vllm_surgery.review import review
-from vllm_surgery.seal import seal_of_folder
+from vllm_surgery.planning.check import review
+from vllm_surgery.planning.seal import seal_of_folder
 
 patch, folder = sys.argv[1], ModelFolder(sys.argv[2])
 plan = review(PatchSet.load([patch]), folder)
@@ -125,8 +125,8 @@ def test_a_trial_needs_neither() -> None:
 
 def test_files_are_followed_and_folders_read(patch_file: Path) -> None:
     code = (
-        "from vllm_surgery.desired import DesiredFiles; from vllm_surgery.follower import Follower\n"
-        "from vllm_surgery.library import PatchLibrary\n"
+        "from vllm_surgery.patch.followed_files import DesiredFiles; from vllm_surgery.engine.follower import Follower\n"
+        "from vllm_surgery.patch.folders import PatchLibrary\n"
         "print(DesiredFiles([sys.argv[1]]).read().id == PatchLibrary([sys.argv[2]]).listing()[0].id)"
     )
     done = run(code, patch_file, patch_file.parent)

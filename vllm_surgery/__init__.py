@@ -4,8 +4,9 @@
 Nothing here imports vLLM or torch: a laptop without either can read, check and compare patches.
 """
 
+from importlib.metadata import version
+
 from vllm_surgery.api import apply_to_checkpoint, plan, swap
-from vllm_surgery.checkpoint import ModelFolder
 from vllm_surgery.errors import (
     CannotSwapError,
     CheckpointError,
@@ -18,11 +19,13 @@ from vllm_surgery.errors import (
     SwapFailedError,
     UsageError,
 )
-from vllm_surgery.patch import Patch, load_patch
-from vllm_surgery.plan import LayerMask, Plan, TensorEdit
-from vllm_surgery.stack import PatchSet
+from vllm_surgery.model.checkpoint import ModelFolder
+from vllm_surgery.patch.files import load_patch
+from vllm_surgery.patch.format import Patch
+from vllm_surgery.patch.patch_set import PatchSet
+from vllm_surgery.planning.planner import LayerMask, Plan, TensorEdit
 
-__version__ = "0.1.0"
+__version__ = version("vllm-surgery")
 
 __all__ = [
     "CannotSwapError",

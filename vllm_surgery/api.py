@@ -6,16 +6,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vllm_surgery.checkpoint import ModelFolder
-from vllm_surgery.patch import Patch
-from vllm_surgery.review import review
-from vllm_surgery.stack import PatchSet, SourcedPatch
+from vllm_surgery.model.checkpoint import ModelFolder
+from vllm_surgery.patch.format import Patch
+from vllm_surgery.patch.patch_set import PatchSet, SourcedPatch
+from vllm_surgery.planning.check import review
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from vllm_surgery.plan import Plan
-    from vllm_surgery.protocol import SwapReport
+    from vllm_surgery.client.protocol import SwapReport
+    from vllm_surgery.planning.planner import Plan
 
 
 def plan(patches: Patch | Iterable[Patch], model: str | Path) -> Plan:
@@ -51,7 +51,7 @@ def apply_to_checkpoint(
         SurgeryError: the patches are not for this model, a file can't be read, or `out` can't be written. Nothing is
             left behind.
     """
-    from vllm_surgery.bake import bake
+    from vllm_surgery.offline.bake import bake
 
     return bake(patch_set(patches), ModelFolder(model), Path(out), link=link).folder
 
@@ -71,10 +71,9 @@ def swap(llm: Any, patches: Patch | Iterable[Patch] = ()) -> SwapReport:
         SwapFailedError: it failed on the way and was undone.
         MixedWeightsError: it couldn't be undone; `llm` answers no more.
     """
-    from vllm_surgery.engine.swap.engines import OfflineEngine, at_once
-    from vllm_surgery.engine.swap.surgeon import Surgeon
+    from vllm_surgery.engine.offline import swap_patches
 
-    return at_once(Surgeon(OfflineEngine(llm)).swap(patch_set(patches)))
+    return swap_patches(llm, patch_set(patches))
 
 
 def patch_set(patches: Patch | Iterable[Patch]) -> PatchSet:

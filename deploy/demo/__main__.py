@@ -20,7 +20,7 @@ from deploy.demo.prometheus import command
 from deploy.demo.traffic import traffic
 from deploy.monitoring.queries import LOOPS, REQUESTS, ratio, total
 from vllm_surgery import SurgeryError
-from vllm_surgery.client import SurgeryClient
+from vllm_surgery.client.client import SurgeryClient
 
 MODEL = "smollm2"
 OPTIONS = (

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from prometheus_client import Histogram
 
 from deploy.monitoring.promql import Matcher, PromqlError, Selector, read
-from vllm_surgery.engine.all_metrics import LABEL_VALUES, SPECS
+from vllm_surgery.engine.metric_catalog import LABEL_VALUES, SPECS
 from vllm_surgery.engine.metrics import LABELS
 
 if TYPE_CHECKING:

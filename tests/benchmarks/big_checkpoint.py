@@ -30,7 +30,7 @@ from tqdm import tqdm
 from tests.benchmarks.markdown import spread, table
 from tests.folders import Tensor, config_of, write_safetensors
 from vllm_surgery import Patch, load_patch
-from vllm_surgery.checkpoint import INDEX_FILE
+from vllm_surgery.model.checkpoint import INDEX_FILE
 
 HIDDEN, WIDTH = 2048, 8192
 LAYERS_A_SHARD = 10

@@ -23,10 +23,11 @@ from tqdm import tqdm
 from tests.benchmarks.load_once import Load, load_once
 from tests.benchmarks.markdown import spread, table
 from tests.benchmarks.registration import PROCESSES, Registration, register_once
-from vllm_surgery.anatomy import Anatomy
-from vllm_surgery.checkpoint import ModelFolder
 from vllm_surgery.errors import SurgeryError
-from vllm_surgery.patch import Patch, load_patch
+from vllm_surgery.model.anatomy import Anatomy
+from vllm_surgery.model.checkpoint import ModelFolder
+from vllm_surgery.patch.files import load_patch
+from vllm_surgery.patch.format import Patch
 
 if TYPE_CHECKING:
     from collections.abc import Callable

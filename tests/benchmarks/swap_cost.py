@@ -27,10 +27,10 @@ from tqdm import tqdm
 from tests.benchmarks.markdown import spread, table
 from tests.engine.server import Server, running_server
 from tests.engine.streams import MODEL, Streams, longest_gap
-from vllm_surgery.checkpoint import ModelFolder
 from vllm_surgery.errors import SurgeryError
-from vllm_surgery.export_lora import export_lora
-from vllm_surgery.stack import PatchSet
+from vllm_surgery.model.checkpoint import ModelFolder
+from vllm_surgery.offline.export_lora import export_lora
+from vllm_surgery.patch.patch_set import PatchSet
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

@@ -13,7 +13,7 @@ import pytest
 
 from vllm_surgery import __version__
 from vllm_surgery.cli import main
-from vllm_surgery.patch import json_schema
+from vllm_surgery.patch.format import json_schema
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from vllm_surgery.checkpoint import ModelFolder
+    from vllm_surgery.model.checkpoint import ModelFolder
 
 __all__ = ["no_waiting_for_disks", "tiny"]
 

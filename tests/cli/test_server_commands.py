@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests.client.test_client import REPORT, STATE, FakeServer
 from tests.examples import patch_data, zero
-from tests.test_client import REPORT, STATE, FakeServer
 from vllm_surgery.cli import main
-from vllm_surgery.patch import Patch
+from vllm_surgery.patch.format import Patch
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -99,7 +99,9 @@ def test_status_as_json(server: FakeServer, capsys: pytest.CaptureFixture[str]) 
 def test_the_default_address_and_key(monkeypatch: pytest.MonkeyPatch) -> None:
     clients: list[Any] = []
     monkeypatch.setenv("VLLM_API_KEY", "from the environment")
-    monkeypatch.setattr("vllm_surgery.client.SurgeryClient._ask", lambda self, *_: clients.append(self) or exit_now())
+    monkeypatch.setattr(
+        "vllm_surgery.client.client.SurgeryClient._ask", lambda self, *_: clients.append(self) or exit_now()
+    )
     for more in ([], ["--api-key", "given"], ["--api-key", ""]):
         with pytest.raises(SystemExit):
             main(["status", *more])

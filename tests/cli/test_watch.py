@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from rich.console import Console
 
-from tests.test_client import STATE, FakeServer
+from tests.client.test_client import STATE, FakeServer
 from vllm_surgery.cli import main
 from vllm_surgery.cli.watch_view import Screen
-from vllm_surgery.protocol import ServerState
-from vllm_surgery.traffic import Traffic
+from vllm_surgery.client.protocol import ServerState
+from vllm_surgery.client.traffic import Traffic
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

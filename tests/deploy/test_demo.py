@@ -18,7 +18,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from deploy.demo.figures import summary
 from deploy.demo.programs import ProgramError, running
 from deploy.demo.traffic import PROMPTS, traffic
-from tests.engine.loops.watched import HEALTHY, LOOPED, Watched
+from tests.engine.monitoring.watched import HEALTHY, LOOPED, Watched
 from tests.engine.server import free_port
 
 if TYPE_CHECKING:

@@ -24,10 +24,10 @@ from deploy.monitoring.files import DEPLOY
 from deploy.monitoring.promql import PromqlError
 from tests.deploy.grafana import as_sent
 from tests.deploy.prometheus import needs_prometheus, promtool
-from vllm_surgery.engine import swap_metrics
-from vllm_surgery.engine.all_metrics import LABEL_VALUES, SPECS
-from vllm_surgery.engine.loops import loop_metrics
+from vllm_surgery.engine.metric_catalog import LABEL_VALUES, SPECS
 from vllm_surgery.engine.metrics import Metrics, Spec
+from vllm_surgery.engine.monitoring import metrics as loop_metrics
+from vllm_surgery.engine.swap import metrics as swap_metrics
 from vllm_surgery.intervals import wilson
 
 if TYPE_CHECKING:

@@ -23,7 +23,7 @@ from tests.deploy.grafana import as_sent
 from tests.deploy.prometheus import SECONDS, Prometheus, needs_prometheus, running_prometheus
 from tests.engine.server import SMALL, running_server
 from vllm_surgery import load_patch
-from vllm_surgery.client import SurgeryClient
+from vllm_surgery.client.client import SurgeryClient
 from vllm_surgery.evaluation.probes import load_probes
 from vllm_surgery.intervals import wilson
 from vllm_surgery.loops import TokenTable, detect

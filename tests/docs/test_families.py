@@ -16,8 +16,8 @@ from tests.docs.families.page import PAGE, page
 from tests.docs.families.survey import survey, without_units
 from tests.engine import shown
 from tests.engine.shown import Claim, Column
-from tests.formats.quantised import stored
 from tests.models import EXPERT_FAMILIES, FAMILIES, SEEING_FAMILIES, make_model
+from tests.quantised import stored
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.formats.quantised import KINDS, make
+from tests.quantised import KINDS, make
 from vllm_surgery import ModelFolder
-from vllm_surgery.inventory import take_inventory
+from vllm_surgery.planning.inventory import take_inventory
 
 if TYPE_CHECKING:
-    from vllm_surgery.inventory import UnitsFound
+    from vllm_surgery.planning.inventory import UnitsFound
 
 PAGE = Path(__file__).parents[2] / "docs" / "quantised.md"
 

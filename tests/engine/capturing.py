@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 from tests.engine.program import run_program
 from tests.engine.settled import in_turn
-from vllm_surgery.localization.passages import Passage
+from vllm_surgery.localization.transcripts import Passage
 
 if TYPE_CHECKING:
-    from vllm_surgery.localization.activity import Activity
+    from vllm_surgery.localization.ranking.activity import Activity
 
 PROGRAM = "from tests.engine.capturing import main; main()"
 """Not this module as a program: what it pickles goes by the module's own name."""
@@ -75,7 +75,7 @@ def _record(engine: Engine) -> Recorded:
     from vllm import LLM
 
     from vllm_surgery import SurgeryError
-    from vllm_surgery.localization.activity import measure_activity
+    from vllm_surgery.localization.ranking.activity import measure_activity
 
     llm = LLM(
         engine.model,

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.engine.loops.watched import samples
+from tests.engine.monitoring.watched import samples
 from vllm_surgery.cli import main
 
 if TYPE_CHECKING:

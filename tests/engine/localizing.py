@@ -47,11 +47,11 @@ def run_searches(*tasks: Task) -> list[dict[str, Any]]:
 def _run(task: Task) -> dict[str, Any]:
     from vllm import LLM
 
-    from vllm_surgery.checkpoint import ModelFolder
-    from vllm_surgery.localization.budget import Budget
-    from vllm_surgery.localization.localize import Place, localize
+    from vllm_surgery.localization.pipeline import Place, localize
     from vllm_surgery.localization.report import write_report
+    from vllm_surgery.localization.search.budget import Budget
     from vllm_surgery.localization.settings import SearchSettings
+    from vllm_surgery.model.checkpoint import ModelFolder
 
     llm = LLM(
         task.model,

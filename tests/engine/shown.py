@@ -164,7 +164,7 @@ KINDS = (
         otherwise=_not_run("not served; swaps are refused on every quantised model"),
     ),
 )
-"""Rows are kinds of checkpoints, by the words of `tests.formats.quantised` and of `tests.docs.families`, and `ONLINE`."""
+"""Rows are kinds of checkpoints, by the words of `tests.quantised` and of `tests.docs.families`, and `ONLINE`."""
 
 ONLINE = ("online fp8 per channel", "online fp8 per tensor", "online fp8 in blocks", "online mxfp8", "online mxfp4")
 """What vLLM can make of a checkpoint in bf16 while it loads it."""

@@ -11,8 +11,8 @@ from tests.engine.offline import Arm, run_arms
 from tests.engine.test_load import GAINS, INVERSE, INVERTIBLE, same
 from tests.models import make_model, patch_of
 from vllm_surgery import ModelFolder, Patch, PatchSet
-from vllm_surgery.bake import bake
-from vllm_surgery.stack import SourcedPatch
+from vllm_surgery.offline.bake import bake
+from vllm_surgery.patch.patch_set import SourcedPatch
 
 if TYPE_CHECKING:
     from collections.abc import Callable

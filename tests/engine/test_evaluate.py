@@ -37,7 +37,7 @@ import sys
 from pathlib import Path
 from vllm import LLM
 from vllm_surgery.evaluation import TrialFolder, run_trial
-from vllm_surgery.evaluation.offline_backend import OfflineBackend
+from vllm_surgery.evaluation.backends.offline import OfflineBackend
 from vllm_surgery.evaluation.setup import token_table
 
 if __name__ == "__main__":

@@ -16,13 +16,13 @@ from safetensors.torch import save_file
 
 from tests.engine.offline import Arm, run_arms
 from tests.engine.test_load import same
-from tests.formats.quantised import kinds, make_served, name, stored
 from tests.models import WIDTH, edit_by_hand, edit_slices, make_model, patch_of
+from tests.quantised import kinds, make_served, name, stored
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from tests.formats.quantised import Kind, Tensors
+    from tests.quantised import Kind, Tensors
 
     Gains = dict[tuple[int, int], float]
 

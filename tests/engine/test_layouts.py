@@ -20,8 +20,8 @@ from tests.engine.test_lora import largest_difference
 from tests.engine.test_masks import masks
 from tests.models import EXPERTS, MIXED, WIDTH, edit_slices, patch_of
 from vllm_surgery import ModelFolder, Patch, PatchSet
-from vllm_surgery.export_lora import export_lora
-from vllm_surgery.stack import SourcedPatch
+from vllm_surgery.offline.export_lora import export_lora
+from vllm_surgery.patch.patch_set import SourcedPatch
 
 if TYPE_CHECKING:
     from collections.abc import Callable

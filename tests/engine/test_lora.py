@@ -11,8 +11,8 @@ import pytest
 from tests.engine.offline import Arm, run_arms
 from tests.models import patch_of
 from vllm_surgery import ModelFolder, Patch, PatchSet
-from vllm_surgery.export_lora import RANKS, export_lora
-from vllm_surgery.stack import SourcedPatch
+from vllm_surgery.offline.export_lora import RANKS, export_lora
+from vllm_surgery.patch.patch_set import SourcedPatch
 
 if TYPE_CHECKING:
     from pathlib import Path

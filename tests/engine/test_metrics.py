@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING
 import pytest
 from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
 
-from tests.engine.loops.watched import samples
-from vllm_surgery.engine.loops.loop_metrics import LoopMetrics
+from tests.engine.monitoring.watched import samples
 from vllm_surgery.engine.metrics import OTHER, PATCHES_KEPT, Metrics, Spec, process_metrics
+from vllm_surgery.engine.monitoring.metrics import LoopMetrics
 
 if TYPE_CHECKING:
-    from vllm_surgery.engine.loops.request_watch import Answer
+    from vllm_surgery.engine.monitoring.request import Answer
 
 SEEN = Spec(Counter, "vllm_surgery_seen_total", "Things seen.", ("colour",))
 THERE = Spec(Gauge, "vllm_surgery_there", "Things that are there.", options={"multiprocess_mode": "livesum"})
@@ -110,7 +110,7 @@ def test_the_page_stays_small_with_all_patches_that_are_kept(registry: Collector
 
 
 def looped_in_every_kind(patch: str) -> Answer:
-    from vllm_surgery.engine.loops.request_watch import Answer
+    from vllm_surgery.engine.monitoring.request import Answer
     from vllm_surgery.loops import KINDS, Loop
 
     loops = tuple((Loop(kind, 10, 3, 5.0, 25, "terminal"), patch) for kind in KINDS)
@@ -118,7 +118,7 @@ def looped_in_every_kind(patch: str) -> Answer:
 
 
 COUNT_IN_A_PROCESS = """
-from vllm_surgery.engine.loops.loop_metrics import LoopMetrics
+from vllm_surgery.engine.monitoring.metrics import LoopMetrics
 from vllm_surgery.engine.metrics import process_metrics
 loops = LoopMetrics(process_metrics(), "tiny")
 loops.open("none")

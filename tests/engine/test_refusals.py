@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from tests.engine.server import COMMAND, SMALL, environment
 from tests.models import LAYERS, WIDTH, down, make_model, patch_of
 from vllm_surgery import ModelFolder
-from vllm_surgery.seal import seal_of_folder
+from vllm_surgery.planning.seal import seal_of_folder
 
 if TYPE_CHECKING:
     from collections.abc import Callable

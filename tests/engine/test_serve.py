@@ -15,7 +15,7 @@ from tests.models import patch_of
 from vllm_surgery import Patch, PatchSet, UsageError
 from vllm_surgery.engine import serve as module
 from vllm_surgery.engine.settings import Settings
-from vllm_surgery.stack import SourcedPatch
+from vllm_surgery.patch.patch_set import SourcedPatch
 
 if TYPE_CHECKING:
     from collections.abc import Callable

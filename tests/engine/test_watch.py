@@ -13,14 +13,14 @@ import pytest
 from tests.engine.server import SMALL, running_server
 from tests.models import patch_of
 from vllm_surgery import Patch, UsageError
-from vllm_surgery.client import SurgeryClient
-from vllm_surgery.traffic import Traffic
+from vllm_surgery.client.client import SurgeryClient
+from vllm_surgery.client.traffic import Traffic
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from vllm_surgery.protocol import ServerState
+    from vllm_surgery.client.protocol import ServerState
 
 pytestmark = pytest.mark.engine
 

@@ -10,7 +10,7 @@ import pytest
 from tests.evaluation.fake_server import TABLE, FakeVllm
 from tests.examples import patch_data
 from vllm_surgery.evaluation import setup
-from vllm_surgery.patch import Patch
+from vllm_surgery.patch.format import Patch
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

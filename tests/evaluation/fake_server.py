@@ -8,10 +8,10 @@ import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-from tests.test_client import STATE, TIMES
+from tests.client.test_client import STATE, TIMES
 from vllm_surgery.loops import TokenTable
-from vllm_surgery.patch import Patch
-from vllm_surgery.stack import NO_PATCH, PatchSet, SourcedPatch
+from vllm_surgery.patch.format import Patch
+from vllm_surgery.patch.patch_set import NO_PATCH, PatchSet, SourcedPatch
 
 WORDS = 400
 TABLE = TokenTable([f" w{number}" for number in range(WORDS)])

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vllm_surgery.evaluation.backend import Chances
+from vllm_surgery.evaluation.backends.base import Chances
 from vllm_surgery.evaluation.drift import drift
 
 

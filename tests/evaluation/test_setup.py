@@ -11,7 +11,7 @@ from tests.examples import refusal
 from tests.folders import write_model
 from vllm_surgery.errors import UsageError
 from vllm_surgery.evaluation.arms import Arm, by_patches, of_penalty, of_server, unpatched
-from vllm_surgery.evaluation.backend import ModelFacts
+from vllm_surgery.evaluation.backends.base import ModelFacts
 from vllm_surgery.evaluation.protocol import load_protocol
 from vllm_surgery.evaluation.setup import Wanted, about, build_arms, fingerprint, model_folder, token_table
 from vllm_surgery.evaluation.trial import Trial

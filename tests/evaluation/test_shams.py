@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from tests.folders import write_model
-from vllm_surgery.checkpoint import ModelFolder
 from vllm_surgery.errors import UsageError
 from vllm_surgery.evaluation.shams import make_shams
-from vllm_surgery.patch import Patch
+from vllm_surgery.model.checkpoint import ModelFolder
+from vllm_surgery.patch.format import Patch
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -14,13 +14,13 @@ import pytest
 from tests.evaluation.fake_server import TABLE, FakeVllm
 from tests.examples import patch_data, refusal
 from vllm_surgery.errors import ConflictError, ServerError, UsageError
+from vllm_surgery.evaluation.analysis.summary import JUDGED, summarize
 from vllm_surgery.evaluation.arms import of_patch, of_penalty, unpatched
-from vllm_surgery.evaluation.chat import Chat
-from vllm_surgery.evaluation.http_backend import HttpBackend
+from vllm_surgery.evaluation.backends.chat import Chat
+from vllm_surgery.evaluation.backends.server import HttpBackend
 from vllm_surgery.evaluation.protocol import load_protocol
-from vllm_surgery.evaluation.summary import JUDGED, summarize
 from vllm_surgery.evaluation.trial import ANSWERS_FILE, Trial, TrialFolder, run_trial
-from vllm_surgery.patch import Patch
+from vllm_surgery.patch.format import Patch
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -10,7 +10,7 @@ import pytest
 
 from tests.folders import write_model
 from tests.localization.fake import LAYERS, WIDTH
-from vllm_surgery.checkpoint import ModelFolder
+from vllm_surgery.model.checkpoint import ModelFolder
 
 if TYPE_CHECKING:
     from pathlib import Path

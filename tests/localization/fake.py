@@ -10,19 +10,19 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from tests.evaluation.fake_server import LOOP, SOUND, WORDS
 from vllm_surgery.errors import EngineError, MismatchError
-from vllm_surgery.evaluation.backend import Chances, Completion, ModelFacts
+from vllm_surgery.evaluation.backends.base import Chances, Completion, ModelFacts
 from vllm_surgery.localization import localize
 from vllm_surgery.localization.attribution import Attribution
-from vllm_surgery.localization.budget import Budget
 from vllm_surgery.localization.candidates import Candidate, UnitKey
-from vllm_surgery.localization.lab import Bench, Lab
-from vllm_surgery.localization.measures import Cost, Loops, Measure
-from vllm_surgery.localization.search import Found, Search
+from vllm_surgery.localization.search.budget import Budget
+from vllm_surgery.localization.search.evaluator import Bench, Lab
+from vllm_surgery.localization.search.measurements import Cost, Loops, Measure
+from vllm_surgery.localization.search.search import Found, Search
 from vllm_surgery.localization.settings import SearchSettings
 from vllm_surgery.loops import KINDS, TokenTable
-from vllm_surgery.patch import Patch
-from vllm_surgery.stack import NO_PATCH
-from vllm_surgery.units import MASK
+from vllm_surgery.patch.format import Patch
+from vllm_surgery.patch.patch_set import NO_PATCH
+from vllm_surgery.patch.units import MASK
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -30,10 +30,10 @@ if TYPE_CHECKING:
 
     import pytest
 
-    from vllm_surgery.checkpoint import ModelFolder
     from vllm_surgery.evaluation.arms import Arm
-    from vllm_surgery.evaluation.backend import Job
-    from vllm_surgery.units import Gain
+    from vllm_surgery.evaluation.backends.base import Job
+    from vllm_surgery.model.checkpoint import ModelFolder
+    from vllm_surgery.patch.units import Gain
 
 Unit: TypeAlias = tuple[str, int, int]
 

@@ -19,14 +19,14 @@ from vllm_surgery.localization.attribution import (
     within,
 )
 from vllm_surgery.localization.candidates import UnitKey
-from vllm_surgery.units import MASK
+from vllm_surgery.patch.units import MASK
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
     from vllm_surgery.localization.candidates import Block
-    from vllm_surgery.localization.passages import Passage
+    from vllm_surgery.localization.transcripts import Passage
 
 A, B, C, D = (candidate(neuron(layer, 1)) for layer in range(4))
 

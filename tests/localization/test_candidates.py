@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tests.localization.fake import candidate, neuron
 from vllm_surgery.errors import PatchError
 from vllm_surgery.localization.candidates import Candidate, UnitKey, distinct, joined, taking_turns, without
-from vllm_surgery.units import MASK, Gain
+from vllm_surgery.patch.units import MASK, Gain
 
 if TYPE_CHECKING:
     from random import Random

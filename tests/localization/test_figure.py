@@ -13,14 +13,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.localization.fake import candidate, measure_of, neuron
-from vllm_surgery.evaluation.outcomes import Rates
+from vllm_surgery.evaluation.analysis.outcomes import Rates
 from vllm_surgery.evaluation.records import Key, Record
 from vllm_surgery.localization.figure import front_figure
-from vllm_surgery.localization.search import Found
+from vllm_surgery.localization.search.search import Found
 from vllm_surgery.localization.settings import SearchSettings
 
 if TYPE_CHECKING:
-    from vllm_surgery.localization.measures import Measure
+    from vllm_surgery.localization.search.measurements import Measure
 
 BASE = Rates.of([Record(Key("none", "greedy", "l", "p", 0), None, "List", {}, "x", [1], "stop")])
 SVG = "{http://www.w3.org/2000/svg}"

@@ -10,12 +10,12 @@ import pytest
 from tests.localization.fake import PROBES, TABLE, FakeModel, candidate, neuron, settings_in
 from vllm_surgery.evaluation.trial import TrialFolder
 from vllm_surgery.localization.held_out import CellKind, Court, Judged, cells_and_kinds, evidence, judge_held_out
-from vllm_surgery.patch import Patch
+from vllm_surgery.patch.format import Patch
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from vllm_surgery.checkpoint import ModelFolder
+    from vllm_surgery.model.checkpoint import ModelFolder
 
 pytestmark = pytest.mark.usefixtures("no_waiting_for_disks")
 

@@ -11,9 +11,9 @@ import argparse
 import json
 import os
 import sys
+from importlib.metadata import version
 from typing import TYPE_CHECKING
 
-from vllm_surgery import __version__
 from vllm_surgery.cli import (
     bake,
     check,
@@ -83,7 +83,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="vllm-surgery", description="Edit a served model's neurons and experts from a small text file."
     )
-    parser.add_argument("--version", action="version", version=f"vllm-surgery {__version__}")
+    parser.add_argument("--version", action="version", version=f"vllm-surgery {version('vllm-surgery')}")
     subparsers = parser.add_subparsers(required=True, metavar="COMMAND")
     for command in _COMMANDS:
         command.add_to(subparsers)

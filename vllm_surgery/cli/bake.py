@@ -8,10 +8,10 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vllm_surgery.checkpoint import ModelFolder
 from vllm_surgery.cli.options import add_command, add_json, needs_torch
-from vllm_surgery.describe import count
-from vllm_surgery.stack import PatchSet
+from vllm_surgery.model.checkpoint import ModelFolder
+from vllm_surgery.patch.describe import count
+from vllm_surgery.patch.patch_set import PatchSet
 
 if TYPE_CHECKING:
     import argparse
@@ -36,7 +36,7 @@ def add_to(subparsers: Subparsers) -> None:
 def run(args: argparse.Namespace, _rest: list[str]) -> int:
     """Carries the command out."""
     needs_torch("bake")
-    from vllm_surgery.bake import bake
+    from vllm_surgery.offline.bake import bake
 
     patches = PatchSet.load(args.patches)
     baked = bake(patches, ModelFolder(args.model), args.out, link=not args.copy, progress=True)

@@ -8,19 +8,19 @@ import json
 from itertools import islice
 from typing import TYPE_CHECKING
 
-from vllm_surgery.checkpoint import ModelFolder
 from vllm_surgery.cli.options import add_command, add_json
-from vllm_surgery.conventions import locate
-from vllm_surgery.describe import count, gain_in_words
-from vllm_surgery.review import review
-from vllm_surgery.routers import layer_of_router_bias
-from vllm_surgery.stack import PatchSet
+from vllm_surgery.model.checkpoint import ModelFolder
+from vllm_surgery.model.conventions import locate
+from vllm_surgery.model.routers import layer_of_router_bias
+from vllm_surgery.patch.describe import count, gain_in_words
+from vllm_surgery.patch.patch_set import PatchSet
+from vllm_surgery.planning.check import review
 
 if TYPE_CHECKING:
     import argparse
 
     from vllm_surgery.cli.options import Subparsers
-    from vllm_surgery.plan import LayerMask, Plan, TensorEdit
+    from vllm_surgery.planning.planner import LayerMask, Plan, TensorEdit
 
 _SLICES_SHOWN = 8
 _TENSORS_SHOWN = 100  # More than a dense model has layers; of experts, each may have its own.

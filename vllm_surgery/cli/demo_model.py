@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vllm_surgery.cli.options import add_command, add_json
-from vllm_surgery.demo import default_folder, make_demo_model
+from vllm_surgery.demo.model import default_folder, make_demo_model
 
 if TYPE_CHECKING:
     import argparse

@@ -9,17 +9,17 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vllm_surgery.checkpoint import ModelFolder
 from vllm_surgery.cli.options import add_command, add_json, needs_torch
-from vllm_surgery.cli.seal import write_patch
-from vllm_surgery.describe import count
+from vllm_surgery.model.checkpoint import ModelFolder
+from vllm_surgery.patch.describe import count
+from vllm_surgery.patch.files import write_patch
 
 if TYPE_CHECKING:
     import argparse
 
     from vllm_surgery.cli.options import Subparsers
-    from vllm_surgery.diff import Diff
-    from vllm_surgery.patch import Patch
+    from vllm_surgery.offline.diff import Diff
+    from vllm_surgery.patch.format import Patch
 
 _EXIT_UNEXPLAINED = 1
 
@@ -43,7 +43,7 @@ def add_to(subparsers: Subparsers) -> None:
 def run(args: argparse.Namespace, _rest: list[str]) -> int:
     """Carries the command out."""
     needs_torch("diff")
-    from vllm_surgery.diff import diff
+    from vllm_surgery.offline.diff import diff
 
     base = ModelFolder(args.base)
     found = diff(base, ModelFolder(args.edited), progress=True)

@@ -9,10 +9,10 @@ import json
 import sys
 from typing import TYPE_CHECKING
 
-from vllm_surgery.checkpoint import ModelFolder
 from vllm_surgery.cli.options import add_command, add_json
-from vllm_surgery.doctor import examine, offered
-from vllm_surgery.inventory import take_inventory
+from vllm_surgery.engine.doctor import examine, offered
+from vllm_surgery.model.checkpoint import ModelFolder
+from vllm_surgery.planning.inventory import take_inventory
 
 if TYPE_CHECKING:
     import argparse

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from vllm_surgery.cli.options import Subparsers
-    from vllm_surgery.evaluation.http_backend import HttpBackend
-    from vllm_surgery.evaluation.summary import Summary
+    from vllm_surgery.evaluation.analysis.summary import Summary
+    from vllm_surgery.evaluation.backends.server import HttpBackend
     from vllm_surgery.evaluation.trial import Trial, TrialFolder
 
 SEED = 20261124
@@ -93,7 +93,7 @@ def _add_questions(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, _rest: list[str]) -> int:
     """Carries the command out."""
     _check(args)
-    from vllm_surgery.evaluation.report import write_report
+    from vllm_surgery.evaluation.report.write import write_report
     from vllm_surgery.evaluation.trial import TrialFolder
 
     folder = TrialFolder(args.out)
@@ -118,7 +118,7 @@ def _check(args: argparse.Namespace) -> None:
 
 
 def _ask(args: argparse.Namespace, folder: TrialFolder) -> None:
-    from vllm_surgery.evaluation.http_backend import HttpBackend
+    from vllm_surgery.evaluation.backends.server import HttpBackend
     from vllm_surgery.evaluation.setup import token_table
     from vllm_surgery.evaluation.trial import run_trial
 
@@ -213,7 +213,7 @@ def _restore(backend: HttpBackend) -> None:
 
 
 def _measure_exactly(args: argparse.Namespace, trial: Trial, folder: TrialFolder, backend: HttpBackend) -> None:
-    from vllm_surgery.evaluation.exact_drift import exact_drifts
+    from vllm_surgery.evaluation.analysis.exact_drift import exact_drifts
     from vllm_surgery.evaluation.setup import model_folder
 
     model = model_folder(args.model, backend.facts())
@@ -231,15 +231,15 @@ def _measure_exactly(args: argparse.Namespace, trial: Trial, folder: TrialFolder
 
 
 def _summary(args: argparse.Namespace, folder: TrialFolder) -> Summary:
-    from vllm_surgery.evaluation.side_effects import healthy
-    from vllm_surgery.evaluation.summary import summarize
+    from vllm_surgery.evaluation.analysis.side_effects import healthy
+    from vllm_surgery.evaluation.analysis.summary import summarize
 
     exact = {name: healthy(drifts) for name, drifts in folder.exact().items()}
     return summarize(folder.trial(), folder.records(), folder.chances(), exact, run_code=args.run_code)
 
 
 def _in_words(summary: Summary, files: dict[str, Path]) -> str:
-    from vllm_surgery.evaluation.summary import JUDGED
+    from vllm_surgery.evaluation.analysis.summary import JUDGED
 
     lines = [] if summary.complete else [f"{summary.answers} of {summary.expected} answers: not complete, no verdict"]
     for one in summary.arms:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import argparse
 
     from vllm_surgery.cli.options import Subparsers
-    from vllm_surgery.localization.localize import Outcome
+    from vllm_surgery.localization.pipeline import Outcome
     from vllm_surgery.localization.settings import SearchSettings
 
 
@@ -98,8 +98,8 @@ def _add_bounds(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, rest: list[str]) -> int:
     """Carries the command out: 0 where a patch holds up, 1 where there is none."""
-    from vllm_surgery.localization.budget import Budget
     from vllm_surgery.localization.names import check_name, default_name
+    from vllm_surgery.localization.search.budget import Budget
 
     settings = settings_of(args)
     budget = Budget.parse(args.budget) if args.budget else Budget()
@@ -107,10 +107,10 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
     check_name(name, settings.penalty)
     if importlib.util.find_spec("vllm") is None:
         raise EngineError("localize needs vLLM: install vllm-surgery with its extra `gpu` or `cpu`")
-    from vllm_surgery.checkpoint import ModelFolder
-    from vllm_surgery.localization.engine import folder_of, start_engine, stop_engine
-    from vllm_surgery.localization.localize import Place, localize
+    from vllm_surgery.engine.offline import folder_of, start_engine, stop_engine
+    from vllm_surgery.localization.pipeline import Place, localize
     from vllm_surgery.localization.report import write_report
+    from vllm_surgery.model.checkpoint import ModelFolder
 
     llm = start_engine(args.model, rest)
     place = Place(args.out, name, _command(args, rest), quiet=args.json)

@@ -7,7 +7,7 @@ import json
 from typing import TYPE_CHECKING
 
 from vllm_surgery.cli.options import add_command
-from vllm_surgery.patch import json_schema
+from vllm_surgery.patch.format import json_schema
 
 if TYPE_CHECKING:
     import argparse

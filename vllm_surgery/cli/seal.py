@@ -7,20 +7,17 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vllm_surgery.aside import write_whole
-from vllm_surgery.checkpoint import ModelFolder
 from vllm_surgery.cli.options import add_command, add_json
-from vllm_surgery.describe import count
-from vllm_surgery.errors import SurgeryError
-from vllm_surgery.patch import load_patch
-from vllm_surgery.sealing import sealed
-from vllm_surgery.stack import SourcedPatch
+from vllm_surgery.model.checkpoint import ModelFolder
+from vllm_surgery.patch.describe import count
+from vllm_surgery.patch.files import load_patch, write_patch
+from vllm_surgery.patch.patch_set import SourcedPatch
+from vllm_surgery.planning.check import sealed
 
 if TYPE_CHECKING:
     import argparse
 
     from vllm_surgery.cli.options import Subparsers
-    from vllm_surgery.patch import Patch
 
 
 def add_to(subparsers: Subparsers) -> None:
@@ -48,16 +45,3 @@ def run(args: argparse.Namespace, _rest: list[str]) -> int:
     else:
         print(f"sealed: {file} is {patch.id}, {count(len(patch.seal), 'unit')}")
     return 0
-
-
-def write_patch(patch: Patch, file: Path) -> None:
-    """Writes a patch file, JSON where its name says so, else YAML. It is either all there or as it was.
-
-    Raises:
-        SurgeryError: it can't be written.
-    """
-    content = patch.to_json() if file.suffix == ".json" else patch.to_yaml()
-    try:
-        write_whole(file, content)
-    except OSError as error:
-        raise SurgeryError(f"{file}: can't be written: {error.strerror or error}") from None

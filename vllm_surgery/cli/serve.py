@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 from vllm_surgery.cli.options import add_command
 from vllm_surgery.errors import EngineError, UsageError
-from vllm_surgery.library import check_folder
-from vllm_surgery.stack import PatchSet
+from vllm_surgery.patch.folders import check_folder
+from vllm_surgery.patch.patch_set import PatchSet
 
 if TYPE_CHECKING:
     import argparse

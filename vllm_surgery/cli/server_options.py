@@ -12,7 +12,7 @@ from vllm_surgery.errors import UsageError
 if TYPE_CHECKING:
     import argparse
 
-    from vllm_surgery.client import SurgeryClient
+    from vllm_surgery.client.client import SurgeryClient
 
 DEFAULT_URL = "http://localhost:8000"
 KEY_VARIABLE = "VLLM_API_KEY"
@@ -34,7 +34,7 @@ def client_of(args: argparse.Namespace) -> SurgeryClient:
     """
     if importlib.util.find_spec("httpx") is None:
         raise UsageError("talking to a server needs httpx: install it, or vLLM, which brings it")
-    from vllm_surgery.client import SurgeryClient
+    from vllm_surgery.client.client import SurgeryClient
 
     return SurgeryClient(args.url, key_of(args))
 

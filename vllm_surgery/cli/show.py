@@ -6,10 +6,11 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
-from vllm_surgery.checkpoint import ModelFolder
 from vllm_surgery.cli.options import add_command, add_json
-from vllm_surgery.describe import describe, describe_model, model_card
-from vllm_surgery.patch import load_patch
+from vllm_surgery.model.checkpoint import ModelFolder
+from vllm_surgery.patch.describe import describe, model_card
+from vllm_surgery.patch.files import load_patch
+from vllm_surgery.planning.inventory import describe_model
 
 if TYPE_CHECKING:
     import argparse

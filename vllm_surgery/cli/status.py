@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING
 
 from vllm_surgery.cli.options import add_command, add_json
 from vllm_surgery.cli.server_options import add_server, client_of, in_columns
-from vllm_surgery.describe import count
 from vllm_surgery.errors import one_line
+from vllm_surgery.patch.describe import count
 
 if TYPE_CHECKING:
     import argparse
 
     from vllm_surgery.cli.options import Subparsers
-    from vllm_surgery.protocol import ModelSummary, ServerState
+    from vllm_surgery.client.protocol import ModelSummary, ServerState
 
 
 def add_to(subparsers: Subparsers) -> None:

@@ -9,17 +9,17 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from vllm_surgery.cli.options import add_command, add_json
 from vllm_surgery.cli.server_options import add_server, client_of
+from vllm_surgery.client.protocol import SwapMode
 from vllm_surgery.errors import UsageError
-from vllm_surgery.library import ENDINGS
-from vllm_surgery.protocol import SwapMode
-from vllm_surgery.stack import NO_PATCH, PatchSet
+from vllm_surgery.patch.files import ENDINGS
+from vllm_surgery.patch.patch_set import NO_PATCH, PatchSet
 
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Sequence
 
     from vllm_surgery.cli.options import Subparsers
-    from vllm_surgery.protocol import SwapReport
+    from vllm_surgery.client.protocol import SwapReport
 
 
 def add_to(subparsers: Subparsers) -> None:

@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 
     from vllm_surgery.cli.options import Subparsers
     from vllm_surgery.cli.watch_view import Screen
-    from vllm_surgery.client import SurgeryClient
-    from vllm_surgery.protocol import ServerState
-    from vllm_surgery.traffic import Traffic
+    from vllm_surgery.client.client import SurgeryClient
+    from vllm_surgery.client.protocol import ServerState
+    from vllm_surgery.client.traffic import Traffic
 
 _SECONDS = 5.0
 """Prometheus asks every 15. A person who waits for a change wants it sooner, and an answer takes milliseconds."""
@@ -59,7 +59,7 @@ def _need(packages: Sequence[str]) -> None:
 
 
 def _look(client: SurgeryClient) -> tuple[ServerState, Traffic]:
-    from vllm_surgery.traffic import Traffic
+    from vllm_surgery.client.traffic import Traffic
 
     return client.state(), Traffic.of(client.metrics())
 

@@ -12,8 +12,8 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from vllm_surgery.describe import count
 from vllm_surgery.errors import one_line
+from vllm_surgery.patch.describe import count
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 
     from rich.console import RenderableType
 
+    from vllm_surgery.client.protocol import ServerState
+    from vllm_surgery.client.traffic import Loops, PatchTraffic, Swaps, Traffic
     from vllm_surgery.intervals import Estimate
-    from vllm_surgery.protocol import ServerState
-    from vllm_surgery.traffic import Loops, PatchTraffic, Swaps, Traffic
 
 _PLAIN_WIDTH = 120
 """Columns where the output is no terminal: room for a long patch id beside its figures."""

@@ -4,13 +4,13 @@
 from __future__ import annotations
 
 from vllm_surgery.engine import touchpoints
-from vllm_surgery.engine.capture import CAPTURE_METHOD, capture
-from vllm_surgery.engine.compile_cache import compute_hash_hook
-from vllm_surgery.engine.loops.hooks import install_watching
-from vllm_surgery.engine.preflight import preflight_hook
-from vllm_surgery.engine.ranks import verify_hook
-from vllm_surgery.engine.swap.remote import REPORT_METHOD, STEP_METHOD, report, step
-from vllm_surgery.engine.worker import load_hook
+from vllm_surgery.engine.capture.worker import CAPTURE_METHOD, capture
+from vllm_surgery.engine.load.compile_cache import compute_hash_hook
+from vllm_surgery.engine.load.preflight import preflight_hook
+from vllm_surgery.engine.load.ranks import verify_hook
+from vllm_surgery.engine.load.worker import load_hook
+from vllm_surgery.engine.monitoring.hooks import install_watching
+from vllm_surgery.engine.swap.worker import REPORT_METHOD, STEP_METHOD, report, step
 
 
 def install() -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from vllm_surgery.engine import touchpoints
 from vllm_surgery.engine.plugin import ENDPOINT_GROUP
-from vllm_surgery.engine.request import logger
+from vllm_surgery.engine.server_config import logger
 from vllm_surgery.engine.settings import DISABLE_VARIABLE, KEY, Settings, disabled
 from vllm_surgery.errors import UsageError
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from vllm_surgery.stack import PatchSet
+    from vllm_surgery.patch.patch_set import PatchSet
 
 PLUGINS_VARIABLE = "VLLM_PLUGINS"
 RUST_VARIABLE = "VLLM_USE_RUST_FRONTEND"

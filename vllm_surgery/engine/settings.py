@@ -14,8 +14,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from pydantic_core import PydanticCustomError
 
 from vllm_surgery.errors import UsageError
-from vllm_surgery.patch import Patch, load_patch
-from vllm_surgery.stack import PatchSet, SourcedPatch
+from vllm_surgery.patch.files import load_patch
+from vllm_surgery.patch.format import Patch
+from vllm_surgery.patch.patch_set import PatchSet, SourcedPatch
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from vllm_surgery.stack import NO_PATCH
+from vllm_surgery.patch.patch_set import NO_PATCH
 
 UNSET_VERSION = "default"
 """vLLM's weight version until somebody sets one."""

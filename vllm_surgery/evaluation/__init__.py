@@ -10,13 +10,13 @@
 here imports vLLM before an engine in this process is asked; answers over HTTP need httpx, reports jinja2.
 """
 
+from vllm_surgery.evaluation.analysis.statistics import Paired, compare
+from vllm_surgery.evaluation.analysis.summary import JUDGED, Summary, summarize
 from vllm_surgery.evaluation.arms import Arm, of_patch, of_penalty, of_server, shams_of, unpatched
-from vllm_surgery.evaluation.backend import Backend, Chances, Completion, Job
+from vllm_surgery.evaluation.backends.base import Backend, Chances, Completion, Job
 from vllm_surgery.evaluation.probes import Probe, ProbeSet, load_probes
 from vllm_surgery.evaluation.protocol import Cell, Protocol, load_protocol
 from vllm_surgery.evaluation.records import Key, Record
-from vllm_surgery.evaluation.statistics import Paired, compare
-from vllm_surgery.evaluation.summary import JUDGED, Summary, summarize
 from vllm_surgery.evaluation.trial import Trial, TrialFolder, run_trial
 from vllm_surgery.intervals import Estimate, wilson
 

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from vllm_surgery.errors import UsageError
 from vllm_surgery.evaluation.shams import make_shams
-from vllm_surgery.stack import NO_PATCH
+from vllm_surgery.patch.patch_set import NO_PATCH
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from vllm_surgery.checkpoint import ModelFolder
     from vllm_surgery.evaluation.shams import Sham
-    from vllm_surgery.patch import Patch
+    from vllm_surgery.model.checkpoint import ModelFolder
+    from vllm_surgery.patch.format import Patch
 
 Kind: TypeAlias = Literal["unpatched", "patch", "sham", "penalty", "server"]
 

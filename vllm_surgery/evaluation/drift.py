@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from vllm_surgery.evaluation.backend import Chances
+    from vllm_surgery.evaluation.backends.base import Chances
 
 _LEAST = 1e-12
 """A rest below this is rounding: log-probabilities come with six digits."""

@@ -11,11 +11,11 @@ from typing import Annotated, Literal, TypeAlias, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from vllm_surgery.document import parse_document
 from vllm_surgery.errors import PatchError, UsageError
-from vllm_surgery.evaluation.checks import Check  # noqa: TC001 - pydantic reads it
-from vllm_surgery.evaluation.short_lists import ShortList
-from vllm_surgery.patch import read_bounded
+from vllm_surgery.evaluation.tasks.checks import Check  # noqa: TC001 - pydantic reads it
+from vllm_surgery.evaluation.tasks.short_lists import ShortList
+from vllm_surgery.patch.document import parse_document
+from vllm_surgery.patch.files import read_bounded
 
 Use: TypeAlias = Literal["loops", "healthy", "short", "skills", "text"]
 """What a set is for: setting off loops; ordinary requests; lists with known answers; tasks with checks; sound text."""

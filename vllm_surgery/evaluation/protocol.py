@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from vllm_surgery.document import parse_document
 from vllm_surgery.errors import PatchError, UsageError
 from vllm_surgery.evaluation.probes import base_name, load_probes, names_in
-from vllm_surgery.patch import read_bounded
+from vllm_surgery.patch.document import parse_document
+from vllm_surgery.patch.files import read_bounded
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -4,24 +4,23 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vllm_surgery import __version__
-from vllm_surgery.checkpoint import CONFIG_FILE, ModelFolder
 from vllm_surgery.errors import UsageError, one_line
 from vllm_surgery.evaluation import arms as make
-from vllm_surgery.library import ENDINGS
 from vllm_surgery.loops import TokenTable
-from vllm_surgery.patch import load_patch
+from vllm_surgery.model.checkpoint import ModelFolder
+from vllm_surgery.model.config import CONFIG_FILE
+from vllm_surgery.patch.files import is_file, load_patch
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from vllm_surgery.evaluation.arms import Arm
-    from vllm_surgery.evaluation.backend import ModelFacts
+    from vllm_surgery.evaluation.backends.base import ModelFacts
 
 SHAMS = 3
 """Controls of a patch where the model's folder is here: enough to see that they differ, each costs a whole arm."""
@@ -113,7 +112,7 @@ def about(facts: ModelFacts, folder: Path | None, sham_seed: int) -> dict[str, A
     return {
         "model": _without_path(facts.name),
         "engine": facts.engine,
-        "vllm_surgery": __version__,
+        "vllm_surgery": version("vllm-surgery"),
         "fingerprint": fingerprint(folder) if folder is not None else None,
         "sham_seed": sham_seed,
     }
@@ -131,11 +130,6 @@ def fingerprint(folder: Path) -> str:
         with file.open("rb") as stream:
             whole.update(f"{file.name} {hashlib.file_digest(stream, 'sha256').hexdigest()}\n".encode())
     return whole.hexdigest()
-
-
-def is_file(word: str) -> bool:
-    """Whether a word means a patch file rather than a patch in the server's folders."""
-    return os.sep in word or word.endswith(ENDINGS) or Path(word).is_file()
 
 
 def _penalty(value: float) -> float:

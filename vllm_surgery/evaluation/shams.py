@@ -14,18 +14,18 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from vllm_surgery.errors import UsageError
-from vllm_surgery.output_norms import output_norms
-from vllm_surgery.patch import Patch
-from vllm_surgery.review import review
-from vllm_surgery.stack import PatchSet, SourcedPatch
-from vllm_surgery.units import op_of
+from vllm_surgery.model.output_norms import output_norms
+from vllm_surgery.patch.format import Patch
+from vllm_surgery.patch.patch_set import PatchSet, SourcedPatch
+from vllm_surgery.patch.units import op_of
+from vllm_surgery.planning.check import review
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from vllm_surgery.checkpoint import ModelFolder
-    from vllm_surgery.output_norms import Norms
-    from vllm_surgery.units import Assignment, Gain, Kind
+    from vllm_surgery.model.checkpoint import ModelFolder
+    from vllm_surgery.model.output_norms import Norms
+    from vllm_surgery.patch.units import Assignment, Gain, Kind
 
 POOL = 24
 """From so many units for each that is edited and each sham, those closest in norm, one is drawn: few enough that norms

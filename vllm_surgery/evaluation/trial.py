@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from vllm_surgery.errors import UsageError
 from vllm_surgery.evaluation.arms import Arm, by_patches, checked
-from vllm_surgery.evaluation.backend import Chances, Job
+from vllm_surgery.evaluation.backends.base import Chances, Job
 from vllm_surgery.evaluation.drift import Drift
 from vllm_surgery.evaluation.probes import ProbeSet, load_probes
 from vllm_surgery.evaluation.protocol import Protocol
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-    from vllm_surgery.evaluation.backend import Backend, Completion
+    from vllm_surgery.evaluation.backends.base import Backend, Completion
 
 TRIAL_FILE, ANSWERS_FILE, CHANCES_FILE, EXACT_FILE = "trial.json", "answers.jsonl", "chances.jsonl", "exact.json"
 FORMAT = 1

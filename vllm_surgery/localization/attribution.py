@@ -7,10 +7,10 @@ import json
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from vllm_surgery.aside import write_whole
+from vllm_surgery.atomic_files import write_whole
 from vllm_surgery.localization.candidates import Candidate, UnitKey, taking_turns
-from vllm_surgery.localization.passages import Passage
-from vllm_surgery.units import MASK
+from vllm_surgery.localization.transcripts import Passage
+from vllm_surgery.patch.units import MASK
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from vllm_surgery.evaluation.records import Record
     from vllm_surgery.localization.candidates import Block
-    from vllm_surgery.units import Gain
+    from vllm_surgery.patch.units import Gain
 
 RANKING_FILE = "ranking.json"
 LEAST_AFTER = 8

@@ -8,8 +8,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from vllm_surgery.patch import Patch
-from vllm_surgery.units import ALL, MASK, Gain, Kind, op_of
+import numpy as np
+from numpy.typing import NDArray
+
+from vllm_surgery.patch.format import Patch
+from vllm_surgery.patch.units import ALL, MASK, Gain, Kind, op_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -126,3 +129,7 @@ def _edits(gains: Iterable[tuple[UnitKey, Gain]]) -> Iterable[dict[str, Any]]:
             indices.append(key.index)
     for (gain, kind), layers in found.items():
         yield {**op_of(gain), kind: layers}
+
+
+Values: TypeAlias = NDArray[np.float32]
+"""One number a unit of a layer."""

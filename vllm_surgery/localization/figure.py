@@ -7,13 +7,13 @@ import math
 from html import escape
 from typing import TYPE_CHECKING
 
-from vllm_surgery.evaluation.figures import COLORS, LEFT, RIGHT, WIDTH, legend, svg, text
+from vllm_surgery.evaluation.report.figures import COLORS, LEFT, RIGHT, WIDTH, legend, svg, text
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from vllm_surgery.localization.measures import Measure
-    from vllm_surgery.localization.search import Found
+    from vllm_surgery.localization.search.measurements import Measure
+    from vllm_surgery.localization.search.search import Found
     from vllm_surgery.localization.settings import SearchSettings
 
 _TOP, _HEIGHT = 34, 280

@@ -8,26 +8,26 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vllm_surgery.errors import UsageError
+from vllm_surgery.evaluation.analysis.outcomes import terminal_kinds
+from vllm_surgery.evaluation.analysis.statistics import mcnemar
+from vllm_surgery.evaluation.analysis.summary import JUDGED, summarize
 from vllm_surgery.evaluation.arms import UNPATCHED, of_patch, of_penalty, shams_of, unpatched
-from vllm_surgery.evaluation.outcomes import terminal_kinds
-from vllm_surgery.evaluation.report import write_report
-from vllm_surgery.evaluation.statistics import mcnemar
-from vllm_surgery.evaluation.summary import JUDGED, summarize
-from vllm_surgery.evaluation.tables import points
+from vllm_surgery.evaluation.report.tables import points
+from vllm_surgery.evaluation.report.write import write_report
 from vllm_surgery.evaluation.trial import Trial, TrialFolder, run_trial
 from vllm_surgery.loops import KINDS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from vllm_surgery.checkpoint import ModelFolder
+    from vllm_surgery.evaluation.analysis.summary import ArmSummary, Summary
     from vllm_surgery.evaluation.arms import Arm
-    from vllm_surgery.evaluation.backend import Backend
+    from vllm_surgery.evaluation.backends.base import Backend
     from vllm_surgery.evaluation.records import Record
-    from vllm_surgery.evaluation.summary import ArmSummary, Summary
     from vllm_surgery.localization.settings import SearchSettings
     from vllm_surgery.loops import TokenTable
-    from vllm_surgery.patch import Patch
+    from vllm_surgery.model.checkpoint import ModelFolder
+    from vllm_surgery.patch.format import Patch
 
 SURE = 0.05
 """A kind of loop that becomes more frequent in one cell, with McNemar's p below this, isn't made up for by others."""

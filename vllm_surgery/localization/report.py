@@ -5,20 +5,20 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from vllm_surgery.evaluation.page import Figure, Section, Table, Words
-from vllm_surgery.evaluation.report import sections_of, write_page
+from vllm_surgery.evaluation.report.blocks import Figure, Section, Table, Words
+from vllm_surgery.evaluation.report.write import sections_of, write_page
 from vllm_surgery.evaluation.trial import TrialFolder
 from vllm_surgery.localization.figure import front_figure
 from vllm_surgery.localization.held_out import cells_and_kinds
-from vllm_surgery.localization.localize import FOUND_FILE, HELD_OUT_FOLDER
+from vllm_surgery.localization.pipeline import FOUND_FILE, HELD_OUT_FOLDER
 from vllm_surgery.loops import KINDS
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from vllm_surgery.evaluation.page import Block
-    from vllm_surgery.localization.localize import Outcome, Place
-    from vllm_surgery.localization.measures import Measure
+    from vllm_surgery.evaluation.report.blocks import Block
+    from vllm_surgery.localization.pipeline import Outcome, Place
+    from vllm_surgery.localization.search.measurements import Measure
     from vllm_surgery.localization.settings import SearchSettings
 
 SHOWN = 24

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from vllm_surgery.errors import PatchError
 from vllm_surgery.evaluation.protocol import Cell, Protocol
 from vllm_surgery.localization.candidates import NAME, Candidate, UnitKey
-from vllm_surgery.units import Kind  # noqa: TC001 - pydantic reads it
+from vllm_surgery.patch.units import Kind  # noqa: TC001 - pydantic reads it
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING
 import torch
 from safetensors.torch import save_file
 
-from tests.formats.quantised import kinds, stored
-from tests.formats.test_stacked import E2M1
+from tests.planning.test_mxfp4_experts import E2M1
+from tests.quantised import kinds, stored
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from tests.formats.quantised import Kind, Tensors
+    from tests.quantised import Kind, Tensors
 
 PLAIN = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 QUANTISED = kinds(32)

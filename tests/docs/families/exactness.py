@@ -10,19 +10,19 @@ from typing import TYPE_CHECKING
 import torch
 
 from tests.docs.families.checkpoints import MXFP4, of_mxfp4
-from tests.formats.quantised import stored
-from tests.formats.test_exactness import changed, rounded_once, sign, with_scales
 from tests.models import patch_of
+from tests.planning.test_quantised import changed, rounded_once, sign, with_scales
+from tests.quantised import stored
 from vllm_surgery import MismatchError, ModelFolder, Patch, PatchSet
-from vllm_surgery.bake import bake
-from vllm_surgery.review import review
-from vllm_surgery.stack import SourcedPatch
+from vllm_surgery.offline.bake import bake
+from vllm_surgery.patch.patch_set import SourcedPatch
+from vllm_surgery.planning.check import review
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from tests.docs.families.checkpoints import Checkpoint
-    from tests.formats.quantised import Tensors
+    from tests.quantised import Tensors
 
     Gains = dict[tuple[int, int], float]
 

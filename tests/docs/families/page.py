@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from tests.docs.families.survey import Family
     from tests.engine.shown import Column
-    from vllm_surgery.inventory import UnitsFound
+    from vllm_surgery.planning.inventory import UnitsFound
 
 PAGE = Path(__file__).parents[3] / "docs" / "families.md"
 NO_SUCH = "-"

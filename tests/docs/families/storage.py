@@ -10,10 +10,10 @@ from safetensors.torch import load_file
 
 from tests.examples import patches_of, zero
 from tests.folders import write_model
-from tests.test_storage import as_bin
+from tests.model.test_storage import as_bin
 from vllm_surgery import ModelFolder, SurgeryError
-from vllm_surgery.bake import bake
-from vllm_surgery.diff import diff
+from vllm_surgery.offline.bake import bake
+from vllm_surgery.offline.diff import diff
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -16,12 +16,12 @@ from tests.docs.families.exactness import Held, held, refusal
 from tests.examples import patches_of
 from tests.models import EXPERT_FAMILIES, FAMILIES, SEEING_FAMILIES, make_model
 from vllm_surgery import ModelFolder
-from vllm_surgery.inventory import take_inventory
+from vllm_surgery.planning.inventory import take_inventory
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from vllm_surgery.inventory import UnitsFound
+    from vllm_surgery.planning.inventory import UnitsFound
 
 _TITLES = {
     "Gemma2": "Gemma 2",

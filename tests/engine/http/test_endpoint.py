@@ -15,11 +15,12 @@ import pytest
 from fastapi import FastAPI
 
 from tests.examples import patch_data, zero
+from vllm_surgery.client.protocol import PatchName, ServerState, SwapReport, SwapTimes
 from vllm_surgery.engine.http.body import MAX_BODY_BYTES
 from vllm_surgery.engine.http.endpoint import SurgeryEndpoint
 from vllm_surgery.engine.http.routes import STATUS
 from vllm_surgery.engine.plugin import ENDPOINT_GROUP, NAME
-from vllm_surgery.engine.swap.surgeon import Surgeon, SurgeonStatus
+from vllm_surgery.engine.swap.transaction import Surgeon, SurgeonStatus
 from vllm_surgery.errors import (
     CannotSwapError,
     CheckpointError,
@@ -32,14 +33,13 @@ from vllm_surgery.errors import (
     SwapFailedError,
     UsageError,
 )
-from vllm_surgery.patch import Patch
-from vllm_surgery.protocol import PatchName, ServerState, SwapReport, SwapTimes
+from vllm_surgery.patch.format import Patch
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
     from pathlib import Path
 
-    from vllm_surgery.stack import PatchSet
+    from vllm_surgery.patch.patch_set import PatchSet
 
 A, B = patch_data(zero({"1": [1]}), name="a"), patch_data(zero({"2": [2]}), name="b")
 A_ID, B_ID = Patch.from_data(A).id, Patch.from_data(B).id

@@ -16,7 +16,7 @@ from vllm_surgery import CannotSwapError, EngineError
 from vllm_surgery.engine import touchpoints
 from vllm_surgery.engine.masks.model import RouterMasks, compiles
 from vllm_surgery.engine.masks.router import MaskableRouter, masked_logits
-from vllm_surgery.plan import LayerMask
+from vllm_surgery.planning.planner import LayerMask
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from vllm_surgery.document import MAX_BYTES
+from vllm_surgery.client.protocol import SwapRequest
 from vllm_surgery.errors import SurgeryError, UsageError
-from vllm_surgery.protocol import SwapRequest
+from vllm_surgery.patch.document import MAX_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterable, Sequence

@@ -7,21 +7,21 @@ import asyncio
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from vllm_surgery.desired import DesiredFiles
+from vllm_surgery.client.protocol import ModelSummary
+from vllm_surgery.engine.follower import Follower
 from vllm_surgery.engine.http.access import Access
-from vllm_surgery.engine.http.doors import Doors
 from vllm_surgery.engine.http.routes import ACCESS, DOORS, answer_error, router
+from vllm_surgery.engine.http.service import Doors
 from vllm_surgery.engine.metrics import process_metrics
 from vllm_surgery.engine.plugin import NAME
-from vllm_surgery.engine.request import logger, model_facts
+from vllm_surgery.engine.server_config import logger, model_facts
 from vllm_surgery.engine.settings import Settings, disabled
 from vllm_surgery.engine.swap.engines import ServedEngine
-from vllm_surgery.engine.swap.surgeon import Surgeon
-from vllm_surgery.engine.swap_metrics import MeasuredOperator
+from vllm_surgery.engine.swap.metrics import MeasuredOperator
+from vllm_surgery.engine.swap.transaction import Surgeon
 from vllm_surgery.errors import SurgeryError
-from vllm_surgery.follower import Follower
-from vllm_surgery.library import PatchLibrary, check_folder
-from vllm_surgery.protocol import ModelSummary
+from vllm_surgery.patch.folders import PatchLibrary, check_folder
+from vllm_surgery.patch.followed_files import DesiredFiles
 
 if TYPE_CHECKING:
     from argparse import Namespace
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from fastapi import FastAPI
     from starlette.datastructures import State
 
-    from vllm_surgery.engine.http.doors import Operator
+    from vllm_surgery.engine.swap.transaction import Operator
 
 
 class SurgeryEndpoint:

@@ -10,6 +10,15 @@ from fastapi.responses import HTMLResponse, JSONResponse
 from pydantic import BaseModel
 from starlette.requests import ClientDisconnect
 
+from vllm_surgery.client.protocol import (
+    PAGE_PATH,
+    PATCHES_PATH,
+    STATE_PATH,
+    PatchListing,
+    ServerState,
+    SwapReport,
+    SwapRequest,
+)
 from vllm_surgery.engine.http.access import Access, Caller, ForbiddenError
 from vllm_surgery.engine.http.body import (
     MalformedError,
@@ -31,20 +40,11 @@ from vllm_surgery.errors import (
     SwapFailedError,
     UsageError,
 )
-from vllm_surgery.protocol import (
-    PAGE_PATH,
-    PATCHES_PATH,
-    STATE_PATH,
-    PatchListing,
-    ServerState,
-    SwapReport,
-    SwapRequest,
-)
 
 if TYPE_CHECKING:
     from starlette.datastructures import State
 
-    from vllm_surgery.engine.http.doors import Doors
+    from vllm_surgery.engine.http.service import Doors
 
 DOORS, ACCESS = "vllm_surgery_doors", "vllm_surgery_access"
 """Attributes of the web application's state."""

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 from vllm_surgery.engine import touchpoints
 from vllm_surgery.engine.masks.router import MaskableRouter
-from vllm_surgery.engine.swap.targets import Layers
+from vllm_surgery.engine.model_parts import Layers
 from vllm_surgery.errors import CannotSwapError, EngineError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from vllm_surgery.engine.swap.targets import Part
-    from vllm_surgery.plan import LayerMask
+    from vllm_surgery.engine.model_parts import Part
+    from vllm_surgery.planning.planner import LayerMask
 
 _GATE_BIAS = "bias"
 """What a linear layer calls its bias."""

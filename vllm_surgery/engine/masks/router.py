@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from vllm_surgery.engine import touchpoints
-from vllm_surgery.engine.request import logger
+from vllm_surgery.engine.server_config import logger
 from vllm_surgery.errors import EngineError
 
 if TYPE_CHECKING:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The two kinds of engine that vLLM has, as a `vllm_surgery.engine.swap.surgeon.Surgeon` sees them."""
+"""The two kinds of engine that vLLM has, as a `vllm_surgery.engine.swap.transaction.Surgeon` sees them."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import asyncio
 import time
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from vllm_surgery.engine.swap.remote import REPORT_METHOD, STEP_METHOD
+from vllm_surgery.engine.swap.worker import REPORT_METHOD, STEP_METHOD
 from vllm_surgery.engine.weight_version import note_version, version_of
 from vllm_surgery.errors import EngineError
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Sequence
 
-    from vllm_surgery.protocol import SwapMode
+    from vllm_surgery.client.protocol import SwapMode
 
 DEATH_CHECK_SECONDS = 0.5
 """Between two looks at whether the engine still lives, while it is asked something."""
@@ -34,7 +34,7 @@ class ServedEngine:
         return await self._call(REPORT_METHOD, (), {})
 
     async def begin(self, token: str, payload: dict[str, Any]) -> tuple[Answers, bool]:
-        """See `vllm_surgery.engine.swap.surgeon.Engine`. Both are sent at once, and read in this order."""
+        """See `vllm_surgery.engine.swap.transaction.Engine`. Both are sent at once, and read in this order."""
         answers, sleeps = await asyncio.gather(
             self.step("begin", token, payload), self._while_it_lives(self._client.is_sleeping())
         )
@@ -45,7 +45,7 @@ class ServedEngine:
         return await self._call(STEP_METHOD, (name, token), payload)
 
     async def pause(self, mode: SwapMode) -> None:
-        """See `vllm_surgery.engine.swap.surgeon.Engine`.
+        """See `vllm_surgery.engine.swap.transaction.Engine`.
 
         What `AsyncLLM.pause_generation` does but for its last line, 20 ms of sleep, so that callers see the last tokens
         before the pause. Here they may come later: each says itself which weights it is from.
@@ -102,7 +102,7 @@ class OfflineEngine:
         return named([self._llm.collective_rpc(REPORT_METHOD)])
 
     async def begin(self, token: str, payload: dict[str, Any]) -> tuple[Answers, bool]:
-        """See `vllm_surgery.engine.swap.surgeon.Engine`."""
+        """See `vllm_surgery.engine.swap.transaction.Engine`."""
         return await self.step("begin", token, payload), bool(self._llm.llm_engine.is_sleeping())
 
     async def step(self, name: str, token: str, payload: dict[str, Any]) -> Answers:

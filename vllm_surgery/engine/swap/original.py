@@ -8,9 +8,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vllm_surgery.checkpoint import ModelFolder, read_header_bytes
 from vllm_surgery.errors import CannotSwapError, SurgeryError
-from vllm_surgery.tensors import read_tensor
+from vllm_surgery.model.checkpoint import ModelFolder, read_header_bytes
+from vllm_surgery.weights.tensors import read_tensor
 
 if TYPE_CHECKING:
     import torch

@@ -18,11 +18,11 @@ from vllm.entrypoints.serve.middleware.authenticate import AuthenticationMiddlew
 
 from tests.engine.http.test_endpoint import Operator, Server
 from vllm_surgery.engine.http import endpoint
-from vllm_surgery.engine.loops.loop_metrics import LoopMetrics
-from vllm_surgery.engine.loops.request_watch import Answer
 from vllm_surgery.engine.metrics import Metrics
+from vllm_surgery.engine.monitoring.metrics import LoopMetrics
+from vllm_surgery.engine.monitoring.request import Answer
 from vllm_surgery.loops import Loop
-from vllm_surgery.patch import Patch
+from vllm_surgery.patch.format import Patch
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

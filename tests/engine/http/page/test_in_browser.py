@@ -11,8 +11,8 @@ import pytest
 from prometheus_client import generate_latest
 
 from tests.examples import patch_data, zero
+from vllm_surgery.client.traffic import Traffic
 from vllm_surgery.errors import CannotSwapError, ConflictError, EngineError, MismatchError, SwapFailedError
-from vllm_surgery.traffic import Traffic
 
 pytest.importorskip("selenium", reason="selenium is not installed, so the page was not looked at")
 from selenium.common.exceptions import JavascriptException
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
+    from vllm_surgery.client.traffic import Loops
     from vllm_surgery.errors import SurgeryError
-    from vllm_surgery.traffic import Loops
 
 pytestmark = pytest.mark.skipif(
     not (BROWSER and DRIVER),

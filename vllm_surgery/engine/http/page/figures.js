@@ -1,4 +1,4 @@
-// The figures of one scrape: the same arithmetic as vllm_surgery/traffic.py, and a test holds the two together.
+// The figures of one scrape: the same arithmetic as vllm_surgery/client/traffic.py, and a test holds the two together.
 
 const Z = 1.959963984540054; // The normal distribution's 97.5th percentile: intervals hold 95 %.
 

@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What ``/metrics`` says of swaps."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from prometheus_client import CollectorRegistry
+
+from tests.engine.http.test_endpoint import A_ID, B_ID, A, B, Operator
+from vllm_surgery import Patch
+from vllm_surgery.api import patch_set
+from vllm_surgery.engine.metrics import Metrics
+from vllm_surgery.engine.swap.metrics import MeasuredOperator
+from vllm_surgery.errors import (
+    CannotSwapError,
+    ConflictError,
+    MismatchError,
+    MixedWeightsError,
+    SurgeryError,
+    SwapFailedError,
+)
+from vllm_surgery.patch.followed_files import Reading
+
+SETS = {A_ID: patch_set(Patch.from_data(A)), B_ID: patch_set(Patch.from_data(B)), "none": patch_set([])}
+
+
+class Measured:
+    """A measured operator, and the registry that it shows itself on."""
+
+    def __init__(self, active: str = "none") -> None:
+        self.registry = CollectorRegistry()
+        self.plain = Operator(active)
+        self.operator = MeasuredOperator(self.plain, Metrics(self.registry), "model")
+
+    def swap(self, patch: str) -> None:
+        asyncio.run(self.operator.swap(SETS[patch]))
+
+    def value(self, name: str, patch: str, **labels: str) -> float | None:
+        return self.registry.get_sample_value(name, {"model_name": "model", "patch": patch, **labels})
+
+    def shown(self, state: str) -> list[str]:
+        return [patch for patch in SETS if self.value("vllm_surgery_patch_info", patch, state=state) == 1]
+
+
+def test_what_is_active_is_shown() -> None:
+    measured = Measured(A_ID)
+    asyncio.run(measured.operator.status())
+    assert measured.shown("active") == [A_ID]
+    measured.swap(B_ID)
+    assert measured.shown("active") == [B_ID]
+
+
+def test_what_another_process_swapped_in_is_shown_no_longer() -> None:
+    measured = Measured(A_ID)
+    asyncio.run(measured.operator.status())
+    measured.plain.active = B_ID
+    measured.swap("none")
+    assert measured.value("vllm_surgery_patch_info", B_ID, state="active") == 0
+    assert measured.shown("active") in (["none"], [A_ID, "none"])  # A's is the other process's to take back.
+
+
+def test_what_files_ask_for_is_shown() -> None:
+    measured = Measured()
+    for patch in (A_ID, B_ID):
+        measured.operator.show_desired(Reading("content", SETS[patch]))
+        assert measured.shown("desired") == [patch]
+    measured.operator.show_desired(Reading("content", None, "refused"))
+    assert measured.shown("desired") == []
+
+
+def test_a_swap_is_counted_with_its_times() -> None:
+    measured = Measured()
+    measured.swap(A_ID)
+    assert measured.value("vllm_surgery_swaps_total", A_ID, result="done") == 1
+    times = {
+        phase: measured.value("vllm_surgery_swap_seconds_sum", A_ID, phase=phase)
+        for phase in ("stage", "pause", "apply", "verify", "total")
+    }
+    assert times == pytest.approx({"stage": 0.001, "pause": 0.002, "apply": 0.003, "verify": 0.004, "total": 0.01})
+
+
+def test_a_swap_to_what_is_active_took_no_time() -> None:
+    measured = Measured(A_ID)
+    measured.swap(A_ID)
+    assert measured.value("vllm_surgery_swaps_total", A_ID, result="unchanged") == 1
+    assert measured.value("vllm_surgery_swap_seconds_count", A_ID, phase="total") is None
+
+
+@pytest.mark.parametrize(
+    ("error", "result"),
+    [
+        (ConflictError("another swap runs"), "conflict"),
+        (CannotSwapError("experts are balanced"), "impossible"),
+        (SwapFailedError("rank 1"), "undone"),
+        (MixedWeightsError("rank 1"), "mixed"),
+        (MismatchError("a", "b", "c"), "refused"),
+        (SurgeryError("too large"), "refused"),
+        (TimeoutError("no answer"), "error"),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, Exception) else value,
+)
+def test_a_swap_that_was_not_carried_out_is_counted_by_why(error: Exception, result: str) -> None:
+    measured = Measured()
+    measured.plain.error = error
+    with pytest.raises(type(error)):
+        measured.swap(A_ID)
+    assert measured.value("vllm_surgery_swaps_total", A_ID, result=result) == 1

@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Figures, examples and pages, from answers that are known."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+from xml.etree import ElementTree
+
+import pytest
+
+from vllm_surgery.evaluation.analysis.summary import summarize
+from vllm_surgery.evaluation.arms import of_patch, unpatched
+from vllm_surgery.evaluation.protocol import load_protocol
+from vllm_surgery.evaluation.records import FoundLoop, Record
+from vllm_surgery.evaluation.report.blocks import Section, Table, Words, markdown
+from vllm_surgery.evaluation.report.examples import EACH, SHOWN, examples
+from vllm_surgery.evaluation.report.figures import onset_figure, rates_figure, series_of
+from vllm_surgery.evaluation.report.write import html, write_report
+from vllm_surgery.evaluation.trial import Trial
+from vllm_surgery.patch.format import Patch
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+PATCH = Patch.from_data({"version": 1, "name": "cure", "edits": [{"op": "zero", "neurons": {"0": [1]}}]})
+TRIAL = Trial.of(load_protocol("small").changed(cells=["greedy"], sets=["paper"]), [unpatched(), of_patch(PATCH)], {})
+TEXT = "Stars: Lyra\n" + "Orion\n" * 40
+LOOP = FoundLoop("verbatim", 4, 2, 20.0, 84, "terminal", 12, 18)
+
+
+def record(arm: str, number: int, *, looped: bool) -> Record:
+    """The answer of an arm to the probe of that number."""
+    job = [job for one in TRIAL.arms if one.name == arm for job in TRIAL.jobs(one)][number]
+    loops = [LOOP] if looped else []
+    return Record(job.key, "id", job.prompt, job.sampling, TEXT if looped else "Lyra", list(range(84)), "stop", loops)
+
+
+RECORDS = [record("unpatched", number, looped=number < 6) for number in range(8)]
+RECORDS += [record("cure", number, looped=number > 5) for number in range(8)]
+SUMMARY = summarize(TRIAL, RECORDS, {})
+
+
+def test_each_sort_of_pair_is_shown_and_no_more_than_that() -> None:
+    sorts = [example.sort for example in examples(TRIAL, RECORDS)]
+    assert sorts == ["rescued"] * EACH + ["newly looping"] * 2
+
+
+def test_what_repeats_is_marked_from_its_second_time_on() -> None:
+    side = next(examples(TRIAL, RECORDS)).sides[0]
+    assert side.before == "Stars: Lyra\nOrion\n"
+    assert side.repeats.startswith("Orion\nOrion")
+    assert len(side.before + side.repeats) <= SHOWN
+    assert side.said == "verbatim loop from token 4, 20 copies of 2, terminal; ended by itself"
+
+
+def test_the_rates_figure_has_a_mark_for_each_arm_and_probe() -> None:
+    root = ElementTree.fromstring(rates_figure(SUMMARY))
+    titles = [title.text or "" for title in root.iter("{http://www.w3.org/2000/svg}title")]
+    assert "unpatched, paper/constellations: 100 % (21 to 100)" in titles
+    assert sum("paper/" in title for title in titles) == 16
+
+
+def test_the_onset_figure_falls_to_what_never_looped() -> None:
+    root = ElementTree.fromstring(onset_figure(SUMMARY, RECORDS))
+    paths = [path.get("d") or "" for path in root.iter("{http://www.w3.org/2000/svg}path")]
+    lows = [max(float(y) for y in re.findall(r",(-?[\d.]+)", path)) for path in paths]
+    assert lows[0] - 34 == pytest.approx(260 * 6 / 8, abs=0.2)
+    assert lows[1] - 34 == pytest.approx(260 * 2 / 8, abs=0.2)
+
+
+def test_shams_have_one_colour() -> None:
+    assert [one.name for one in series_of(SUMMARY)] == ["unpatched", "cure"]
+
+
+def test_a_page_in_markdown_and_html() -> None:
+    sections = [Section("One", [Words("a **b** & c", ["`d|e` * 2"]), Table(["x"], [["<i>|"]])])]
+    assert markdown("T", sections) == "# T\n\n## One\n\na **b** & c\n\n- `d|e` * 2\n\n| x |\n| --- |\n| <i>\\| |\n"
+    page = html("T", sections)
+    assert "<strong>b</strong> &amp; c" in page
+    assert "<li><code>d|e</code> * 2</li>" in page
+    assert "&lt;i&gt;|" in page
+
+
+def test_a_trial_that_says_nothing_of_itself_has_a_report(tmp_path: Path) -> None:
+    files = write_report(SUMMARY, TRIAL, RECORDS, tmp_path)
+    assert "**Model**: not known" in files["markdown"].read_text()
+
+
+def test_what_cant_be_said_is_null() -> None:
+    data = SUMMARY.to_data()
+    assert data["arms"][1]["against"]["judged"]["ratio"]["value"] == pytest.approx(1 / 3)
+    none = summarize(TRIAL, [record(arm.name, n, looped=False) for arm in TRIAL.arms for n in range(8)], {})
+    assert none.to_data()["arms"][1]["against"]["judged"]["ratio"] == {"value": None, "low": None, "high": None}

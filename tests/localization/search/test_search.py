@@ -1,0 +1,214 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A whole search on a model made of rules: it finds what was hidden, and says so where there is nothing."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.localization.fake import (
+    LAYERS,
+    PROBES,
+    FakeModel,
+    candidate,
+    every_single,
+    lab_in,
+    measure_of,
+    neuron,
+    search_in,
+    settings_in,
+)
+from vllm_surgery.errors import EngineError
+from vllm_surgery.localization.attribution import Attribution
+from vllm_surgery.localization.search.budget import Budget
+from vllm_surgery.localization.search.search import Search
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.localization.fake import Unit
+    from vllm_surgery.localization.search.search import Found
+    from vllm_surgery.model.checkpoint import ModelFolder
+
+pytestmark = pytest.mark.usefixtures("no_waiting_for_disks")
+
+CAUSE, SECOND, OTHER = neuron(1, 5), neuron(2, 3), neuron(0, 7)
+ANSWERS, LOOPED = 2 * PROBES, 2 * PROBES * 2 // 3
+WHOLE = ANSWERS + 4
+"""Answers of the closest look, tasks among them."""
+
+
+def units_of(found: Found) -> set[Unit]:
+    assert found.best is not None, found.why_none
+    return {(key.kind, key.layer, key.index) for key, _ in found.best.candidate.gains}
+
+
+def test_it_finds_the_unit_wherever_the_ranking_has_it(tmp_path: Path, tiny: ModelFolder) -> None:
+    found = search_in(tmp_path, FakeModel(causes=frozenset({CAUSE})), tiny, every_single())
+    assert units_of(found) == {CAUSE}
+    assert found.best is not None
+    assert (found.best.loops.base, found.best.loops.looped) == (LOOPED, 0)
+    assert found.why_none is None
+    assert found.kept == [("neurons", CAUSE[1])]
+    assert found.front[0].loops.looped == 0
+
+
+def test_a_ranking_that_names_it_with_a_gain_of_no_use_still_finds_it(tmp_path: Path, tiny: ModelFolder) -> None:
+    model = FakeModel(causes=frozenset({CAUSE}))
+    found = search_in(tmp_path, model, tiny, Attribution([candidate(CAUSE, gain=3.0)]))
+    assert units_of(found) == {CAUSE}
+    assert found.best is not None
+    assert found.best.candidate.origin == "gain"
+
+
+def test_it_finds_two_units_of_which_each_alone_is_enough_for_loops(tmp_path: Path, tiny: ModelFolder) -> None:
+    model = FakeModel(causes=frozenset({CAUSE, SECOND}))
+    found = search_in(tmp_path, model, tiny, every_single(OTHER, CAUSE, SECOND))
+    assert units_of(found) == {CAUSE, SECOND}
+    assert found.kept == [("neurons", layer) for layer in range(LAYERS)]  # No layer alone makes a difference.
+
+
+def test_units_that_cure_a_part_each_are_joined(tmp_path: Path, tiny: ModelFolder) -> None:
+    found = search_in(tmp_path, FakeModel(helpers={CAUSE: 0, SECOND: 1}), tiny, every_single())
+    assert units_of(found) == {CAUSE, SECOND}
+
+
+def test_of_a_set_that_cures_what_is_not_needed_is_dropped(tmp_path: Path, tiny: ModelFolder) -> None:
+    model = FakeModel(causes=frozenset({CAUSE, SECOND}))
+    whole = candidate(CAUSE, SECOND, OTHER, neuron(0, 1), origin="set")
+    found = search_in(tmp_path, model, tiny, Attribution([candidate(OTHER)], [whole]))
+    assert units_of(found) == {CAUSE, SECOND}
+
+
+def test_where_nothing_cures_there_is_no_edit_and_the_reason(tmp_path: Path, tiny: ModelFolder) -> None:
+    found = search_in(tmp_path, FakeModel(), tiny, every_single())
+    assert found.best is None
+    assert found.why_none == (
+        f"the best candidate within the bounds leaves {LOOPED} of {ANSWERS} answers in a loop, "
+        f"the unpatched model {LOOPED}"
+    )
+
+
+def test_where_nothing_loops_nothing_is_tried(tmp_path: Path, tiny: ModelFolder) -> None:
+    model = FakeModel(loops=False)
+    found = search_in(tmp_path, model, tiny, every_single())
+    assert found.why_none == "no answer of the unpatched model ends in a loop, so there is nothing to cure"
+    assert (found.best, found.layers, found.attribution, model.swaps) == (None, [], None, ["unpatched"])
+
+
+@pytest.mark.parametrize("damage", ["dear", "harmful", "deadly"])
+def test_a_cure_that_costs_too_much_is_not_taken(tmp_path: Path, tiny: ModelFolder, damage: str) -> None:
+    model = FakeModel(causes=frozenset({CAUSE}), **{damage: frozenset({CAUSE})})
+    found = search_in(tmp_path, model, tiny, every_single(CAUSE), singles=3)
+    assert found.best is None
+    assert found.why_none is not None
+    assert found.why_none.startswith("the best candidate within the bounds leaves")
+    assert any(one.loops.looped == 0 and one.excess(settings_in(tmp_path)) for one in found.measured)
+
+
+def test_where_all_cost_too_much_that_is_the_reason(tmp_path: Path, tiny: ModelFolder) -> None:
+    every = frozenset({CAUSE, SECOND})
+    attribution = Attribution([candidate(unit) for unit in sorted(every)])
+    found = search_in(tmp_path, FakeModel(causes=every, dear=every), tiny, attribution, gains=[0.0], max_kl=1e-9)
+    assert found.why_none == "no candidate that was measured in full stays within the bounds of its side effects"
+
+
+def test_what_costs_too_much_is_tried_at_lower_doses(tmp_path: Path, tiny: ModelFolder) -> None:
+    model = FakeModel(causes=frozenset({CAUSE}), dear=frozenset({CAUSE}))
+    found = search_in(tmp_path, model, tiny, Attribution([candidate(CAUSE)]), gains=[0.0])
+    doses = [one.candidate for one in found.measured if one.candidate.origin == "dose"]
+    assert [one.gains[0][1] for one in doses] == [0.5, 0.75]
+
+
+def test_what_the_model_cannot_take_is_noted_once_and_the_search_goes_on(tmp_path: Path, tiny: ModelFolder) -> None:
+    model = FakeModel(causes=frozenset({CAUSE}), unwelcome=frozenset({OTHER}))
+    found = search_in(tmp_path, model, tiny, every_single(OTHER))
+    assert units_of(found) == {CAUSE}
+    assert f"{candidate(OTHER)}: its format can't hold the edit" in found.refused
+    assert len(found.refused) == len(set(found.refused))
+    assert not any(OTHER in {(k.kind, k.layer, k.index) for k, _ in one.candidate.gains} for one in found.measured)
+
+
+def test_what_was_refused_is_not_swapped_in_again(tmp_path: Path, tiny: ModelFolder) -> None:
+    model = FakeModel(causes=frozenset({CAUSE}), unwelcome=frozenset({CAUSE}))
+    found = search_in(tmp_path, model, tiny, every_single(CAUSE, SECOND))
+    assert found.best is None
+    assert len(found.refused) == len(set(found.refused))
+
+
+@pytest.mark.parametrize("answers", [1, WHOLE, 60, 100, 300, 1000])
+def test_a_budget_is_kept_to_one_look_and_always_ends_in_an_edit_or_a_reason(
+    tmp_path: Path, tiny: ModelFolder, answers: int
+) -> None:
+    budget = Budget(answers=answers)
+    found = search_in(tmp_path, FakeModel(causes=frozenset({CAUSE})), tiny, every_single(CAUSE), budget)
+    assert (found.best is None) == (found.why_none is not None)
+    assert budget.spent_answers <= max(WHOLE, answers + WHOLE)
+    assert (found.best is not None) == (answers >= 100)
+
+
+def test_singles_are_looked_at_in_full_before_their_share_is_gone(tmp_path: Path, tiny: ModelFolder) -> None:
+    """So many are planned that halving comes to its end."""
+    for answers in (300, 900):
+        folder, budget = tmp_path / str(answers), Budget(answers=answers)
+        found = search_in(folder, FakeModel(), tiny, every_single(), budget, gains=[0.0], sets=0, max_units=1)
+        singles = [one for one in found.measured if one.candidate.units == 1]
+        assert singles
+        assert {one.loops.answers for one in singles} == {ANSWERS}
+
+
+def test_looks_of_unequal_length_are_not_compared(tmp_path: Path, tiny: ModelFolder) -> None:
+    settings, budget = settings_in(tmp_path), Budget()
+    lab = lab_in(tmp_path / "search", FakeModel(), settings, budget)
+    search = Search(lab, tiny.anatomy, settings, budget, lambda *_: every_single())
+    a, b, c = (candidate(neuron(0, index)) for index in range(3))
+    whole, better, short = measure_of(a, 9, answers=24), measure_of(b, 5, answers=24), measure_of(c, 1, answers=6)
+    assert search._ranked([short, whole, better]) == [better, whole, short]
+
+
+def test_the_parts_of_a_search_are_counted(tmp_path: Path, tiny: ModelFolder) -> None:
+    looks = search_in(tmp_path, FakeModel(causes=frozenset({CAUSE})), tiny, every_single()).looks
+    assert looks["layers"] == LAYERS
+    assert looks["singles"] == 24 + 8 + 3
+    assert set(looks) >= {"gains", "pairs", "grown"}
+
+
+def test_only_the_kinds_that_are_wanted_are_silenced(tmp_path: Path, tiny: ModelFolder) -> None:
+    found = search_in(tmp_path, FakeModel(), tiny, every_single(), kinds=["experts"], singles=2)
+    assert (found.layers, found.kept) == ([], [])
+
+
+def plain(found: Found) -> Any:
+    return json.loads(json.dumps(found.to_data(), allow_nan=False))
+
+
+def test_the_same_inputs_give_the_same_search(tmp_path: Path, tiny: ModelFolder) -> None:
+    def go(name: str) -> tuple[Any, FakeModel]:
+        model = FakeModel(causes=frozenset({CAUSE}))
+        return plain(search_in(tmp_path / name, model, tiny, every_single(CAUSE), Budget(answers=300))), model
+
+    (first, one), (second, two) = go("a"), go("b")
+    assert first == second
+    assert (one.asked, one.swaps) == (two.asked, two.swaps)
+    assert first["best"] in {each["candidate"]["id"] for each in first["measured"]}
+
+
+@pytest.mark.parametrize("stop", [10, 40, 100, 133])
+def test_a_search_that_was_killed_comes_to_the_same(tmp_path: Path, tiny: ModelFolder, stop: int) -> None:
+    def go(folder: Path, model: FakeModel) -> tuple[Any, Budget]:
+        budget = Budget(answers=300)
+        return plain(search_in(folder, model, tiny, every_single(CAUSE), budget)), budget
+
+    def model(stop_after: int | None = None) -> FakeModel:
+        return FakeModel(causes=frozenset({CAUSE}), stop_after=stop_after)
+
+    whole, killed, rest = model(), model(stop), model()
+    wanted, spent = go(tmp_path / "whole", whole)
+    with pytest.raises(EngineError, match="killed"):
+        go(tmp_path / "parts", killed)
+    found, spent_in_parts = go(tmp_path / "parts", rest)
+    assert found == wanted
+    assert spent_in_parts.spent_answers == spent.spent_answers == len(whole.asked)
+    assert sorted(killed.asked + rest.asked) == sorted(whole.asked)

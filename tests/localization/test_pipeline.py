@@ -1,0 +1,202 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From a model's loops to a patch file, or to the reason why there is none. The engine is a model made of rules."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.examples import refusal
+from tests.folders import write_model
+from tests.localization.fake import LAYERS, WIDTH, FakeModel, candidate, every_single, neuron, settings_in, stand_in
+from vllm_surgery.errors import EngineError, UsageError
+from vllm_surgery.localization.attribution import RANKING_FILE
+from vllm_surgery.localization.pipeline import Outcome, Place, localize
+from vllm_surgery.localization.report import write_report
+from vllm_surgery.localization.search.budget import Budget
+from vllm_surgery.model.checkpoint import ModelFolder
+from vllm_surgery.patch.files import load_patch
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+pytestmark = pytest.mark.usefixtures("no_waiting_for_disks")
+
+CAUSE = neuron(1, 5)
+NAME = "tiny-noloop"
+
+
+class Desk:
+    """Where searches of one test are made."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch, model: ModelFolder) -> None:
+        self.out, self.probes, self.model = folder / "out", folder, model
+        self._monkeypatch = monkeypatch
+
+    def go(self, rules: FakeModel, folder: Path | None = None, **changes: Any) -> Outcome:
+        llm = stand_in(self._monkeypatch, rules, every_single(CAUSE))
+        settings = settings_in(self.probes, singles=6, **changes)
+        place = Place(folder or self.out, NAME, "vllm-surgery localize tiny", quiet=True)
+        outcome = localize(llm, self.model, settings, Budget(answers=600), place)
+        write_report(outcome, settings, place)
+        return outcome
+
+    @property
+    def files(self) -> set[str]:
+        return {file.name for file in self.out.iterdir()}
+
+
+@pytest.fixture
+def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny: ModelFolder) -> Desk:
+    return Desk(tmp_path, monkeypatch, tiny)
+
+
+def curable(**more: Any) -> FakeModel:
+    return FakeModel(causes=frozenset({CAUSE}), **more)
+
+
+def test_a_cure_that_holds_is_written_sealed_with_what_the_trial_said(desk: Desk) -> None:
+    outcome = desk.go(curable())
+    assert outcome.patch == desk.out / f"{NAME}.yaml"
+    patch = load_patch(outcome.patch)
+    assert [(one.kind, one.layer, *one.resolve(WIDTH)) for one in patch.assignments()] == [CAUSE]
+    assert list(patch.seal) == ["neurons/1/5"]
+    assert patch.model.given()
+    said = patch.provenance
+    assert (said["source"], said["command"]) == ("vllm-surgery localize", "vllm-surgery localize tiny")
+    assert said["engine"] == "fake 0"
+    assert said["model"] == outcome.about["fingerprint"]
+    assert said["evidence"]["verdict"] == "fewer loops"
+
+
+def test_nothing_written_names_this_machine(desk: Desk) -> None:
+    outcome = desk.go(curable())
+    assert outcome.patch is not None
+    for file in (outcome.patch, desk.out / "candidate.yaml", desk.out / "search.json"):
+        assert str(desk.probes) not in file.read_text()
+
+
+def test_the_shipped_edit_is_the_candidate_that_was_judged(desk: Desk) -> None:
+    outcome = desk.go(curable())
+    assert outcome.patch is not None
+    tried, shipped = load_patch(desk.out / "candidate.yaml"), load_patch(outcome.patch)
+    assert (tried.digest, tried.seal, dict(tried.provenance)) == (shipped.digest, {}, {})
+
+
+def test_what_was_spent_is_said_without_the_held_out_trial(desk: Desk) -> None:
+    rules = curable()
+    outcome = desk.go(rules)
+    assert 0 < outcome.spent_answers < len(rules.asked)
+    assert outcome.spent_answers == len((desk.out / "search" / "answers.jsonl").read_text().splitlines())
+
+
+def test_a_cure_that_was_learnt_by_heart_is_not_shipped(desk: Desk) -> None:
+    outcome = desk.go(curable(learnt_by_heart=True))
+    assert outcome.found.best is not None
+    assert outcome.judged is not None
+    assert (outcome.judged.holds, outcome.patch) == (False, None)
+    assert "candidate.yaml" in desk.files
+    assert f"{NAME}.yaml" not in desk.files
+    text = (desk.out / "report.md").read_text()
+    assert "**No patch was written.**" in text
+    assert "verdict on held-out probes: **no effect shown**" in text
+
+
+def test_where_nothing_was_found_nothing_is_judged(desk: Desk) -> None:
+    outcome = desk.go(FakeModel())
+    assert (outcome.judged, outcome.patch) == (None, None)
+    assert desk.files == {"localize.json", "search", "search.json", "report.html", "report.md", "front.svg"}
+    assert "**No patch**: the best candidate within the bounds leaves 16 of 24" in (desk.out / "report.md").read_text()
+
+
+def test_where_nothing_loops_the_report_says_so(desk: Desk) -> None:
+    desk.go(FakeModel(loops=False))
+    text = (desk.out / "report.md").read_text()
+    assert "**No patch**: no answer of the unpatched model ends in a loop" in text
+    assert "**Looks at candidates**: none" in text
+    assert "## Layers" not in text
+    assert "## Candidates" not in text
+
+
+def test_what_the_report_says_of_a_cure(desk: Desk) -> None:
+    desk.go(curable(unwelcome=frozenset({neuron(0, 0)})))
+    text, page = (desk.out / "report.md").read_text(), (desk.out / "report.html").read_text()
+    assert "**Unpatched**: 66.7 % of 24 answers to search probes end in a loop (16 verbatim, 0 decay, 0 doom)" in text
+    assert "An edit may cost at most 0.05 nats a token" in text
+    assert "on search probes: 16 of 24 answers end in a loop without it, 0 with it" in text
+    assert "| neurons/1 | 3 | 2 | 0 | 2 | 0 |" in text
+    assert "refused: neurons/0/0 x 0: its format can't hold the edit" in text
+    assert "| sampled | verbatim | 12 | 8 | 0 | 8 | 0 |" in text
+    assert "## Held out: " in text
+    assert "<svg" in page
+    assert "<script" not in page
+
+
+def test_the_figures_are_json_that_any_reader_takes(desk: Desk) -> None:
+    desk.go(curable())
+    found = json.loads((desk.out / "search.json").read_text(), parse_constant=pytest.fail)
+    assert found["base"] == {"answers": 24, "looped": 16 / 24, "terminal": {"verbatim": 16, "decay": 0, "doom": 0}}
+    assert found["best"] in {one["candidate"]["id"] for one in found["measured"]}
+
+
+def test_a_search_that_is_done_is_told_again_without_asking(desk: Desk) -> None:
+    first = desk.go(curable())
+    idle = FakeModel(stop_after=0)
+    assert desk.go(idle) == first
+    assert (idle.asked, idle.swaps) == ([], [])
+
+
+@pytest.mark.parametrize("stop", [60, 300])
+def test_a_search_that_was_killed_comes_to_the_same_patch(desk: Desk, tmp_path: Path, stop: int) -> None:
+    whole = desk.go(curable(), tmp_path / "whole").patch
+    with pytest.raises(EngineError, match="killed"):
+        desk.go(curable(stop_after=stop))
+    parts = desk.go(curable()).patch
+    assert whole is not None
+    assert parts is not None
+    assert parts.read_text() == whole.read_text()
+
+
+def test_units_are_ranked_once(desk: Desk) -> None:
+    desk.go(curable())
+    ranked = json.loads((desk.out / "search" / RANKING_FILE).read_text())
+    assert ranked["singles"][0] == candidate(CAUSE).to_data()
+
+
+def test_another_search_is_not_mixed_in(desk: Desk) -> None:
+    desk.go(FakeModel(loops=False))
+    said = refusal(lambda: desk.go(FakeModel(loops=False), max_kl=0.1), UsageError)
+    assert said == f"{desk.out}: holds a search with other settings: take another folder"
+
+
+def test_nor_is_that_of_another_model(desk: Desk, tmp_path: Path) -> None:
+    desk.go(FakeModel(loops=False))
+    desk.model = ModelFolder(write_model(tmp_path / "other", (WIDTH,) * LAYERS, seed=7))
+    said = refusal(lambda: desk.go(FakeModel(loops=False)), UsageError)
+    assert said == f"{desk.out}: holds a search of another model: take another folder"
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '"x"'])
+def test_a_file_that_is_not_of_a_search(desk: Desk, content: str) -> None:
+    desk.out.mkdir()
+    (desk.out / "localize.json").write_text(content)
+    rules = FakeModel()
+    said = refusal(lambda: desk.go(rules), UsageError)
+    assert said == f"{desk.out / 'localize.json'}: not a file of a search"
+    assert rules.asked == []
+
+
+def test_a_folder_that_cannot_be_made(desk: Desk, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    rules = FakeModel()
+    said = refusal(lambda: desk.go(rules, tmp_path / "file" / "out"), UsageError)
+    assert said == f"{tmp_path / 'file' / 'out'}: Not a directory"
+    assert rules.asked == []
+
+
+def test_a_folder_that_cannot_be_written(desk: Desk) -> None:
+    (desk.out / "localize.json").mkdir(parents=True)
+    said = refusal(lambda: desk.go(FakeModel()), UsageError)
+    assert said == f"{desk.out}: Is a directory"

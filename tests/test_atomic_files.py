@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is written aside is there whole, or as it was."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from vllm_surgery import SurgeryError
+from vllm_surgery.atomic_files import folder_aside, refuse_target, write_whole
+
+
+def test_it_takes_its_name_at_the_end(tmp_path: Path) -> None:
+    out = tmp_path / "new" / "out"
+    with folder_aside(out) as folder:
+        (folder / "file").write_text("x")
+        assert not out.exists()
+    assert [path.name for path in out.parent.iterdir()] == ["out"]
+    assert (out / "file").read_text() == "x"
+
+
+def test_after_an_error_nothing_is_left(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="mine"), folder_aside(tmp_path / "out") as folder:
+        (folder / "file").write_text("x")
+        raise ValueError("mine")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_place_that_cant_be_looked_at_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "out").mkdir()
+
+    def closed(_: Path) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "iterdir", closed)
+    with pytest.raises(SurgeryError, match=r"out: can't be written: Permission denied; nothing was left behind$"):
+        refuse_target(tmp_path / "out", tmp_path / "model", "why")
+
+
+def test_a_file_written_whole_takes_the_place_of_the_old_one_and_keeps_its_mode(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    write_whole(file, "old")
+    assert file.stat().st_mode & 0o777 == 0o644
+    file.chmod(0o600)
+    write_whole(file, "new \u00e9")
+    assert file.read_text(encoding="utf-8") == "new \u00e9"
+    assert file.stat().st_mode & 0o777 == 0o600
+    assert list(tmp_path.iterdir()) == [file]

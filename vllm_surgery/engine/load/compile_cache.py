@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Keeping patches out of the key of vLLM's compile cache.
+
+Everything in `additional_config` is part of that key, but a patch changes numbers, not the graph: without this, every
+edit of a patch file would cost a whole compilation. What does change the graph is that a router looks up its masks, so
+the layers in which it may are left in the key; which experts are masked there isn't.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import TYPE_CHECKING, Any
+
+from vllm_surgery.engine.settings import KEY, Settings
+from vllm_surgery.errors import SurgeryError
+from vllm_surgery.patch.units import MASK
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+def _graph(additional_config: dict[str, Any]) -> dict[str, Any]:
+    """What of our settings shows in the compiled graph; nothing of most."""
+    try:
+        settings = Settings.of(additional_config)
+        layers = sorted({item.layer for item in settings.load().assignments() if item.gain == MASK})
+    except SurgeryError:  # The start is refused for it, in better words, before anything is compiled.
+        return {}
+    masks = "all" if settings.mask_buffers else layers
+    return {f"{KEY}.masks": masks} if masks else {}
+
+
+def compute_hash_hook(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Around `VllmConfig.compute_hash`."""
+
+    def compute_hash(self: Any) -> Any:
+        settings = self.additional_config
+        if not isinstance(settings, dict) or KEY not in settings:
+            return original(self)
+        without = copy.copy(self)
+        without.additional_config = {key: value for key, value in settings.items() if key != KEY} | _graph(settings)
+        return original(without)
+
+    return compute_hash

@@ -1,0 +1,47 @@
+# SPDX-License-Identifier: Apache-2.0
+"""In the engine's process: making sure that every rank serves what was asked for, before any request is taken."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from vllm_surgery.engine.server_config import logger, requested_patches
+from vllm_surgery.engine.swap.worker import REPORT_METHOD
+from vllm_surgery.errors import EngineError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from vllm_surgery.patch.patch_set import PatchSet
+
+
+def verify_hook(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Around `EngineCore._initialize_kv_caches`: the first step after all ranks have their weights."""
+
+    def initialize_kv_caches(self: Any, vllm_config: Any, *args: Any, **kwargs: Any) -> Any:
+        patches = requested_patches(vllm_config)
+        if patches:
+            verify_ranks(patches, self.model_executor.collective_rpc(REPORT_METHOD))
+            self.set_weight_version(patches.id)
+        return original(self, vllm_config, *args, **kwargs)
+
+    return initialize_kv_caches
+
+
+def verify_ranks(patches: PatchSet, reports: Sequence[dict[str, Any]]) -> None:
+    """Writes one line to the log once every rank has applied the same thing.
+
+    Raises:
+        EngineError: a rank did not.
+    """
+    for rank, report in enumerate(reports):
+        if report["id"] != patches.id:
+            raise EngineError(f"rank {rank} serves {report['id'] or 'no patch'} instead of {patches.id}")
+    logger.info(
+        "vllm-surgery: %s applied: %d unit(s) in %d tensor(s), %.1f ms on %d rank(s)",
+        patches.id,
+        reports[0]["units"],
+        reports[0]["tensors"],
+        max(report["milliseconds"] for report in reports),
+        len(reports),
+    )

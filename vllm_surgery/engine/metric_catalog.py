@@ -1,0 +1,24 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every metric of the package, for what has to agree with them: dashboards, rules, documentation."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from vllm_surgery.engine.monitoring import metrics as loop_metrics
+from vllm_surgery.engine.swap import metrics as swap_metrics
+from vllm_surgery.loops import KINDS
+
+if TYPE_CHECKING:
+    from vllm_surgery.engine.metrics import Spec
+
+SPECS: tuple[Spec, ...] = (*loop_metrics.SPECS, *swap_metrics.SPECS)
+
+LABEL_VALUES: dict[str, tuple[str, ...]] = {
+    "kind": tuple(KINDS),
+    "outcome": loop_metrics.OUTCOMES,
+    "state": swap_metrics.STATES,
+    "result": swap_metrics.RESULTS,
+    "phase": swap_metrics.PHASES,
+}
+"""What the labels can be that have no other values. ``finish_reason`` isn't here: vLLM adds reasons."""

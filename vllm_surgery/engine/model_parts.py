@@ -1,0 +1,170 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which parts of a model in memory hold which tensors of its checkpoint.
+
+A part is the smallest piece that vLLM can load by itself: a linear layer, all routed experts of a layer (they share
+their tensors), or a parameter that is used as it is stored.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from vllm_surgery.engine import touchpoints
+from vllm_surgery.errors import CannotSwapError
+from vllm_surgery.model.conventions import locate
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+_IN_LAYER = re.compile(r"(?P<block>(?:.*\.)?layers\.(?P<layer>\d+)\.)(?P<rest>.+)")
+_EXPERTS = re.compile(r"(?:.*\.)?experts\..+")
+_MODELS = "vllm.model_executor.models."
+"""Where vLLM keeps what only one family does."""
+
+_FUSED_EXPERTS_PARAMETER = "w13_weight"
+"""What only the module that holds a layer's routed experts has, in every vLLM that this package knows."""
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """A piece of the model on this rank, and what feeds it.
+
+    Attributes:
+        path: the module's name in the model.
+        module: the module itself.
+        tensors: every checkpoint tensor that it is loaded from, in the checkpoint's order.
+        parameter: the parameter's name, where one parameter of the module is the part; else the whole module is.
+    """
+
+    path: str
+    module: Any
+    tensors: tuple[str, ...]
+    parameter: str | None = None
+
+    @property
+    def holds_experts(self) -> bool:
+        """Whether it is the routed experts of a layer."""
+        return _FUSED_EXPERTS_PARAMETER in self.module._parameters
+
+
+def parts_of(model: Any, edited: Iterable[str], stored: Sequence[str]) -> list[Part]:
+    """The parts of `model` that hold the tensors called `edited`; none for layers that another rank holds.
+
+    Args:
+        model: the served model, in this process.
+        edited: names in the checkpoint.
+        stored: the names of all tensors of the checkpoint.
+
+    Raises:
+        CannotSwapError: it can't be told which part holds one of them.
+    """
+    parts: dict[tuple[str, str | None], Part] = {}
+    layers = Layers(model)
+    for name in edited:
+        part = _part_of(layers, name, stored)
+        if part is not None:
+            parts[part.path, part.parameter] = part
+    return list(parts.values())
+
+
+class Layers:
+    """The decoder layers of the language model in `model`, by their number."""
+
+    def __init__(self, model: Any) -> None:
+        self._modules: dict[str, Any] = dict(model.named_modules())
+        self._languages = _language_model_paths(model, self._modules)
+
+    def below(self, layer: int, path: str) -> list[tuple[str, Any]]:
+        """The modules called ``layers.LAYER.PATH``, with their whole names."""
+        ending = re.compile(rf"(?:.*\.)?layers\.{layer}\.{re.escape(path)}")
+        return [(name, module) for name, module in self._chosen() if ending.fullmatch(name)]
+
+    def experts(self, layer: int) -> list[tuple[str, Any]]:
+        """The modules in ``layers.LAYER`` that hold routed experts."""
+        inside = re.compile(rf"(?:.*\.)?layers\.{layer}\..+")
+        return [
+            (name, module)
+            for name, module in self._chosen()
+            if inside.fullmatch(name) and _FUSED_EXPERTS_PARAMETER in module._parameters
+        ]
+
+    def holds(self, layer: int) -> bool:
+        """Whether this rank has anything of ``layers.LAYER``."""
+        inside = re.compile(rf"(?:.*\.)?layers\.{layer}\..+")
+        return any(inside.fullmatch(name) for name, _ in self._chosen())
+
+    def runners(self, kind: type[Any]) -> dict[int, list[tuple[str, Any]]]:
+        """By layer, the modules of this class that a decoder layer holds."""
+        found: dict[int, list[tuple[str, Any]]] = {}
+        for name, module in self._chosen():
+            place = _IN_LAYER.fullmatch(name)
+            if place is not None and isinstance(module, kind):
+                found.setdefault(int(place["layer"]), []).append((name, module))
+        return found
+
+    def _chosen(self) -> Iterable[tuple[str, Any]]:
+        if self._languages is None:
+            return self._modules.items()
+        return [(name, module) for name, module in self._modules.items() if name.startswith(self._languages)]
+
+
+def _language_model_paths(model: Any, modules: dict[str, Any]) -> str | None:
+    """Where the language model lies in a multimodal model, whose other towers may have layers of the same names."""
+    if not hasattr(model, "get_language_model"):
+        return None
+    language = model.get_language_model()
+    return next((f"{name}." if name else "" for name, module in modules.items() if module is language), None)
+
+
+def _part_of(layers: Layers, name: str, stored: Sequence[str]) -> Part | None:
+    found = _IN_LAYER.fullmatch(name)
+    if found is None:
+        raise CannotSwapError(f"{name} lies in no layer, so it isn't known what holds it in memory")
+    layer, rest, block = int(found["layer"]), found["rest"], found["block"]
+    if _is_of_experts(name, rest):
+        found_here = layers.experts(layer)
+        for _, module in found_here:
+            _refuse_own_loader(name, module)
+        return _only(name, found_here, _expert_tensors(block, stored))
+    path, _, parameter = rest.rpartition(".")
+    part = _only(name, layers.below(layer, path), ())
+    if part is None:
+        return None
+    if parameter != "weight" and parameter in part.module._parameters:
+        return Part(part.path, part.module, (name,), parameter)
+    owner = f"{block}{path}."
+    return Part(part.path, part.module, tuple(other for other in stored if other.startswith(owner)))
+
+
+def _expert_tensors(block: str, stored: Sequence[str]) -> tuple[str, ...]:
+    """All tensors of a layer's routed experts."""
+    inside = [name for name in stored if name.startswith(block)]
+    return tuple(name for name in inside if _is_of_experts(name, name.removeprefix(block)))
+
+
+def _is_of_experts(name: str, rest: str) -> bool:
+    """Whether a tensor, called `rest` inside its layer, is loaded by the layer's routed experts.
+
+    Most families say it in the name; of the others the table knows, and that experts' own scales are the router's.
+    """
+    if _EXPERTS.fullmatch(rest):
+        return True
+    slot = locate(name)
+    return slot is not None and slot.block == "experts" and slot.part.role != "scale"
+
+
+def _refuse_own_loader(name: str, module: Any) -> None:
+    """Refuses experts that fill their weights themselves, past what vLLM's layerwise reload watches (GPT-OSS)."""
+    for cls in type(module).__mro__:
+        if "weight_loader" in vars(cls):
+            if cls is not touchpoints.ROUTED_EXPERTS.get() and cls.__module__.startswith(_MODELS):
+                raise CannotSwapError(f"{name}: {cls.__name__} can't be loaded while it serves, only at a start")
+            return
+
+
+def _only(name: str, found: list[tuple[str, Any]], tensors: tuple[str, ...]) -> Part | None:
+    if len(found) > 1:
+        raise CannotSwapError(f"{name} may be in {' or '.join(path for path, _ in found)}")
+    return Part(*found[0], tensors) if found else None

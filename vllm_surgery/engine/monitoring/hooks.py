@@ -1,0 +1,151 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The hooks that let `Watching` see every token of an engine."""
+
+from __future__ import annotations
+
+import inspect
+from typing import TYPE_CHECKING, Any
+
+from vllm_surgery.engine import touchpoints
+from vllm_surgery.engine.monitoring.llvmlite import let_vllm_look_through_llvmlite
+from vllm_surgery.engine.server_config import logger, requested_patches
+from vllm_surgery.engine.settings import Settings
+from vllm_surgery.engine.weight_version import noted_version
+from vllm_surgery.errors import EngineError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from vllm_surgery.engine.monitoring.monitor import Watching
+
+_WATCHING = "_vllm_surgery_watching"
+"""Where an `OutputProcessor` that is watched has its `Watching`."""
+
+
+def install_watching() -> None:
+    """Puts the hooks into this process, once; a vLLM that lacks a touch point serves without being watched."""
+    try:
+        for point in touchpoints.FOR_WATCHING:
+            point.get()
+    except EngineError as error:
+        logger.warning("vllm-surgery: requests are not watched for loops: %s", error)
+        return
+    let_vllm_look_through_llvmlite()
+    touchpoints.ASYNC_ENGINE.wrap(async_engine_hook)
+    touchpoints.SYNC_ENGINE.wrap(engine_hook)
+    touchpoints.PROCESS_OUTPUTS.wrap(process_outputs_hook)
+    touchpoints.ABORT_REQUESTS.wrap(abort_requests_hook)
+
+
+def engine_hook(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Around `LLMEngine.__init__`, which knows both config and output processor."""
+
+    def __init__(self: Any, vllm_config: Any, *args: Any, **kwargs: Any) -> None:  # noqa: N807
+        original(self, vllm_config, *args, **kwargs)
+        _unless_it_fails(_watch, self.output_processor, vllm_config)
+
+    return __init__
+
+
+def async_engine_hook(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Around `AsyncLLM.__init__`. It waits for an engine in another process, which is time to get ready here."""
+
+    def __init__(self: Any, vllm_config: Any, *args: Any, **kwargs: Any) -> None:  # noqa: N807
+        _unless_it_fails(_get_ready, vllm_config)
+        original(self, vllm_config, *args, **kwargs)
+        _unless_it_fails(_watch, self.output_processor, vllm_config)
+
+    return __init__
+
+
+def process_outputs_hook(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Around `OutputProcessor.process_outputs`."""
+    told = "weight_version" in inspect.signature(original).parameters
+
+    def process_outputs(
+        self: Any,
+        engine_core_outputs: Any,
+        engine_core_timestamp: float | None = None,
+        iteration_stats: Any = None,
+        weight_version: str | None = None,
+        **more: Any,
+    ) -> Any:
+        watching: Watching | None = getattr(self, _WATCHING, None)
+        # Before, since states of finished requests are gone afterwards; outputs without one are of aborted requests.
+        states = self.request_states
+        taken = [
+            (output, states[output.request_id])
+            for output in (engine_core_outputs if watching is not None else ())
+            if output.request_id in states
+        ]
+        if told:
+            more["weight_version"] = weight_version
+        result = original(self, engine_core_outputs, engine_core_timestamp, iteration_stats, **more)
+        if watching is not None and taken:
+            # Afterwards, since by then tokens past a stop string are cut off.
+            watching.step(taken, states, weight_version if told else noted_version())
+        return result
+
+    return process_outputs
+
+
+def abort_requests_hook(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Around `OutputProcessor.abort_requests`, which calls itself for the children of a parent request."""
+
+    def abort_requests(self: Any, *args: Any, **kwargs: Any) -> Any:
+        watching: Watching | None = getattr(self, _WATCHING, None)
+        if watching is None:
+            return original(self, *args, **kwargs)
+        before = dict(self.request_states)
+        aborted = original(self, *args, **kwargs)
+        watching.aborted([before[request] for request in aborted if request in before])
+        return aborted
+
+    return abort_requests
+
+
+def _unless_it_fails(act: Callable[..., None], *args: Any) -> None:
+    try:
+        act(*args)
+    except Exception:
+        logger.exception("vllm-surgery: requests can't be watched for loops; they are served all the same")
+
+
+def _get_ready(vllm_config: Any) -> None:
+    if Settings.of(vllm_config.additional_config).detect_loops:
+        from vllm_surgery.engine.monitoring.detectors import compile_beside
+
+        compile_beside()
+
+
+def _watch(output_processor: Any, vllm_config: Any) -> None:
+    settings = Settings.of(vllm_config.additional_config)
+    if settings.detect_loops and _knows_patches(vllm_config):
+        setattr(output_processor, _WATCHING, _watching(output_processor.tokenizer, vllm_config, settings))
+
+
+def _knows_patches(vllm_config: Any) -> bool:
+    """Whether it can be told here which patch made a token. Before vLLM 0.32 only the process that swaps knows."""
+    processes = getattr(vllm_config.parallel_config, "_api_process_count", 1)
+    if processes == 1 or touchpoints.OUTPUTS_HAVE_VERSIONS.there:
+        return True
+    logger.warning("vllm-surgery: %d API processes are not watched for loops; vLLM 0.32 lets them be", processes)
+    return False
+
+
+def _watching(tokenizer: Any, vllm_config: Any, settings: Settings) -> Watching:
+    # Only here: these load Numba, for which workers have no use.
+    from vllm_surgery.engine.metrics import process_metrics
+    from vllm_surgery.engine.monitoring.detectors import Detectors
+    from vllm_surgery.engine.monitoring.log import LoopLog
+    from vllm_surgery.engine.monitoring.metrics import LoopMetrics
+    from vllm_surgery.engine.monitoring.monitor import Watching
+
+    let_vllm_look_through_llvmlite()
+    detectors = Detectors(tokenizer)
+    return Watching(
+        LoopMetrics(process_metrics(), vllm_config.model_config.served_model_name),
+        detectors.new,
+        LoopLog(detectors.text if settings.log_text else None),
+        requested_patches(vllm_config).id,
+    )

@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The metrics that say whether answers loop."""
+
+from __future__ import annotations
+
+from collections import Counter as Tally
+from typing import TYPE_CHECKING, Any
+
+from prometheus_client import Counter, Gauge, Histogram
+
+from vllm_surgery.engine.metrics import Spec
+from vllm_surgery.loops import KINDS
+
+if TYPE_CHECKING:
+    from vllm_surgery.engine.metrics import Metrics
+    from vllm_surgery.engine.monitoring.request import Answer
+    from vllm_surgery.loops import Kind
+
+_ONSETS = tuple(float(1 << power) for power in range(4, 17))
+"""16 to 65,536 tokens: every doubling, since a loop that begins at 100 and one at 10,000 are different illnesses."""
+
+_PERIODS = tuple(float(1 << power) for power in range(11))
+"""1 to 1,024 tokens, the longest period that is looked for."""
+
+REQUESTS = Spec(Counter, "vllm_surgery_requests_total", "Answers that ended, aborted ones too.", ("finish_reason",))
+LOOPS = Spec(
+    Counter,
+    "vllm_surgery_loops_total",
+    "Answers that looped, once per kind; by the patch at the loop's onset.",
+    ("kind", "outcome"),
+)
+OUTPUT_TOKENS = Spec(Counter, "vllm_surgery_output_tokens_total", "Tokens generated.")
+LOOPED_TOKENS = Spec(
+    Counter, "vllm_surgery_looped_tokens_total", "Tokens generated in loops, counted when the answer ends.", ("kind",)
+)
+ONSET = Spec(
+    Histogram,
+    "vllm_surgery_loop_onset_tokens",
+    "Output tokens before a loop's first.",
+    ("kind",),
+    {"buckets": _ONSETS},
+)
+PERIOD = Spec(
+    Histogram,
+    "vllm_surgery_loop_period_tokens",
+    "Tokens in one copy of what repeats.",
+    ("kind",),
+    {"buckets": _PERIODS},
+)
+LOOPING = Spec(
+    Gauge,
+    "vllm_surgery_looping_requests",
+    "Requests that are in a loop now.",
+    ("kind",),
+    {"multiprocess_mode": "livesum"},
+)
+SECONDS = Spec(Counter, "vllm_surgery_detector_seconds_total", "Time that watching took in the API process.")
+ERRORS = Spec(
+    Counter, "vllm_surgery_detector_errors_total", "Answers that were watched no further because a detector failed."
+)
+
+SPECS = (REQUESTS, LOOPS, OUTPUT_TOKENS, LOOPED_TOKENS, ONSET, PERIOD, LOOPING, SECONDS, ERRORS)
+"""All of them, for dashboards and rules."""
+
+OUTCOMES = ("terminal", "escaped")
+_USUAL_REASONS = ("stop", "length", "abort")
+
+
+class LoopMetrics:
+    """Counts for one model.
+
+    Args:
+        metrics: where.
+        model_name: as vLLM's own metrics name it.
+    """
+
+    def __init__(self, metrics: Metrics, model_name: str) -> None:
+        self._metrics, self._model_name = metrics, model_name
+        self._looping: Tally[tuple[Kind, str]] = Tally()
+
+    def open(self, patch: str) -> None:
+        """Makes the counters of `patch`: a rate over a counter that begins at one misses that one."""
+        for spec in (OUTPUT_TOKENS, SECONDS, ERRORS):
+            self._of(spec, patch)
+        for reason in _USUAL_REASONS:
+            self._of(REQUESTS, patch, reason)
+        for kind in KINDS:
+            self._of(LOOPED_TOKENS, patch, kind)
+            self._of(LOOPING, patch, kind).set(self._looping[kind, self._metrics.label(patch)])
+            for outcome in OUTCOMES:
+                self._of(LOOPS, patch, kind, outcome)
+
+    def spent(self, patch: str, tokens: int, seconds: float) -> None:
+        """Counts tokens that came, and what it took to watch them."""
+        if tokens:
+            self._of(OUTPUT_TOKENS, patch).inc(tokens)
+        self._of(SECONDS, patch).inc(seconds)
+
+    def failed(self, patch: str) -> None:
+        """Counts an answer whose detector failed."""
+        self._of(ERRORS, patch).inc()
+
+    def entered(self, kind: Kind, patch: str) -> None:
+        """A request is in a loop from now on."""
+        self._change_looping(kind, patch, 1)
+
+    def left(self, kind: Kind, patch: str) -> None:
+        """A request that was `entered` with these arguments is not in that loop any more."""
+        self._change_looping(kind, patch, -1)
+
+    def ended(self, answer: Answer) -> None:
+        """Counts an answer that is complete or was broken off."""
+        self._of(REQUESTS, answer.patch, answer.finish_reason).inc()
+        for loop, patch in answer.loops:
+            self._of(LOOPS, patch, loop.kind, loop.outcome).inc()
+            self._of(ONSET, patch, loop.kind).observe(loop.onset)
+            self._of(PERIOD, patch, loop.kind).observe(loop.period)
+        for (kind, patch), tokens in answer.looped_tokens.items():
+            self._of(LOOPED_TOKENS, patch, kind).inc(tokens)
+
+    def _change_looping(self, kind: Kind, patch: str, change: int) -> None:
+        place = (kind, self._metrics.label(patch))
+        self._looping[place] += change
+        # Set, not stepped: the series of a patch that went unused may have been removed in between.
+        self._of(LOOPING, patch, kind).set(self._looping[place])
+        if not self._looping[place]:
+            del self._looping[place]
+
+    def _of(self, spec: Spec, patch: str, *labels: str) -> Any:
+        return self._metrics.series(spec, self._model_name, patch, *labels)

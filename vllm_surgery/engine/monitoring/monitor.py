@@ -1,0 +1,162 @@
+# SPDX-License-Identifier: Apache-2.0
+"""In the API process: watching the tokens of every request for loops.
+
+All tokens pass vLLM's `OutputProcessor`, streamed or not, in the server and in an offline `LLM`. What is known of a
+request lies on vLLM's own state of that request and goes when it goes.
+"""
+
+from __future__ import annotations
+
+import functools
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+from vllm_surgery.engine.monitoring.request import RequestWatch
+from vllm_surgery.engine.server_config import logger
+from vllm_surgery.engine.weight_version import patch_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+
+    from vllm_surgery.engine.monitoring.log import LoopLog
+    from vllm_surgery.engine.monitoring.metrics import LoopMetrics
+    from vllm_surgery.engine.monitoring.request import Detector
+    from vllm_surgery.loops import Loop
+
+_WATCH = "_vllm_surgery_watch"
+"""Where a request's `RequestWatch` lies on its state; None there once its answer has been counted."""
+
+
+def _harmless(act: Callable[..., None]) -> Callable[..., None]:
+    """A method that never raises: should it fail, watching ends and serving goes on."""
+
+    @functools.wraps(act)
+    def guarded(self: Watching, *args: Any) -> None:
+        if self.on:
+            try:
+                act(self, *args)
+            except Exception:
+                self.on = False
+                logger.exception("vllm-surgery: watching for loops has failed and is off; serving goes on")
+
+    return guarded
+
+
+class Watching:
+    """Watches the requests of one engine. None of its methods raises.
+
+    Args:
+        metrics: what to count in.
+        new_detector: makes the detector of a new request.
+        log: where to say that a request loops.
+        patch: the id of the patch that is active before any token says so.
+
+    Attributes:
+        on: false once watching has failed.
+    """
+
+    def __init__(self, metrics: LoopMetrics, new_detector: Callable[[], Detector], log: LoopLog, patch: str) -> None:
+        self._metrics, self._new_detector, self._log = metrics, new_detector, log
+        self._patch = patch
+        self.on = True
+        metrics.open(patch)
+
+    @_harmless
+    def step(self, taken: Sequence[tuple[Any, Any]], unfinished: Mapping[str, Any], weight_version: str | None) -> None:
+        """Takes what the engine has put out.
+
+        Args:
+            taken: `EngineCoreOutput`s, cut at stop strings, each with its `RequestState`.
+            unfinished: the states that vLLM still holds, by request.
+            weight_version: of all new tokens; None if there are none.
+        """
+        started = perf_counter()
+        if weight_version is not None:
+            self._turn_to(patch_of(weight_version))
+        tokens = 0
+        for output, state in taken:
+            if not _generates(state):
+                continue
+            tokens += len(output.new_token_ids)
+            watch = self._watch_of(state)
+            self._feed(watch, state, output.new_token_ids)
+            if output.finish_reason is not None:
+                self._finish(watch, state, str(output.finish_reason))
+            elif output.request_id not in unfinished:
+                # vLLM itself found a stop string; the engine doesn't know of it.
+                self._finish(watch, state, "stop")
+        self._metrics.spent(self._patch, tokens, perf_counter() - started)
+
+    @_harmless
+    def aborted(self, states: Iterable[Any]) -> None:
+        """Takes the states of requests that vLLM has given up, some of which may be counted already."""
+        started = perf_counter()
+        for state in states:
+            if _generates(state) and getattr(state, _WATCH, state) is not None:
+                self._finish(self._watch_of(state), state, "abort")
+        self._metrics.spent(self._patch, 0, perf_counter() - started)
+
+    def _turn_to(self, patch: str) -> None:
+        if patch != self._patch:
+            self._metrics.open(patch)
+            self._patch = patch
+
+    def _watch_of(self, state: Any) -> RequestWatch:
+        watch: RequestWatch | None = getattr(state, _WATCH, None)
+        if watch is None:
+            watch = self._begin(state)
+            setattr(state, _WATCH, watch)
+        return watch
+
+    def _begin(self, state: Any) -> RequestWatch:
+        try:
+            return RequestWatch(self._new_detector(), self._patch)
+        except Exception as error:
+            blind = RequestWatch(None, self._patch)
+            self._give_up(blind, state, error)
+            return blind
+
+    def _feed(self, watch: RequestWatch, state: Any, token_ids: Sequence[int]) -> None:
+        if not token_ids:
+            return
+        before = watch.looping
+        try:
+            news = watch.feed(token_ids, self._patch)
+        except Exception as error:
+            self._give_up(watch, state, error)
+            return
+        if news:
+            self._tell(news, before, watch, state)
+
+    def _finish(self, watch: RequestWatch, state: Any, finish_reason: str) -> None:
+        setattr(state, _WATCH, None)
+        try:
+            answer = watch.finish(finish_reason)
+        except Exception as error:
+            self._give_up(watch, state, error)
+            answer = watch.finish(finish_reason)
+        for kind, patch in watch.looping.items():
+            self._metrics.left(kind, patch)
+        self._metrics.ended(answer)
+
+    def _tell(self, news: Sequence[Loop], before: Mapping[Any, str], watch: RequestWatch, state: Any) -> None:
+        now = watch.looping
+        for kind, patch in before.items() - now.items():
+            self._metrics.left(kind, patch)
+        for kind, patch in now.items() - before.items():
+            self._metrics.entered(kind, patch)
+        for loop in news:
+            if loop.outcome == "running" and loop.kind not in before and loop.kind in now:
+                self._log.found(loop, state.external_req_id, now[loop.kind])
+
+    def _give_up(self, watch: RequestWatch, state: Any, error: Exception) -> None:
+        for kind, patch in watch.looping.items():
+            self._metrics.left(kind, patch)
+        watch.blind()
+        self._metrics.failed(watch.patch)
+        self._log.failed(error, state.external_req_id)
+
+
+def _generates(state: Any) -> bool:
+    """Whether a request is for tokens, not for a pooled vector."""
+    return state.detokenizer is not None

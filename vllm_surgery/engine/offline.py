@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: Apache-2.0
+"""vLLM's offline engine, for what lies above this package: here alone do trials and searches meet ``vllm.LLM``."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+from vllm_surgery.engine import touchpoints
+from vllm_surgery.engine.swap.engines import OfflineEngine, at_once
+from vllm_surgery.engine.swap.original import local_folder
+from vllm_surgery.engine.swap.transaction import Surgeon
+from vllm_surgery.errors import CannotSwapError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from vllm_surgery.client.protocol import SwapReport
+    from vllm_surgery.patch.patch_set import PatchSet
+
+_FIXED = {"enforce_eager": True, "enable_prefix_caching": False}
+"""Hooks don't run in compiled code, and rows that a cache has aren't seen by them. A search swaps all the time, so
+there is nothing to win by either."""
+_QUIET = {"VLLM_LOGGING_STREAM": "ext://sys.stderr", "VLLM_LOGGING_LEVEL": "WARNING"}
+"""Results alone go to stdout, and hundreds of swaps needn't be told one by one."""
+
+
+def start_engine(model: str, arguments: Sequence[str]) -> Any:
+    """A `vllm.LLM` for a search.
+
+    Args:
+        model: its folder, or its name on the Hub.
+        arguments: options of `vllm serve` that are about the engine.
+
+    Raises:
+        EngineError: this vLLM can't be patched.
+        SystemExit: vLLM refuses the arguments.
+    """
+    for name, value in _QUIET.items():
+        os.environ.setdefault(name, value)
+    for point in (*touchpoints.FOR_LOADING, touchpoints.CLI_PARSER):
+        point.get()
+    from vllm import LLM, EngineArgs
+
+    parser = EngineArgs.add_cli_args(touchpoints.CLI_PARSER.get()(prog="vllm-surgery localize"))
+    args = vars(EngineArgs.from_cli_args(parser.parse_args(["--model", model, *arguments])))
+    return LLM(**args | _FIXED)
+
+
+def stop_engine(llm: Any) -> None:
+    """Ends the engine's processes. Left to Python's exit, they outlive an error that holds on to the engine."""
+    llm.llm_engine.engine_core.shutdown()
+
+
+def require_swaps(llm: Any) -> None:
+    """Sees that patches can be swapped on this engine.
+
+    Raises:
+        CannotSwapError: they can't, and why.
+    """
+    status = at_once(Surgeon(OfflineEngine(llm)).status())
+    if status.cannot_swap_reason is not None:
+        raise CannotSwapError(f"a search swaps patches, and here they can't be swapped: {status.cannot_swap_reason}")
+
+
+def folder_of(llm: Any) -> Path:
+    """The folder that the engine's model was loaded from.
+
+    Raises:
+        CannotSwapError: it isn't on this machine.
+    """
+    found: Path = local_folder(llm.llm_engine.vllm_config)
+    return found
+
+
+def swap_patches(llm: Any, patches: PatchSet) -> SwapReport:
+    """Replaces the patches of an idle ``vllm.LLM`` as one transaction; see `vllm_surgery.swap` for what it raises."""
+    return at_once(Surgeon(OfflineEngine(llm)).swap(patches))
+
+
+def engine_version() -> str:
+    """The version of the installed vLLM."""
+    import vllm
+
+    return str(vllm.__version__)
+
+
+def sampling_params(**values: Any) -> Any:
+    """``vllm.SamplingParams`` of these values."""
+    from vllm import SamplingParams
+
+    return SamplingParams(**values)

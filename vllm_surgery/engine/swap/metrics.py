@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Swaps on ``/metrics``: what is served, how swaps ended, how long they took."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from prometheus_client import Counter, Gauge, Histogram
+
+from vllm_surgery.engine.metrics import Spec
+from vllm_surgery.errors import CannotSwapError, ConflictError, MixedWeightsError, SurgeryError, SwapFailedError
+
+if TYPE_CHECKING:
+    from vllm_surgery.client.protocol import SwapMode, SwapReport
+    from vllm_surgery.engine.metrics import Metrics
+    from vllm_surgery.engine.swap.transaction import Operator, SurgeonStatus
+    from vllm_surgery.patch.followed_files import Reading
+    from vllm_surgery.patch.patch_set import PatchSet
+
+# From a dense module of a tiny model, in a millisecond, to staging hundreds of experts from a cold disk.
+_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+PHASES = ("stage", "pause", "apply", "verify", "total")
+
+INFO = Spec(
+    Gauge,
+    "vllm_surgery_patch_info",
+    "1 for the patches that are served (active) and those that followed files ask for (desired).",
+    ("state",),
+    {"multiprocess_mode": "mostrecent"},
+)
+SWAPS = Spec(Counter, "vllm_surgery_swaps_total", "Swaps to these patches, by how they ended.", ("result",))
+SECONDS = Spec(
+    Histogram,
+    "vllm_surgery_swap_seconds",
+    "Time that each phase of a swap took; tokens stand still from pause on.",
+    ("phase",),
+    {"buckets": _SECONDS},
+)
+
+SPECS = (INFO, SWAPS, SECONDS)
+"""All of them, for dashboards and rules."""
+
+STATES = ("active", "desired")
+_DONE, _UNCHANGED = "done", "unchanged"
+_RESULTS: dict[type[Exception], str] = {
+    ConflictError: "conflict",
+    CannotSwapError: "impossible",
+    SwapFailedError: "undone",
+    MixedWeightsError: "mixed",
+    SurgeryError: "refused",
+    Exception: "error",
+}
+RESULTS = (_DONE, _UNCHANGED, *_RESULTS.values())
+
+
+class MeasuredOperator:
+    """Does what `operator` does, and shows it on ``/metrics``.
+
+    Args:
+        operator: carries swaps out.
+        metrics: where they are shown.
+        model_name: as vLLM's own metrics name it.
+    """
+
+    def __init__(self, operator: Operator, metrics: Metrics, model_name: str) -> None:
+        self._operator, self._metrics, self._model_name = operator, metrics, model_name
+        self._shown: dict[str, str] = {}
+
+    async def status(self) -> SurgeonStatus:
+        """See `Operator`."""
+        status = await self._operator.status()
+        self._show("active", status.active)
+        return status
+
+    async def swap(self, patches: PatchSet, *, mode: SwapMode = "keep", if_epoch: int | None = None) -> SwapReport:
+        """See `Operator`."""
+        try:
+            report = await self._operator.swap(patches, mode=mode, if_epoch=if_epoch)
+        except Exception as error:
+            self._count(patches.id, next(_RESULTS[kind] for kind in type(error).__mro__ if kind in _RESULTS))
+            raise
+        self._count(report.id, _UNCHANGED if report.id == report.previous else _DONE)
+        self._shown["active"] = report.previous  # Another process may have swapped since this one last looked.
+        self._show("active", report.id)
+        if report.id != report.previous:
+            for phase in PHASES:
+                seconds = getattr(report.milliseconds, phase) / 1000
+                self._metrics.series(SECONDS, self._model_name, report.id, phase).observe(seconds)
+        return report
+
+    def show_desired(self, reading: Reading) -> None:
+        """What followed files ask for; nothing where they are refused."""
+        self._show("desired", reading.id)
+
+    def _count(self, patch: str, result: str) -> None:
+        self._metrics.series(SWAPS, self._model_name, patch, result).inc()
+
+    def _show(self, state: str, patch: str | None) -> None:
+        before = self._shown.get(state)
+        if before is not None and before != patch:
+            self._metrics.series(INFO, self._model_name, before, state).set(0)
+        self._shown.pop(state, None)
+        if patch is not None:
+            self._shown[state] = patch
+            self._metrics.series(INFO, self._model_name, patch, state).set(1)

@@ -1,0 +1,267 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One worker's share of a swap, step by step. Whoever leads it calls the same step on every worker.
+
+stage (nothing is touched yet) -> apply -> verify -> commit; or, at any point, restore. What a part of the model is to
+hold is always computed from the checkpoint's original weights, never from what is in memory, so a thousand swaps drift
+by nothing.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from vllm_surgery.engine.masks.model import label
+from vllm_surgery.engine.model_parts import parts_of
+from vllm_surgery.engine.swap.verify_columns import check_columns, check_parameter
+from vllm_surgery.engine.swap.verify_experts import Questioned, expert_gains
+from vllm_surgery.engine.swap.writer import NotWrittenError
+from vllm_surgery.errors import EngineError
+from vllm_surgery.planning.check import review
+from vllm_surgery.weights.arithmetic import apply_edit
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    import torch
+
+    from vllm_surgery.engine.model_parts import Part
+    from vllm_surgery.engine.swap.original import Original
+    from vllm_surgery.engine.swap.writer import Writer
+    from vllm_surgery.patch.patch_set import PatchSet
+    from vllm_surgery.patch.units import Gain
+    from vllm_surgery.planning.planner import Plan, TensorEdit
+
+READY_BYTES = 1 << 30
+"""Edited tensors that a rank holds ready before the pause. Larger swaps compute the rest inside the pause, one tensor
+at a time, so that no swap needs memory for a second model."""
+
+
+@dataclass
+class Active:
+    """What a model in memory holds.
+
+    Attributes:
+        patches: the patches.
+        plan: what they came to on this model.
+        epoch: how many swaps there were before.
+        since: when it went in, in seconds since 1970.
+    """
+
+    patches: PatchSet
+    plan: Plan
+    epoch: int = 0
+    since: float = field(default_factory=time.time)
+
+
+class Swap:
+    """A change from one patch set to another on one rank. Making it is the stage step: it reads, and writes nothing.
+
+    Args:
+        active: what the model holds.
+        patches: what it is to hold.
+        original: the checkpoint.
+        model: the served model.
+        writer: into it.
+
+    Raises:
+        PatchError, MismatchError: the patches aren't for this model.
+        CannotSwapError: the checkpoint changed, or it can't be told where in memory a tensor went.
+    """
+
+    def __init__(self, active: Active, patches: PatchSet, original: Original, model: Any, writer: Writer) -> None:
+        original.check_unchanged()
+        self.old = active
+        self._writer = writer
+        self.new = Active(patches, review(patches, original.folder), active.epoch + 1)
+        self._before, self._after = (_Tensors(original, patched.plan) for patched in (self.old, self.new))
+        before, after = self._before.edits, self._after.edits
+        tensors = sorted(name for name in {*before, *after} if before.get(name) != after.get(name))
+        self.parts = parts_of(model, tensors, original.names)
+        self._masks = writer.masks.stage(self.old.plan.engine_masks(), self.new.plan.engine_masks())
+        self.changed = [*tensors, *map(label, self._masks.changed)]
+        self._columns = {name: _columns(before.get(name), after.get(name)) for name in tensors}
+        self._questioned: dict[Part, Questioned] = {}
+        self._touched: list[Part] = []
+        self._after.hold_ready(name for part in self.parts for name in part.tensors)
+
+    @property
+    def modules(self) -> int:
+        """How many parts of the model are written on this rank, routers' masks among them."""
+        return len(self.parts) + len(self._masks.changes)
+
+    def covered(self) -> list[str]:
+        """What of the change this rank holds, or a share of it: tensors by their names, and routers' masks."""
+        tensors = {name for part in self.parts for name in part.tensors} & {*self.changed}
+        return [*sorted(tensors), *(label(change.router.layer) for change in self._masks.changes)]
+
+    def apply(self) -> None:
+        """Writes the new weights.
+
+        Raises:
+            EngineError: a part couldn't be written. Others may have been.
+        """
+        self._questioned = {part: self._question(part) for part in self.parts if part.holds_experts}
+        self._write(self.parts, self._after)
+        self._masks.write()
+
+    def verify(self) -> int:
+        """Reads back what was written, where the backend lets it be read; tells how many places were.
+
+        Raises:
+            EngineError: the model doesn't hold what was written.
+        """
+        checked = sum(
+            self._questioned[part].check() if part.holds_experts else self._check(part, self._after)
+            for part in self.parts
+        )
+        self._check_router_biases()
+        return checked + self._masks.verify()
+
+    def settle(self) -> None:
+        """Lets go of the tensors that were held ready: all are written."""
+        self._after.let_go()
+
+    def restore(self) -> None:
+        """Writes the old weights wherever new ones went, and verifies them.
+
+        Raises:
+            EngineError: it can't be done; what the model holds isn't known.
+        """
+        self._masks.restore()
+        touched = tuple(self._touched)
+        self._write(touched, self._before)
+        for part in touched:
+            if not part.holds_experts:
+                self._check(part, self._before)
+            elif part in self._questioned:
+                self._questioned[part].check_unchanged()
+
+    def _question(self, part: Part) -> Questioned:
+        before, after = (expert_gains(part.tensors, tensors.edits) for tensors in (self._before, self._after))
+        return Questioned(part, before, after, self._writer.vllm_config)
+
+    def _write(self, parts: Iterable[Part], tensors: _Tensors) -> None:
+        for part in parts:
+            self._touched.append(part)
+            try:
+                self._writer.write(part, tensors, self._columns_of(part))
+            except NotWrittenError:
+                self._touched.remove(part)
+                raise
+
+    def _check(self, part: Part, tensors: _Tensors) -> int:
+        if part.parameter is not None:
+            return check_parameter(part, tensors)
+        columns = self._columns_of(part)
+        return 0 if columns is None else check_columns(part, tensors, columns)
+
+    def _check_router_biases(self) -> None:
+        masks = {mask.tensor: mask for mask in self.new.plan.masks}
+        for part in self.parts:
+            if part.parameter is not None and (mask := masks.get(part.tensors[0])):
+                self._writer.masks.check_bias(mask, part)
+
+    def _columns_of(self, part: Part) -> tuple[int, ...] | None:
+        """The columns that differ, where the part is fed by one tensor of which columns are edited."""
+        touched = [name for name in part.tensors if name in self._columns]
+        return self._columns[touched[0]] if len(touched) == 1 else None
+
+
+class _Tensors:
+    """The checkpoint's tensors, each with its edit.
+
+    Args:
+        original: the checkpoint.
+        plan: the edits.
+    """
+
+    def __init__(self, original: Original, plan: Plan) -> None:
+        self._original = original
+        self.edits = {edit.tensor: edit for edit in plan.edits}
+        self._ready: dict[str, torch.Tensor] = {}
+
+    def __call__(self, name: str) -> torch.Tensor:
+        if name in self._ready:
+            return self._ready[name]
+        tensor = self._original.tensor(name)
+        edit = self.edits.get(name)
+        return tensor if edit is None else apply_edit(tensor, edit)
+
+    def hold_ready(self, names: Iterable[str]) -> None:
+        """Makes tensors now, as many of the first ones as there is room for."""
+        size = 0
+        for name in names:
+            size += self._original.folder.stored[name].size
+            if size > READY_BYTES:
+                return
+            self._ready[name] = self(name)
+
+    def let_go(self) -> None:
+        """Undoes `hold_ready`."""
+        self._ready.clear()
+
+
+def _columns(before: TensorEdit | None, after: TensorEdit | None) -> tuple[int, ...] | None:
+    """The columns of a matrix that two edits of it treat differently; None where they aren't about columns."""
+    gains: list[dict[int, Gain]] = []
+    for edit in (before, after):
+        if edit is not None and (edit.axis != 1 or len(edit.shape) != 2):  # noqa: PLR2004 - a matrix
+            return None
+        gains.append({} if edit is None else dict(zip(edit.indices, edit.gains, strict=True)))
+    both = sorted({*gains[0], *gains[1]})
+    return tuple(index for index in both if gains[0].get(index) != gains[1].get(index))
+
+
+class Staging:
+    """A swap that is being staged beside the serving of tokens, in a thread.
+
+    Args:
+        token: names the swap, so that only its leader goes on with it.
+        make: makes the swap.
+
+    Attributes:
+        committed: whether the swap is over, and only kept to be undone.
+    """
+
+    def __init__(self, token: str, make: Callable[[], Swap]) -> None:
+        self.token = token
+        self.started = time.perf_counter()
+        self.seconds = 0.0
+        self.committed = False
+        self._make = make
+        self._swap: Swap | None = None
+        self._error: Exception | None = None
+        self._thread = threading.Thread(target=self._run, name="vllm-surgery-stage", daemon=True)
+        self._thread.start()
+
+    @property
+    def running(self) -> bool:
+        """Whether it isn't done yet."""
+        return self._thread.is_alive()
+
+    def wait(self, seconds: float) -> None:
+        """Returns when staging is over, and after `seconds` at the latest."""
+        self._thread.join(seconds)
+
+    def swap(self) -> Swap:
+        """The staged swap.
+
+        Raises:
+            EngineError: it isn't staged yet.
+            Exception: whatever staging it failed with.
+        """
+        if self._error is not None:
+            raise self._error
+        if self._swap is None:
+            raise EngineError("the swap is not staged")
+        return self._swap
+
+    def _run(self) -> None:
+        try:
+            self._swap = self._make()
+        except Exception as error:  # Handed to whoever asks for the swap.
+            self._error = error
+        self.seconds = time.perf_counter() - self.started

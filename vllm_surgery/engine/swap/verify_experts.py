@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Seeing that routed experts do what was asked of them, by asking them the same thing before and after.
+
+Their weights are packed by every backend in its own way, and no one-hot input goes through a gated MLP. But a gain on
+an expert is a gain on its answer, and an expert that isn't edited must answer as before, to the last bit.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from vllm_surgery.engine.server_config import logger
+from vllm_surgery.errors import EngineError
+from vllm_surgery.model.conventions import locate
+from vllm_surgery.patch.units import MASK
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from vllm_surgery.engine.model_parts import Part
+    from vllm_surgery.planning.planner import TensorEdit
+
+MOST_EXPERTS = 8
+"""Edited experts asked in one layer, and as many that aren't: a sample where there are more."""
+
+TOLERANCE = 2.0**-5
+"""Relative to the answer's length. Four steps of bfloat16: weights and the answer are each rounded to it. A sign, a
+zero or another expert's answer is never so close."""
+
+
+class Questioned:
+    """What a layer's experts answered before they were written.
+
+    Args:
+        part: the experts.
+        before: the gain of each edited expert while `before` was active; 1 where it isn't named.
+        after: the same for what will be active.
+        vllm_config: of the server.
+    """
+
+    def __init__(self, part: Part, before: Mapping[int, float], after: Mapping[int, float], vllm_config: Any) -> None:
+        self._part, self._before, self._after = part, before, after
+        self._answers: dict[int, torch.Tensor] = {}
+        if not _may_be_asked(vllm_config):
+            return
+        count = int(part.module.global_num_experts)
+        changed = [index for index in sorted({*before, *after}) if before.get(index, 1.0) != after.get(index, 1.0)]
+        others = [index for index in range(count) if index not in set(changed)]
+        asked = [*_sample(changed), *_sample(others)]
+        try:
+            self._answers = {index: _ask(part.module, index) for index in asked}
+        except Exception as error:  # Nothing is written yet, and a backend that can't be asked can still be swapped.
+            logger.warning("vllm-surgery: %s can't be asked, so it isn't verified: %s", part.path, error)
+
+    def check(self) -> int:
+        """Compares what the experts answer now; tells how many were asked.
+
+        Raises:
+            EngineError: one doesn't answer with its new gain, or one that isn't edited answers differently.
+        """
+        for index, old in self._answers.items():
+            gains = self._before.get(index, 1.0), self._after.get(index, 1.0)
+            if not _follows(old, _ask(self._part.module, index), *gains):
+                raise EngineError(f"{self._part.path}: expert {index} doesn't answer as its weights say")
+        return len(self._answers)
+
+    def check_unchanged(self) -> None:
+        """After the old weights were written again: every expert must answer as at first.
+
+        Raises:
+            EngineError: one doesn't.
+        """
+        for index, old in self._answers.items():
+            if not torch.equal(old, _ask(self._part.module, index)):
+                raise EngineError(f"{self._part.path}: expert {index} doesn't answer as it did before")
+
+
+def expert_gains(names: Iterable[str], edits: Mapping[str, TensorEdit]) -> dict[int, float]:
+    """The gain of each expert that is edited in the tensors of these names."""
+    gains: dict[int, float] = {}
+    for name in names:
+        edit, slot = edits.get(name), locate(name)
+        if edit is None or slot is None or slot.block != "experts":
+            continue
+        named = edit.indices if slot.expert is None else (slot.expert,)
+        gains.update((index, gain) for index, gain in zip(named, edit.gains, strict=True) if gain != MASK)
+    return gains
+
+
+def _may_be_asked(vllm_config: Any) -> bool:
+    """With data parallelism asking an expert may wait for other engines, which aren't asked at that moment."""
+    return int(vllm_config.parallel_config.data_parallel_size) == 1
+
+
+def _sample(indices: list[int]) -> list[int]:
+    return indices[:: -(-len(indices) // MOST_EXPERTS) or 1]
+
+
+def _ask(module: Any, index: int) -> torch.Tensor:
+    """What one expert answers to a fixed input, ``[hidden]``; zeros on a rank that doesn't hold it."""
+    device = module.w13_weight.device
+    generator = torch.Generator().manual_seed(index)
+    question = torch.randn(1, module.hidden_size, generator=generator).to(device, module.params_dtype)
+    with torch.no_grad():
+        answer = module.quant_method.apply(
+            layer=module,
+            x=question,
+            topk_weights=torch.ones(1, 1, dtype=torch.float32, device=device),
+            topk_ids=torch.full((1, 1), index, dtype=torch.int32, device=device),
+            shared_experts=None,
+            shared_experts_input=None,
+        )
+    return torch.as_tensor(answer)[0].double().cpu()
+
+
+def _follows(old: torch.Tensor, new: torch.Tensor, before: float, after: float) -> bool:
+    """Whether an answer went from one gain to the other. From a gain of 0 nothing is known but that it isn't NaN."""
+    if before == after:
+        return bool(torch.equal(old, new))
+    if not bool(old.isfinite().all()) or before == 0:
+        return bool(new.isfinite().all()) or not bool(old.isfinite().all())
+    expected = old / before * after
+    return bool((new - expected).norm() <= TOLERANCE * expected.norm())

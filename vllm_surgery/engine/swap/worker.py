@@ -1,0 +1,211 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a worker answers to whoever leads a swap: steps by name, plain data in and out, no exception ever.
+
+An exception would leave the replies of the other ranks in vLLM's queues, and the next call to all of them would read
+those: the server would hang.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from vllm_surgery.engine.rpc_errors import failure_of
+from vllm_surgery.engine.server_config import logger
+from vllm_surgery.engine.swap.rank import Active, Staging, Swap
+from vllm_surgery.errors import (
+    CannotSwapError,
+    ConflictError,
+    MixedWeightsError,
+)
+from vllm_surgery.patch.patch_set import PatchSet
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from vllm_surgery.engine.swap.original import Original
+    from vllm_surgery.engine.swap.writer import Writer
+
+STATE = "_vllm_surgery"
+"""Where a worker keeps its `WorkerSurgery`."""
+
+STEP_METHOD = "vllm_surgery_step"
+REPORT_METHOD = "vllm_surgery_report"
+"""The names under which `step` and `report` are methods of every worker."""
+
+EXIT_MIXED = 70
+"""What a worker process ends with rather than serve mixed weights (EX_SOFTWARE of sysexits.h)."""
+
+FIRST_LOOK_SECONDS = 0.01
+"""How long the first step waits for staging. Patches of a few neurons are staged by then, and a further question would
+wait for a whole step of the engine: longer than this on every server that is at work."""
+
+MIXED = "weights are mixed after a failed swap"
+
+
+def _refuse_to_execute(*_: Any, **__: Any) -> Any:
+    raise MixedWeightsError(MIXED)
+
+
+@dataclass
+class WorkerSurgery:
+    """What this package knows of the model that one worker serves.
+
+    Attributes:
+        worker: vLLM's worker.
+        active: what the model holds.
+        writer: into it.
+        original: its checkpoint; None where it can't be read again.
+        cannot_swap: why patches can't be swapped, or None.
+        seconds: what applying the first patches took of the load.
+    """
+
+    worker: Any
+    active: Active
+    writer: Writer
+    original: Original | None
+    cannot_swap: str | None
+    seconds: float = 0.0
+    _staging: Staging | None = None
+
+    def state(self) -> dict[str, Any]:
+        """What is served here."""
+        plan = self.active.plan
+        return {
+            "id": plan.id,
+            "patches": [[member.patch.name, member.patch.id] for member in self.active.patches.members],
+            "units": plan.units,
+            "tensors": len(plan.edits),
+            "milliseconds": self.seconds * 1000,
+            "epoch": self.active.epoch,
+            "since": self.active.since,
+            "cannot_swap": self.cannot_swap,
+        }
+
+    def begin(self, token: str, patches: list[dict[str, Any]], if_epoch: int | None) -> dict[str, Any]:
+        """Starts to stage a swap, in the background; gives what `poll` gives.
+
+        Raises:
+            ConflictError: another swap runs, or the epoch is another.
+            CannotSwapError: this model can't be swapped.
+            PatchError: a patch is wrong in itself.
+        """
+        if self._staging is not None and not self._staging.committed and self._staging.token != token:
+            raise ConflictError("another swap is running")
+        if if_epoch is not None and if_epoch != self.active.epoch:
+            raise ConflictError(f"the epoch is {self.active.epoch}, not {if_epoch}: patches were swapped in between")
+        if self.cannot_swap is not None or self.original is None:
+            raise CannotSwapError(self.cannot_swap or "the checkpoint can't be read again")
+        wanted, original = PatchSet.from_data(patches), self.original
+        model = self.worker.get_model()
+        self._staging = Staging(token, lambda: Swap(self.active, wanted, original, model, self.writer))
+        self._staging.wait(FIRST_LOOK_SECONDS)
+        return self.poll(token)
+
+    def poll(self, token: str) -> dict[str, Any]:
+        """Whether staging is done, and what it came to.
+
+        Raises:
+            SurgeryError: what staging failed with.
+        """
+        staging = self._of(token)
+        if staging.running:
+            return {"done": False}
+        swap = staging.swap()
+        return {
+            "done": True,
+            "previous": swap.old.plan.id,
+            "epoch": swap.old.epoch,
+            "units": swap.new.plan.units,
+            "tensors": len(swap.new.plan.edits),
+            "changed": swap.changed,
+            "covered": swap.covered(),
+            "modules": swap.modules,
+            "seconds": staging.seconds,
+        }
+
+    def apply(self, token: str) -> dict[str, Any]:
+        """Writes."""
+        self._of(token).swap().apply()
+        return {}
+
+    def verify(self, token: str) -> dict[str, Any]:
+        """Reads back."""
+        return {"columns": self._of(token).swap().verify()}
+
+    def commit(self, token: str) -> dict[str, Any]:
+        """From now on the new patches are the active ones. Until the next swap begins it can still be undone."""
+        staging = self._of(token)
+        staging.swap().settle()
+        self.active = staging.swap().new
+        self.active.since = time.time()
+        staging.committed = True
+        return {}
+
+    def restore(self, token: str) -> dict[str, Any]:
+        """Writes the patches again that were active before."""
+        swap = self._of(token).swap()
+        swap.restore()
+        self.active, self._staging = swap.old, None
+        return {}
+
+    def discard(self, token: str) -> dict[str, Any]:
+        """Forgets a swap that wasn't applied; nothing happens where it isn't the one that is staged."""
+        if self._staging is not None and self._staging.token == token:
+            self._staging = None
+        return {}
+
+    def halt(self, token: str) -> dict[str, Any]:
+        """Ends this worker, and with it the engine: its weights are mixed.
+
+        A process that isn't vLLM's own lives on, but its engine makes no more tokens.
+        """
+        logger.critical("vllm-surgery: weights are mixed after a failed swap (%s); this engine stops", token)
+        if multiprocessing.parent_process() is not None:
+            os._exit(EXIT_MIXED)
+        self.cannot_swap = MIXED
+        self.worker.execute_model = _refuse_to_execute
+        return {}
+
+    def _of(self, token: str) -> Staging:
+        if self._staging is None or self._staging.token != token:
+            raise ConflictError("this swap is not the one that is staged here")
+        return self._staging
+
+
+_STEPS: dict[str, Callable[..., dict[str, Any]]] = {
+    "begin": WorkerSurgery.begin,
+    "poll": WorkerSurgery.poll,
+    "apply": WorkerSurgery.apply,
+    "verify": WorkerSurgery.verify,
+    "commit": WorkerSurgery.commit,
+    "restore": WorkerSurgery.restore,
+    "discard": WorkerSurgery.discard,
+    "halt": WorkerSurgery.halt,
+}
+
+
+def step(worker: Any, name: str, token: str, **payload: Any) -> dict[str, Any]:
+    """Carries out one step of a swap on `worker`. Never raises.
+
+    Returns:
+        ``{"ok": True, "milliseconds": …}`` with what the step gives, or ``{"ok": False, "kind": …, "error": …}``.
+    """
+    started = time.perf_counter()
+    try:
+        surgery: WorkerSurgery | None = getattr(worker, STATE, None)
+        if surgery is None:
+            raise CannotSwapError("the plugin did not see this model being loaded")
+        result = _STEPS[name](surgery, token, **payload)
+    except Exception as error:  # See the module's docstring.
+        return failure_of(error)
+    return {"ok": True, "milliseconds": (time.perf_counter() - started) * 1000, **result}
+
+
+def report(worker: Any) -> dict[str, Any]:
+    """What `worker` serves, as plain data that crosses processes. Never raises."""
+    surgery: WorkerSurgery | None = getattr(worker, STATE, None)
+    return {"id": None} if surgery is None else surgery.state()

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From recorded answers to rates, intervals, drift and the verdict."""

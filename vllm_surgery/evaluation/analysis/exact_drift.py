@@ -1,0 +1,148 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How far a patch moves a model's next-token chances on healthy text, over the full vocabulary.
+
+With transformers in float32 in this process, and no server, so that whole distributions can be compared. The edits are
+the planner's and the arithmetic is the package's own.
+"""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from vllm_surgery.errors import UsageError, one_line
+from vllm_surgery.evaluation.drift import Drift
+from vllm_surgery.model.checkpoint import ModelFolder
+from vllm_surgery.model.conventions import locate
+from vllm_surgery.patch.format import Patch
+from vllm_surgery.patch.patch_set import PatchSet, SourcedPatch
+from vllm_surgery.planning.check import review
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+    from pathlib import Path
+
+    from vllm_surgery.evaluation.probes import Probe
+    from vllm_surgery.planning.planner import Plan, TensorEdit
+
+
+def exact_drifts(
+    model: Path, patches: Mapping[str, Any], probes: Sequence[Probe], *, quiet: bool = False
+) -> dict[str, list[Drift]]:
+    """The drift of every text under each patch.
+
+    Args:
+        model: the model's folder; a model without quantised weights that fits this machine's memory in float32.
+        patches: as plain data, by any names.
+        probes: with a reply each. The token that ends a reply counts as part of it.
+        quiet: no progress.
+
+    Raises:
+        UsageError: torch or transformers isn't there, or it can't load the model.
+        SurgeryError: a patch isn't for this model.
+    """
+    folder = ModelFolder(model)
+    plans = {name: review(_alone(Patch.from_data(patch, name)), folder) for name, patch in patches.items()}
+    tokenizer, network = _load(model)
+    import torch
+    from tqdm import tqdm
+
+    drifts: dict[str, list[Drift]] = {name: [] for name in patches}
+    with torch.inference_mode():
+        for probe in tqdm(probes, desc="exact chances", unit="text", disable=quiet):
+            tokens, start = _encode(tokenizer, probe)
+            base = _log_chances(network, tokens, start)
+            for name, edits in plans.items():
+                with _patched(network, edits):
+                    after = _log_chances(network, tokens, start)
+                drifts[name].append(_drift(probe.id, base, after, tokens[0, start:]))
+    return drifts
+
+
+def _alone(patch: Patch) -> PatchSet:
+    return PatchSet((SourcedPatch(patch.name, patch),))
+
+
+def _load(model: Path) -> tuple[Any, Any]:
+    try:
+        import torch
+        import transformers
+    except ImportError:
+        raise UsageError(
+            "exact chances need torch and transformers: install them, or vLLM, which brings them"
+        ) from None
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(str(model))
+        return tokenizer, transformers.AutoModelForCausalLM.from_pretrained(str(model), dtype=torch.float32)
+    except (OSError, ValueError, KeyError) as error:
+        raise UsageError(f"{model}: transformers can't load it: {one_line(str(error), 200)}") from None
+
+
+def _encode(tokenizer: Any, probe: Probe) -> tuple[Any, int]:
+    """The exchange's tokens up to the one that ends the reply, and where the reply starts."""
+    turns = [{"role": "user", "content": probe.prompt}]
+    asked = tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
+    before = tokenizer(asked, add_special_tokens=False, return_tensors="pt").input_ids
+    text = asked + (probe.reply or "") + tokenizer.eos_token
+    whole = tokenizer(text, add_special_tokens=False, return_tensors="pt").input_ids
+    return whole, before.shape[1]
+
+
+def _log_chances(network: Any, tokens: Any, start: int) -> Any:
+    return network(tokens).logits[0, start - 1 : -1].double().log_softmax(-1)
+
+
+def _drift(text: str, base: Any, patched: Any, targets: Any) -> Drift:
+    places = range(len(targets))
+    return Drift(
+        text=text,
+        tokens=len(targets),
+        kl=float((base.exp() * (base - patched)).sum()),
+        agreed=int((base.argmax(-1) == patched.argmax(-1)).sum()),
+        base_loss=-float(base[places, targets].sum()),
+        loss=-float(patched[places, targets].sum()),
+        rest=0.0,
+    )
+
+
+@contextmanager
+def _patched(network: Any, edits: Plan) -> Iterator[None]:
+    for layer in edits.engine_masks():
+        raise UsageError(f"exact chances: transformers can't mask experts of layer {layer}, whose router has no bias")
+    tensors = {**dict(network.named_parameters()), **dict(network.named_buffers())}
+    places = [(edit, *_place(tensors, edit)) for edit in edits.edits]
+    originals = {name: tensors[name].data for _, name, _ in places}
+    try:
+        for name, original in originals.items():
+            tensors[name].data = original.clone()
+        for edit, name, expert in places:
+            target = tensors[name].data if expert is None else tensors[name].data[expert]
+            target.copy_(_edited(target, edit))
+        yield
+    finally:
+        for name, original in originals.items():
+            tensors[name].data = original
+
+
+def _place(tensors: Mapping[str, Any], edit: TensorEdit) -> tuple[str, int | None]:
+    """The tensor that an edit is for, and which expert's part where transformers has all experts of a layer in one."""
+    if edit.tensor in tensors:
+        return edit.tensor, None
+    slot = locate(edit.tensor)
+    if slot is not None and slot.expert is not None and edit.axis is None:
+        for name, tensor in tensors.items():
+            other = locate(name)
+            if other is None or other.expert is not None or other.block != "experts":
+                continue
+            alike = (other.layer, other.part.role) == (slot.layer, slot.part.role)
+            if alike and tuple(tensor.shape[1:]) == edit.shape:
+                return name, slot.expert
+    raise UsageError(f"exact chances: transformers calls {edit.tensor} by another name")
+
+
+def _edited(tensor: Any, edit: TensorEdit) -> Any:
+    """The edit as the engine carries it out: rounded to the checkpoint's own numbers, which float32 holds exactly."""
+    from vllm_surgery.weights.arithmetic import apply_edit
+    from vllm_surgery.weights.tensors import torch_dtype
+
+    return apply_edit(tensor.to(torch_dtype(edit.dtype)), edit).to(tensor.dtype)

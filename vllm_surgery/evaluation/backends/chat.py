@@ -1,0 +1,180 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Asking one vLLM server over HTTP: answers with their token ids, chances of given text, and what it serves."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import httpx
+
+from vllm_surgery.errors import ServerError, UsageError, one_line
+from vllm_surgery.evaluation.backends.base import TOP, Chances, Completion, ModelFacts
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+CONNECT_SECONDS = 5.0
+ANSWER_SECONDS = 3600.0
+"""A long answer behind a full queue on a slow machine; a server that is gone is noticed at once."""
+
+_TIMEOUT = httpx.Timeout(ANSWER_SECONDS, connect=CONNECT_SECONDS, pool=None)
+_CHAT = "/v1/chat/completions"
+_STRANGE = "answers, but not as an OpenAI-compatible server does"
+
+
+class Chat:
+    """One server.
+
+    Args:
+        url: where it is; a ``/v1`` at the end may stay.
+        api_key: what it was started with.
+        model: which of its models; None for the first.
+    """
+
+    def __init__(self, url: str, api_key: str | None = None, model: str | None = None) -> None:
+        self.url = url
+        if api_key and not (api_key.isascii() and api_key.isprintable()):
+            raise UsageError("the API key holds a character that no header can hold")
+        self._headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+        self._base = url.rstrip("/").removesuffix("/v1")
+        self._wanted = model
+        self._facts: ModelFacts | None = None
+        with self._network_errors():
+            self._http = httpx.Client(base_url=self._base, headers=self._headers, timeout=_TIMEOUT)
+
+    def close(self) -> None:
+        """Closes its connections."""
+        self._http.close()
+
+    def facts(self) -> ModelFacts:
+        """The model, and what serves it. Asked once.
+
+        Raises:
+            UsageError: nothing answers there as a server of this kind does, or it has no such model.
+        """
+        if self._facts is None:
+            self._facts = self._ask_facts()
+        return self._facts
+
+    def _ask_facts(self) -> ModelFacts:
+        listed = self._ask("GET", "/v1/models")
+        models = {
+            str(model["id"]): model for model in _list(listed, "data") if isinstance(model, dict) and "id" in model
+        }
+        if not models:
+            raise UsageError(f"{self.url}: {_STRANGE}")
+        name = self._wanted or next(iter(models))
+        if name not in models:
+            raise UsageError(f"{self.url}: serves no model {name}; it has {', '.join(models)}")
+        try:
+            version = f"vLLM {self._ask('GET', '/version')['version']}"
+        except (UsageError, ServerError, KeyError, TypeError):
+            version = "unknown"
+        return ModelFacts(name, str(models[name].get("root") or name), models[name].get("max_model_len"), version)
+
+    def complete(self, prompt: str, sampling: Mapping[str, Any]) -> Completion:
+        """The answer to one chat request.
+
+        Raises:
+            UsageError: the model has no chat template, the server isn't vLLM, or it went away.
+            ServerError: the server's refusal.
+        """
+        return self._completion(self._ask("POST", _CHAT, self._chat_body(prompt, sampling)))
+
+    async def complete_among(self, http: httpx.AsyncClient, prompt: str, sampling: Mapping[str, Any]) -> Completion:
+        """As `complete`, beside others, over a client that `open_async` gave.
+
+        Raises:
+            UsageError, ServerError: as with `complete`.
+        """
+        with self._network_errors():
+            response = await http.post(_CHAT, json=self._chat_body(prompt, sampling))
+        return self._completion(self._read(response))
+
+    def open_async(self, connections: int) -> httpx.AsyncClient:
+        """A client for many requests at a time."""
+        limits = httpx.Limits(max_connections=connections, max_keepalive_connections=connections)
+        return httpx.AsyncClient(base_url=self._base, headers=self._headers, timeout=_TIMEOUT, limits=limits)
+
+    def _chat_body(self, prompt: str, sampling: Mapping[str, Any]) -> dict[str, Any]:
+        messages = [{"role": "user", "content": prompt}]
+        return {"model": self.facts().name, "messages": messages, "return_token_ids": True, **sampling}
+
+    def _completion(self, answer: Any) -> Completion:
+        try:
+            choice = answer["choices"][0]
+            said = choice["message"]
+            thought = said.get("reasoning") or said.get("reasoning_content") or ""
+            text = "\n".join(filter(None, [thought, said.get("content") or ""]))
+            tokens, finish = choice.get("token_ids"), str(choice["finish_reason"])
+        except (KeyError, IndexError, TypeError, AttributeError):
+            raise UsageError(f"{self.url}: {_STRANGE}") from None
+        if not isinstance(tokens, list):
+            raise UsageError(f"{self.url}: gives no token ids (`return_token_ids`), which loops are looked for in")
+        return Completion(text, tokens, finish)
+
+    def chances(self, prompt: str, reply: str) -> Chances:
+        """The chances of a reply, token by token, without the token that ends it.
+
+        Raises:
+            UsageError, ServerError: as with `complete`.
+        """
+        start = self._tokens({"messages": [{"role": "user", "content": prompt}], "add_generation_prompt": True})
+        targets = self._tokens({"prompt": reply, "add_special_tokens": False})
+        body = {"model": self.facts().name, "prompt": start + targets, "max_tokens": 1, "prompt_logprobs": TOP}
+        answer = self._ask("POST", "/v1/completions", {**body, "temperature": 0})
+        try:
+            steps = answer["choices"][0]["prompt_logprobs"][len(start) :]
+            tops = [{int(token): float(entry["logprob"]) for token, entry in step.items()} for step in steps]
+            return Chances(targets, [top[token] for token, top in zip(targets, tops, strict=True)], tops)
+        except (KeyError, IndexError, TypeError, AttributeError, ValueError):
+            raise UsageError(f"{self.url}: gives no chances of a prompt (`prompt_logprobs`)") from None
+
+    def _tokens(self, body: Mapping[str, Any]) -> list[int]:
+        tokens = self._ask("POST", "/tokenize", {"model": self.facts().name, **body})
+        return [int(token) for token in _list(tokens, "tokens")]
+
+    def _ask(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> Any:
+        with self._network_errors():
+            response = self._http.request(method, path, json=body)
+        return self._read(response)
+
+    @contextmanager
+    def _network_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except httpx.TimeoutException:
+            raise UsageError(f"{self.url}: no answer in time") from None
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            raise UsageError(
+                f"{self.url}: {one_line(str(error)) or f'the connection broke ({type(error).__name__})'}"
+            ) from None
+
+    def _read(self, response: httpx.Response) -> Any:
+        if not response.is_success:
+            raise _refusal(self.url, response)
+        try:
+            return response.json()
+        except ValueError:
+            raise UsageError(f"{self.url}: {_STRANGE}") from None
+
+
+def _list(answer: Any, name: str) -> list[Any]:
+    found = answer.get(name) if isinstance(answer, dict) else None
+    return found if isinstance(found, list) else []
+
+
+def _refusal(url: str, response: httpx.Response) -> UsageError | ServerError:
+    if response.status_code == httpx.codes.UNAUTHORIZED:
+        return UsageError(f"{url}: wants {'another' if 'Authorization' in response.request.headers else 'an'} API key")
+    try:
+        error = response.json()["error"]
+        kind, message = str(error["type"]), one_line(str(error["message"]))
+    except (ValueError, KeyError, TypeError):
+        kind, message = "ServerError", f"{response.status_code} {response.reason_phrase}"
+    if "chat template" in message.lower():
+        return UsageError(f"{url}: the model has no chat template: start the server with --chat-template FILE")
+    if response.status_code == httpx.codes.NOT_FOUND and kind == "ServerError":
+        return UsageError(f"{url}: has no {response.request.url.path}, so it isn't a server of vLLM's")
+    return ServerError(response.status_code, kind, f"{url}: the server refused: {message}")

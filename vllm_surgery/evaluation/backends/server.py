@@ -1,0 +1,178 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A trial against running servers: arms are swapped in live, and every answer is known to be of its arm."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, TypeAlias
+
+from vllm_surgery.client.client import NO_PLUGIN, SurgeryClient
+from vllm_surgery.errors import CannotSwapError, ConflictError, SurgeryError, UsageError
+from vllm_surgery.evaluation.backends.chat import Chat
+from vllm_surgery.patch.patch_set import NO_PATCH
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    import httpx
+
+    from vllm_surgery.client.protocol import ServerState
+    from vllm_surgery.evaluation.arms import Arm
+    from vllm_surgery.evaluation.backends.base import Chances, Completion, Job, ModelFacts
+
+    Answering: TypeAlias = asyncio.Task[tuple[Job, Completion]]
+
+SETTLE = 16
+"""Answers after which the server is asked whether it still serves the arm. What a kill loses is this much."""
+
+
+class HttpBackend:
+    """A trial's own server, and other servers that are arms.
+
+    Args:
+        url: the trial's own.
+        api_key: for all of them.
+        model: which of its models; None for the first.
+        concurrency: requests at the same time.
+    """
+
+    def __init__(self, url: str, api_key: str | None = None, model: str | None = None, concurrency: int = 32) -> None:
+        self._url, self._key, self._model, self._concurrency = url, api_key, model, concurrency
+        self._surgery = SurgeryClient(url, api_key)
+        self._chats: dict[str, Chat] = {}
+        self._chat = self._chat_at(url)
+        self._epoch: int | None = None
+        self._before: ServerState | None = None
+        self._swapped = False
+
+    def facts(self) -> ModelFacts:
+        """The model of the trial's own server."""
+        return self._chat_at(self._url).facts()
+
+    def require(self, arms: Sequence[Arm]) -> None:
+        """Asks for everything that the arms will need, before anything is swapped.
+
+        Raises:
+            CannotSwapError: the server can't exchange patches, with its reason.
+            SurgeryError: a server or the model in it isn't what it should be.
+        """
+        self.facts()  # What is wrong with the server as such is said before what it lacks.
+        own = [arm for arm in arms if arm.url is None]
+        self._before = self._state(needed=any(arm.patches for arm in own))
+        state = self._before
+        if state is not None and not state.can_swap and {arm.id for arm in own} != {state.active}:
+            raise CannotSwapError(f"{self._url}: can't swap patches: {state.cannot_swap_reason}")
+        for chat in [self._chat, *(self._chat_at(arm.url) for arm in arms if arm.url)]:
+            chat.complete("Hello", {"max_tokens": 1, "temperature": 0})
+
+    def serve(self, arm: Arm) -> str | None:
+        """Swaps, or turns to another server."""
+        self._chat = self._chat_at(arm.url or self._url)
+        self._epoch = None
+        if arm.url is not None or self._before is None:
+            return None
+        state = self._surgery.state()
+        active, self._epoch = state.active, state.epoch
+        if arm.id is None or active != arm.id:
+            report = self._surgery.swap(arm.patches)
+            self._swapped = True
+            active, self._epoch = report.id, report.epoch
+        if arm.id not in {None, active}:
+            raise UsageError(f"{arm.name}: the server serves {active} instead of {arm.id}")
+        return active
+
+    def restore(self) -> str | None:
+        """Swaps back to what was served before the trial. Gives a warning where it can't."""
+        before = self._before
+        if before is None or not self._swapped or self._surgery.state().active == before.active:
+            return None
+        names = [patch.name for patch in before.patches]
+        known = {patch.name: patch.id for patch in self._surgery.patches().patches} if names else {}
+        if all(known.get(patch.name) == patch.id for patch in before.patches):
+            self._surgery.swap(names)
+            return None
+        self._surgery.swap([])
+        return f"{self._url} served {before.active} before, which isn't in its patch folders; now it serves {NO_PATCH}"
+
+    def answer(self, jobs: Sequence[Job]) -> Iterator[list[tuple[Job, Completion]]]:
+        """Asks several at a time. Those that came before an error are still given."""
+        done: list[tuple[Job, Completion]] = []
+        error: SurgeryError | None = None
+        left: set[Answering] = set()
+        with asyncio.Runner() as runner:
+            http = self._chat.open_async(self._concurrency)
+            try:
+                left = runner.run(self._start(http, jobs))
+                while left and error is None:
+                    ended, left = runner.run(_first(left))
+                    done += [task.result() for task in ended if task.exception() is None]
+                    error = next((_surgery_error(task) for task in ended if task.exception() is not None), None)
+                    if len(done) >= SETTLE:
+                        yield self._settled(done)
+                        done = []
+            finally:
+                runner.run(_give_up(left, http))
+        if done:
+            yield self._settled(done)
+        if error is not None:
+            raise error
+
+    async def _start(self, http: httpx.AsyncClient, jobs: Sequence[Job]) -> set[Answering]:
+        free = asyncio.Semaphore(self._concurrency)
+        return {asyncio.create_task(self._one(http, free, job)) for job in jobs}
+
+    async def _one(self, http: httpx.AsyncClient, free: asyncio.Semaphore, job: Job) -> tuple[Job, Completion]:
+        async with free:
+            return job, await self._chat.complete_among(http, job.prompt, job.sampling)
+
+    def chances(self, prompt: str, reply: str) -> Chances:
+        """Asks for the chances of a prompt."""
+        chances = self._chat.chances(prompt, reply)
+        self._settled([])
+        return chances
+
+    def close(self) -> None:
+        """Closes all connections."""
+        for chat in self._chats.values():
+            chat.close()
+
+    def _state(self, *, needed: bool) -> ServerState | None:
+        """What the server says of its patches; None where it has no vllm-surgery and none is needed."""
+        try:
+            return self._surgery.state()
+        except UsageError as error:
+            if needed or NO_PLUGIN not in str(error):
+                raise
+            return None
+
+    def _settled(self, done: list[tuple[Job, Completion]]) -> list[tuple[Job, Completion]]:
+        """The answers, if what is served hasn't changed since the arm came in."""
+        if self._epoch is not None and (now := self._surgery.state().epoch) != self._epoch:
+            raise ConflictError(f"{self._url}: somebody else swapped patches during the trial (epoch {now})")
+        return done
+
+    def _chat_at(self, url: str) -> Chat:
+        if url not in self._chats:
+            self._chats[url] = Chat(url, self._key, self._model if url == self._url else None)
+        return self._chats[url]
+
+
+async def _first(tasks: set[Answering]) -> tuple[set[Answering], set[Answering]]:
+    return await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+
+
+async def _give_up(left: set[Answering], http: httpx.AsyncClient) -> None:
+    """Ends requests, so that the server stops working on them; what becomes of them is of no interest any more."""
+    for task in left:
+        task.cancel()
+    await asyncio.gather(*left, return_exceptions=True)  # Else asyncio complains of errors that nobody looked at.
+    await http.aclose()
+
+
+def _surgery_error(task: Answering) -> SurgeryError:
+    """The error of a request that a user can understand; others go on as they are."""
+    error = task.exception()
+    if not isinstance(error, SurgeryError):
+        assert error is not None
+        raise error
+    return error

@@ -1,0 +1,174 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The report's tables."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+from vllm_surgery.evaluation.report.blocks import Table, Words
+from vllm_surgery.loops import KINDS
+
+if TYPE_CHECKING:
+    from vllm_surgery.evaluation.analysis.outcomes import Rates
+    from vllm_surgery.evaluation.analysis.side_effects import Healthy, Ordinary, Tasks
+    from vllm_surgery.evaluation.analysis.statistics import Paired
+    from vllm_surgery.evaluation.analysis.summary import Summary
+    from vllm_surgery.evaluation.arms import Arm
+    from vllm_surgery.evaluation.report.blocks import Block
+    from vllm_surgery.intervals import Estimate
+
+_UNITS_SHOWN = 3
+_LEAST_P = 0.001
+
+
+def arms_table(summary: Summary) -> Table:
+    """What was compared."""
+    rows = [[one.arm.name, one.arm.kind, one.arm.id or "", _remarks(one.arm)] for one in summary.arms]
+    return Table(["arm", "kind", "patch id", ""], rows)
+
+
+def cells_table(summary: Summary) -> Table:
+    """How it was asked."""
+    rows = [[cell["name"], ", ".join(cell["sets"]), str(cell["seeds"]), *_sampling(cell)] for cell in _cells(summary)]
+    return Table(["cell", "probe sets", "seeds", "temperature", "top-p", "top-k", "tokens", "thinking"], rows)
+
+
+def rates_table(summary: Summary, group: str) -> Table:
+    """How many answers end in loops."""
+    head = ["arm", "answers", *KINDS, "any", "rate", "left", "ever in a loop", "cut by budget", "mean tokens"]
+    rows = [[one.arm.name, *_rates(one.rates[group])] for one in summary.arms]
+    return Table([*head, "wasted", "entries"], rows)
+
+
+def against_table(summary: Summary, group: str) -> Table:
+    """Each arm against the unpatched one."""
+    head = ["arm", "pairs", "rescued", "newly", "both", "McNemar p", "p over probes", "difference in points", "ratio"]
+    rows = [
+        [one.arm.name, *_paired(one.against[group]), points(one.ever_against[group].difference)]
+        for one in summary.arms
+        if group in one.against
+    ]
+    return Table([*head, "needed", "difference, ever in a loop"], rows)
+
+
+def tasks_table(summary: Summary) -> list[Block]:
+    """Short lists and skills."""
+    blocks: list[Block] = []
+    for name, first in summary.arms[0].tasks.items():
+        rows = [[one.arm.name, *_tasks(one.tasks[name])] for one in summary.arms]
+        blocks += [Words(f"**{name}**: {first.tasks} tasks with a known answer"), Table(_TASKS_HEAD, rows)]
+    return blocks
+
+
+def ordinary_table(summary: Summary) -> list[Block]:
+    """Ordinary requests."""
+    rows = [[one.arm.name, *_ordinary(one.ordinary)] for one in summary.arms if one.ordinary is not None]
+    head = ["arm", "answers", "end in a loop", "ever in a loop", "mean tokens", "length", "cut by budget", "same text"]
+    return [Words("**healthy prompts**: ordinary requests"), Table(head, rows)] if rows else []
+
+
+def healthy_table(summary: Summary) -> list[Block]:
+    """Next-token chances on healthy text."""
+    exact = [[one.arm.name, *_healthy(one.exact)] for one in summary.arms if one.exact is not None]
+    told = [[one.arm.name, *_healthy(one.healthy)] for one in summary.arms if one.healthy is not None]
+    blocks: list[Block] = []
+    if told:
+        note = (
+            "**chances on healthy text**, as the server tells them: the likeliest tokens of each place; the others "
+            "are taken together (`rest`: their chance, on average), so the divergence is a lower bound. Perplexity "
+            "is exact."
+        )
+        blocks += [Words(note), Table(_HEALTHY_HEAD, told)]
+    if exact:
+        blocks += [Words("**the same over the whole vocabulary**, float32, exact"), Table(_HEALTHY_HEAD, exact)]
+    return blocks
+
+
+_TASKS_HEAD = ["arm", "right", "lost", "won", "McNemar p", "same text", "same form"]
+_HEALTHY_HEAD = ["arm", "texts", "tokens", "KL(unpatched, arm), nats a token", "rest", "same first choice"]
+_HEALTHY_HEAD += ["perplexity unpatched", "perplexity"]
+
+
+def _remarks(arm: Arm) -> str:
+    shown = ", ".join(arm.units[:_UNITS_SHOWN]) + (", \u2026" if len(arm.units) > _UNITS_SHOWN else "")
+    ratio = "" if arm.norm_ratio is None else f"; norm {arm.norm_ratio:.2f} of the patch's"
+    extra = ", ".join(f"{name} {value:g}" for name, value in arm.sampling.items())
+    return shown + ratio + extra
+
+
+def _cells(summary: Summary) -> list[dict[str, Any]]:
+    cells: list[dict[str, Any]] = summary.protocol["cells"]
+    return cells
+
+
+def _sampling(cell: dict[str, Any]) -> list[str]:
+    thinking = {True: "on", False: "off", None: ""}[cell.get("thinking")]
+    return [*(f"{cell[name]:g}" for name in ("temperature", "top_p", "top_k", "max_tokens")), thinking]
+
+
+def _rates(rates: Rates) -> list[str]:
+    return [
+        str(rates.answers),
+        *(str(rates.terminal[kind]) for kind in KINDS),
+        str(round(rates.looped.value * rates.answers)),
+        _percent(rates.looped),
+        str(rates.escaped),
+        _percent(rates.ever),
+        str(rates.cut),
+        f"{rates.tokens / rates.answers:.0f}",
+        f"{100 * rates.wasted / rates.tokens:.0f} %" if rates.tokens else "",
+        f"{rates.entries:g}",
+    ]
+
+
+def _paired(paired: Paired) -> list[str]:
+    return [
+        *map(str, (paired.pairs, paired.rescued, paired.newly, paired.both)),
+        _p(paired.p),
+        _p(paired.clustered_p),
+        points(paired.difference),
+        _ratio(paired.ratio),
+        "" if paired.needed is None else f"{paired.needed} ({math.ceil(paired.needed / paired.clusters)} a probe)",
+    ]
+
+
+def _tasks(tasks: Tasks) -> list[str]:
+    lost, won = (f"{len(names)}" + (f" ({', '.join(names)})" if names else "") for names in (tasks.lost, tasks.won))
+    return [str(tasks.right), lost, won, _p(tasks.p), str(tasks.same), str(tasks.form)]
+
+
+def _ordinary(ordinary: Ordinary) -> list[str]:
+    rates = ordinary.rates
+    counts = (rates.answers, round(rates.looped.value * rates.answers), round(rates.ever.value * rates.answers))
+    mean = f"{rates.tokens / rates.answers:.0f}"
+    return [*map(str, counts), mean, f"{ordinary.length:.2f}", str(rates.cut), str(ordinary.same)]
+
+
+def _healthy(found: Healthy) -> list[str]:
+    kl = f"{found.kl.value:.4f} ({found.kl.low:.4f} to {found.kl.high:.4f})"
+    shares = [f"{100 * found.rest:.1f} %", f"{100 * found.agreement:.1f} %"]
+    return [str(found.texts), str(found.tokens), kl, *shares, f"{found.base_perplexity:.3f}", f"{found.perplexity:.3f}"]
+
+
+def _percent(rate: Estimate) -> str:
+    return f"{100 * rate.value:.1f} % ({100 * rate.low:.1f} to {100 * rate.high:.1f})"
+
+
+def points(found: Estimate) -> str:
+    """A difference of two rates in points, with its interval if it has one."""
+    interval = "" if math.isnan(found.low) else f" ({100 * found.low:+.1f} to {100 * found.high:+.1f})"
+    return f"{100 * found.value:+.1f}{interval}"
+
+
+def _ratio(found: Estimate) -> str:
+    if math.isnan(found.value):
+        return ""
+    if math.isnan(found.low):
+        return f"{found.value:.2f}"
+    high = "\u221e" if math.isinf(found.high) else f"{found.high:.2f}"
+    return f"{found.value:.2f} ({found.low:.2f} to {high})"
+
+
+def _p(value: float) -> str:
+    return f"{value:.3f}" if value >= _LEAST_P else f"< {_LEAST_P}"

@@ -1,0 +1,169 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A whole search on an engine in this process: from a model's loops to a patch, or to the reason why there is none."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from tqdm import tqdm
+
+from vllm_surgery.atomic_files import write_whole
+from vllm_surgery.engine.offline import require_swaps
+from vllm_surgery.errors import UsageError
+from vllm_surgery.evaluation import setup
+from vllm_surgery.evaluation.backends.offline import OfflineBackend
+from vllm_surgery.localization.attribution import kept
+from vllm_surgery.localization.held_out import Court, Judged, evidence, judge_held_out
+from vllm_surgery.localization.ranking.ranker import Ranker
+from vllm_surgery.localization.search.evaluator import Bench, Lab
+from vllm_surgery.localization.search.search import Found, Search
+from vllm_surgery.loops import TokenTable
+from vllm_surgery.patch.patch_set import SourcedPatch
+from vllm_surgery.planning.check import sealed
+from vllm_surgery.planning.guard import guard_of
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from vllm_surgery.localization.search.budget import Budget
+    from vllm_surgery.localization.settings import SearchSettings
+    from vllm_surgery.model.checkpoint import ModelFolder
+    from vllm_surgery.patch.format import Patch
+
+SETTINGS_FILE, FOUND_FILE, CANDIDATE_FILE = "localize.json", "search.json", "candidate.yaml"
+SEARCH_FOLDER, HELD_OUT_FOLDER = "search", "held-out"
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a search came to.
+
+    Attributes:
+        found: on the search's own probes.
+        judged: on the held-out ones; None where there was nothing to judge.
+        patch: the file that holds the edit, sealed, where it holds up; else None.
+        spent_minutes: all measurements of the search, without the held-out trial.
+        spent_answers: likewise.
+    """
+
+    found: Found
+    judged: Judged | None
+    patch: Path | None
+    spent_minutes: float
+    spent_answers: int
+    about: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a search is kept, and what its patch is called.
+
+    Attributes:
+        folder: for everything. A search that was stopped goes on from there.
+        name: of the patch.
+        command: how it was asked for.
+        quiet: no progress.
+    """
+
+    folder: Path
+    name: str
+    command: str = ""
+    quiet: bool = False
+
+
+def localize(llm: Any, model: ModelFolder, settings: SearchSettings, budget: Budget, place: Place) -> Outcome:
+    """Searches for the units to edit, judges the edit on held-out probes, and writes it down where it holds up.
+
+    Args:
+        llm: a `vllm.LLM` with the plugin on and without compiled code, that nobody else swaps patches of.
+        model: the folder that it was loaded from.
+        settings: what is asked, tried and allowed.
+        budget: for the search; the held-out trial comes on top.
+        place: where everything goes.
+
+    Raises:
+        CannotSwapError: patches can't be swapped on this engine.
+        UsageError: the folder holds another search, or can't be written.
+        SurgeryError: the engine couldn't answer.
+    """
+    require_swaps(llm)
+    backend = OfflineBackend(llm)
+    about = setup.about(backend.facts(), model.path, settings.seed)
+    _open(place.folder, settings, about)
+    table = TokenTable.from_tokenizer(llm.get_tokenizer())
+    court = Court(backend, table, place.folder / HELD_OUT_FOLDER, about | {"command": place.command}, place.quiet)
+    found = _search(llm, model, settings, budget, court)
+    spent = (budget.spent_seconds / 60, budget.spent_answers)
+    _write(place.folder / FOUND_FILE, json.dumps(found.to_data(), indent=1) + "\n")
+    if found.best is None:
+        return Outcome(found, None, None, *spent, about)
+    patch = found.best.candidate.patch(place.name, guard_of(model))
+    _write(place.folder / CANDIDATE_FILE, patch.to_yaml())
+    judged = judge_held_out(patch, model, settings, court)
+    file = _ship(patch, model, judged, place, about) if judged.holds else None
+    return Outcome(found, judged, file, *spent, about)
+
+
+def _search(llm: Any, model: ModelFolder, settings: SearchSettings, budget: Budget, court: Court) -> Found:
+    folder = court.folder.parent / SEARCH_FOLDER
+    with tqdm(total=100, unit="%", desc="search", disable=court.quiet) as progress:
+        bench = Bench(court.backend, court.table, folder, guard_of(model), partial(_show, progress, budget))
+        lab = Lab(bench, settings, budget)
+        ranker = Ranker(llm, model, lab, settings, court.quiet)
+        attribute = partial(kept, folder, ranker.rank)
+        return Search(lab, model.anatomy, settings, budget, attribute).run()
+
+
+def _show(progress: Any, budget: Budget, what: str) -> None:
+    progress.set_postfix_str(f"{budget.spent_answers} answers, {what}"[:60])
+    progress.update(min(100, round(100 * budget.used)) - progress.n)
+
+
+def _open(folder: Path, settings: SearchSettings, about: Mapping[str, Any]) -> None:
+    """Makes the folder, or sees that it holds this very search."""
+    wanted = {"format": FORMAT, "settings": settings.model_dump(), "model": about["fingerprint"]}
+    file = folder / SETTINGS_FILE
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        there = json.loads(file.read_text()) if file.exists() else wanted
+    except OSError as error:
+        raise UsageError(f"{folder}: {error.strerror or error}") from None
+    except ValueError:
+        raise UsageError(f"{file}: not a file of a search") from None
+    if not isinstance(there, dict):
+        raise UsageError(f"{file}: not a file of a search")
+    if there != json.loads(json.dumps(wanted)):
+        what = "of another model" if there.get("model") != wanted["model"] else "with other settings"
+        raise UsageError(f"{folder}: holds a search {what}: take another folder")
+    _write(file, json.dumps(wanted, indent=1) + "\n")
+
+
+def _ship(patch: Patch, model: ModelFolder, judged: Judged, place: Place, about: Mapping[str, Any]) -> Path:
+    """Writes the patch, sealed to the model's weights, with what the held-out trial said of it."""
+    made = sealed(SourcedPatch(patch.name, patch), model).to_data()
+    made["description"] = (
+        "Found by `vllm-surgery localize` on search probes, and judged on others: fewer answers end in a loop."
+    )
+    made["provenance"] = {
+        "source": "vllm-surgery localize",
+        "command": place.command,
+        "model": about["fingerprint"],
+        "engine": about["engine"],
+        "evidence": evidence(judged, patch.name),
+    }
+    file = place.folder / f"{patch.name}.yaml"
+    _write(file, type(patch).from_data(made).to_yaml())
+    return file
+
+
+def _write(file: Path, content: str) -> None:
+    """All of it or nothing: a search that is killed here goes on."""
+    try:
+        write_whole(file, content)
+    except OSError as error:
+        raise UsageError(f"{file}: {error.strerror or error}") from None

@@ -1,0 +1,163 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A transformers model whose units have gains that gradients can be taken for."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from vllm_surgery.errors import UsageError, one_line
+from vllm_surgery.model.checkpoint import ModelFolder
+from vllm_surgery.model.conventions import locate
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
+
+    from vllm_surgery.localization.candidates import Block
+    from vllm_surgery.model.anatomy import Anatomy
+
+
+@dataclass
+class GainedNetwork:
+    """A network in float32, each of whose units is multiplied by a number that is 1.
+
+    Attributes:
+        network: the transformers model. Its weights take no gradients.
+        gains: of each block, a leaf tensor ``[units]``.
+        without: layers some of whose units have no gains, and why.
+    """
+
+    network: Any
+    gains: dict[Block, Any]
+    without: dict[int, str] = field(default_factory=dict)
+
+    def logits(self, tokens: Sequence[int], rows: Sequence[int]) -> Any:
+        """The scores after the tokens of `rows`, ``[rows, vocabulary]``. What comes after the last of them isn't read.
+
+        With gradients for the gains where torch takes them.
+        """
+        import torch
+
+        device = self.network.device
+        places = torch.tensor(rows, device=device)
+        read = torch.tensor([tokens[: max(rows) + 1]], device=device)
+        # Over a large vocabulary the scores of rows that nobody asked for would take more memory than all else.
+        logits = self.network(read, use_cache=False, logits_to_keep=places).logits[0].float()
+        return logits if len(logits) == len(rows) else logits[places]
+
+
+@contextmanager
+def gained_network(folder: Path, device: str = "cpu") -> Iterator[GainedNetwork]:
+    """A model's network with gains, as long as the context lasts.
+
+    Raises:
+        UsageError: torch or transformers isn't there, or it can't load or run the model.
+    """
+    anatomy = _plain_anatomy(folder)
+    gained = GainedNetwork(_load(folder).to(device), {})
+    hooks = [*_hook_neurons(gained, anatomy), *_hook_experts(gained, anatomy)]
+    try:
+        _try_out(gained, folder)
+        yield gained
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _plain_anatomy(folder: Path) -> Anatomy:
+    checkpoint = ModelFolder(folder)
+    if checkpoint.facts.quantization is not None:
+        raise UsageError(f"{folder}: has quantised weights, for which no gradients are taken")
+    return checkpoint.anatomy
+
+
+def _load(folder: Path) -> Any:
+    try:
+        import torch
+        import transformers
+    except ImportError:
+        raise UsageError("gradients need torch and transformers: install them, or vLLM, which brings them") from None
+    # Experts in plain operations: the fused ones want bfloat16, and the weights' own gradients.
+    options = {"dtype": torch.float32, "experts_implementation": "eager", "output_loading_info": True}
+    try:
+        network, told = transformers.AutoModelForCausalLM.from_pretrained(str(folder), **options)
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError, AttributeError) as error:
+        raise UsageError(f"{folder}: transformers can't load it: {one_line(str(error), 200)}") from None
+    missing = sorted(told["missing_keys"])
+    if missing:
+        # It would have filled them with random numbers.
+        raise UsageError(f"{folder}: transformers finds no {missing[0]} in it")
+    return network.eval().requires_grad_(False)
+
+
+def _hook_neurons(gained: GainedNetwork, anatomy: Anatomy) -> Iterator[Any]:
+    widths = anatomy.widths()
+    for name, module in gained.network.named_modules():
+        slot = locate(f"{name}.weight")
+        if slot is None or slot.block != "mlp" or slot.part.role != "down" or slot.layer not in widths:
+            continue
+        gain = _ones(gained.network, widths.pop(slot.layer))
+        gained.gains["neurons", slot.layer] = gain
+        yield module.register_forward_pre_hook(lambda _, inputs, gain=gain: (inputs[0] * gain, *inputs[1:]))
+    for layer in widths:
+        gained.without[layer] = "transformers has no down projection by this layer's name"
+
+
+def _hook_experts(gained: GainedNetwork, anatomy: Anatomy) -> Iterator[Any]:
+    counts = anatomy.expert_counts()
+    for name, _ in list(gained.network.named_parameters()):
+        slot = locate(name)
+        if slot is None or slot.block != "experts" or slot.part.role != "down" or slot.layer not in counts:
+            continue
+        if slot.expert is not None:
+            continue  # Experts that are modules of their own, as older transformers has them.
+        gain = _ones(gained.network, counts.pop(slot.layer))
+        gained.gains["experts", slot.layer] = gain
+        module = gained.network.get_submodule(name.rpartition(".")[0])
+        yield module.register_forward_pre_hook(_weigh(gained, slot.layer, gain))
+    for layer in counts:
+        gained.without[layer] = "transformers has no module that takes all of this layer's experts together"
+
+
+def _ones(network: Any, count: int) -> Any:
+    import torch
+
+    return torch.ones(count, dtype=torch.float32, device=network.device, requires_grad=True)
+
+
+def _weigh(gained: GainedNetwork, layer: int, gain: Any) -> Any:
+    """A hook that multiplies the router's weights of the chosen experts, which multiply what those experts give."""
+
+    def hook(_: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        if not _is_routed(inputs):
+            gained.gains.pop(("experts", layer), None)
+            gained.without[layer] = "its experts don't take the router's choice and weights"
+            return None
+        states, chosen, weights = inputs
+        return states, chosen, weights * gain[chosen]
+
+    return hook
+
+
+def _is_routed(inputs: tuple[Any, ...]) -> bool:
+    """Whether a module was given hidden states, the experts chosen for each token, and their weights."""
+    if len(inputs) != len(("states", "chosen", "weights")):
+        return False
+    _, chosen, weights = inputs
+    return bool(not chosen.is_floating_point() and weights.is_floating_point() and chosen.shape == weights.shape)
+
+
+def _try_out(gained: GainedNetwork, folder: Path) -> None:
+    """One forward pass, in which the layers whose experts can't be weighed drop out."""
+    import torch
+
+    try:
+        with torch.no_grad():
+            gained.logits([0, 0], [0, 1])
+    except (RuntimeError, ValueError, TypeError, LookupError, AttributeError) as error:
+        raise UsageError(f"{folder}: transformers can't run it: {one_line(str(error), 200)}") from None
+    if not gained.gains:
+        reason = next(iter(gained.without.values()), "transformers calls none of its units by a known name")
+        raise UsageError(f"{folder}: has no unit whose gain can be told by transformers: {reason}")

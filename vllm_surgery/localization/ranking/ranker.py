@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Units ranked: by what the engine's workers see of them, and by gradients where transformers has the model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from vllm_surgery.errors import SurgeryError
+from vllm_surgery.evaluation.backends.offline import OfflineBackend
+from vllm_surgery.localization.attribution import Attribution, by_activity, merged, passages
+from vllm_surgery.localization.candidates import Candidate, UnitKey
+from vllm_surgery.localization.ranking.activity import measure_activity
+from vllm_surgery.localization.ranking.gradients import gain_gradients
+from vllm_surgery.localization.ranking.natural_gradient import KL_TARGETS, SIZES, set_candidates, single_candidates
+from vllm_surgery.localization.ranking.scores import rank_by_activity
+from vllm_surgery.localization.transcripts import Passage
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from vllm_surgery.evaluation.records import Record
+    from vllm_surgery.localization.candidates import Block
+    from vllm_surgery.localization.ranking.natural_gradient import Direction
+    from vllm_surgery.localization.search.evaluator import Lab
+    from vllm_surgery.localization.settings import SearchSettings
+    from vllm_surgery.model.checkpoint import ModelFolder
+
+MOST_PASSAGES = 32
+"""Transcripts that are looked into, of looping and of sound ones each: means over more hardly move."""
+
+
+@dataclass(frozen=True)
+class Ranker:
+    """Ranks the units of one model.
+
+    Attributes:
+        llm: the engine.
+        model: the folder that it was loaded from.
+        lab: whose sound replies are what healthy text is, and whose right answers a set of units shall spare.
+        settings: of the search.
+        quiet: no progress.
+    """
+
+    llm: Any
+    model: ModelFolder
+    lab: Lab
+    settings: SearchSettings
+    quiet: bool = False
+
+    def rank(self, records: Sequence[Record], matter: Sequence[Block]) -> Attribution:
+        """Candidates worth a try.
+
+        Args:
+            records: the unpatched model's answers.
+            matter: blocks that loops need.
+
+        Raises:
+            EngineError: the engine can't be looked into.
+        """
+        transcripts = passages(records, OfflineBackend(self.llm).tokens_before)
+        looping = [one for one in transcripts if one.repeats is not None][:MOST_PASSAGES]
+        sound = [one for one in transcripts if one.repeats is None][:MOST_PASSAGES]
+        if not looping:
+            return Attribution([], [], ["no loop is long enough to look into"])
+        active = self._by_activity([*looping, *sound])
+        singles, sets, notes = self._by_gradients(looping)
+        return Attribution(merged([singles, active], matter, self.settings.singles), sets, notes)
+
+    def _by_activity(self, transcripts: Sequence[Passage]) -> list[Candidate]:
+        scored = rank_by_activity(measure_activity(self.llm, transcripts), self.model)
+        wanted = [one for one in scored if one.kind in self.settings.kinds]
+        scores = [(UnitKey(one.kind, one.layer, one.index), one.score) for one in wanted]
+        return by_activity(scores[: 2 * self.settings.singles], mask=self.settings.mask)
+
+    def _by_gradients(self, looping: Sequence[Passage]) -> tuple[list[Candidate], list[Candidate], list[str]]:
+        if not self.settings.gradients:
+            return [], [], ["gradients were switched off"]
+        try:
+            found = gain_gradients(
+                self.model.path, looping, self._healthy(), self._right(), seed=self.settings.seed, quiet=self.quiet
+            )
+        except SurgeryError as error:
+            return [], [], [f"no gradients: {error}"]
+        found = found.of_kinds(self.settings.kinds)
+        count = 2 * self.settings.singles
+        singles = [_candidate(one, "gradient") for one in single_candidates(found, self.settings.gains, count)]
+        sets = [_candidate(one, "set") for one in set_candidates(found, SIZES, self._targets()) if len(one.gains) > 1]
+        notes = [f"layer {layer} without some gradients: {why}" for layer, why in sorted(found.without.items())]
+        return singles, sets, notes
+
+    def _right(self) -> list[Passage]:
+        """Right answers to tasks as transcripts. Whether they loop later, or were cut, is of no matter here."""
+        return self._sound((record.prompt, record.token_ids) for record in self.lab.right() if record.token_ids)
+
+    def _targets(self) -> list[float]:
+        return [target for target in KL_TARGETS if target <= self.settings.max_kl] or [self.settings.max_kl]
+
+    def _healthy(self) -> list[Passage]:
+        """The sound replies as transcripts."""
+        encode = OfflineBackend(self.llm).encode
+        return self._sound((probe.prompt, encode(probe.reply or "")) for _, probe in self.lab.texts)
+
+    def _sound(self, answers: Iterable[tuple[str, list[int]]]) -> list[Passage]:
+        """The transcripts of prompts and the tokens of sound answers to them."""
+        before = OfflineBackend(self.llm).tokens_before
+        prompts = [(before(prompt), answer) for prompt, answer in answers]
+        return [Passage(prompt + answer, len(prompt)) for prompt, answer in prompts]
+
+
+def _candidate(direction: Direction, origin: str) -> Candidate:
+    return Candidate.of({UnitKey(*unit): gain for unit, gain in direction.gains.items()}, origin)

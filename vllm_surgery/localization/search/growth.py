@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From single units to small sets: other gains, pairs, one more unit while it helps, and none that isn't needed."""
+
+from __future__ import annotations
+
+from itertools import combinations
+from typing import TYPE_CHECKING, Any
+
+from vllm_surgery.localization.candidates import Candidate, UnitKey, distinct, joined, without
+from vllm_surgery.patch.units import MASK
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+    from vllm_surgery.localization.search.measurements import Measure
+    from vllm_surgery.patch.units import Gain
+
+MOST_SHRUNK = 16
+"""A set of more units isn't taken apart one by one; the search has tried it in other sizes."""
+
+
+def other_gains(candidate: Candidate, gains: Iterable[Gain]) -> list[Candidate]:
+    """A single unit with every gain that can be tried with its kind."""
+    ((key, _),) = candidate.gains
+    return [Candidate.of({key: gain}, "gain") for gain in gains if gain != MASK or key.kind == "experts"]
+
+
+def weaker(candidate: Candidate, dose: float) -> Candidate | None:
+    """The same edit with every gain nearer to 1: `dose` of the way. None where there are masks: they know no degree."""
+    if any(gain == MASK for _, gain in candidate.gains):
+        return None
+    return Candidate.of({key: 1.0 + dose * (float(gain) - 1.0) for key, gain in candidate.gains}, "dose")
+
+
+def likely(best: Sequence[Candidate], ranked: Sequence[Candidate], count: int) -> list[Candidate]:
+    """What pairs are made of: the best, and the first `count` other units of a ranking.
+
+    What ranks a unit looks at it alone. Of two units that each keep a loop going it may say that one should be
+    amplified, since that weakens the other; so those are also tried silent.
+    """
+    known = {key for one in best for key, _ in one.gains}
+    first: dict[UnitKey, Candidate] = {}
+    for one in ranked:
+        first.setdefault(one.gains[0][0], one)
+    others = [one for key, one in first.items() if key not in known][:count]
+    return [*best, *(each for one in others for each in _also_silent(one))]
+
+
+def pairs(candidates: Sequence[Candidate]) -> list[Candidate]:
+    """Every two of them together, unless they name a unit in common; those that stand first come first."""
+    places = sorted(combinations(range(len(candidates)), 2), key=lambda pair: (sum(pair), pair))
+    found = (joined(candidates[first], candidates[second], "pair") for first, second in places)
+    return distinct(pair for pair in found if pair is not None)
+
+
+def _also_silent(single: Candidate) -> list[Candidate]:
+    ((key, gain),) = single.gains
+    amplified = gain != MASK and gain > 1
+    return [single, Candidate.of({key: 0.0}, single.origin)] if amplified else [single]
+
+
+def grow(
+    start: Measure,
+    more: Sequence[Candidate],
+    most: int,
+    measure: Callable[[Candidate], Measure | None],
+    rank: Callable[[Measure], tuple[Any, ...]],
+) -> Measure:
+    """Adds the edit that helps most, again and again, as long as one leaves fewer loops.
+
+    Args:
+        start: what to add to.
+        more: what may be added.
+        most: units that the set may come to.
+        measure: gives None where the budget is used up.
+        rank: what measures are sorted by.
+    """
+    best = start
+    while True:
+        larger = [joined(best.candidate, one, "grown") for one in more]
+        fitting = [one for one in larger if one is not None and one.units <= most]
+        measured = [one for one in map(measure, fitting) if one is not None]
+        found = min(measured, key=rank, default=None)
+        if found is None or rank(found)[:2] >= rank(best)[:2]:
+            return best
+        best = found
+
+
+def shrink(
+    best: Measure, measure: Callable[[Candidate], Measure | None], rank: Callable[[Measure], tuple[Any, ...]]
+) -> Measure:
+    """Takes away units that the edit does as well without: the smallest edit is the one to ship.
+
+    Args:
+        best: the edit.
+        measure: gives None where the budget is used up.
+        rank: what measures are sorted by; its first two places say whether an edit is as good.
+    """
+    shrunk = 1 < best.candidate.units <= MOST_SHRUNK
+    while shrunk:
+        shrunk = False
+        for key, _ in best.candidate.gains:
+            smaller = measure(without(best.candidate, key, "shrunk"))
+            if smaller is not None and rank(smaller)[:2] <= rank(best)[:2]:
+                best, shrunk = smaller, smaller.candidate.units > 1
+                break
+    return best

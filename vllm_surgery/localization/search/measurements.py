@@ -1,0 +1,150 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a candidate does to loops, and what it costs, on the search's own probes."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from vllm_surgery.evaluation.analysis.outcomes import loops, terminal_kinds
+from vllm_surgery.evaluation.analysis.side_effects import healthy
+from vllm_surgery.evaluation.analysis.summary import finite
+from vllm_surgery.evaluation.tasks.list_entries import distinct_entries
+from vllm_surgery.loops import KINDS
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from vllm_surgery.evaluation.analysis.side_effects import Tasks
+    from vllm_surgery.evaluation.drift import Drift
+    from vllm_surgery.evaluation.records import Record
+    from vllm_surgery.localization.candidates import Candidate
+    from vllm_surgery.localization.settings import SearchSettings
+
+ENTRIES = 0.75
+"""As in the rule of `evaluate`: what is left of the different entries of an answer."""
+
+
+@dataclass(frozen=True)
+class Loops:
+    """Answers to the same probes and seeds without and with a candidate.
+
+    Attributes:
+        answers: how many there are.
+        base: how many end in a loop without it.
+        looped: how many do with it.
+        rescued: end in a loop only without it.
+        newly: end in a loop only with it.
+        kinds: by kind, how many end in a loop of it without and with it.
+        entries: different entries of all answers together, with it over without it.
+    """
+
+    answers: int
+    base: int
+    looped: int
+    rescued: int
+    newly: int
+    kinds: dict[str, tuple[int, int]]
+    entries: float
+
+    @classmethod
+    def of(cls, base: Sequence[Record], other: Sequence[Record]) -> Loops:
+        """The figures of two lists of answers in the same order, of which there must be one."""
+        pairs = [(loops(one), loops(two)) for one, two in zip(base, other, strict=True)]
+        before, after = (sum(distinct_entries(record.text) for record in records) for records in (base, other))
+        return cls(
+            answers=len(pairs),
+            base=sum(one for one, _ in pairs),
+            looped=sum(two for _, two in pairs),
+            rescued=pairs.count((True, False)),
+            newly=pairs.count((False, True)),
+            kinds={kind: (_of_kind(base, kind), _of_kind(other, kind)) for kind in KINDS},
+            entries=after / before if before else math.nan,
+        )
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a candidate moves that was sound.
+
+    Attributes:
+        kl: KL(unpatched || candidate) on sound replies, nats a token, from below (see `evaluation.drift`).
+        perplexity: of those replies, over the unpatched model's.
+        lost: tasks that only the unpatched model gets right; None where tasks weren't asked.
+        won: tasks that only the candidate gets right.
+        form: share of the tasks' answers that keep their form: numbered, bulleted or neither.
+    """
+
+    kl: float
+    perplexity: float
+    lost: int | None = None
+    won: int | None = None
+    form: float | None = None
+
+    @classmethod
+    def of(cls, drifts: Sequence[Drift], tasks: Sequence[Tasks]) -> Cost:
+        """The figures of some texts, and of tasks where they were asked."""
+        moved = healthy(drifts)
+        known = (moved.kl.value, moved.perplexity / moved.base_perplexity)
+        if not tasks:
+            return cls(*known)
+        lost, won = (sum(len(part) for part in parts) for parts in ([t.lost for t in tasks], [t.won for t in tasks]))
+        return cls(*known, lost, won, sum(one.form for one in tasks) / sum(one.tasks for one in tasks))
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One look at one candidate.
+
+    Attributes:
+        cost: None where sound replies weren't looked at.
+    """
+
+    candidate: Candidate
+    loops: Loops
+    cost: Cost | None
+
+    @property
+    def kl(self) -> float | None:
+        """What it costs in nats a token; None where that wasn't looked at, or is no number."""
+        return self.cost.kl if self.cost is not None and math.isfinite(self.cost.kl) else None
+
+    def excess(self, settings: SearchSettings) -> list[str]:
+        """What it costs too much of; empty where all is within bounds."""
+        found = [] if self.loops.entries >= ENTRIES or math.isnan(self.loops.entries) else ["entries"]
+        if self.cost is None:
+            return found
+        found += ["kl"] if not self.cost.kl <= settings.max_kl else []
+        found += ["perplexity"] if not self.cost.perplexity <= settings.max_perplexity else []
+        return found + (["tasks"] if (self.cost.lost or 0) > (self.cost.won or 0) else [])
+
+    def rank(self, settings: SearchSettings) -> tuple[Any, ...]:
+        """What measures are sorted by, the best first: fewest loops within the bounds, then what costs least.
+
+        All compared must be of the same answers.
+        """
+        kl = math.inf if self.kl is None else self.kl
+        return (bool(self.excess(settings)), self.loops.looped, kl, self.candidate.units, self.candidate.id)
+
+    def to_data(self) -> dict[str, Any]:
+        """Plain data; what can't be said is null."""
+        return {
+            "candidate": self.candidate.to_data(),
+            "loops": finite(asdict(self.loops)),
+            "cost": None if self.cost is None else finite(asdict(self.cost)),
+        }
+
+
+def front(measures: Sequence[Measure]) -> list[Measure]:
+    """The Pareto front, by rising KL: each has fewer loops than every one that costs less. All of the same answers."""
+    known = [measure for measure in measures if measure.kl is not None]
+    best: list[Measure] = []
+    for measure in sorted(known, key=lambda one: (one.kl or 0.0, one.loops.looped)):
+        if not best or measure.loops.looped < best[-1].loops.looped:
+            best.append(measure)
+    return best
+
+
+def _of_kind(records: Sequence[Record], kind: str) -> int:
+    return sum(kind in terminal_kinds(record) for record in records)

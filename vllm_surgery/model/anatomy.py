@@ -1,0 +1,204 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a model is made of, in checkpoint coordinates: the blocks whose units a patch can name."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from vllm_surgery.errors import CheckpointError
+from vllm_surgery.model.conventions import lacking, locate
+from vllm_surgery.model.quantization import WHOLE, Stores
+from vllm_surgery.model.routers import Router, layer_of_router, observe_router
+from vllm_surgery.model.tensor_info import EACH_DTYPES, TensorInfo
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from vllm_surgery.model.conventions import Convention, Role, Slot
+    from vllm_surgery.patch.units import Kind
+
+
+@dataclass
+class GatedMlp:
+    """The tensors of one layer's gated MLP, ``down · (act(gate) * up)``, as far as they have been seen."""
+
+    layer: int
+    tensors: dict[Role, TensorInfo] = field(default_factory=dict)
+    beside: dict[tuple[Role, Stores], tuple[Slot, TensorInfo]] = field(default_factory=dict)
+
+    def missing(self) -> list[Role]:
+        """The matrices that no tensor holds."""
+        return lacking(self.tensors)
+
+    @property
+    def width(self) -> int:
+        """Neurons: the size of the intermediate dimension. Needs the down projection, and for packed codes up's scales.
+
+        0 where it can't be told.
+        """
+        down = self.tensors.get("down")
+        if down is not None and down.dtype in EACH_DTYPES:
+            return down.shape[1]
+        return self._outputs("up") or self._outputs("gate_up")
+
+    def _outputs(self, role: Role) -> int:
+        slot, scales = self.beside.get((role, "scales"), (None, None))
+        if slot is None or scales is None or slot.spelling.out_axis >= len(scales.shape):
+            return 0
+        outputs = scales.shape[slot.spelling.out_axis]
+        return outputs // 2 if slot.part.halves else outputs
+
+
+@dataclass
+class RoutedExperts:
+    """The tensors of one layer's routed experts, as far as they have been seen.
+
+    Attributes:
+        convention: how they are named, which says whether each expert has tensors of its own.
+        tensors: by role, and by expert where it has its own, else under None.
+        beside: the same for what stands beside the codes of quantised weights, by what it is.
+    """
+
+    layer: int
+    convention: Convention
+    tensors: dict[tuple[Role, int | None], TensorInfo] = field(default_factory=dict)
+    beside: dict[tuple[Role, int | None, Stores], TensorInfo] = field(default_factory=dict)
+
+    @property
+    def count(self) -> int:
+        """Experts: up to the last one that was seen where each has its own tensors, so all of a whole checkpoint's."""
+        own = [expert + 1 for _, expert in self.tensors if expert is not None]
+        shared = [info.shape[0] for info in self.tensors.values() if info.dtype in EACH_DTYPES]
+        return max(own or shared, default=0)
+
+    def tensors_of(self, index: int) -> list[TensorInfo]:
+        """The tensors that hold something of one expert."""
+        whole = [info for (_, expert), info in self.tensors.items() if expert in {None, index}]
+        return whole + [info for (_, expert, _), info in self.beside.items() if expert in {None, index}]
+
+    def missing(self, index: int) -> list[Role]:
+        """Of the parts that a gain of expert `index` goes on, those that no tensor holds."""
+        needed = [part.role for part in self.convention.carriers if not part.optional]
+        return [role for role in needed if (role, None) not in self.tensors and (role, index) not in self.tensors]
+
+
+class Anatomy:
+    """The blocks of a model, found by looking at its tensors one by one, in any order."""
+
+    def __init__(self, num_hidden_layers: int | None = None) -> None:
+        self.num_hidden_layers = num_hidden_layers
+        self.mlps: dict[int, GatedMlp] = {}
+        self.experts: dict[int, RoutedExperts] = {}
+        self.routers: dict[int, Router] = {}
+
+    @classmethod
+    def of(cls, tensors: Iterable[TensorInfo], num_hidden_layers: int | None = None) -> Anatomy:
+        """The anatomy of a whole checkpoint.
+
+        Raises:
+            CheckpointError: shapes that no such block can have, or two tensors for one part.
+        """
+        anatomy = cls(num_hidden_layers)
+        for info in tensors:
+            anatomy.observe(info)
+        return anatomy
+
+    def observe(self, info: TensorInfo) -> Slot | None:
+        """Takes one tensor in, and says which part of which block it is; None where it is no part of a unit.
+
+        Raises:
+            CheckpointError: its shape can't be, or its part is taken by a tensor of another name.
+        """
+        slot = locate(info.name)
+        if slot is None:
+            layer = layer_of_router(info.name)
+            if layer is not None and not self._beyond_last_layer(layer):
+                observe_router(self.routers, layer, info)
+            return None
+        if self._beyond_last_layer(slot.layer):
+            return None
+        if slot.block == "mlp":
+            self._observe_mlp(slot, info)
+        else:
+            self._observe_experts(slot, info)
+        return slot
+
+    def widths(self) -> dict[int, int]:
+        """Neurons in each layer whose down projection was seen and whose width can be told."""
+        return {layer: mlp.width for layer, mlp in self.mlps.items() if "down" in mlp.tensors and mlp.width}
+
+    def expert_counts(self) -> dict[int, int]:
+        """Routed experts in each layer that has them."""
+        return {layer: block.count for layer, block in self.experts.items()}
+
+    def experts_in(self, layer: int) -> int | None:
+        """Routed experts in a layer, as its router or they themselves tell; None where no tensor of either was seen."""
+        router, block = self.routers.get(layer), self.experts.get(layer)
+        return (router.count if router else None) or (block.count if block else None)
+
+    def tensors_of(self, kind: Kind, layer: int, index: int) -> list[TensorInfo]:
+        """The tensors that hold something of one unit."""
+        if kind == "neurons":
+            mlp = self.mlps.get(layer, GatedMlp(layer))
+            return [*mlp.tensors.values(), *(info for _, info in mlp.beside.values())]
+        return self.experts[layer].tensors_of(index) if layer in self.experts else []
+
+    def _observe_mlp(self, slot: Slot, info: TensorInfo) -> None:
+        mlp = self.mlps.setdefault(slot.layer, GatedMlp(slot.layer))
+        if slot.spelling.stores not in WHOLE:
+            mlp.beside[slot.part.role, slot.spelling.stores] = slot, info
+            return
+        known = mlp.tensors.setdefault(slot.part.role, info)
+        if known != info:
+            raise CheckpointError(f"{known.name} and {info.name} are both the {slot.part.role} part of one MLP")
+        if info.dtype in EACH_DTYPES:
+            _check_mlp(mlp)
+
+    def _observe_experts(self, slot: Slot, info: TensorInfo) -> None:
+        block = self.experts.setdefault(slot.layer, RoutedExperts(slot.layer, slot.convention))
+        if slot.spelling.stores not in WHOLE:
+            block.beside[slot.part.role, slot.expert, slot.spelling.stores] = info
+            return
+        known = block.tensors.setdefault((slot.part.role, slot.expert), info)
+        if known != info:
+            raise CheckpointError(f"{known.name} and {info.name} are both the {slot.part.role} part of one expert")
+        if block.convention is not slot.convention:
+            other = next(iter(block.tensors.values()))
+            raise CheckpointError(f"{other.name} and {info.name} name the experts of one layer in two ways")
+        if info.dtype in EACH_DTYPES:
+            _check_experts(block, slot, info)
+
+    def _beyond_last_layer(self, layer: int) -> bool:
+        # Multi-token-prediction heads are stored as layers after the last; they are no part of the model that answers.
+        return self.num_hidden_layers is not None and layer >= self.num_hidden_layers
+
+
+def _check_mlp(mlp: GatedMlp) -> None:
+    plain = [info for info in mlp.tensors.values() if info.dtype in EACH_DTYPES]
+    shapes = {role: info.shape for role, info in mlp.tensors.items() if info.dtype in EACH_DTYPES}
+    if any(len(info.shape) != 2 for info in plain) or len(_upright(shapes)) > 1:  # noqa: PLR2004 - matrices
+        raise _odd_shapes("a gated MLP", mlp.tensors.values())
+
+
+def _check_experts(block: RoutedExperts, slot: Slot, info: TensorInfo) -> None:
+    # Against tensors of the same expert alone: all of them each time would take the square of their number.
+    keys = [(part.role, slot.expert) for part in block.convention.parts.values()]
+    known = {key[0]: block.tensors[key] for key in keys if key in block.tensors}
+    shapes = {role: tensor.shape for role, tensor in known.items() if tensor.dtype in EACH_DTYPES}
+    told = {shape[:1] for shape in shapes.values()} if slot.expert is None else _upright(shapes)
+    if len(info.shape) != slot.part.rank or len(told) > 1:
+        raise _odd_shapes("routed experts", known.values())
+
+
+def _upright(shapes: dict[Role, tuple[int, ...]]) -> set[tuple[int, ...]]:
+    """The shapes of gate and up, ``[width, hidden]``, as each tensor tells them. More than one can't be."""
+    told = {shape[::-1] if role == "down" else shape for role, shape in shapes.items() if role != "gate_up"}
+    doubled = [shape for role, shape in shapes.items() if role == "gate_up"]
+    # An odd number of rows is told as it is, which no other tensor does.
+    return told | {(shape[0] // 2, *shape[1:]) if shape and shape[0] % 2 == 0 else shape for shape in doubled}
+
+
+def _odd_shapes(block: str, tensors: Iterable[TensorInfo]) -> CheckpointError:
+    described = ", ".join(f"{info.name} {list(info.shape)}" for info in tensors)
+    return CheckpointError(f"not the shapes of {block}: {described}")

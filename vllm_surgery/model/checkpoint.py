@@ -1,0 +1,226 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reading a Hugging Face model folder: its config, its tensors' names and shapes, and raw slices of them.
+
+Works on the safetensors headers alone, without torch: a slice of a bf16 tensor in a 60 GB checkpoint costs one seek.
+Format: https://github.com/huggingface/safetensors#format
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from vllm_surgery.errors import CheckpointError, UsageError
+from vllm_surgery.model.anatomy import Anatomy
+from vllm_surgery.model.config import CONFIG_FILE, ModelFacts, _hub_identity, _whole_number
+from vllm_surgery.model.tensor_info import TensorInfo
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+INDEX_FILE = "model.safetensors.index.json"
+_MAX_HEADER_BYTES = 100_000_000  # The limit of the safetensors library itself.
+
+
+BYTES_PER_NUMBER = {
+    "F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2, "U16": 2,
+    "I8": 1, "U8": 1, "BOOL": 1, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """A tensor and where its bytes lie.
+
+    Attributes:
+        info: what it is.
+        file: the safetensors file.
+        start: of its data, from the start of the file, in bytes.
+        size: of its data, in bytes.
+    """
+
+    info: TensorInfo
+    file: Path
+    start: int
+    size: int
+
+
+class ModelFolder:
+    """A Hugging Face model folder on disk.
+
+    Raises:
+        UsageError: there is no such folder.
+        CheckpointError: it isn't one, with the reason.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        if not _says_yes(self.path.is_dir):
+            raise UsageError(f"{path}: no such model folder")
+        self.config = read_json(self.path / CONFIG_FILE)
+
+    @property
+    def facts(self) -> ModelFacts:
+        """The config's facts; base and revision from the Hugging Face cache's own path, where it lies in one."""
+        base, revision = _hub_identity(self.path)
+        return ModelFacts.from_config(self.config, base, revision)
+
+    @property
+    def tensors(self) -> list[TensorInfo]:
+        """Every tensor of the checkpoint, in the files' order."""
+        return [stored.info for stored in self.stored.values()]
+
+    @cached_property
+    def anatomy(self) -> Anatomy:
+        """What the model is made of.
+
+        Raises:
+            CheckpointError: the files can't be read, or are not those of a model that is understood.
+        """
+        return Anatomy.of(self.tensors, self.facts.num_hidden_layers)
+
+    def read_slice(self, name: str, axis: int | None, index: int) -> memoryview:
+        """One slice of a tensor, as the bytes that store it, in order; not copied where they lie together.
+
+        Args:
+            name: of the tensor.
+            axis: that `index` counts along: of a matrix 0 for rows, 1 for columns. None for the whole tensor, which is
+                slice 0.
+            index: of the slice.
+
+        Raises:
+            CheckpointError: there is no such tensor or slice, or its numbers don't fill whole bytes.
+        """
+        stored = self.stored.get(name)
+        if stored is None:
+            raise CheckpointError(f"{self.path}: has no tensor {name}")
+        size, shape = BYTES_PER_NUMBER.get(stored.info.dtype), stored.info.shape
+        shape, axis = ((1, *shape), 0) if axis is None else (shape, axis)
+        if size is None or axis >= len(shape) or not 0 <= index < shape[axis]:
+            word = {(2, 0): "row", (2, 1): "column"}.get((len(shape), axis), "slice")
+            raise CheckpointError(f"{name}: has no {word} {index}: it is {stored.info.dtype} {list(stored.info.shape)}")
+        table = np.memmap(stored.file, np.uint8, "r", stored.start, (*shape, size))
+        chosen = np.ascontiguousarray(table[(slice(None),) * axis + (index,)])
+        return chosen.reshape(-1).data.toreadonly()
+
+    @cached_property
+    def stored(self) -> dict[str, StoredTensor]:
+        """Every tensor by its name, with its place on disk.
+
+        Raises:
+            CheckpointError: a file is missing or can't be read.
+        """
+        stored: dict[str, StoredTensor] = {}
+        for file in self.files:
+            stored.update({item.info.name: item for item in _read_header(file)})
+        return stored
+
+    @cached_property
+    def files(self) -> list[Path]:
+        """The safetensors files that hold the tensors.
+
+        Raises:
+            CheckpointError: there are none, or the index names one that is missing.
+        """
+        index = self.path / INDEX_FILE
+        if index.is_file():
+            weight_map = read_json(index).get("weight_map")
+            if not isinstance(weight_map, dict):
+                raise CheckpointError(f"{index}: has no weight_map")
+            names = sorted({str(name) for name in weight_map.values()})
+            strange = [name for name in names if Path(name).name != name]
+            if strange:
+                raise CheckpointError(f"{index}: {strange[0]!r} is not a file name in this folder")
+            missing = [name for name in names if not _says_yes((self.path / name).is_file)]
+            if missing:
+                raise CheckpointError(f"{self.path}: {missing[0]} is named by the index but missing")
+            return [self.path / name for name in names]
+        files = sorted(self.path.glob("*.safetensors"))
+        # Mistral's folders hold the same weights twice, as `consolidated*` under other names; vLLM skips them too.
+        files = [file for file in files if not file.name.startswith("consolidated")] or files
+        if not files:
+            bins = "; of .bin files only a server's start can read weights" if [*self.path.glob("*.bin")] else ""
+            raise CheckpointError(f"{self.path}: has no safetensors files{bins}")
+        return files
+
+
+def _says_yes(question: Callable[[], bool]) -> bool:
+    """What a path says of itself; no where it can't say, as for a name that is too long for the file system."""
+    try:
+        return question()
+    except OSError:
+        return False
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in one of a model folder's files.
+
+    Raises:
+        CheckpointError: there is no such file, or it holds something else.
+    """
+    try:
+        data = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise CheckpointError(f"{path.parent}: has no {path.name}, so it is no Hugging Face model folder") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: can't be read as JSON: {error}") from None
+    if not isinstance(data, dict):
+        raise CheckpointError(f"{path}: is not a JSON object")
+    return data
+
+
+def read_header_bytes(file: Path) -> bytes:
+    """The JSON header of a safetensors file, as it stands there.
+
+    Raises:
+        CheckpointError: the file has none.
+    """
+    try:
+        return _header_bytes(file)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{file}: is no safetensors file: {error}") from None
+
+
+def _header_bytes(file: Path) -> bytes:
+    with file.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        if not 0 < length <= _MAX_HEADER_BYTES:
+            raise ValueError(f"its header claims {length} bytes")
+        if 8 + length > file.stat().st_size:
+            raise ValueError("the file ends in its header")
+        return stream.read(length)
+
+
+def _read_header(file: Path) -> list[StoredTensor]:
+    try:
+        content = _header_bytes(file)
+        header, start, size = json.loads(content), 8 + len(content), file.stat().st_size
+        return [_stored(file, name, entry, start, size) for name, entry in header.items() if name != "__metadata__"]
+    except KeyError as error:
+        raise CheckpointError(f"{file}: is no safetensors file: its header has an entry without {error}") from None
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise CheckpointError(f"{file}: is no safetensors file: {error}") from None
+
+
+def _stored(file: Path, name: str, entry: dict[str, Any], data_start: int, size: int) -> StoredTensor:
+    first, last = _sizes(name, entry["data_offsets"])
+    info = TensorInfo(name, str(entry["dtype"]), _sizes(name, entry["shape"]))
+    if data_start + last > size:
+        raise ValueError(f"the file ends before {name}")
+    if first > last:
+        raise ValueError(f"{name} ends before it starts")
+    if info.dtype in BYTES_PER_NUMBER and math.prod(info.shape) * BYTES_PER_NUMBER[info.dtype] != last - first:
+        raise ValueError(f"{name} has {last - first} bytes, which is not its shape's size")
+    return StoredTensor(info, file, data_start + first, last - first)
+
+
+def _sizes(name: str, value: object) -> tuple[int, ...]:
+    if not isinstance(value, list) or any(_whole_number(number) is None or number < 0 for number in value):
+        raise ValueError(f"{name} has {value!r} where sizes stand")
+    return tuple(value)

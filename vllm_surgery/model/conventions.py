@@ -1,0 +1,201 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How model families name their tensors: which name holds which part of which unit.
+
+One table. A new family is a new row; but for the names of routers (`vllm_surgery.model.routers`) nothing else
+knows a family.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, TypeAlias
+
+from vllm_surgery.model.quantization import PLAIN, Spelling, spelled
+from vllm_surgery.patch.units import INDEX_PATTERN, LAYER_PATTERN
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from vllm_surgery.patch.units import Kind
+
+Block: TypeAlias = Literal["mlp", "experts"]
+Role: TypeAlias = Literal["gate", "up", "gate_up", "gate_up_bias", "down", "down_bias", "scale"]
+
+MLP_ROLES: tuple[Role, ...] = ("gate", "up", "down")
+"""The three matrices of a gated MLP, ``down · (act(gate) * up)``."""
+
+HALVES: tuple[Role, Role] = ("gate", "up")
+"""What ``gate_up`` holds, in this order."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """What a tensor is to the units of its layer.
+
+    Attributes:
+        role: which part of the units it holds; ``scale`` is a number by which the router's weight is multiplied.
+        unit_axis: the axis that counts the units; None where the whole tensor is one expert's.
+        rank: how many axes it has.
+        split: the axis along which ``gate_up`` is all of gate and then all of up; None where it is laid out otherwise.
+        carries: whether a unit's gain goes on it. Where several parts do, the gain goes on each.
+        optional: whether only some of the families have it.
+    """
+
+    role: Role
+    unit_axis: int | None
+    rank: int = 2
+    split: int | None = None
+    carries: bool = False
+    optional: bool = False
+
+    @property
+    def halves(self) -> bool:
+        """Whether the units are counted twice along their axis, in gate and then in up."""
+        return self.split is not None and self.split == self.unit_axis
+
+    def width(self, shape: tuple[int, ...]) -> int:
+        """How many units a tensor of this `shape` holds."""
+        if self.unit_axis is None:
+            return 1
+        return shape[self.unit_axis] // (2 if self.halves else 1)
+
+
+@dataclass(frozen=True)
+class Convention:
+    """A row of the table: how some families name the parts of a block.
+
+    Attributes:
+        block: whose units the tensors belong to: ``mlp`` is the dense gated MLP of a layer, ``experts`` its routed
+            experts.
+        pattern: matches a whole tensor name, with groups ``layer``, ``part`` and, where each expert has tensors of its
+            own, ``expert``.
+        parts: the words that ``part`` may be.
+    """
+
+    name: str
+    block: Block
+    pattern: re.Pattern[str]
+    parts: Mapping[str, Part]
+
+    @property
+    def carriers(self) -> list[Part]:
+        """The parts that a unit's gain goes on."""
+        return [part for part in self.parts.values() if part.carries]
+
+
+IN_LAYER = rf"(?:model|model\.language_model|language_model\.model)\.layers\.(?P<layer>{LAYER_PATTERN})"
+"""Where the text model's layers lie: alone, inside a multimodal model, and in that model's older spelling. Vision and
+audio towers have other roots, so their MLPs are never taken for the language model's."""
+
+_BLOCK = "(?:mlp|feed_forward)"
+_EXPERT = rf"(?P<expert>{INDEX_PATTERN})"
+
+CONVENTIONS: tuple[Convention, ...] = (
+    Convention(
+        name="gated MLP (Llama, Mistral, Qwen, Gemma, Phi-3, the dense layers of DeepSeek, GLM and Llama 4)",
+        block="mlp",
+        pattern=re.compile(rf"{IN_LAYER}\.{_BLOCK}\.(?P<part>[a-z_]+)\.weight"),
+        parts={
+            "gate_proj": Part("gate", 0),
+            "up_proj": Part("up", 0),
+            "gate_up_proj": Part("gate_up", 0, split=0),
+            "down_proj": Part("down", 1, carries=True),
+        },
+    ),
+    Convention(
+        name="experts with tensors of their own (Qwen-MoE, OLMoE, DeepSeek, GLM-MoE)",
+        block="experts",
+        pattern=re.compile(rf"{IN_LAYER}\.{_BLOCK}\.experts\.{_EXPERT}\.(?P<part>[a-z_]+)\.weight"),
+        parts={
+            "gate_proj": Part("gate", None),
+            "up_proj": Part("up", None),
+            "down_proj": Part("down", None, carries=True),
+        },
+    ),
+    Convention(
+        name="experts with tensors of their own (Mixtral)",
+        block="experts",
+        pattern=re.compile(rf"{IN_LAYER}\.block_sparse_moe\.experts\.{_EXPERT}\.(?P<part>w[123])\.weight"),
+        parts={"w1": Part("gate", None), "w3": Part("up", None), "w2": Part("down", None, carries=True)},
+    ),
+    Convention(
+        # Their gate and up lie interleaved in some of these families, stacked in others, so neither is told apart.
+        name="experts in one tensor (GPT-OSS, Qwen3-VL-MoE, Qwen3.5-MoE, Llama 4; Granite MoE as transformers runs it)",
+        block="experts",
+        pattern=re.compile(rf"{IN_LAYER}\.(?:{_BLOCK}|block_sparse_moe)\.experts\.(?P<part>[a-z_]+)"),
+        parts={
+            "gate_up_proj": Part("gate_up", 0, rank=3),
+            "gate_up_proj_bias": Part("gate_up_bias", 0, optional=True),
+            "down_proj": Part("down", 0, rank=3, carries=True),
+            "down_proj_bias": Part("down_bias", 0, carries=True, optional=True),
+        },
+    ),
+    Convention(
+        name="experts in one tensor (Granite MoE)",
+        block="experts",
+        pattern=re.compile(rf"{IN_LAYER}\.block_sparse_moe\.(?P<part>[a-z_]+)\.weight"),
+        parts={
+            "input_linear": Part("gate_up", 0, rank=3, split=1),
+            "output_linear": Part("down", 0, rank=3, carries=True),
+        },
+    ),
+    Convention(
+        name="experts in one tensor beside a dense MLP, each with a scale of its own (Gemma 4)",
+        block="experts",
+        pattern=re.compile(rf"{IN_LAYER}\.(?P<part>experts\.[a-z_]+|router\.[a-z_]+)"),
+        parts={
+            "experts.gate_up_proj": Part("gate_up", 0, rank=3, split=1),
+            "experts.down_proj": Part("down", 0, rank=3),
+            "router.per_expert_scale": Part("scale", 0, rank=1, carries=True),
+        },
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Slot:
+    """The place of one tensor in a model.
+
+    Attributes:
+        convention: how it is named.
+        layer: whose it is.
+        part: what it is to the units of its block.
+        expert: whose it is alone; None where it belongs to all units of the block.
+        spelling: which tensor of the weight it is, where several store one.
+    """
+
+    convention: Convention
+    layer: int
+    part: Part
+    expert: int | None = None
+    spelling: Spelling = PLAIN
+
+    @property
+    def block(self) -> Block:
+        """Whose units it belongs to."""
+        return self.convention.block
+
+    @property
+    def kind(self) -> Kind:
+        """What a patch calls those units."""
+        return "neurons" if self.block == "mlp" else "experts"
+
+
+def locate(name: str) -> Slot | None:
+    """The slot of the tensor called `name`, or None where no convention knows it."""
+    weight, spelling = spelled(name)
+    for convention in CONVENTIONS:
+        found = convention.pattern.fullmatch(weight)
+        if found and found["part"] in convention.parts:
+            expert = found.groupdict().get("expert")
+            part = convention.parts[found["part"]]
+            return Slot(convention, int(found["layer"]), part, None if expert is None else int(expert), spelling)
+    return None
+
+
+def lacking(roles: Iterable[Role]) -> list[Role]:
+    """Of the matrices of a gated MLP those that none of `roles` holds."""
+    held = set(roles)
+    held.update(HALVES if "gate_up" in held else ())
+    return [role for role in MLP_ROLES if role not in held]

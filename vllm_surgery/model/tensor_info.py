@@ -1,0 +1,26 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tensors in checkpoint coordinates, and sets of their number formats."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """A tensor in checkpoint coordinates: its name, safetensors' word for its number format, and its shape."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+
+# The number formats in which a weight is a number by itself. Others are packed, or have scales beside them.
+PLAIN_DTYPES = frozenset({"F64", "F32", "F16", "BF16"})
+
+
+FP8_DTYPES = frozenset({"F8_E4M3", "F8_E5M2"})
+
+
+EACH_DTYPES = PLAIN_DTYPES | FP8_DTYPES | {"I8"}
+"""The formats in which a tensor has the shape of its weight."""

@@ -1,0 +1,302 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Finding the patch that turns one checkpoint into another, streaming over both.
+
+Tensors that are equal byte for byte are read once and never decoded. What no patch can say is listed, tensor by tensor.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import defaultdict
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from tqdm import tqdm
+
+from vllm_surgery.errors import CheckpointError
+from vllm_surgery.model.anatomy import Anatomy
+from vllm_surgery.model.conventions import HALVES
+from vllm_surgery.model.routers import LOWEST, layer_of_router_bias
+from vllm_surgery.model.tensor_info import PLAIN_DTYPES
+from vllm_surgery.offline.recover import Pair, differing_slices, explain, recover_gains, recover_joint_gains, same_bytes
+from vllm_surgery.patch.format import Patch
+from vllm_surgery.patch.units import MASK, op_of
+from vllm_surgery.planning.carriers import carrier_of
+from vllm_surgery.planning.guard import guard_of
+from vllm_surgery.weights.tensors import read_tensor
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from vllm_surgery.model.checkpoint import ModelFolder, StoredTensor
+    from vllm_surgery.model.conventions import Role, Slot
+    from vllm_surgery.model.tensor_info import TensorInfo
+    from vllm_surgery.patch.units import Gain, Kind
+
+# The roots under which model classes put the same text model, in the order in which they are tried.
+_ROOT = re.compile(r"^(?:model\.language_model\.|language_model\.model\.|language_model\.|model\.)")
+
+
+@dataclass(frozen=True)
+class Unexplained:
+    """A difference that no patch can say.
+
+    Attributes:
+        tensor: its name in the edited checkpoint, or in the base where only that has it.
+        reason: what is different.
+        numbers: how many of its numbers are concerned.
+    """
+
+    tensor: str
+    reason: str
+    numbers: int
+
+
+@dataclass
+class Diff:
+    """What turns one checkpoint into another.
+
+    Attributes:
+        gains: a factor for each neuron, by layer and index.
+        experts: a factor for each routed expert, by layer and index.
+        masks: layer and index of each routed expert that its router can't choose any more.
+        unexplained: what no patch can say.
+        notes: what is worth knowing and changes nothing.
+    """
+
+    gains: dict[tuple[int, int], float] = field(default_factory=dict)
+    experts: dict[tuple[int, int], float] = field(default_factory=dict)
+    masks: set[tuple[int, int]] = field(default_factory=set)
+    unexplained: list[Unexplained] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def patch(self, name: str, base: ModelFolder, **more: Any) -> Patch | None:
+        """The differences as a patch for `base`, guarded by what `base` is. None where there are none."""
+        experts: dict[tuple[int, int], Gain] = {**self.experts, **dict.fromkeys(self.masks, MASK)}
+        if not self.gains and not experts:
+            return None
+        edits = [*_edits("neurons", self.gains), *_edits("experts", experts)]
+        return Patch.from_data({"version": 1, "name": name, "model": guard_of(base), "edits": edits, **more}, name)
+
+
+def _edits(kind: Kind, gains: Mapping[tuple[int, int], Gain]) -> list[dict[str, Any]]:
+    """An edit for each gain."""
+    layers: dict[Gain, dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
+    for (layer, index), gain in sorted(gains.items()):
+        layers[gain][str(layer)].append(index)
+    return [{**op_of(gain), kind: units} for gain, units in layers.items()]
+
+
+def diff(base: ModelFolder, edited: ModelFolder, *, progress: bool = False) -> Diff:
+    """Compares two checkpoints of one model.
+
+    Raises:
+        CheckpointError: a file can't be read, or the two have no tensor in common.
+    """
+    return _Comparison(base, edited).run(progress)
+
+
+class _Comparison:
+    def __init__(self, base: ModelFolder, edited: ModelFolder) -> None:
+        self._base, self._edited = _by_key(base), _by_key(edited)
+        if not self._base.keys() & self._edited.keys():
+            raise CheckpointError(f"{edited.path}: has no tensor in common with {base.path}")
+        self._anatomy = Anatomy(base.facts.num_hidden_layers)
+        self._sparse = base.facts.sparse_layers
+        self._scheme = base.facts.scheme
+        self._result = Diff()
+        self._parts: dict[tuple[Kind, int, int], list[float]] = defaultdict(list)
+        self._elsewhere: dict[tuple[Kind, Role, Role], int] = defaultdict(int)
+        self._formats: dict[tuple[str, str], int] = defaultdict(int)
+        self._quantised: dict[tuple[Kind, int, int | None], list[Pair]] = defaultdict(list)
+        self._joint: dict[int, list[tuple[StoredTensor, StoredTensor]]] = defaultdict(list)
+
+    def run(self, progress: bool) -> Diff:
+        common = [(stored, self._edited[key]) for key, stored in self._base.items() if key in self._edited]
+        total = sum(stored.size for stored, _ in common)
+        with tqdm(total=total, unit="B", unit_scale=True, desc="comparing", disable=None if progress else True) as bar:
+            for before, after in common:
+                self._compare(before, after)
+                bar.update(before.size)
+        self._explain_joint()
+        self._explain_quantised()
+        self._only_one_side()
+        self._take_gains()
+        self._take_notes()
+        return self._result
+
+    def _compare(self, before: StoredTensor, after: StoredTensor) -> None:
+        slot = self._anatomy.observe(before.info)
+        if before.info.shape != after.info.shape:
+            shapes = f"has the shape {list(after.info.shape)}, was {list(before.info.shape)}"
+            self._unexplained(after, shapes, math.prod(after.info.shape))
+            return
+        same_format = before.info.dtype == after.info.dtype
+        if not same_format:
+            self._formats[before.info.dtype, after.info.dtype] += 1
+        several = slot is not None and slot.part.carries and len(slot.convention.carriers) > 1
+        if slot is not None and same_format and self._stands_with_codes(slot, before, several):
+            carrier = carrier_of(slot, before.info, self._scheme)
+            self._quantised[slot.kind, slot.layer, slot.expert].append(Pair(carrier, before, after))
+        elif slot is not None and several:
+            self._joint[slot.layer].append((before, after))
+        elif not same_format or not same_bytes(before, after):
+            self._compare_values(slot, before, after)
+
+    def _compare_values(self, slot: Slot | None, before: StoredTensor, after: StoredTensor) -> None:
+        formats = {before.info.dtype, after.info.dtype}
+        if not formats <= PLAIN_DTYPES:
+            self._unexplained(after, f"differs, and is stored as {' and '.join(sorted(formats))}", before.size)
+            return
+        new = read_tensor(after)
+        old = read_tensor(before).to(new.dtype)
+        layer = None if slot is not None else self._layer_of_router_bias(after.info)
+        if layer is not None:
+            self._explain_router(layer, after, old, new)
+        elif slot is None:
+            changed = int((old != new).sum())
+            if changed:
+                self._unexplained(after, "holds no unit that a patch can name", changed)
+        elif slot.part.unit_axis is None:
+            self._explain(slot, 0, after, old.unsqueeze(0), new.unsqueeze(0))
+        else:
+            self._explain(slot, slot.part.unit_axis, after, old, new)
+
+    def _explain(self, slot: Slot, axis: int, after: StoredTensor, old: torch.Tensor, new: torch.Tensor) -> None:
+        indices = differing_slices(old, new, axis)
+        strange = []
+        for index, gain in zip(indices, recover_gains(old, new, axis, indices), strict=True):
+            role, unit = _role_and_unit(slot, after.info, index)
+            if gain is None or not self._is_gain_of_unit(slot, role, gain):
+                strange.append(index)
+                continue
+            self._parts[slot.kind, slot.layer, unit].append(gain)
+            self._count_elsewhere(slot, role)
+        if strange:
+            shown = ", ".join(map(str, strange[:5])) + (", …" if len(strange) > 5 else "")  # noqa: PLR2004 - a few
+            chosen = torch.tensor(strange)
+            changed = int((old.index_select(axis, chosen) != new.index_select(axis, chosen)).sum())
+            word = "whole" if slot.expert is not None else f"{len(strange)} {_slice_word(slot)}(s) ({shown})"
+            self._unexplained(after, f"{word} changed by more than a gain", changed)
+
+    def _layer_of_router_bias(self, info: TensorInfo) -> int | None:
+        """The layer whose router's bias this is; None where it is none, or that of a multi-token-prediction head."""
+        layer = layer_of_router_bias(info.name)
+        return layer if layer in self._anatomy.routers and len(info.shape) == 1 else None
+
+    def _explain_router(self, layer: int, after: StoredTensor, old: torch.Tensor, new: torch.Tensor) -> None:
+        """Of a router's bias, numbers that became as low as a mask's; others are no patch's."""
+        changed = (old != new).nonzero().flatten().tolist()
+        masked = {index for index in changed if new[index] <= LOWEST[after.info.dtype]}
+        self._result.masks.update((layer, index) for index in masked)
+        if len(masked) < len(changed):
+            self._unexplained(after, "changed by more than masks", len(changed) - len(masked))
+
+    def _is_gain_of_unit(self, slot: Slot, role: Role, gain: float) -> bool:
+        """Whether a gain on one part is a gain of the unit.
+
+        A gate of zero silences it, since act(0) = 0; any other change of a gate is no gain. Where gate and up have
+        biases no change of theirs is one, and no change of a gate where the layer compares its neurons' gates.
+        """
+        if any(part.role == "gate_up_bias" for part in slot.convention.parts.values()):
+            return slot.part.carries
+        return (gain == 0 and slot.layer not in self._sparse) if role in {"gate", "gate_up"} else True
+
+    def _count_elsewhere(self, slot: Slot, role: Role) -> None:
+        if not slot.part.carries:
+            self._elsewhere[slot.kind, role, slot.convention.carriers[0].role] += 1
+
+    def _stands_with_codes(self, slot: Slot, stored: StoredTensor, several: bool) -> bool:
+        """Whether a tensor takes only a share of a gain, so that it can't be looked at alone."""
+        if self._scheme is None:
+            return False
+        return several or slot.spelling.stores != "weight" or stored.info.dtype not in PLAIN_DTYPES
+
+    def _explain_quantised(self) -> None:
+        for (kind, layer, expert), pairs in self._quantised.items():
+            gains, strange = explain(pairs)
+            for unit, gain in gains.items():
+                self._parts[kind, layer, unit if expert is None else expert].append(gain)
+            for stored, numbers in strange:
+                self._unexplained(stored, f"differs by more than gains, and is stored as {stored.info.dtype}", numbers)
+
+    def _explain_joint(self) -> None:
+        """Experts whose gain stands on several tensors, which must agree."""
+        for layer, pairs in self._joint.items():
+            if all(before.info.dtype == after.info.dtype and same_bytes(before, after) for before, after in pairs):
+                continue
+            formats = {stored.info.dtype for pair in pairs for stored in pair}
+            if not formats <= PLAIN_DTYPES or len({after.info.dtype for _, after in pairs}) > 1:
+                for _, after in pairs:
+                    self._unexplained(after, f"differs, and is stored as {' and '.join(sorted(formats))}", after.size)
+                continue
+            self._take_joint(layer, pairs)
+
+    def _take_joint(self, layer: int, pairs: list[tuple[StoredTensor, StoredTensor]]) -> None:
+        after = [read_tensor(stored) for _, stored in pairs]
+        before = [read_tensor(stored).to(new.dtype) for (stored, _), new in zip(pairs, after, strict=True)]
+        for expert, gain in recover_joint_gains(before, after).items():
+            if gain is not None:
+                self._parts["experts", layer, expert].append(gain)
+                continue
+            for (_, stored), old, new in zip(pairs, before, after, strict=True):
+                changed = int((old[expert] != new[expert]).sum())
+                if changed:
+                    self._unexplained(stored, f"slice {expert} changed by more than a gain", changed)
+
+    def _take_gains(self) -> None:
+        for (kind, layer, index), gains in self._parts.items():
+            gain = math.prod(gains) + 0.0
+            if kind == "experts" and (layer, index) in self._result.masks:
+                self._result.notes.append(
+                    f"expert {index} of layer {layer} is masked, so its gain of {gain:g} is left out"
+                )
+            elif gain != 1:
+                into = self._result.gains if kind == "neurons" else self._result.experts
+                into[layer, index] = gain
+
+    def _unexplained(self, stored: StoredTensor, reason: str, numbers: int) -> None:
+        self._result.unexplained.append(Unexplained(stored.info.name, reason, numbers))
+
+    def _only_one_side(self) -> None:
+        for mine, other, word in ((self._base, self._edited, "base"), (self._edited, self._base, "edited")):
+            for key in sorted(mine.keys() - other.keys()):
+                self._unexplained(mine[key], f"is in the {word} checkpoint alone", math.prod(mine[key].info.shape))
+
+    def _take_notes(self) -> None:
+        for (old, new), count in self._formats.items():
+            self._result.notes.append(f"{count} tensor(s) are stored as {new}, were {old}; compared as {new}")
+        for (kind, role, carrier), number in sorted(self._elsewhere.items(), reverse=True):
+            place = f"rows of {role} projections" if kind == "neurons" else f"{_PLACES.get(role, role)} of experts"
+            self._result.notes.append(
+                f"{number} gain(s) stand on {place}; from the {_PLACES[carrier]}, where a patch puts them, "
+                "they give the same outputs"
+            )
+
+
+_PLACES: dict[Role, str] = {
+    "gate": "gate projection",
+    "up": "up projection",
+    "gate_up": "gate and up projections",
+    "down": "down projection",
+    "scale": "per-expert scale",
+}
+
+
+def _role_and_unit(slot: Slot, info: TensorInfo, index: int) -> tuple[Role, int]:
+    """What slice `index` of a tensor is to which unit."""
+    if slot.part.halves:
+        half, unit = divmod(index, slot.part.width(info.shape))
+        return HALVES[half], unit
+    return slot.part.role, index if slot.expert is None else slot.expert
+
+
+def _slice_word(slot: Slot) -> str:
+    return {(2, 0): "row", (2, 1): "column"}.get((slot.part.rank, slot.part.unit_axis or 0), "slice")
+
+
+def _by_key(model: ModelFolder) -> dict[str, StoredTensor]:
+    """Tensors by their names without the root that a model class puts before them."""
+    return {_ROOT.sub("", name): stored for name, stored in model.stored.items()}

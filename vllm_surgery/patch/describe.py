@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A patch in words."""
+
+from __future__ import annotations
+
+import textwrap
+from collections import defaultdict
+from typing import TYPE_CHECKING, Any
+
+from vllm_surgery.errors import one_line
+from vllm_surgery.patch.document import dump_yaml
+from vllm_surgery.patch.units import ALL, MASK
+
+if TYPE_CHECKING:
+    from vllm_surgery.patch.format import Patch
+    from vllm_surgery.patch.units import Assignment, Gain
+
+_WIDTH = 100
+_INDENT = "  "
+_PARAGRAPH = 10_000  # Characters of a paragraph that are shown.
+
+
+def describe(patch: Patch) -> str:
+    """What `patch` does, to which model, and where it comes from; lines of text for people."""
+    blocks = [
+        patch.id,
+        *_wrapped(patch.description),
+        _INDENT + "for: " + (_pairs(patch.model.given()) or "any model that has these units"),
+        *[_INDENT + line for line in _edits(patch)],
+        _INDENT + (f"seal: {count(len(patch.seal), 'unit')}" if patch.seal else "no seal"),
+        *_provenance(patch.provenance),
+    ]
+    return "\n".join(blocks)
+
+
+def model_card(patch: Patch) -> str:
+    """`patch` as a section of Markdown for the card of a model that it was baked into."""
+    description = "\n\n".join(_paragraphs(patch.description))
+    lines = [
+        f"## Edited by vllm-surgery: `{patch.id}`",
+        "",
+        *([description, ""] if description else []),
+        f"For: {_pairs(patch.model.given()) or 'any model that has these units'}.",
+        "",
+        *[f"- {line}" for line in _edits(patch)],
+        "",
+        "```yaml",
+        patch.to_yaml().rstrip(),
+        "```",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def count(number: int, noun: str) -> str:
+    """``1 neuron``, ``2 neurons``."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def gain_in_words(gain: Gain) -> str:
+    """``x 5``, ``x -0.8``, ``negated``, ``silenced``, ``masked``."""
+    named = {-1.0: "negated", 0.0: "silenced", MASK: "masked"}
+    return named.get(gain) or f"x {gain:.7g}"
+
+
+def _paragraphs(text: str) -> list[str]:
+    return [one_line(part, limit=_PARAGRAPH) for part in text.split("\n\n")]
+
+
+def _wrapped(text: str) -> list[str]:
+    return [
+        line
+        for part in _paragraphs(text)
+        for line in textwrap.wrap(part, _WIDTH, initial_indent=_INDENT, subsequent_indent=_INDENT)
+    ]
+
+
+def _pairs(data: dict[str, Any]) -> str:
+    return ", ".join(f"{key} {one_line(_plain(value))}" for key, value in data.items())
+
+
+def _plain(value: Any) -> str:
+    return " or ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _edits(patch: Patch) -> list[str]:
+    """A line for each gain and kind: ``neurons silenced: layer 3: 1-3, 7; layer 5: all``."""
+    layers: dict[tuple[str, Gain], list[str]] = defaultdict(list)
+    for item in sorted(patch.assignments(), key=lambda item: item.layer):
+        layers[item.kind, item.gain].append(f"layer {item.layer}: {_indices(item)}")
+    return [f"{kind} {gain_in_words(gain)}: {'; '.join(places)}" for (kind, gain), places in layers.items()]
+
+
+def _indices(item: Assignment) -> str:
+    return ALL if item.indices == ALL else ", ".join(map(str, item.indices))
+
+
+def _provenance(data: dict[str, Any]) -> list[str]:
+    if not data:
+        return []
+    return [f"{_INDENT}provenance:", *(2 * _INDENT + line for line in dump_yaml(data).splitlines())]

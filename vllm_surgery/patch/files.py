@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Patch files on disk: reading within bounds, and writing whole."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from vllm_surgery.atomic_files import write_whole
+from vllm_surgery.errors import SurgeryError, UsageError
+from vllm_surgery.patch.document import MAX_BYTES
+from vllm_surgery.patch.format import Patch
+
+
+def write_patch(patch: Patch, file: Path) -> None:
+    """Writes a patch file, JSON where its name says so, else YAML. It is either all there or as it was.
+
+    Raises:
+        SurgeryError: it can't be written.
+    """
+    content = patch.to_json() if file.suffix == ".json" else patch.to_yaml()
+    try:
+        write_whole(file, content)
+    except OSError as error:
+        raise SurgeryError(f"{file}: can't be written: {error.strerror or error}") from None
+
+
+def load_patch(path: str | Path) -> Patch:
+    """Reads one patch file.
+
+    Raises:
+        UsageError: there is no such file, or it can't be read.
+        PatchError: one line with file, place and reason.
+    """
+    return Patch.parse(read_bounded(Path(path)), str(path))
+
+
+def read_bounded(path: Path) -> bytes:
+    """The bytes of a file, as far as a patch may go and one more, so that a huge file can't fill the memory."""
+    try:
+        if not path.is_file():
+            raise UsageError(f"{path}: {'is a folder' if path.is_dir() else 'no such file'}")
+        with path.open("rb") as file:
+            return file.read(MAX_BYTES + 1)
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{path}: {getattr(error, 'strerror', None) or error}") from None
+
+
+def is_file(word: str) -> bool:
+    """Whether a word means a patch file rather than a patch in the server's folders."""
+    return os.sep in word or word.endswith(ENDINGS) or Path(word).is_file()
+
+
+ENDINGS = (".yaml", ".yml", ".json")
+"""What a patch file's name ends with."""
+
+
+SCHEMA_FILE = "schema.json"
+"""The JSON Schema of patches, which lies beside them where editors look for it."""

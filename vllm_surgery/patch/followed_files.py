@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Following files: whatever patches stand in them is what a server is to serve. Knows neither vLLM nor HTTP."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vllm_surgery.errors import SurgeryError
+from vllm_surgery.patch.files import read_bounded
+from vllm_surgery.patch.format import Patch
+from vllm_surgery.patch.patch_set import PatchSet, SourcedPatch
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What the files say at one time.
+
+    Attributes:
+        fingerprint: the same for two readings exactly where the files held the same bytes, or lacked the same.
+        patches: what they ask for; None where they are refused.
+        error: why they are refused, one line; empty where they aren't.
+    """
+
+    fingerprint: str
+    patches: PatchSet | None
+    error: str = ""
+
+    @property
+    def id(self) -> str | None:
+        """The id of the patches."""
+        return None if self.patches is None else self.patches.id
+
+
+class DesiredFiles:
+    """Patch files that say together what is to be served.
+
+    They are told apart by their bytes: times of change say nothing where a symbolic link is moved to another file.
+    """
+
+    def __init__(self, paths: Iterable[str | Path]) -> None:
+        self.paths = tuple(Path(path) for path in paths)
+        self._last: Reading | None = None
+
+    def read(self) -> Reading:
+        """What the files say now. Never raises: a file that is missing or wrong is an error in the reading."""
+        try:
+            contents: Sequence[bytes] = [read_bounded(path) for path in self.paths]
+        except SurgeryError as error:
+            return Reading(f"unread: {error}", None, str(error))
+        fingerprint = "+".join(hashlib.sha256(content).hexdigest() for content in contents)
+        last = self._last
+        if last is None or last.fingerprint != fingerprint:
+            last = self._last = self._parse(fingerprint, contents)
+        return last
+
+    def _parse(self, fingerprint: str, contents: Sequence[bytes]) -> Reading:
+        try:
+            members = [
+                SourcedPatch(str(path), Patch.parse(content, str(path)))
+                for path, content in zip(self.paths, contents, strict=True)
+            ]
+            return Reading(fingerprint, PatchSet(tuple(members)))
+        except SurgeryError as error:
+            return Reading(fingerprint, None, str(error))

@@ -1,0 +1,347 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The patch file: what it may say, its canonical form, its digest.
+
+The pydantic models here *are* the file format; the JSON Schema in ``patches/schema.json`` is generated from them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import defaultdict
+from functools import cached_property
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import numpy as np
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import PydanticCustomError
+
+from vllm_surgery.errors import PatchError
+from vllm_surgery.patch.document import dump_yaml, parse_document, plain_data
+from vllm_surgery.patch.selection import Selection  # noqa: TC001 - pydantic needs it at run time
+from vllm_surgery.patch.units import ALL, KINDS, MASK, Assignment, Gain, IndexRange, covers, find_clash
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from pydantic_core import ErrorDetails
+
+    from vllm_surgery.patch.document import Plain
+
+SEAL_KEY_PATTERN = r"^(neurons|experts)/(0|[1-9][0-9]{0,3})/(0|[1-9][0-9]{0,6})$"
+_DIGITS_OF_DIGEST_IN_ID = 8
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+def _refusal(place: str, reason: str) -> PydanticCustomError:
+    """An error of ours inside pydantic's validation. `place` is relative to the value that is validated."""
+    return PydanticCustomError("refused", "{reason}", {"place": place, "reason": reason})
+
+
+def _in_float32(factor: float) -> float:
+    """The factor as the arithmetic will see it, so that the digest names what is really done. -0.0 becomes 0.0."""
+    with np.errstate(over="ignore"):
+        return float(np.float32(factor)) + 0.0
+
+
+def _check_factor(factor: float) -> float:
+    rounded = _in_float32(factor)
+    if not np.isfinite(rounded):
+        raise _refusal("", f"{factor} is too large for float32")
+    if rounded == 1.0:
+        raise _refusal("", "a factor of 1 changes nothing; leave the edit out")
+    if rounded == 0.0 and factor != 0.0:
+        raise _refusal("", f"{factor} is 0 in float32; write `op: zero`")
+    return factor
+
+
+def _check_version(version: object) -> object:
+    if isinstance(version, bool):
+        raise _refusal("", f"must be 1, got {version}")
+    return version
+
+
+_Count = Annotated[int, Field(ge=1)]
+
+
+class Guard(_Strict):
+    """What the model must be. Every field that is given must match; a field that can't be verified is refused."""
+
+    architectures: list[str] | None = Field(None, min_length=1, description="`architectures` of config.json")
+    num_hidden_layers: int | None = Field(None, ge=1)
+    hidden_size: int | None = Field(None, ge=1)
+    intermediate_size: _Count | Annotated[list[_Count], Field(min_length=1)] | None = Field(
+        None, description="neurons a layer: one number, or a list with one number a layer"
+    )
+    num_experts: int | None = Field(None, ge=1, description="routed experts a layer")
+    base: str | None = Field(None, description="the model's name on the Hugging Face Hub")
+    revision: str | None = Field(None, description="the commit of that model")
+
+    def given(self) -> dict[str, Any]:
+        """The fields that are set."""
+        return self.model_dump(exclude_none=True)
+
+
+class _UnitEdit(_Strict):
+    model_config = ConfigDict(json_schema_extra={"anyOf": [{"required": ["neurons"]}, {"required": ["experts"]}]})
+
+    neurons: Selection = Field(default_factory=dict)
+    experts: Selection = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _names_units(self) -> _UnitEdit:
+        if not self.neurons and not self.experts:
+            raise _refusal("", "names no units; give `neurons` or `experts`")
+        return self
+
+    @property
+    def gain(self) -> Gain:
+        """What the units' outputs are multiplied by."""
+        raise NotImplementedError
+
+
+class Scale(_UnitEdit):
+    """Multiplies the units' outputs by `factor`."""
+
+    op: Literal["scale"]
+    factor: Annotated[float, AfterValidator(_check_factor)] = Field(
+        description="any finite number but 1", json_schema_extra={"not": {"const": 1}}
+    )
+
+    @property
+    def gain(self) -> Gain:  # noqa: D102 - said once, in the base
+        return _in_float32(self.factor)
+
+
+class Zero(_UnitEdit):
+    """Silences the units: a gain of 0."""
+
+    op: Literal["zero"]
+
+    @property
+    def gain(self) -> Gain:  # noqa: D102 - said once, in the base
+        return 0.0
+
+
+class Negate(_UnitEdit):
+    """Inverts the units' outputs: a gain of -1."""
+
+    op: Literal["negate"]
+
+    @property
+    def gain(self) -> Gain:  # noqa: D102 - said once, in the base
+        return -1.0
+
+
+class Mask(_Strict):
+    """Experts that the router can't choose; others take their slots and the weights renormalise."""
+
+    op: Literal["mask"]
+    experts: Selection
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_neurons(cls, data: Any) -> Any:
+        if isinstance(data, dict) and "neurons" in data:
+            raise _refusal("neurons", "`mask` is for routed experts; for neurons use `zero`")
+        return data
+
+    @property
+    def gain(self) -> Gain:
+        """What stands in place of a factor."""
+        return MASK
+
+
+Edit = Annotated[Scale | Zero | Negate | Mask, Field(discriminator="op")]
+OPS = ("scale", "zero", "negate", "mask")
+
+
+class Patch(_Strict):
+    """A sparse map from units to gains, with a guard that says which model it is for.
+
+    Two patches do the same when they have the same `digest`, whatever the spelling of their files. `==` also compares
+    prose, seals, and how the edits are cut up.
+    """
+
+    version: Annotated[Literal[1], BeforeValidator(_check_version)] = Field(description="of this format")
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")
+    description: str = ""
+    model: Guard = Field(default_factory=Guard, description="the guard: what the model must be")
+    edits: list[Edit] = Field(min_length=1)
+    seal: dict[Annotated[str, Field(pattern=SEAL_KEY_PATTERN)], Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]] = (
+        Field(
+            default_factory=dict,
+            description="sha256 of each unit's original weights; written by `vllm-surgery seal`",
+            json_schema_extra={"additionalProperties": False},
+        )
+    )
+    provenance: dict[str, Any] = Field(default_factory=dict, description="free: sources and evidence")
+
+    @model_validator(mode="after")
+    def _units_named_once(self) -> Patch:
+        clash = find_clash(self.assignments())
+        if clash is not None:
+            unit = f"{clash.first.kind} {clash.index} of layer {clash.first.layer}"
+            raise _refusal(clash.second.place, f"{unit}: already named in {clash.first.place}")
+        return self
+
+    @model_validator(mode="after")
+    def _seals_edited_units(self) -> Patch:
+        if not self.seal:
+            return self
+        named: dict[tuple[str, int], list[IndexRange]] = defaultdict(list)
+        for item in self.assignments():
+            named[item.kind, item.layer].extend(item.ranges)
+        for ranges in named.values():
+            ranges.sort()
+        for key in self.seal:
+            kind, layer, index = key.split("/")
+            if not covers(named[kind, int(layer)], int(index)):
+                raise _refusal(f"seal.{key}", "seals a unit that no edit names")
+        return self
+
+    @classmethod
+    def parse(cls, content: bytes | str, source: str = "patch") -> Patch:
+        """Reads a patch file's content, YAML or JSON.
+
+        Args:
+            content: the file's bytes (UTF-8), at most 1 MiB.
+            source: what to call it in errors.
+
+        Raises:
+            PatchError: one line with source, place and reason.
+        """
+        text = content.encode("utf-8", "surrogatepass") if isinstance(content, str) else content
+        return cls._of_plain(parse_document(text, source), source)
+
+    @classmethod
+    def from_data(cls, data: object, source: str = "patch") -> Patch:
+        """Reads a patch from plain data, as `json.loads` would give it.
+
+        Raises:
+            PatchError: one line with source, place and reason.
+        """
+        return cls._of_plain(plain_data(data, source), source)
+
+    @classmethod
+    def _of_plain(cls, data: Plain, source: str) -> Patch:
+        if not isinstance(data, dict):
+            raise PatchError(source, "", f"is not a patch: expected a mapping, got {type(data).__name__}")
+        try:
+            return cls.model_validate(data)
+        except ValidationError as error:
+            place, reason = _explain(_most_telling(error.errors(include_url=False)))
+            raise PatchError(source, place, reason) from None
+
+    def assignments(self, source: str = "") -> Iterator[Assignment]:
+        """What the edits say, a layer at a time, with the place of each in the file."""
+        for number, edit in enumerate(self.edits):
+            for kind in KINDS:
+                for layer, indices in getattr(edit, kind, {}).items():
+                    yield Assignment(kind, layer, indices, edit.gain, source, f"edits[{number}].{kind}.{layer}")
+
+    @cached_property
+    def digest(self) -> str:
+        """sha256, in hex, of the canonical content: what is done to which units, and the guard. Not the prose."""
+        content = json.dumps(self._canonical(), sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+        return hashlib.sha256(content.encode("ascii")).hexdigest()
+
+    @property
+    def id(self) -> str:
+        """``name@digest[:8]``, the patch's name in logs, metrics and responses."""
+        return f"{self.name}@{self.digest[:_DIGITS_OF_DIGEST_IN_ID]}"
+
+    def _canonical(self) -> dict[str, Any]:
+        """The map from units to gains, independent of how the edits are cut up, ordered or spelled."""
+        gains: dict[str, dict[str, list[tuple[IndexRange | None, Gain]]]] = defaultdict(lambda: defaultdict(list))
+        for item in self.assignments():
+            entries = gains[item.kind][str(item.layer)]
+            entries.extend([(None, item.gain)] if item.indices == ALL else [(span, item.gain) for span in item.indices])
+        guard = self.model.given()
+        if self.model.architectures is not None:
+            guard["architectures"] = sorted(set(self.model.architectures))
+        return {
+            "version": self.version,
+            "model": guard,
+            **{kind: {layer: _joined(entries) for layer, entries in layers.items()} for kind, layers in gains.items()},
+        }
+
+    def to_data(self) -> dict[str, Any]:
+        """The patch as plain data, in the file's own form; `from_data` reads it back."""
+        data = self.model_dump(exclude_defaults=True, exclude_none=True)
+        ordered = ("op", "factor", *KINDS)
+        data["edits"] = [{key: edit[key] for key in ordered if key in edit} for edit in data["edits"]]
+        return data
+
+    def to_yaml(self) -> str:
+        """The patch as the text of a YAML file; `parse` reads it back."""
+        return dump_yaml(self.to_data())
+
+    def to_json(self) -> str:
+        """The patch as JSON text; `parse` reads it back."""
+        return json.dumps(self.to_data(), indent=2) + "\n"
+
+
+def json_schema() -> dict[str, Any]:
+    """The JSON Schema of the patch file, for editors that complete and underline."""
+    schema = Patch.model_json_schema()
+    schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
+    schema["title"] = "vllm-surgery patch"
+    return schema
+
+
+def _joined(entries: list[tuple[IndexRange | None, Gain]]) -> list[list[Any]]:
+    """Sorted ranges with their gains; neighbours of the same gain become one. None is the whole layer."""
+    if entries[0][0] is None:
+        return [[ALL, entries[0][1]]]
+    joined: list[tuple[IndexRange, Gain]] = []
+    for span, gain in sorted((span, gain) for span, gain in entries if span is not None):
+        if joined and joined[-1][1] == gain and joined[-1][0].last + 1 == span.first:
+            joined[-1] = (IndexRange(joined[-1][0].first, span.last), gain)
+        else:
+            joined.append((span, gain))
+    return [[str(span), gain] for span, gain in joined]
+
+
+_REASONS: Mapping[str, str] = {
+    "extra_forbidden": "is not a key of this format",
+    "missing": "is missing",
+    "union_tag_not_found": f"`op` is missing; it is one of {', '.join(OPS)}",
+    "union_tag_invalid": f"`op` must be one of {', '.join(OPS)}",
+    "finite_number": "must be a finite number",
+    "too_short": "must not be empty",
+}
+
+
+def _most_telling(errors: Sequence[ErrorDetails]) -> ErrorDetails:
+    """The one to report. A misspelt key is also a missing one; the misspelling says what to mend."""
+    return next((error for error in errors if error["type"] == "extra_forbidden"), errors[0])
+
+
+def _explain(error: ErrorDetails) -> tuple[str, str]:
+    """Place and reason of a pydantic error, in the words of the file rather than of its parser."""
+    steps = list(error["loc"])
+    if steps[:2] == ["model", "intermediate_size"]:
+        del steps[2:3]  # Pydantic's name for one arm of the union.
+    if steps[-1:] == ["[key]"]:
+        del steps[-1]
+    if len(steps) > 2 and steps[0] == "edits" and steps[2] in OPS:  # noqa: PLR2004
+        del steps[2]
+    if error["type"] == "refused":
+        return _join_place([*steps, *filter(None, [error["ctx"]["place"]])]), error["ctx"]["reason"]
+    if error["type"] in _REASONS:
+        return _join_place(steps), _REASONS[error["type"]]
+    got = "" if isinstance(error["input"], dict | list) else f", got {error['input']!r}"
+    return _join_place(steps), f"{error['msg'][0].lower()}{error['msg'][1:]}{got}"
+
+
+def _join_place(steps: list[str | int]) -> str:
+    place = ""
+    for step in steps:
+        text = str(step)
+        separator = "" if not place or isinstance(step, int) or text.startswith("[") else "."
+        place += f"[{step}]" if isinstance(step, int) else f"{separator}{text}"
+    return place

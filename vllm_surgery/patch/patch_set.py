@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Several patches at once. They may name no unit in common, so their order doesn't matter."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from vllm_surgery.errors import PatchError
+from vllm_surgery.patch.files import load_patch
+from vllm_surgery.patch.format import Patch
+from vllm_surgery.patch.units import find_clash
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+    from pathlib import Path
+
+    from vllm_surgery.patch.units import Assignment
+
+NO_PATCH = "none"
+"""The id of the empty set: an unpatched model."""
+
+
+@dataclass(frozen=True)
+class SourcedPatch:
+    """A patch and where it came from, for errors that name the file."""
+
+    source: str
+    patch: Patch
+
+
+@dataclass(frozen=True)
+class PatchSet:
+    """The patches that are to be active together.
+
+    Raises:
+        PatchError: two of them name the same unit.
+    """
+
+    members: tuple[SourcedPatch, ...] = ()
+
+    def __post_init__(self) -> None:
+        clash = find_clash(self.assignments())
+        if clash is not None:
+            unit = f"{clash.second.kind} {clash.index} of layer {clash.second.layer}"
+            raise PatchError(
+                clash.second.source,
+                clash.second.place,
+                f"{unit}: already named in {clash.first.source}, {clash.first.place}",
+            )
+
+    @classmethod
+    def load(cls, paths: Iterable[str | Path]) -> PatchSet:
+        """Reads patch files.
+
+        Raises:
+            UsageError: a file is missing.
+            PatchError: a file is refused, or two name the same unit.
+        """
+        return cls(tuple(SourcedPatch(str(path), load_patch(path)) for path in paths))
+
+    @classmethod
+    def from_data(cls, data: Iterable[Mapping[str, Any]]) -> PatchSet:
+        """The set whose `to_data` this is.
+
+        Raises:
+            PatchError: a patch is refused, or two name the same unit.
+        """
+        return cls(tuple(SourcedPatch(item["source"], Patch.from_data(item["patch"], item["source"])) for item in data))
+
+    def to_data(self) -> list[dict[str, Any]]:
+        """Plain data, for other processes."""
+        return [{"source": member.source, "patch": member.patch.to_data()} for member in self.members]
+
+    @cached_property
+    def id(self) -> str:
+        """The ids of the patches, sorted and joined by ``+``; `NO_PATCH` where there are none."""
+        return "+".join(sorted(member.patch.id for member in self.members)) or NO_PATCH
+
+    def __len__(self) -> int:
+        return len(self.members)
+
+    def assignments(self) -> Iterator[Assignment]:
+        """What all of them say, with the place of each."""
+        for member in self.members:
+            yield from member.patch.assignments(member.source)

@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How a patch file names units: ``{29: [545, "600-610"], 12: all}``, a layer each with its indices."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, PlainSerializer, WithJsonSchema
+from pydantic_core import PydanticCustomError
+
+from vllm_surgery.patch.units import (
+    ALL,
+    LAYER_PATTERN,
+    MAX_INDEX,
+    MAX_LAYER,
+    RANGE_PATTERN,
+    IndexRange,
+    Indices,
+    merge_ranges,
+)
+
+_SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "minProperties": 1,
+    "additionalProperties": False,
+    "description": 'layer -> indices: numbers, ranges such as "100-199", or "all" for every unit of the layer',
+    "patternProperties": {
+        f"^{LAYER_PATTERN}$": {
+            "anyOf": [
+                {"const": ALL},
+                {
+                    "type": "array",
+                    "minItems": 1,
+                    "items": {
+                        "anyOf": [
+                            {"type": "integer", "minimum": 0, "maximum": MAX_INDEX},
+                            {"type": "string", "pattern": f"^{RANGE_PATTERN}$"},
+                        ]
+                    },
+                },
+            ]
+        }
+    },
+}
+
+
+def parse_selection(value: object) -> dict[int, Indices]:
+    """Reads a selection, sorted and merged, so that two spellings of the same units compare equal.
+
+    Raises:
+        PydanticCustomError: with the place below the selection in its context.
+    """
+    if not isinstance(value, dict):
+        raise _refusal("", f"expected layers with their indices, such as {{29: [545]}}, got {value!r}")
+    if not value:
+        raise _refusal("", "names no units; give at least one layer with an index")
+    return {
+        _parse_layer(key): _parse_indices(str(key), indices) for key, indices in sorted(value.items(), key=_by_layer)
+    }
+
+
+def write_selection(selection: dict[int, Indices]) -> dict[str, str | list[int | str]]:
+    """The form for a patch file."""
+    return {
+        str(layer): ALL if indices == ALL else [item.written() for item in indices]
+        for layer, indices in selection.items()
+    }
+
+
+Selection = Annotated[
+    dict[int, Indices], BeforeValidator(parse_selection), PlainSerializer(write_selection), WithJsonSchema(_SCHEMA)
+]
+
+
+def _by_layer(item: tuple[object, object]) -> tuple[int, str]:
+    key = str(item[0])
+    return (int(key) if key.isascii() and key.isdigit() and len(key) <= len(str(MAX_LAYER)) else -1, key)
+
+
+def _parse_layer(key: object) -> int:
+    text = str(key)
+    number = _by_layer((key, None))[0]
+    if isinstance(key, bool) or number < 0 or str(number) != text:
+        raise _refusal("", f"expected a layer number from 0 to {MAX_LAYER}, got {key!r}")
+    return number
+
+
+def _parse_indices(layer: str, value: object) -> Indices:
+    if value == ALL:
+        return ALL
+    if isinstance(value, tuple):  # Read before: a patch that is copied or built in Python.
+        value = list(value)
+    if not isinstance(value, list):
+        raise _refusal(layer, f'expected a list of indices or the word "all", got {value!r}')
+    if not value:
+        raise _refusal(layer, "names no units; give at least one index")
+    ranges = []
+    for number, item in enumerate(value):
+        try:
+            ranges.append(IndexRange.parse(item))
+        except ValueError as error:
+            raise _refusal(f"{layer}[{number}]", str(error)) from None
+    try:
+        return merge_ranges(ranges)
+    except ValueError as error:
+        raise _refusal(layer, str(error)) from None
+
+
+def _refusal(place: str, reason: str) -> PydanticCustomError:
+    return PydanticCustomError("refused", "{reason}", {"place": place, "reason": reason})

@@ -1,0 +1,193 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The table of number formats: which tensor takes which share of a unit's gain, and what it can't take.
+
+A gain is a sign and a size. Where a weight is one number, that takes both. Where it is quantised:
+
+=========  ======================  ====================================  ===========================================
+codes      sign and zero           size                                  so these are exact
+=========  ======================  ====================================  ===========================================
+fp8        the codes of down       neuron: the scales of its row of up   neuron: all ops where each output has a scale,
+                                   expert: all scales of its down        else zero and negate. Expert: all ops
+integers   with the size           the same                              neuron: all ops, each output having a scale or
+                                                                         one for each group of inputs. Expert: all ops
+... with   neuron: the codes       neuron: none                          neuron: zero, and negate but for codes of -128.
+one scale  of down                 expert: the scale of its down         Expert: all ops
+mxfp4      the codes of down       all scales of its down                expert: zero, negate, powers of two
+=========  ======================  ====================================  ===========================================
+
+Integers don't take the sign where scales can, since -128 has no opposite among eight bits, nor -8 among four; their
+scales are floats, which have one. FP8 scales don't take it, since servers compare them: vLLM stores fused projections
+anew with the largest of their scales. A neuron's size goes on up because scales of down run along its outputs, which
+are no neurons; up enters a gated MLP linearly, so it is the same output.
+
+Which tensors a format has is told by their names, what their numbers are by the config: a stream may bring a scale
+before its codes.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, TypeAlias
+
+from vllm_surgery.model.quantization import METHODS
+from vllm_surgery.model.tensor_info import FP8_DTYPES, PLAIN_DTYPES
+
+if TYPE_CHECKING:
+    from vllm_surgery.model.conventions import Slot
+    from vllm_surgery.model.quantization import Scheme
+    from vllm_surgery.model.tensor_info import TensorInfo
+
+
+Takes: TypeAlias = Literal["all", "sign", "size"]
+Numbers: TypeAlias = Literal["floats", "fp8", "int8", "e2m1", "e8m0"]
+"""What a tensor's numbers are: floats of sixteen bits or more, or of eight, integers of eight, bytes that hold two
+floats of four, or exponents."""
+
+
+@dataclass(frozen=True)
+class Carrier:
+    """A tensor that takes a share of its units' gains.
+
+    Attributes:
+        takes: which share; ``sign`` includes zero.
+        axis: that counts the units; None where the whole tensor is one unit's.
+        width: how many units it counts; None where that can't be told.
+        first: where the first unit's slice is.
+        numbers: what it holds.
+        cannot: why it can't hold any share but 1 exactly, and what can be; None where it can.
+    """
+
+    takes: Takes
+    axis: int | None
+    width: int | None
+    first: int = 0
+    numbers: Numbers = "floats"
+    cannot: str | None = None
+
+    def share(self, gain: float) -> float:
+        """What this tensor's numbers are multiplied by for a unit to have this gain."""
+        match self.takes:
+            case "sign":
+                return math.copysign(1.0, gain) if gain else 0.0
+            case "size":
+                return abs(gain) if gain else 1.0
+        return gain
+
+    def why_not(self, share: float) -> str | None:
+        """Why it can't hold a share exactly; None where it can."""
+        if share == 1:
+            return None
+        if self.numbers == "e8m0" and math.frexp(share)[0] != 0.5:  # noqa: PLR2004 - what powers of two have
+            return "has scales that are powers of two, so it can hold zero, negate and factors such as 0.5 or -2 alone"
+        return self.cannot
+
+
+def carrier_of(slot: Slot, info: TensorInfo, scheme: Scheme | None) -> Carrier | None:
+    """What a tensor takes of its units' gains; None where it takes nothing.
+
+    Args:
+        slot: which part of which block it is.
+        info: the tensor.
+        scheme: how the model is quantised; None where it isn't.
+    """
+    stores = slot.spelling.stores
+    if stores == "weight" and info.dtype in PLAIN_DTYPES:
+        return _whole(slot, info) if slot.part.carries else None
+    if stores in {"weight", "codes"}:
+        return _codes(slot, info, scheme) if slot.part.carries else None
+    if scheme is None or scheme.codes is None:
+        return None
+    if stores == "scales":
+        return _scales(slot, info, scheme)
+    return _bias(slot, info, scheme) if stores == "bias" else None
+
+
+def understood(slot: Slot, info: TensorInfo, scheme: Scheme | None) -> bool:
+    """Whether a quantised weight's codes are what the config says."""
+    kinds = (None if scheme is None else scheme.codes, slot.spelling.stores)
+    return info.dtype in _CODE_DTYPES.get(kinds, frozenset())
+
+
+_CODE_DTYPES: dict[tuple[str | None, str], frozenset[str]] = {
+    ("fp8", "weight"): FP8_DTYPES,
+    ("integers", "weight"): frozenset({"I8"}),
+    ("integers", "codes"): frozenset({"I32"}),
+    ("mxfp4", "codes"): frozenset({"U8"}),
+}
+
+
+def _whole(slot: Slot, info: TensorInfo) -> Carrier:
+    return Carrier("all", slot.part.unit_axis, slot.part.width(info.shape))
+
+
+def _codes(slot: Slot, info: TensorInfo, scheme: Scheme | None) -> Carrier | None:
+    if scheme is None or not understood(slot, info, scheme):
+        return Carrier("all", slot.part.unit_axis, None, cannot=_not_understood(info, scheme))
+    if not scheme.signs_codes(slot.kind):
+        return None
+    numbers = _NUMBERS_OF.get(info.dtype)
+    cannot = None if numbers else f"packs codes that have no scale of their own{_NOTHING}"
+    return Carrier("sign", slot.part.unit_axis, slot.part.width(info.shape), numbers=numbers or "floats", cannot=cannot)
+
+
+_NUMBERS_OF: dict[str, Numbers] = {"I8": "int8", "U8": "e2m1", **dict.fromkeys(FP8_DTYPES, "fp8")}
+
+
+def _not_understood(info: TensorInfo, scheme: Scheme | None) -> str:
+    method = f" ({scheme.method})" if scheme is not None else ""
+    return (
+        f"is stored as {info.dtype}{method}, in which this version can hold no op exactly; "
+        f"it edits {', '.join(sorted(PLAIN_DTYPES))} and {METHODS}"
+    )
+
+
+def _scales(slot: Slot, info: TensorInfo, scheme: Scheme) -> Carrier | None:
+    takes: Takes = "size" if scheme.signs_codes(slot.kind) else "all"
+    if slot.kind == "neurons":
+        return _scales_of_outputs(slot, info, scheme, takes) if slot.part.role in {"up", "gate_up"} else None
+    if not slot.part.carries:
+        return None
+    exponents = info.dtype == "F8_E8M0" or (scheme.codes == "mxfp4" and info.dtype == "U8")
+    odd = None if exponents or info.dtype in PLAIN_DTYPES else _odd_scales(info, takes)
+    return Carrier(
+        takes, slot.part.unit_axis, slot.part.width(info.shape), numbers="e8m0" if exponents else "floats", cannot=odd
+    )
+
+
+def _scales_of_outputs(slot: Slot, info: TensorInfo, scheme: Scheme, takes: Takes) -> Carrier:
+    if math.prod(info.shape) == 1:
+        return Carrier(takes, 0, None, cannot=f"is one scale for all neurons{_instead(takes)}")
+    if scheme.blocks:
+        return Carrier(takes, 0, None, cannot=f"holds scales that neurons share{_instead(takes)}")
+    axis = slot.spelling.out_axis if len(info.shape) > 1 else 0
+    return _rows(slot, info, takes, axis, None if info.dtype in PLAIN_DTYPES else _odd_scales(info, takes))
+
+
+def _rows(slot: Slot, info: TensorInfo, takes: Takes, axis: int, cannot: str | None = None) -> Carrier:
+    """Of the outputs of up, which lie behind those of gate where one tensor holds both."""
+    outputs = info.shape[axis] if axis < len(info.shape) else 0
+    width = outputs // 2 if slot.part.halves else outputs
+    return Carrier(takes, axis, width, first=outputs - width, cannot=cannot)
+
+
+_NOTHING = ", so no op on neurons can be held exactly"
+
+
+def _odd_scales(info: TensorInfo, takes: Takes) -> str:
+    return f"holds scales stored as {info.dtype}, which can't be multiplied exactly{_instead(takes)}"
+
+
+def _instead(takes: Takes) -> str:
+    return "; zero and negate can be held exactly" if takes == "size" else _NOTHING
+
+
+def _bias(slot: Slot, info: TensorInfo, scheme: Scheme) -> Carrier | None:
+    """A bias is no code: it takes what the scales beside it take, and all of an expert's gain."""
+    if info.dtype not in PLAIN_DTYPES:
+        return None
+    if slot.kind == "experts":
+        return Carrier("all", None, 1) if slot.part.carries and slot.expert is not None else None
+    if slot.part.role not in {"up", "gate_up"}:
+        return None
+    return _rows(slot, info, "size" if scheme.signs_codes(slot.kind) else "all", 0)

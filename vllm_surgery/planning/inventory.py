@@ -1,0 +1,234 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a patch can edit in a model's folder: which units, where their gains go, and which ops are exact there."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from vllm_surgery.errors import MismatchError, one_line
+from vllm_surgery.model.conventions import locate
+from vllm_surgery.model.tensor_info import PLAIN_DTYPES
+from vllm_surgery.patch.describe import count
+from vllm_surgery.patch.units import MASK, Assignment, IndexRange, merge_ranges
+from vllm_surgery.planning.carriers import carrier_of
+from vllm_surgery.planning.limits import refuse_incomplete
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+
+    from vllm_surgery.model.anatomy import Anatomy
+    from vllm_surgery.model.checkpoint import ModelFolder
+    from vllm_surgery.model.quantization import Scheme
+    from vllm_surgery.model.routers import Router
+    from vllm_surgery.model.tensor_info import TensorInfo
+    from vllm_surgery.patch.units import Kind
+    from vllm_surgery.planning.carriers import Carrier
+
+    Carried = tuple[TensorInfo, Carrier]
+
+
+@dataclass(frozen=True)
+class UnitsFound:
+    """Units of one kind, in layers that store them alike.
+
+    Attributes:
+        kind: neurons or experts.
+        layers: where they are.
+        units: of each layer; 0 where a packed format hides how many.
+        tensors: on which their gains go, with ``*`` for the number of a layer or an expert.
+        dtypes: how those are stored.
+        ops: what these formats hold exactly.
+        masked_by: the routers' bias that a mask goes on, with ``*`` for the layer; None where there is none.
+    """
+
+    kind: Kind
+    layers: tuple[int, ...]
+    units: int
+    tensors: tuple[str, ...]
+    dtypes: tuple[str, ...]
+    ops: tuple[str, ...]
+    masked_by: str | None = None
+
+    def __str__(self) -> str:
+        layers = f"layer{'s' if len(self.layers) > 1 else ''} {_ranges(self.layers)}"
+        each = f"{self.units} {self.kind}{' each' if len(self.layers) > 1 else ''}" if self.units else self.kind
+        ops = [f"mask ({self.masked_by or 'while serving'})" if op == MASK else op for op in self.ops]
+        exact = f"exact: {', '.join(ops)}" if ops else "no op is exact"
+        gains = (
+            f"gains go on {' and '.join(self.tensors)} ({', '.join(self.dtypes)})"
+            if self.tensors
+            else "gains can go on no tensor"
+        )
+        return f"{layers}: {each}; {gains}; {exact}"
+
+
+@dataclass(frozen=True)
+class Inventory:
+    """What a model's folder holds.
+
+    Attributes:
+        tensors: how many.
+        known: how many of them belong to units.
+        found: the units, in groups that are stored alike.
+        without: layers that have neither neurons nor experts in a naming that is known.
+    """
+
+    architectures: tuple[str, ...]
+    num_hidden_layers: int | None
+    hidden_size: int | None
+    quantization: str | None
+    tensors: int
+    known: int
+    found: tuple[UnitsFound, ...]
+    without: tuple[int, ...]
+
+    @property
+    def editable(self) -> bool:
+        """Whether a patch can edit anything."""
+        return any(group.ops for group in self.found)
+
+    def lines(self) -> Iterator[str]:
+        """The inventory in words."""
+        yield ", ".join(
+            filter(
+                None,
+                [
+                    " or ".join(self.architectures) or "an unnamed architecture",
+                    count(self.num_hidden_layers, "layer") if self.num_hidden_layers is not None else "",
+                    f"hidden size {self.hidden_size}" if self.hidden_size is not None else "",
+                    f"quantised ({self.quantization})" if self.quantization else "",
+                    f"{count(self.tensors, 'tensor')}, {self.known} of them parts of units",
+                ],
+            )
+        )
+        yield from map(str, self.found)
+        if self.without:
+            plural = "s" if len(self.without) > 1 else ""
+            yield f"layer{plural} {_ranges(self.without)}: no MLP and no experts in a naming that is known"
+        if not self.editable:
+            yield "nothing in this model can be edited"
+
+
+def take_inventory(folder: ModelFolder) -> Inventory:
+    """Looks through a model's folder; only headers are read.
+
+    Raises:
+        CheckpointError: it can't be read, or is not a model that is understood.
+    """
+    facts, anatomy = folder.facts, folder.anatomy
+    groups: dict[UnitsFound, list[int]] = defaultdict(list)
+    for layer, group in _groups(anatomy, facts.scheme):
+        groups[group].append(layer)
+    found = [replace(group, layers=tuple(sorted(layers))) for group, layers in groups.items()]
+    seen = {layer for group in found for layer in group.layers}
+    return Inventory(
+        architectures=facts.architectures,
+        num_hidden_layers=facts.num_hidden_layers,
+        hidden_size=facts.hidden_size,
+        quantization=facts.quantization,
+        tensors=len(folder.tensors),
+        known=sum(len(mlp.tensors) + len(mlp.beside) for mlp in anatomy.mlps.values())
+        + sum(len(block.tensors) + len(block.beside) for block in anatomy.experts.values()),
+        found=tuple(sorted(found, key=lambda group: (group.kind != "neurons", group.layers))),
+        without=tuple(layer for layer in range(facts.num_hidden_layers or 0) if layer not in seen),
+    )
+
+
+def _groups(anatomy: Anatomy, scheme: Scheme | None) -> Iterator[tuple[int, UnitsFound]]:
+    """Each layer with its units, which name no layer, so that those of layers that are stored alike are equal."""
+    widths = anatomy.widths()
+    for layer, mlp in anatomy.mlps.items():
+        if not mlp.missing():
+            infos = [*mlp.tensors.values(), *(info for _, info in mlp.beside.values())]
+            carriers = carried(infos, scheme)
+            ops = exact_ops("neurons", layer, carriers, anatomy, scheme)
+            able = [info for info, carrier in carriers if carrier.cannot is None]
+            yield layer, _group("neurons", widths.get(layer, 0), able or [info for info, _ in carriers], ops)
+    for layer in sorted({*anatomy.experts, *anatomy.routers}):
+        block, router = anatomy.experts.get(layer), anatomy.routers.get(layer)
+        carriers = carried([*block.tensors.values(), *block.beside.values()], scheme) if block else []
+        ops = exact_ops("experts", layer, carriers, anatomy, scheme) if carriers else ()
+        group = _group("experts", anatomy.experts_in(layer) or 0, [info for info, _ in carriers], ops)
+        if router is not None and _can_mask(router):
+            bias = None if router.bias is None else _with_stars(router.bias.name)
+            group = replace(group, ops=(*group.ops, MASK), masked_by=bias)
+        if carriers or group.ops:
+            yield layer, group
+
+
+def _can_mask(router: Router) -> bool:
+    return router.other_bias is None and (router.bias is None or router.bias.dtype in PLAIN_DTYPES)
+
+
+def _group(kind: Kind, units: int, carriers: Iterable[TensorInfo], ops: tuple[str, ...]) -> UnitsFound:
+    names = tuple(sorted({_with_stars(info.name) for info in carriers}))
+    dtypes = tuple(sorted({info.dtype for info in carriers}))
+    return UnitsFound(kind, (), units, names, dtypes, ops)
+
+
+def _with_stars(name: str) -> str:
+    return re.sub(r"\.[0-9]+\.", ".*.", name)
+
+
+def _ranges(layers: Iterable[int]) -> str:
+    return ", ".join(map(str, merge_ranges(IndexRange(layer, layer) for layer in layers)))
+
+
+# An op, and a gain that stands for all of its gains. A power of two is worth naming only where others aren't held.
+_OPS = {"scale": 0.7, "scale by powers of two": 0.5, "zero": 0.0, "negate": -1.0}
+_POWERS = "scale by powers of two"
+
+
+def carried(infos: Iterable[TensorInfo], scheme: Scheme | None) -> list[Carried]:
+    """Of a block's tensors those that take a share of gains; biases aside, which only go along."""
+    found = []
+    for info in infos:
+        slot = locate(info.name)
+        carrier = None if slot is None or slot.spelling.stores == "bias" else carrier_of(slot, info, scheme)
+        if carrier is not None:
+            found.append((info, carrier))
+    return found
+
+
+def exact_ops(
+    kind: Kind, layer: int, carriers: Iterable[Carried], anatomy: Anatomy, scheme: Scheme | None
+) -> tuple[str, ...]:
+    """The ops that are exact on the units of one layer."""
+    shares = [carrier for _, carrier in carriers]
+    held = [
+        op
+        for op, gain in _OPS.items()
+        if not any(carrier.why_not(carrier.share(gain)) for carrier in shares)
+        and any(carrier.share(gain) != 1 for carrier in shares)
+        and _complete(Assignment(kind, layer, (IndexRange(0, 0),), gain, "", ""), anatomy, scheme)
+    ]
+    return tuple(op for op in held if op != _POWERS or "scale" not in held)
+
+
+def _complete(item: Assignment, anatomy: Anatomy, scheme: Scheme | None) -> bool:
+    try:
+        refuse_incomplete(item, anatomy, scheme)
+    except MismatchError:
+        return False
+    return True
+
+
+def describe_model(model: ModelFolder) -> str:
+    """What a model is made of, as far as a patch is concerned; one line."""
+    facts, widths, experts = model.facts, model.anatomy.widths(), model.anatomy.expert_counts()
+    parts = [
+        " or ".join(facts.architectures) or "an unnamed architecture",
+        f"{facts.num_hidden_layers} layers" if facts.num_hidden_layers is not None else "",
+        f"{_sizes(widths)} neurons in each of {count(len(widths), 'dense MLP')}" if widths else "no dense MLPs",
+        count(sum(widths.values()), "neuron") + " in all" if widths else "",
+        f"{_sizes(experts)} routed experts in each of {count(len(experts), 'layer')}" if experts else "",
+        f"quantised ({facts.quantization})" if facts.quantization else "",
+    ]
+    return one_line(f"{model.path}: {', '.join(filter(None, parts))}")
+
+
+def _sizes(by_layer: Mapping[int, int]) -> str:
+    return " or ".join(map(str, sorted(set(by_layer.values()))))

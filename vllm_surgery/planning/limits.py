@@ -1,0 +1,218 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reasons for which a model can't take what a sound patch asks for: each is one line with file, place and reason."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING
+
+from vllm_surgery.errors import MismatchError
+from vllm_surgery.model.anatomy import GatedMlp
+from vllm_surgery.model.routers import LOWEST
+from vllm_surgery.model.tensor_info import EACH_DTYPES, PLAIN_DTYPES
+from vllm_surgery.patch.units import ALL, MASK
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from vllm_surgery.model.anatomy import Anatomy, RoutedExperts
+    from vllm_surgery.model.config import ModelFacts
+    from vllm_surgery.model.conventions import Role
+    from vllm_surgery.model.quantization import Scheme
+    from vllm_surgery.model.tensor_info import TensorInfo
+    from vllm_surgery.patch.units import Assignment
+    from vllm_surgery.planning.carriers import Carrier
+
+
+def refuse_by_config(item: Assignment, facts: ModelFacts) -> None:
+    """What the model's config alone shows: a layer or an expert that isn't there.
+
+    Raises:
+        MismatchError: it can't be done.
+    """
+    layers = facts.num_hidden_layers
+    if layers is not None and item.layer >= layers:
+        raise refusal(item, f"layer {item.layer} is out of range: the model has {layers} layers")
+    if item.kind == "experts" and facts.num_experts is not None:
+        refuse_range(item, facts.num_experts)
+
+
+def refuse_range(item: Assignment, width: int) -> None:
+    """An index beyond the last of the layer's `width` units.
+
+    Raises:
+        MismatchError: there is one.
+    """
+    if item.indices != ALL and item.indices[-1].last >= width:
+        largest = item.indices[-1].last
+        raise refusal(item, f"index {largest} is out of range: layer {item.layer} has {width} {item.kind}")
+
+
+def refuse_format(item: Assignment, info: TensorInfo, carrier: Carrier) -> None:
+    """A number format that can't hold the edit exactly.
+
+    Raises:
+        MismatchError: `info` has one.
+    """
+    if item.gain != MASK and (reason := carrier.why_not(carrier.share(item.gain))):
+        raise refusal(item, f"{info.name} {reason}")
+
+
+def refuse_router_format(item: Assignment, info: TensorInfo) -> None:
+    """A router's bias in a number format that can't hold a mask.
+
+    Raises:
+        MismatchError: `info` is one.
+    """
+    if info.dtype not in LOWEST:
+        raise refusal(item, f"{info.name} is stored as {info.dtype}, in which this version can hold no mask")
+
+
+def refuse_missing(item: Assignment, anatomy: Anatomy, facts: ModelFacts) -> None:
+    """Units that no tensor of the whole checkpoint holds.
+
+    Raises:
+        MismatchError: there are some.
+    """
+    reason = _missing_mlp(item, anatomy) if item.kind == "neurons" else _missing_experts(item, anatomy, facts)
+    if reason:
+        hint = f"; the checkpoint is quantised ({facts.quantization})" if facts.quantization else ""
+        raise refusal(item, f"touches no tensor: {reason}{hint}")
+
+
+def refuse_mask(item: Assignment, masks: Sequence[Assignment], anatomy: Anatomy, facts: ModelFacts) -> None:
+    """A mask in a layer whose router isn't known, or one that leaves the router too little to choose from.
+
+    Args:
+        item: the mask.
+        masks: all masks of its layer.
+        anatomy: of the whole checkpoint.
+        facts: what the model's config says.
+
+    Raises:
+        MismatchError: it can't be done.
+    """
+    router, count = anatomy.routers.get(item.layer), anatomy.experts_in(item.layer)
+    if count is None and not facts.num_experts:
+        raise refusal(item, "touches no tensor: the model has no routed experts")
+    if router is None or count is None:
+        raise refusal(item, f"touches no tensor: layer {item.layer} has no router in a naming that is known")
+    if router.other_bias is not None:
+        raise refusal(
+            item, f"layer {item.layer}'s router has a bias on which no mask can be put: {router.other_bias.name}"
+        )
+    refuse_range(item, count)
+    masked = {index for index in range(count) if any(other.names(index) for other in masks)}
+    if reason := too_few_left(sorted({*range(count)} - masked), count, facts, sums_of_two=router.corrects):
+        raise refusal(item, f"masks {len(masked)} of the {count} experts of layer {item.layer}: {reason}")
+
+
+def too_few_left(left: Sequence[int], count: int, facts: ModelFacts, *, sums_of_two: bool) -> str | None:
+    """Why a router can't choose as it should from the experts that are left; None where it can.
+
+    Args:
+        left: those that aren't masked.
+        count: of all experts.
+        facts: how many the router chooses, and out of how many groups of them.
+        sums_of_two: whether it compares groups by the sum of their best two scores, not by their best.
+    """
+    chosen = facts.experts_per_token or 1
+    if len(left) < chosen:
+        return f"too few are left for the router, which chooses {chosen}"
+    groups, chosen_groups = facts.expert_groups or 1, facts.groups_per_token or 1
+    if groups <= 1 or count % groups:
+        return None
+    sizes = Counter(index * groups // count for index in left)
+    alone = [group for group, size in sorted(sizes.items()) if size == 1]
+    if sums_of_two and alone and count // groups > 1:
+        return f"one is left in group {alone[0]}, and the router compares groups by their best two"
+    if len(sizes) < chosen_groups:
+        return f"too few groups keep any for the router, which chooses {chosen_groups} groups"
+    if (fewest := sum(sorted(sizes.values())[:chosen_groups])) < chosen:
+        return f"too few may be left in the groups that the router chooses, {fewest}, and it chooses {chosen} experts"
+    return None
+
+
+def _missing_mlp(item: Assignment, anatomy: Anatomy) -> str | None:
+    missing = anatomy.mlps.get(item.layer, GatedMlp(item.layer)).missing()
+    lacks = f"no {', '.join(missing)} projection"
+    return f"layer {item.layer} has no gated MLP in a naming that is known ({lacks})" if missing else None
+
+
+def _missing_experts(item: Assignment, anatomy: Anatomy, facts: ModelFacts) -> str | None:
+    if not anatomy.experts:
+        return f"the model has no routed experts{' in a naming that is known' if facts.num_experts else ''}"
+    block = anatomy.experts.get(item.layer)
+    if block is None:
+        return f"layer {item.layer} has no routed experts"
+    refuse_range(item, block.count)
+    return next(filter(None, (_missing_expert(block, index) for index in item.resolve(block.count))), None)
+
+
+def _missing_expert(block: RoutedExperts, index: int) -> str | None:
+    missing = block.missing(index)
+    return f"expert {index} of layer {block.layer} has no {' and no '.join(missing)} tensor" if missing else None
+
+
+def refusal(item: Assignment, reason: str) -> MismatchError:
+    """The error that says why these units can't have this gain."""
+    return MismatchError(item.source, item.place, reason)
+
+
+def refuse_incomplete(item: Assignment, anatomy: Anatomy, scheme: Scheme | None) -> None:
+    """Units of a quantised model that lack a tensor which their gain needs, or that no single place can hold.
+
+    Raises:
+        MismatchError: there are some.
+    """
+    if scheme is None or item.gain == MASK:
+        return
+    scaled = not scheme.signs_codes(item.kind) or abs(item.gain) not in {0.0, 1.0}
+    if item.kind == "neurons":
+        reason = _reason_of_mlp(anatomy.mlps[item.layer], scheme, scaled)
+    else:
+        block = anatomy.experts[item.layer]
+        reasons = (_reason_of_expert(block, index, scaled) for index in item.resolve(block.count))
+        reason = next(filter(None, reasons), None)
+    if reason:
+        raise refusal(item, reason)
+
+
+def _reason_of_mlp(mlp: GatedMlp, scheme: Scheme, scaled: bool) -> str | None:
+    role: Role = "up" if "up" in mlp.tensors else "gate_up"
+    up, down = mlp.tensors[role], mlp.tensors["down"]
+    if _plain(up) and _plain(down):
+        bias = mlp.beside.get((role, "bias"))
+        odd = f"{bias[1].name} stands beside a plain weight in a quantised model" if scaled and bias else None
+        return odd and f"{odd}, which isn't understood"
+    if up.dtype != down.dtype:
+        return f"{up.name} is stored as {up.dtype}, {down.name} as {down.dtype}; a gain needs them alike"
+    return _reason_of_scales(mlp, scheme, role) if scaled else None
+
+
+def _reason_of_scales(mlp: GatedMlp, scheme: Scheme, role: Role) -> str | None:
+    up = mlp.tensors[role]
+    if (role, "scales") not in mlp.beside:
+        return f"{up.name} has no scales in a naming that is known"
+    slot, scales = mlp.beside[role, "scales"]
+    counted = [scales] if scheme.transposed else [up, scales]  # Packed along the outputs, codes don't count them.
+    outputs = {info.shape[slot.spelling.out_axis] for info in counted}
+    if mlp.tensors["down"].dtype in EACH_DTYPES:
+        outputs.add(mlp.width * (2 if slot.part.halves else 1))
+    if len(outputs) > 1:
+        return f"{scales.name} {list(scales.shape)} doesn't hold a scale for each output of {up.name} {list(up.shape)}"
+    return None
+
+
+def _reason_of_expert(block: RoutedExperts, index: int, scaled: bool) -> str | None:
+    if not scaled or not any(part.role == "down" for part in block.convention.carriers):
+        return None
+    expert = index if ("down", index) in block.tensors else None
+    down = block.tensors["down", expert]
+    if not _plain(down) and ("down", expert, "scales") not in block.beside:
+        return f"{down.name} has no scales in a naming that is known"
+    return None
+
+
+def _plain(info: TensorInfo) -> bool:
+    return info.dtype in PLAIN_DTYPES

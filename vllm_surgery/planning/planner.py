@@ -1,0 +1,235 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The planner: from patches and a model's tensors to edits in checkpoint coordinates.
+
+It looks at tensors one by one, so the same code plans a whole folder before anything is served and a stream of
+weights while it is loaded. What it makes is pure data; `vllm_surgery.weights.arithmetic` carries it out.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from vllm_surgery.model.anatomy import Anatomy
+from vllm_surgery.model.routers import layer_of_router_bias
+from vllm_surgery.patch.units import MASK
+from vllm_surgery.planning.carriers import carrier_of
+from vllm_surgery.planning.guard import check_guards, check_width
+from vllm_surgery.planning.limits import (
+    refuse_by_config,
+    refuse_format,
+    refuse_incomplete,
+    refuse_mask,
+    refuse_missing,
+    refuse_range,
+    refuse_router_format,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from vllm_surgery.model.config import ModelFacts
+    from vllm_surgery.model.conventions import Slot
+    from vllm_surgery.model.tensor_info import TensorInfo
+    from vllm_surgery.patch.patch_set import PatchSet
+    from vllm_surgery.patch.units import Assignment, Gain, Kind
+    from vllm_surgery.planning.carriers import Carrier, Numbers
+
+
+@dataclass(frozen=True)
+class TensorEdit:
+    """Gains for some slices of one tensor.
+
+    Attributes:
+        tensor: its name in the checkpoint.
+        dtype: safetensors' word for its number format.
+        shape: its shape in the checkpoint.
+        axis: the axis that `indices` count along. None where the whole tensor is one slice, as if it had an axis of
+            length one before its first.
+        indices: the slices, ascending; (0,) for a whole tensor.
+        gains: a factor for each: a unit's gain, or the share of it that this tensor takes; `MASK` in a router's bias,
+            for the lowest number.
+        numbers: what the tensor holds, where its `dtype` doesn't say.
+    """
+
+    tensor: str
+    dtype: str
+    shape: tuple[int, ...]
+    axis: int | None
+    indices: tuple[int, ...]
+    gains: tuple[Gain, ...]
+    numbers: Numbers = "floats"
+
+
+@dataclass(frozen=True)
+class LayerMask:
+    """The experts of one layer that its router can't choose.
+
+    Attributes:
+        experts: ascending.
+        count: how many experts the layer has, these among them.
+        tensor: the router's bias that says so; None where it has none, so that the engine must.
+    """
+
+    layer: int
+    experts: tuple[int, ...]
+    count: int
+    tensor: str | None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that patches do to one model.
+
+    Attributes:
+        id: of the patch set.
+        edits: one a touched tensor, in the order of their names.
+        units: how many neurons and experts get a gain or a mask.
+        masks: one a layer with masked experts, in the layers' order.
+    """
+
+    id: str
+    edits: tuple[TensorEdit, ...]
+    units: int
+    masks: tuple[LayerMask, ...] = ()
+
+    def engine_masks(self) -> dict[int, LayerMask]:
+        """By layer, the masks that no tensor of the checkpoint can hold."""
+        return {mask.layer: mask for mask in self.masks if mask.tensor is None}
+
+
+class Planner:
+    """Plans patches against a model that it sees tensor by tensor.
+
+    Args:
+        patches: what is asked for.
+        facts: what the model's config says.
+
+    Raises:
+        MismatchError: the config alone shows that the patches are not for this model.
+    """
+
+    def __init__(self, patches: PatchSet, facts: ModelFacts) -> None:
+        check_guards(patches, facts)
+        self._patches = patches
+        self._facts = facts
+        self._anatomy = Anatomy(facts.num_hidden_layers)
+        self._edits: dict[str, TensorEdit] = {}
+        self._wanted: dict[tuple[Kind, int], list[Assignment]] = defaultdict(list)
+        for item in patches.assignments():
+            refuse_by_config(item, facts)
+            self._wanted[item.kind, item.layer].append(item)
+
+    def observe(self, info: TensorInfo) -> tuple[Slot | None, TensorEdit | None]:
+        """Takes in one tensor; says what it is, and the edit that it needs.
+
+        Raises:
+            MismatchError: an index out of range, a width that the guard rules out, or a number format that can't
+                hold the edit exactly.
+            CheckpointError: the tensor doesn't fit what was seen before.
+        """
+        slot = self._anatomy.observe(info)
+        if slot is None:
+            return None, self._edit_of_router(info)
+        carrier = carrier_of(slot, info, self._facts.scheme)
+        if carrier is None:
+            return slot, None
+        wanted = [
+            item
+            for item in self._wanted.get((slot.kind, slot.layer), [])
+            if item.gain != MASK and (slot.expert is None or item.names(slot.expert))
+        ]
+        for item in wanted:
+            refuse_format(item, info, carrier)
+        if slot.kind == "neurons" and carrier.width is not None:
+            check_width(self._patches, slot.layer, carrier.width)
+        edit = _edit_of(info, slot, carrier, wanted)
+        if edit is not None:
+            self._edits[info.name] = edit
+        return slot, edit
+
+    def finish(self) -> Plan:
+        """The whole plan, once every tensor was seen.
+
+        Raises:
+            MismatchError: a unit that no tensor holds.
+        """
+        for items in self._wanted.values():
+            for item in items:
+                if item.gain == MASK:
+                    refuse_mask(item, self._masks_of(item.layer), self._anatomy, self._facts)
+                else:
+                    refuse_missing(item, self._anatomy, self._facts)
+                    refuse_incomplete(item, self._anatomy, self._facts.scheme)
+        edits = tuple(edit for _, edit in sorted(self._edits.items()))
+        return Plan(self._patches.id, edits, sum(map(self._units, self._wanted)), self._layer_masks())
+
+    def _edit_of_router(self, info: TensorInfo) -> TensorEdit | None:
+        """The edit of a router's bias, as `observe` gives it; None for every other tensor."""
+        layer = layer_of_router_bias(info.name)
+        masks = [] if layer is None else self._masks_of(layer)
+        for item in masks:
+            refuse_router_format(item, info)
+            refuse_range(item, info.shape[0])
+        if not masks:
+            return None
+        indices = tuple(sorted(index for item in masks for index in item.resolve(info.shape[0])))
+        edit = TensorEdit(info.name, info.dtype, info.shape, 0, indices, (MASK,) * len(indices))
+        self._edits[info.name] = edit
+        return edit
+
+    def _masks_of(self, layer: int) -> list[Assignment]:
+        return [item for item in self._wanted.get(("experts", layer), []) if item.gain == MASK]
+
+    def _layer_masks(self) -> tuple[LayerMask, ...]:
+        layers = sorted({layer for kind, layer in self._wanted if kind == "experts" and self._masks_of(layer)})
+        return tuple(self._layer_mask(layer) for layer in layers)
+
+    def _layer_mask(self, layer: int) -> LayerMask:
+        width, bias = self._width(("experts", layer)), self._anatomy.routers[layer].bias
+        experts = sorted(index for item in self._masks_of(layer) for index in item.resolve(width))
+        return LayerMask(layer, tuple(experts), width, None if bias is None else bias.name)
+
+    def _units(self, place: tuple[Kind, int]) -> int:
+        return sum(item.count(self._width(place)) for item in self._wanted[place])
+
+    def _width(self, place: tuple[Kind, int]) -> int:
+        """How many units a layer has, which every refusal has made sure of."""
+        kind, layer = place
+        return self._anatomy.mlps[layer].width if kind == "neurons" else self._anatomy.experts_in(layer) or 0
+
+
+def plan(patches: PatchSet, facts: ModelFacts, tensors: Iterable[TensorInfo]) -> Plan:
+    """Plans `patches` for a checkpoint with these tensors.
+
+    Raises:
+        MismatchError: the patches are not for this model; one line with file, place and reason.
+        CheckpointError: the tensors are not those of a model that is understood.
+    """
+    planner = Planner(patches, facts)
+    for info in tensors:
+        planner.observe(info)
+    return planner.finish()
+
+
+def _edit_of(info: TensorInfo, slot: Slot, carrier: Carrier, wanted: Iterable[Assignment]) -> TensorEdit | None:
+    """Each unit's gain, or the tensor's share of it, goes on its slice; None where no share changes anything."""
+    gains: dict[int, float] = {}
+    for item in wanted:
+        assert item.gain != MASK  # Masks go on no part of an expert.
+        if (share := carrier.share(item.gain)) == 1:
+            continue
+        width = carrier.width or 0
+        if slot.expert is None:
+            refuse_range(item, width)
+        # A tensor that is all of one expert has one slice, itself.
+        gains.update(dict.fromkeys(item.resolve(width) if slot.expert is None else (0,), share))
+    return edit_of_shares(info, carrier, gains) if gains else None
+
+
+def edit_of_shares(info: TensorInfo, carrier: Carrier, shares: Mapping[int, float]) -> TensorEdit:
+    """The edit of a tensor by which units, counted as it counts them, get these shares of their gains."""
+    units = sorted(shares)
+    indices, gains = tuple(carrier.first + unit for unit in units), tuple(shares[unit] for unit in units)
+    return TensorEdit(info.name, info.dtype, info.shape, carrier.axis, indices, gains, carrier.numbers)

@@ -1,0 +1,245 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Seals: hashes of the original weights of the units that a patch edits.
+
+They cover the bytes that the checkpoint stores, each part with its role, number format and length, and don't depend on
+tensor names, on how the checkpoint is sharded, or on whether gate and up are stored in one tensor or in two.
+
+- A neuron's covers its row of gate, its row of up and its column of down.
+- An expert's covers its gate, up and down, its biases where it has some, and its scale where it has one. As an expert
+  can be hundreds of megabytes, it is the hash of the parts' hashes.
+- Of a quantised weight it covers codes, scales, zero points and the order of groups: see `vllm_surgery.planning.seal`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import defaultdict
+from dataclasses import dataclass
+from functools import partial
+from itertools import product
+from typing import TYPE_CHECKING, TypeAlias
+
+from vllm_surgery.errors import CheckpointError, MismatchError
+from vllm_surgery.model.conventions import HALVES, lacking, locate
+from vllm_surgery.model.quantization import WHOLE, Stores
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from vllm_surgery.model.checkpoint import ModelFolder
+    from vllm_surgery.model.conventions import Role, Slot
+    from vllm_surgery.model.quantization import Scheme
+    from vllm_surgery.model.tensor_info import TensorInfo
+    from vllm_surgery.patch.patch_set import PatchSet
+    from vllm_surgery.patch.units import Kind
+
+    ReadSlice: TypeAlias = Callable[[int | None, int], bytes | memoryview]
+    Unit: TypeAlias = tuple[Kind, int, int]
+    Parts: TypeAlias = dict[tuple[Role, Stores], "Sealed"]
+
+_ORDER: tuple[Role, ...] = ("gate", "up", "gate_up", "gate_up_bias", "down", "down_bias", "scale")
+_STORES: tuple[Stores, ...] = (*WHOLE, "scales", "zeros", "order")
+
+
+@dataclass(frozen=True)
+class Sealed:
+    """What a seal takes of one part of a unit: number format, length in bytes, and the bytes or their sha256."""
+
+    dtype: str
+    size: int
+    content: bytes
+
+
+def unit_hash(parts: Parts) -> str:
+    """sha256, in hex, of a unit's original weights."""
+    content = hashlib.sha256()
+    for role, stores in product(_ORDER, _STORES):
+        if (role, stores) in parts:
+            part = parts[role, stores]
+            word = role if stores in WHOLE else f"{role} {stores}"
+            content.update(f"{word} {part.dtype} {part.size}\n".encode())
+            content.update(part.content)
+    return content.hexdigest()
+
+
+def seal_of_folder(folder: ModelFolder, layer: int, index: int, kind: Kind = "neurons") -> str:
+    """The seal of one unit of a model on disk.
+
+    Raises:
+        CheckpointError: the folder can't be read, or holds no such unit.
+    """
+    parts: Parts = {}
+    for info in folder.anatomy.tensors_of(kind, layer, index):
+        slot = locate(info.name)
+        assert slot is not None  # The anatomy has located it before.
+        parts |= _parts(slot, info, index, partial(folder.read_slice, info.name), folder.facts.scheme)
+    if missing := _lacking(parts):
+        block = "gated MLP" if kind == "neurons" else f"expert {index}"
+        raise CheckpointError(f"{folder.path}: layer {layer} has no {block} (no {', '.join(missing)} projection)")
+    return unit_hash(parts)
+
+
+def _lacking(parts: Parts) -> list[Role]:
+    return lacking(role for role, _ in parts)
+
+
+def _parts(slot: Slot, info: TensorInfo, index: int, read_slice: ReadSlice, scheme: Scheme | None) -> Parts:
+    """What one tensor holds of a unit, gate and up apart where they can be told apart."""
+    stores = slot.spelling.stores
+    if stores not in _STORES:
+        return {}
+    if stores == "weight":
+        return _sealed(_of_weight(slot, info, index, read_slice), stores, info.dtype, small=slot.kind == "neurons")
+    found = places(slot, info, index, scheme)
+    contents = {place.role: read_slice(place.axis, place.index) for place in found}
+    # Tensors that all neurons share can be large, as experts can.
+    small = slot.kind == "neurons" and all(place.axis is not None for place in found)
+    return _sealed(contents, stores, info.dtype, small=small)
+
+
+def _sealed(contents: dict[Role, bytes | memoryview], stores: Stores, dtype: str, *, small: bool) -> Parts:
+    seal = _sealed_as_it_is if small else _sealed_by_hash
+    return {(role, stores): seal(dtype, content) for role, content in contents.items()}
+
+
+def _of_weight(slot: Slot, info: TensorInfo, index: int, read_slice: ReadSlice) -> dict[Role, bytes | memoryview]:
+    part = slot.part
+    if part.halves:
+        width = part.width(info.shape)
+        return {role: read_slice(part.unit_axis, index + number * width) for number, role in enumerate(HALVES)}
+    if part.split is not None:
+        whole = read_slice(part.unit_axis, index)
+        middle = len(whole) // 2
+        return dict(zip(HALVES, (whole[:middle], whole[middle:]), strict=True))
+    return {part.role: read_slice(part.unit_axis, 0 if part.unit_axis is None else index)}
+
+
+def _sealed_as_it_is(dtype: str, content: bytes | memoryview) -> Sealed:
+    return Sealed(dtype, len(content), bytes(content))
+
+
+def _sealed_by_hash(dtype: str, content: bytes | memoryview) -> Sealed:
+    return Sealed(dtype, len(content), hashlib.sha256(content).digest())
+
+
+class SealCheck:
+    """Verifies every seal of some patches against tensors that come by one at a time.
+
+    Args:
+        patches: the patches.
+        scheme: how the model is quantised; None where it isn't.
+    """
+
+    def __init__(self, patches: PatchSet, scheme: Scheme | None = None) -> None:
+        self._scheme = scheme
+        self._wanted: dict[Unit, list[tuple[str, str]]] = defaultdict(list)
+        self._parts: dict[Unit, Parts] = defaultdict(dict)
+        self._indices: dict[tuple[Kind, int], list[int]] = defaultdict(list)
+        for member in patches.members:
+            for key, seal in member.patch.seal.items():
+                unit = _unit(key)
+                self._wanted[unit].append((member.source, seal))
+                self._indices[unit[:2]].append(unit[2])
+
+    def observe(self, slot: Slot, info: TensorInfo, read_slice: ReadSlice) -> None:
+        """Takes what it needs of one tensor.
+
+        Args:
+            slot: what the tensor is.
+            info: its name, format and shape.
+            read_slice: gives the bytes of a slice of it, by axis and index; of the whole tensor for axis None.
+        """
+        for index in self._indices.get((slot.kind, slot.layer), ()):
+            if _holds(slot, info, index):  # Where it doesn't, the planner says what is wrong, in better words.
+                self._parts[slot.kind, slot.layer, index] |= _parts(slot, info, index, read_slice, self._scheme)
+
+    def finish(self) -> None:
+        """Compares.
+
+        Raises:
+            MismatchError: a unit's weights are not those that were sealed, or were never seen.
+        """
+        for unit, seals in self._wanted.items():
+            parts = self._parts[unit]
+            actual = None if _lacking(parts) else unit_hash(parts)
+            for source, seal in seals:
+                if seal != actual:
+                    reason = (
+                        f"the model's weights are not the sealed ones ({actual[:12]}… against {seal[:12]}…)"
+                        if actual
+                        else f"of the unit's parts only {', '.join(role for role, _ in parts) or 'none'} can be read"
+                    )
+                    raise MismatchError(source, f"seal.{'/'.join(map(str, unit))}", f"broken: {reason}")
+
+
+def _unit(key: str) -> Unit:
+    kind, layer, index = key.split("/")
+    return "neurons" if kind == "neurons" else "experts", int(layer), int(index)
+
+
+def _holds(slot: Slot, info: TensorInfo, index: int) -> bool:
+    if slot.spelling.stores != "weight":
+        return True  # What doesn't hold it has no place for it.
+    if len(info.shape) != slot.part.rank:
+        return False
+    return index < slot.part.width(info.shape) if slot.expert is None else index == slot.expert
+
+
+@dataclass(frozen=True)
+class Place:
+    """A slice of a tensor.
+
+    Attributes:
+        role: the part of the unit that it is.
+        axis: that `index` counts along; None for the whole tensor.
+    """
+
+    role: Role
+    axis: int | None
+    index: int
+
+
+def places(slot: Slot, info: TensorInfo, index: int, scheme: Scheme | None) -> list[Place]:
+    """Where unit `index` lies in a tensor beside or in place of a plain weight; empty where it has nothing there."""
+    if slot.expert is not None:
+        return [Place(slot.part.role, None, 0)] if index == slot.expert else []
+    if slot.kind == "experts":
+        return [Place(slot.part.role, slot.part.unit_axis, index)] if _has(info, slot.part.unit_axis, index) else []
+    axis = _axis(slot, info, scheme)
+    per_word = _per_word(slot, scheme)
+    if axis is None or per_word is None:
+        return [Place(slot.part.role, None, 0)]
+    if not slot.part.halves:
+        found = [Place(slot.part.role, axis, index // per_word)]
+    else:
+        width = info.shape[axis] // 2
+        found = [Place(role, axis, index // per_word + half * width) for half, role in enumerate(HALVES)]
+    return found if all(_has(info, place.axis, place.index) for place in found) else []
+
+
+def _axis(slot: Slot, info: TensorInfo, scheme: Scheme | None) -> int | None:
+    """The axis that counts neurons, singly or by words; None where none does."""
+    stores, outputs = slot.spelling.stores, slot.spelling.out_axis
+    axis: int | None = None
+    if slot.part.role == "down":
+        axis = 1 - outputs if stores == "codes" else None
+    elif stores in {"codes", "zeros"} or (stores == "scales" and not (scheme is not None and scheme.blocks)):
+        axis = outputs
+    # One number, or one for each of the projections that are stored together, belongs to all neurons.
+    return axis if axis is not None and len(info.shape) > axis and info.shape[axis] > len(HALVES) else None
+
+
+def _per_word(slot: Slot, scheme: Scheme | None) -> int | None:
+    """How many neurons' numbers share one along that axis."""
+    per_word = None if scheme is None else scheme.per_word
+    transposed = scheme is not None and scheme.transposed
+    match slot.spelling.stores:
+        case "codes":
+            return per_word if transposed != (slot.part.role == "down") else 1
+        case "zeros":
+            return per_word
+    return 1
+
+
+def _has(info: TensorInfo, axis: int | None, index: int) -> bool:
+    return axis is None or (axis < len(info.shape) and index < info.shape[axis])

@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The one place where weights are changed. Loading, swapping, baking and exporting all call it."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import torch
+
+from vllm_surgery.errors import CheckpointError, SurgeryError
+from vllm_surgery.model.routers import LOWEST
+from vllm_surgery.patch.units import MASK
+from vllm_surgery.weights.codes import scaled_bytes
+from vllm_surgery.weights.tensors import bits, dtype_word
+
+if TYPE_CHECKING:
+    from vllm_surgery.planning.planner import TensorEdit
+
+# Numbers that are multiplied together at a time. An expert of a large model has more; a few dozen neurons have fewer.
+# It bounds what an edit needs beside the tensor and its copy to some 200 MB.
+_NUMBERS_AT_ONCE = 1 << 24
+
+
+def apply_edit(tensor: torch.Tensor, edit: TensorEdit) -> torch.Tensor:
+    """A copy of `tensor` in which each slice that `edit` names is its original times its gain, or the lowest number.
+
+    The product is taken in float32 (float64 for a float64 tensor) and rounded once to the tensor's own format. A gain
+    of -1 flips signs and a gain of 0 writes zeros, so both are exact whatever the values. A mask is no product: it
+    writes the lowest number. `tensor` itself, which may be a memory map of the checkpoint, isn't touched; device, shape
+    and format stay.
+
+    Args:
+        tensor: the checkpoint's tensor, of `edit`'s shape and format.
+        edit: what to do.
+
+    Raises:
+        CheckpointError: the tensor isn't the one that was planned.
+        SurgeryError: a product is too large for the format. Weights that were infinite before may stay so.
+    """
+    if tuple(tensor.shape) != edit.shape or dtype_word(tensor.dtype) != edit.dtype:
+        raise CheckpointError(
+            f"{edit.tensor}: planned for {edit.dtype} {list(edit.shape)}, "
+            f"got {dtype_word(tensor.dtype)} {list(tensor.shape)}"
+        )
+    edited = tensor.clone()
+    if MASK in edit.gains:  # Then there is nothing else: no gain goes on a router's bias.
+        return edited.index_fill_(edit.axis or 0, torch.tensor(edit.indices, device=tensor.device), LOWEST[edit.dtype])
+    target, original = (_sliceable(whole, edit) for whole in (edited, tensor))
+    for first in range(0, len(edit.indices), step := _slices_at_once(edit)):
+        _edit_slices(original, target, edit, slice(first, first + step))
+    return edited
+
+
+def _sliceable(tensor: torch.Tensor, edit: TensorEdit) -> torch.Tensor:
+    """`tensor` with an axis to pick slices along, and as bytes where torch can't pick slices of its format."""
+    whole = tensor.unsqueeze(0) if edit.axis is None else tensor
+    return bits(whole) if whole.element_size() == 1 else whole
+
+
+def _slices_at_once(edit: TensorEdit) -> int:
+    slices = 1 if edit.axis is None else edit.shape[edit.axis]
+    return max(1, _NUMBERS_AT_ONCE * slices // max(1, math.prod(edit.shape)))
+
+
+def _edit_slices(original: torch.Tensor, edited: torch.Tensor, edit: TensorEdit, some: slice) -> None:
+    axis = edit.axis or 0
+    indices = torch.tensor(edit.indices[some], device=original.device)
+    gains = torch.tensor(edit.gains[some], dtype=torch.float64, device=original.device)
+    slices = original.index_select(axis, indices)
+    factors = gains.view([-1 if axis == other else 1 for other in range(original.dim())])
+    scaled = _scaled(slices, factors) if slices.element_size() > 1 else _scaled_bytes(slices, factors, edit)
+    # A factor of at most 1 makes no weight larger, so it needs no look at each.
+    if bool((gains.abs() > 1).any()) and bool((slices.isfinite() & ~scaled.isfinite()).any()):
+        raise SurgeryError(f"{edit.tensor}: the edit makes weights too large for {edit.dtype}; use a smaller factor")
+    edited.index_copy_(axis, indices, scaled)
+
+
+def _scaled_bytes(slices: torch.Tensor, gains: torch.Tensor, edit: TensorEdit) -> torch.Tensor:
+    try:
+        return scaled_bytes(slices, gains, edit.numbers)
+    except SurgeryError as error:
+        raise SurgeryError(f"{edit.tensor}: {error}") from None
+
+
+def _scaled(slices: torch.Tensor, gains: torch.Tensor) -> torch.Tensor:
+    wide = torch.float64 if slices.dtype == torch.float64 else torch.float32
+    gains = gains.to(wide)
+    product = (slices.to(wide) * gains).to(slices.dtype)
+    if bool((gains == -1).any()):
+        product = torch.where(gains == -1, _negated(slices), product)
+    if bool((gains == 0).any()):
+        product = torch.where(gains == 0, torch.zeros_like(slices), product)
+    return product
+
+
+def _negated(slices: torch.Tensor) -> torch.Tensor:
+    """`slices` with every sign bit flipped. torch's own `neg` loses the payload of a 16-bit NaN."""
+    flipped = bits(slices) ^ torch.iinfo(bits(slices).dtype).min
+    return flipped.view(slices.dtype)
