@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from tests.localization.conftest import no_waiting_for_disks, tiny
 from tests.localization.fake import FakeModel, every_single, neuron, probe_files, stand_in
 from vllm_surgery.cli import main
-from vllm_surgery.localization import engine
+from vllm_surgery.engine import offline as engine
 from vllm_surgery.localization.names import check_name, default_name
 
 if TYPE_CHECKING:

@@ -27,7 +27,8 @@ def circumstances(arm: Arm) -> Iterator[None]:
     from vllm.model_executor.layers.fused_moe.experts.cpu_moe import CPUUnquantizedExperts
     from vllm.v1.executor import multiproc_executor
 
-    from vllm_surgery.engine.swap import swapping, writing
+    from vllm_surgery.engine.swap import rank as swapping
+    from vllm_surgery.engine.swap import writer as writing
 
     with ExitStack() as stack:
         if arm.unpacked:

@@ -55,7 +55,7 @@ def register() -> None:
     """vLLM calls this in every process."""
     from vllm.v1.executor import multiproc_executor
 
-    from vllm_surgery.engine.swap import remote
+    from vllm_surgery.engine.swap import worker as remote
 
     multiproc_executor.get_mp_context = functools.partial(multiprocessing.get_context, "fork")
     if hasattr(remote.Swap, "__wrapped__"):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from tests.evaluation.fake_server import LOOP, SOUND, WORDS
 from vllm_surgery.errors import EngineError, MismatchError
 from vllm_surgery.evaluation.backends.base import Chances, Completion, ModelFacts
-from vllm_surgery.localization import localize
+from vllm_surgery.localization import pipeline as localize
 from vllm_surgery.localization.attribution import Attribution
 from vllm_surgery.localization.candidates import Candidate, UnitKey
 from vllm_surgery.localization.search.budget import Budget

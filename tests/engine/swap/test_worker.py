@@ -25,7 +25,7 @@ from vllm_surgery import (
 )
 from vllm_surgery.api import patch_set
 from vllm_surgery.engine.rpc_errors import error_of, failure_of
-from vllm_surgery.engine.swap import remote
+from vllm_surgery.engine.swap import worker as remote
 from vllm_surgery.engine.swap.rank import Active
 from vllm_surgery.engine.swap.worker import STATE, WorkerSurgery, report, step
 from vllm_surgery.planning.planner import Plan
