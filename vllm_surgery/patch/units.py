@@ -11,7 +11,7 @@ import re
 from bisect import bisect_right
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -33,6 +33,36 @@ Gain: TypeAlias = float | Literal["mask"]
 """The factor of a unit's output, or `MASK` for an expert that the router can't choose."""
 
 ALL: Literal["all"] = "all"
+
+
+class UnitBlock(NamedTuple):
+    """All units of one kind in one layer."""
+
+    kind: Kind
+    layer: int
+
+
+@dataclass(frozen=True, order=True)
+class Unit:
+    """One MLP neuron or one routed expert.
+
+    Attributes:
+        kind: neurons or experts.
+        layer: its layer, from 0.
+        index: along the layer's intermediate dimension, or among its routed experts; from 0.
+    """
+
+    kind: Kind
+    layer: int
+    index: int
+
+    @property
+    def block(self) -> UnitBlock:
+        """The units of its kind in its layer."""
+        return UnitBlock(self.kind, self.layer)
+
+    def __str__(self) -> str:
+        return f"{self.kind}/{self.layer}/{self.index}"
 
 
 def op_of(gain: Gain) -> dict[str, Any]:
