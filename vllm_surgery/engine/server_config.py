@@ -5,14 +5,12 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from vllm_surgery.engine.settings import Settings
 from vllm_surgery.model.checkpoint import ModelFolder
 from vllm_surgery.model.config import CONFIG_FILE, ModelFacts
-
-if TYPE_CHECKING:
-    from vllm_surgery.patch.patch_set import PatchSet
+from vllm_surgery.patch.patch_set import PatchSet
 
 # Below vLLM's own logger, so that its level, format and handlers apply.
 logger = logging.getLogger("vllm.vllm_surgery")
@@ -25,6 +23,16 @@ def requested_patches(vllm_config: Any) -> PatchSet:
         UsageError, PatchError: the settings or a patch are wrong.
     """
     return Settings.of(vllm_config.additional_config).load()
+
+
+def weight_patches(vllm_config: Any) -> PatchSet:
+    """Of those, the ones that the weights are to hold: all of them, or none where requests have slots.
+
+    Raises:
+        UsageError, PatchError: the settings or a patch are wrong.
+    """
+    settings = Settings.of(vllm_config.additional_config)
+    return PatchSet() if settings.slots else settings.load()
 
 
 def model_facts(vllm_config: Any) -> ModelFacts:

@@ -25,6 +25,10 @@ KEY = "vllm_surgery"
 DISABLE_VARIABLE = "VLLM_SURGERY_DISABLE"
 
 
+MOST_SLOTS = 64
+"""Each slot takes eight bytes for every neuron and expert, so many are cheap; the prefix cache is what they share."""
+
+
 class Settings(BaseModel):
     """The mapping's keys.
 
@@ -39,6 +43,8 @@ class Settings(BaseModel):
         mask_buffers: whether every router gets a place for masks at the start, so that they can be swapped in later
             where the model is compiled. A router that a patch in `patches` masks an expert of has one anyway.
         log_text: whether log lines may hold what a model wrote.
+        slots: how many patches may be served beside the unpatched model, each request choosing one. `patches` are then
+            the default of requests that choose none, and the weights stay as the checkpoint has them. 0: none.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
@@ -52,6 +58,7 @@ class Settings(BaseModel):
     detect_loops: bool = True
     mask_buffers: bool = False
     log_text: bool = False
+    slots: int = Field(default=0, ge=0, le=MOST_SLOTS)
 
     @model_validator(mode="after")
     def _watches_files(self) -> Settings:

@@ -209,6 +209,51 @@ OUTPUTS_HAVE_VERSIONS = TouchPoint(
 )
 ABORT_REQUESTS = TouchPoint("vllm.v1.engine.output_processor", "OutputProcessor.abort_requests", _WATCHING)
 
+_SLOTS = "giving each request a patch of its own"
+INPUT_PROCESSOR = TouchPoint("vllm.v1.engine.input_processor", "InputProcessor.__init__", _SLOTS, ("vllm_config",))
+PROCESS_INPUTS = TouchPoint(
+    "vllm.v1.engine.input_processor", "InputProcessor.process_inputs", _SLOTS, ("request_id", "resumable")
+)
+VALIDATION_ERROR = TouchPoint("vllm.exceptions", "VLLMValidationError", _SLOTS)
+PREPROCESS_REQUEST = TouchPoint("vllm.v1.engine.core", "EngineCore.preprocess_add_request", _SLOTS, ("request",))
+ADD_REQUEST = TouchPoint("vllm.v1.engine.core", "EngineCore.add_request", _SLOTS, ("request",))
+V1_INPUTS = TouchPoint(
+    "vllm.v1.worker.gpu_model_runner",
+    "GPUModelRunner._prepare_inputs",
+    _SLOTS,
+    ("scheduler_output", "num_scheduled_tokens"),
+)
+_V2 = "vllm.v1.worker.gpu.model_runner"
+V2_ADD = TouchPoint(_V2, "GPUModelRunner.add_requests", _SLOTS, ("scheduler_output",))
+V2_INPUTS = TouchPoint(_V2, "GPUModelRunner.prepare_inputs", _SLOTS, ("scheduler_output",))
+V2_REMOVE = TouchPoint(_V2, "GPUModelRunner._remove_request", _SLOTS, ("req_id",))
+APPLY_WEIGHTS = TouchPoint(
+    "vllm.model_executor.layers.linear", "UnquantizedLinearMethod.apply", _SLOTS, ("layer", "x", "bias")
+)
+MOE_DISPATCH = TouchPoint(
+    "vllm.model_executor.layers.fused_moe.runner.moe_runner",
+    "MoERunner._maybe_dispatch",
+    "masking experts for single requests",
+    ("hidden_states", "router_logits"),
+)
+MOE_ROUTING = TouchPoint(
+    "vllm.model_executor.layers.fused_moe.router.base_router",
+    "BaseRouter._compute_routing",
+    "giving experts gains for single requests",
+    ("hidden_states", "router_logits"),
+)
+_BY_NAME = "choosing a patch by the model's name"
+CHECK_MODEL = TouchPoint(
+    "vllm.entrypoints.serve.engine.serving", "BaseServing._check_model", _BY_NAME, ("request",)
+)
+SHOW_MODELS = TouchPoint(
+    "vllm.entrypoints.openai.models.serving", "OpenAIServingModels.show_available_models", _BY_NAME
+)
+MODEL_NAME = TouchPoint(
+    "vllm.entrypoints.openai.models.serving", "OpenAIServingModels.model_name", _BY_NAME, ("lora_request",)
+)
+BEAM_SEARCH = TouchPoint("vllm.entrypoints.llm", "LLM.beam_search", "refusing beam search under a patch")
+
 FOR_LOADING = (
     CREATE_CONFIG,
     CONFIG_HASH,
@@ -261,3 +306,23 @@ are no such options."""
 
 FOR_ROUTES = (ENDPOINT_PLUGINS,)
 """Without any one of these a server has no routes of ours: its patches are those that it was started with."""
+
+FOR_SLOTS = (
+    INPUT_PROCESSOR,
+    PROCESS_INPUTS,
+    VALIDATION_ERROR,
+    PREPROCESS_REQUEST,
+    ADD_REQUEST,
+    APPLY_WEIGHTS,
+)
+"""Without any one of these no server with slots is started."""
+
+FOR_V1_SLOTS = (V1_INPUTS,)
+FOR_V2_SLOTS = (V2_ADD, V2_INPUTS, V2_REMOVE)
+"""By which each of vLLM's model runners says whose tokens come next; a server needs those of its own."""
+
+FOR_EXPERT_SLOTS = (MOE_DISPATCH, MOE_ROUTING)
+"""Without any one of these experts can't be changed for single requests."""
+
+FOR_NAMING = (CHECK_MODEL, SHOW_MODELS, MODEL_NAME, BEAM_SEARCH)
+"""Without any one of these no server with routes and slots is started: a model's name could choose no patch."""

@@ -20,14 +20,20 @@ if TYPE_CHECKING:
     from vllm_surgery.model.checkpoint import ModelFolder
 
 
-def review(patches: PatchSet, folder: ModelFolder) -> Plan:
+def review(patches: PatchSet, folder: ModelFolder, *, for_slots: bool = False) -> Plan:
     """Plans `patches` for the model in `folder` and verifies their seals.
+
+    Args:
+        patches: what is asked for.
+        folder: the model's.
+        for_slots: whether activations are to take the gains, not weights.
 
     Raises:
         MismatchError: the patches are not for this model.
         CheckpointError: the folder can't be read.
     """
-    planner, seals = Planner(patches, folder.facts), SealCheck(patches, folder.facts.scheme)
+    planner = Planner(patches, folder.facts, for_slots=for_slots)
+    seals = SealCheck(patches, folder.facts.scheme)
     for info in folder.tensors:
         slot, _ = planner.observe(info)
         if slot is not None:

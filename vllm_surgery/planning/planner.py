@@ -79,6 +79,25 @@ class LayerMask:
 
 
 @dataclass(frozen=True)
+class UnitGains:
+    """The gains of one layer's units of one kind, whatever may hold them.
+
+    Attributes:
+        kind: of unit.
+        layer: which.
+        width: how many units the layer has.
+        indices: those that patches name, ascending.
+        gains: one for each.
+    """
+
+    kind: Kind
+    layer: int
+    width: int
+    indices: tuple[int, ...]
+    gains: tuple[Gain, ...]
+
+
+@dataclass(frozen=True)
 class Plan:
     """Everything that patches do to one model.
 
@@ -87,12 +106,14 @@ class Plan:
         edits: one a touched tensor, in the order of their names.
         units: how many neurons and experts get a gain or a mask.
         masks: one a layer with masked experts, in the layers' order.
+        gains: the same by unit, in the order of kinds and layers; only in a plan for slots, which has no edits.
     """
 
     id: str
     edits: tuple[TensorEdit, ...]
     units: int
     masks: tuple[LayerMask, ...] = ()
+    gains: tuple[UnitGains, ...] = ()
 
     def engine_masks(self) -> dict[int, LayerMask]:
         """By layer, the masks that no tensor of the checkpoint can hold."""
@@ -105,15 +126,17 @@ class Planner:
     Args:
         patches: what is asked for.
         facts: what the model's config says.
+        for_slots: whether activations take the gains, so that it doesn't matter what the weights' number format holds.
 
     Raises:
         MismatchError: the config alone shows that the patches are not for this model.
     """
 
-    def __init__(self, patches: PatchSet, facts: ModelFacts) -> None:
+    def __init__(self, patches: PatchSet, facts: ModelFacts, *, for_slots: bool = False) -> None:
         check_guards(patches, facts)
         self._patches = patches
         self._facts = facts
+        self._for_slots = for_slots
         self._anatomy = Anatomy(facts.num_hidden_layers)
         self._edits: dict[str, TensorEdit] = {}
         self._wanted: dict[tuple[Kind, int], list[Assignment]] = defaultdict(list)
@@ -135,6 +158,10 @@ class Planner:
         carrier = carrier_of(slot, info, self._facts.scheme)
         if carrier is None:
             return slot, None
+        if slot.kind == "neurons" and carrier.width is not None:
+            check_width(self._patches, slot.layer, carrier.width)
+        if self._for_slots:
+            return slot, None
         wanted = [
             item
             for item in self._wanted.get((slot.kind, slot.layer), [])
@@ -142,8 +169,6 @@ class Planner:
         ]
         for item in wanted:
             refuse_format(item, info, carrier)
-        if slot.kind == "neurons" and carrier.width is not None:
-            check_width(self._patches, slot.layer, carrier.width)
         edit = _edit_of(info, slot, carrier, wanted)
         if edit is not None:
             self._edits[info.name] = edit
@@ -161,14 +186,23 @@ class Planner:
                     refuse_mask(item, self._masks_of(item.layer), self._anatomy, self._facts)
                 else:
                     refuse_missing(item, self._anatomy, self._facts)
-                    refuse_incomplete(item, self._anatomy, self._facts.scheme)
+                    self._refuse_holder(item)
         edits = tuple(edit for _, edit in sorted(self._edits.items()))
-        return Plan(self._patches.id, edits, sum(map(self._units, self._wanted)), self._layer_masks())
+        units = sum(map(self._units, self._wanted))
+        gains = tuple(map(self._unit_gains, sorted(self._wanted, reverse=True))) if self._for_slots else ()
+        return Plan(self._patches.id, edits, units, self._layer_masks(), gains)
+
+    def _refuse_holder(self, item: Assignment) -> None:
+        """What holds a gain can't hold all of it: weights that came by in part, or a layer that isn't so wide."""
+        if self._for_slots:
+            refuse_range(item, self._width((item.kind, item.layer)))
+        else:
+            refuse_incomplete(item, self._anatomy, self._facts.scheme)
 
     def _edit_of_router(self, info: TensorInfo) -> TensorEdit | None:
         """The edit of a router's bias, as `observe` gives it; None for every other tensor."""
         layer = layer_of_router_bias(info.name)
-        masks = [] if layer is None else self._masks_of(layer)
+        masks = [] if layer is None or self._for_slots else self._masks_of(layer)
         for item in masks:
             refuse_router_format(item, info)
             refuse_range(item, info.shape[0])
@@ -190,6 +224,12 @@ class Planner:
         width, bias = self._width(("experts", layer)), self._anatomy.routers[layer].bias
         experts = sorted(index for item in self._masks_of(layer) for index in item.resolve(width))
         return LayerMask(layer, tuple(experts), width, None if bias is None else bias.name)
+
+    def _unit_gains(self, place: tuple[Kind, int]) -> UnitGains:
+        width = self._width(place)
+        gains = {index: item.gain for item in self._wanted[place] for index in item.resolve(width)}
+        indices = sorted(gains)
+        return UnitGains(*place, width, tuple(indices), tuple(gains[index] for index in indices))
 
     def _units(self, place: tuple[Kind, int]) -> int:
         return sum(item.count(self._width(place)) for item in self._wanted[place])

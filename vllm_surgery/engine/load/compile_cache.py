@@ -3,7 +3,8 @@
 
 Everything in `additional_config` is part of that key, but a patch changes numbers, not the graph: without this, every
 edit of a patch file would cost a whole compilation. What does change the graph is that a router looks up its masks, so
-the layers in which it may are left in the key; which experts are masked there isn't.
+the layers in which it may are left in the key; which experts are masked there isn't. So are slots: every layer looks up
+its gains in a table with a row for each.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ def _graph(additional_config: dict[str, Any]) -> dict[str, Any]:
         layers = sorted({item.layer for item in settings.load().assignments() if item.gain == MASK})
     except SurgeryError:  # The start is refused for it, in better words, before anything is compiled.
         return {}
+    if settings.slots:  # All layers look their gains up, and no patch is in the weights.
+        return {f"{KEY}.slots": settings.slots, f"{KEY}.masks": "all" if settings.mask_buffers else []}
     masks = "all" if settings.mask_buffers else layers
     return {f"{KEY}.masks": masks} if masks else {}
 

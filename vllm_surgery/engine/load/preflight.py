@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vllm_surgery.engine.server_config import model_facts, requested_patches
+from vllm_surgery.engine.requests.support import check_support
 from vllm_surgery.engine.settings import Settings
 from vllm_surgery.errors import EngineError
 from vllm_surgery.model.checkpoint import ModelFolder
@@ -47,6 +48,19 @@ def preflight(patches: PatchSet, vllm_config: Any) -> None:
         Planner(patches, model_facts(vllm_config))
 
 
+def preflight_slots(patches: PatchSet, vllm_config: Any) -> None:
+    """Refuses a server in whose slots `patches` can't be, as far as config and local files tell.
+
+    Raises:
+        SurgeryError: one line with the reason.
+    """
+    model = Path(vllm_config.model_config.model)
+    if model.is_dir() and any(model.glob("*.safetensors")):
+        review(patches, ModelFolder(model), for_slots=True)
+    else:
+        Planner(patches, model_facts(vllm_config), for_slots=True)
+
+
 def _changes_experts(patches: PatchSet) -> bool:
     return any(item.kind == "experts" and item.gain != MASK for item in patches.assignments())
 
@@ -60,8 +74,14 @@ def preflight_hook(original: Callable[..., Any]) -> Callable[..., Any]:
     def create_engine_config(self: Any, *args: Any, **kwargs: Any) -> Any:
         vllm_config = original(self, *args, **kwargs)
         patches = requested_patches(vllm_config)
-        if patches:
+        slots = Settings.of(vllm_config.additional_config).slots
+        if slots:
+            check_support(vllm_config)
+        if patches and slots:
+            preflight_slots(patches, vllm_config)
+        elif patches:
             preflight(patches, vllm_config)
+        if patches:
             carried = Settings.of(vllm_config.additional_config).carrying(patches)
             vllm_config.additional_config = carried.put_into(vllm_config.additional_config)
         return vllm_config

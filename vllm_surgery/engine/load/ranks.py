@@ -5,8 +5,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from vllm_surgery.engine.server_config import logger, requested_patches
+from vllm_surgery.engine.server_config import logger, requested_patches, weight_patches
 from vllm_surgery.engine.swap.worker import REPORT_METHOD
+from vllm_surgery.engine.requests.core import attach_ledger
+from vllm_surgery.engine.requests.planning import SlotPlanner
+from vllm_surgery.engine.settings import Settings
 from vllm_surgery.errors import EngineError
 
 if TYPE_CHECKING:
@@ -19,10 +22,14 @@ def verify_hook(original: Callable[..., Any]) -> Callable[..., Any]:
     """Around `EngineCore._initialize_kv_caches`: the first step after all ranks have their weights."""
 
     def initialize_kv_caches(self: Any, vllm_config: Any, *args: Any, **kwargs: Any) -> Any:
-        patches = requested_patches(vllm_config)
+        patches = weight_patches(vllm_config)
         if patches:
             verify_ranks(patches, self.model_executor.collective_rpc(REPORT_METHOD))
             self.set_weight_version(patches.id)
+        if count := Settings.of(vllm_config.additional_config).slots:
+            default = requested_patches(vllm_config)
+            attach_ledger(self, count, SlotPlanner(vllm_config).fill(default, kept=False) if default else None)
+            logger.info("vllm-surgery: %d slots for patches; %s is the default", count, default.id)
         return original(self, vllm_config, *args, **kwargs)
 
     return initialize_kv_caches

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from vllm_surgery.engine import touchpoints
 from vllm_surgery.engine.load.weight_stream import SurgicalLoad
-from vllm_surgery.engine.server_config import logger, model_facts, requested_patches
+from vllm_surgery.engine.server_config import logger, model_facts, weight_patches
+from vllm_surgery.engine.requests.worker import install_slots
 from vllm_surgery.engine.settings import Settings
 from vllm_surgery.engine.swap.original import Original, local_folder
 from vllm_surgery.engine.swap.rank import Active
@@ -27,7 +28,7 @@ def load_hook(original: Callable[..., Any]) -> Callable[..., Any]:
     """Around `Worker.load_model`. Without a patch in the settings the weights come through as they are."""
 
     def load_model(self: Any, **kwargs: Any) -> Any:
-        patches = requested_patches(self.vllm_config)
+        patches = weight_patches(self.vllm_config)
         if not patches:
             logger.debug("vllm-surgery: no patch asked for; weights are loaded as they are")
         try:
@@ -37,6 +38,8 @@ def load_hook(original: Callable[..., Any]) -> Callable[..., Any]:
             with touchpoints.MODEL_BUILT.wrapped(target.hook):
                 result = original(self, **kwargs)
             surgery = _surgery(self, target, patches)
+            if count := Settings.of(self.vllm_config.additional_config).slots:
+                install_slots(self, count)
         except SurgeryError as error:
             # Said here too, since vLLM's own processes only print where it came from.
             logger.error("vllm-surgery refuses to serve: %s", error)

@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: Apache-2.0
+"""In an API server's process or an offline engine's: every request gets its patch before it is handed to the engine."""
+
+from __future__ import annotations
+
+import copy
+from typing import TYPE_CHECKING, Any
+
+from vllm_surgery.engine import touchpoints
+from vllm_surgery.engine.requests.board import BOARD, Board, launcher, shared_file
+from vllm_surgery.engine.requests.choice import (
+    CHOICE_KEY,
+    PINNED_KEY,
+    UNPATCHED,
+    Offer,
+    Offered,
+    UnknownPatchError,
+    pinned,
+)
+from vllm_surgery.engine.requests.content import digest_of, name_of
+from vllm_surgery.engine.requests.header import note_choice
+from vllm_surgery.engine.settings import Settings
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from vllm_surgery.patch.patch_set import PatchSet
+
+
+def input_processor_hook(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Around `InputProcessor.__init__`. Where no slots are asked for, the processor is as vLLM made it."""
+
+    def __init__(self: Any, vllm_config: Any, *args: Any, **kwargs: Any) -> None:  # noqa: N807
+        original(self, vllm_config, *args, **kwargs)
+        settings = Settings.of(vllm_config.additional_config)
+        if settings.slots:
+            processes = getattr(vllm_config.parallel_config, "_api_process_count", 1)
+            setattr(self, BOARD, Board(offer_at_start(settings.load()), shared_file(processes, launcher)))
+            self.process_inputs = _admitting(self.process_inputs, getattr(self, BOARD))
+
+    return __init__
+
+
+def offered(patches: PatchSet) -> Offered:
+    """What requests can choose, of a patch set; of the empty one, no patch."""
+    return Offered(name_of(patches), patches.id, digest_of(patches)) if patches else UNPATCHED
+
+
+def offer_at_start(patches: PatchSet) -> Offer:
+    """What a server offers that was started with these patches."""
+    if not patches:
+        return Offer()
+    item = offered(patches)
+    return Offer({item.name: item}, {item.name: 1.0})
+
+
+def _admitting(original: Callable[..., Any], board: Board) -> Callable[..., Any]:
+    """Around `InputProcessor.process_inputs`."""
+
+    def process_inputs(request_id: str, *args: Any, **kwargs: Any) -> Any:
+        request = original(request_id, *args, **kwargs)
+        if request.sampling_params is not None:
+            _pin(request, request_id, board.offer())
+        return request
+
+    return process_inputs
+
+
+def _pin(request: Any, request_id: str, offer: Offer) -> None:
+    given = request.sampling_params.extra_args or {}
+    try:
+        chosen = _chosen(given, request_id, offer)
+    except UnknownPatchError as error:
+        raise refusal(str(error), given.get(CHOICE_KEY)) from None
+    if chosen.digest and request.resumable:
+        raise refusal("a session whose input is streamed can't have a patch of its own", chosen.name)
+    # A copy, since callers that ask vLLM not to copy parameters share theirs among requests.
+    params = copy.copy(request.sampling_params)
+    params.extra_args = {key: value for key, value in given.items() if key != CHOICE_KEY} | {PINNED_KEY: chosen.digest}
+    request.sampling_params = params
+    note_choice(chosen)
+
+
+def _chosen(given: dict[str, Any], request_id: str, offer: Offer) -> Offered:
+    digest = pinned(given)
+    if digest is not None:
+        return offer.holding(digest)
+    return offer.named(given[CHOICE_KEY]) if CHOICE_KEY in given else offer.default(request_id)
+
+
+def refusal(reason: str, value: object) -> Exception:
+    """What vLLM answers with HTTP status 400."""
+    error: Exception = touchpoints.VALIDATION_ERROR.get()(reason, parameter=CHOICE_KEY, value=value)
+    return error
+
+
+def board_of(processor: Any) -> Board | None:
+    """What is known in this process of what is offered; None where this server has no slots."""
+    found: Board | None = getattr(processor, BOARD, None)
+    return found
+
+

@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a slot holds: gains and constants by unit, as plain data that crosses processes."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from vllm_surgery.patch.units import MASK
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from vllm_surgery.planning.planner import UnitGains
+    from vllm_surgery.patch.patch_set import PatchSet
+
+NO_ADDEND = -0.0
+"""What may be added to any number, negative zero too, and leaves each bit of it as it is."""
+
+
+@dataclass(frozen=True)
+class LayerGains:
+    """What happens to some units of one layer.
+
+    Attributes:
+        count: how many units the layer has.
+        indices: of the units, over all ranks.
+        gains: a factor for each.
+        addends: what is added to each afterwards; for neurons alone.
+    """
+
+    count: int
+    indices: tuple[int, ...]
+    gains: tuple[float, ...]
+    addends: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class SlotContent:
+    """What one patch set does to the requests that choose it.
+
+    Attributes:
+        id: of the patch set.
+        digest: of what it does.
+        units: how many neurons and experts it names.
+        neurons, experts: by layer.
+        masks: by layer the count of experts and those that its router can't choose.
+    """
+
+    id: str
+    digest: str
+    units: int
+    neurons: Mapping[int, LayerGains] = field(default_factory=dict)
+    experts: Mapping[int, LayerGains] = field(default_factory=dict)
+    masks: Mapping[int, tuple[int, tuple[int, ...]]] = field(default_factory=dict)
+
+    @property
+    def layers(self) -> dict[str, set[int]]:
+        """The layers in which something happens, by kind; together the ranks must hold them all."""
+        return {"neurons": {*self.neurons}, "experts": {*self.experts, *self.masks}}
+
+    def to_data(self) -> dict[str, Any]:
+        """Plain data."""
+        return {
+            "id": self.id,
+            "digest": self.digest,
+            "units": self.units,
+            "neurons": [[layer, *_rows(gains)] for layer, gains in self.neurons.items()],
+            "experts": [[layer, *_rows(gains)] for layer, gains in self.experts.items()],
+            "masks": [[layer, count, list(masked)] for layer, (count, masked) in self.masks.items()],
+        }
+
+    @classmethod
+    def from_data(cls, data: Mapping[str, Any]) -> SlotContent:
+        """The content whose `to_data` this is."""
+        return cls(
+            data["id"],
+            data["digest"],
+            data["units"],
+            {layer: _gains(*rows) for layer, *rows in data["neurons"]},
+            {layer: _gains(*rows) for layer, *rows in data["experts"]},
+            {layer: (count, tuple(masked)) for layer, count, masked in data["masks"]},
+        )
+
+
+def content_of(patches: PatchSet, planned: tuple[UnitGains, ...], units: int) -> SlotContent:
+    """What a slot holds for `patches`.
+
+    Args:
+        patches: what was planned.
+        planned: gains by layer, from a plan for slots.
+        units: how many there are.
+    """
+    neurons, experts, masks = {}, {}, {}
+    for layer in planned:
+        if layer.kind == "neurons":
+            neurons[layer.layer] = _neurons(layer)
+            continue
+        masked = tuple(index for index, gain in zip(layer.indices, layer.gains, strict=True) if gain == MASK)
+        if masked:
+            masks[layer.layer] = (layer.width, masked)
+        if len(masked) < len(layer.indices):
+            experts[layer.layer] = _experts(layer)
+    return SlotContent(patches.id, digest_of(patches), units, neurons, experts, masks)
+
+
+def digest_of(patches: PatchSet) -> str:
+    """One patch's own digest; of several, one that doesn't depend on their order."""
+    digests = sorted(member.patch.digest for member in patches.members)
+    return digests[0] if len(digests) == 1 else hashlib.sha256("+".join(digests).encode("ascii")).hexdigest()
+
+
+def name_of(patches: PatchSet) -> str:
+    """The name by which requests choose a patch set."""
+    return "+".join(sorted(member.patch.name for member in patches.members))
+
+
+def _neurons(layer: UnitGains) -> LayerGains:
+    gains, addends = [], []
+    for gain in layer.gains:
+        assert gain != MASK  # No neuron is masked.
+        gains.append(gain)
+        addends.append(NO_ADDEND)
+    return LayerGains(layer.width, layer.indices, tuple(gains), tuple(addends))
+
+
+def _experts(layer: UnitGains) -> LayerGains:
+    pairs = [(index, gain) for index, gain in zip(layer.indices, layer.gains, strict=True) if gain != MASK]
+    return LayerGains(layer.width, tuple(index for index, _ in pairs), tuple(float(gain) for _, gain in pairs))
+
+
+def _rows(gains: LayerGains) -> tuple[int, list[int], list[float], list[float]]:
+    return gains.count, list(gains.indices), list(gains.gains), list(gains.addends)
+
+
+def _gains(count: int, indices: list[int], gains: list[float], addends: list[float]) -> LayerGains:
+    return LayerGains(count, tuple(indices), tuple(gains), tuple(addends))

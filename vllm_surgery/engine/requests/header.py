@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Saying in the headers of an answer which patch made it, streamed ones too: the choice is made before they are sent."""
+
+from __future__ import annotations
+
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from vllm_surgery.engine.requests.choice import Offered
+
+    Message = dict[str, Any]
+    Receive = Callable[[], Awaitable[Message]]
+    Send = Callable[[Message], Awaitable[None]]
+
+HEADER = b"x-surgery-patch"
+
+
+@dataclass
+class _Exchange:
+    """One HTTP request and its answer. It is shared by all tasks that work on it.
+
+    Attributes:
+        id: of the patch that was chosen for it, or drawn.
+        model: as the client named it, where that name chose the patch.
+        request_id: that the client gave it, or that a proxy did.
+    """
+
+    id: str | None = None
+    model: str | None = None
+    request_id: str | None = None
+
+
+_EXCHANGE: ContextVar[_Exchange | None] = ContextVar("vllm_surgery_exchange", default=None)
+
+
+def note_choice(chosen: Offered) -> None:
+    """Says which patch the answer is by, if an HTTP request is being worked on."""
+    exchange = _EXCHANGE.get()
+    if exchange is not None:
+        exchange.id = chosen.id
+
+
+def note_model(name: str) -> None:
+    """Says how the client named model and patch."""
+    exchange = _EXCHANGE.get()
+    if exchange is not None:
+        exchange.model = name
+
+
+def noted_model() -> str | None:
+    """The model as the client named it, where that name chose a patch."""
+    exchange = _EXCHANGE.get()
+    return None if exchange is None else exchange.model
+
+
+def given_request_id() -> str | None:
+    """The id that the client gave its request in a header."""
+    exchange = _EXCHANGE.get()
+    return None if exchange is None else exchange.request_id
+
+
+class PatchHeader:
+    """ASGI middleware that adds the header.
+
+    Args:
+        app: the application.
+    """
+
+    def __init__(self, app: Any) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        """Works on one connection."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        exchange = _Exchange(request_id=_header(scope, b"x-request-id"))
+
+        async def telling(message: Message) -> None:
+            if message["type"] == "http.response.start" and exchange.id is not None:
+                message["headers"] = [*message.get("headers", ()), (HEADER, exchange.id.encode("latin-1"))]
+            await send(message)
+
+        token = _EXCHANGE.set(exchange)
+        try:
+            await self._app(scope, receive, telling)
+        finally:
+            _EXCHANGE.reset(token)
+
+
+def _header(scope: Message, name: bytes) -> str | None:
+    return next((value.decode("latin-1") for key, value in scope["headers"] if key == name), None)

@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Leading a change of the slots: the same on all engines of a server or on none. Requests go on meanwhile."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+from vllm_surgery.engine.requests.choice import Offer
+from vllm_surgery.engine.swap.worker import error_of
+from vllm_surgery.errors import ConflictError, EngineError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from vllm_surgery.engine.requests.board import Board
+    from vllm_surgery.engine.requests.ledger import Change
+
+    Answers = Sequence[dict[str, Any]]
+
+
+class Engines(Protocol):
+    """All engines of a server, or the one of a `vllm.LLM`."""
+
+    async def ledger(self, step: str, token: str, payload: dict[str, Any]) -> list[dict[str, Any]]:
+        """What `Ledger.answer` gives on each."""
+
+
+@dataclass(frozen=True)
+class Changed:
+    """A change that was carried out.
+
+    Attributes:
+        state: of the slots, over all engines.
+        fill_milliseconds: what filling took on the slowest engine.
+    """
+
+    state: SlotState
+    fill_milliseconds: float
+
+
+@dataclass(frozen=True)
+class SlotState:
+    """The slots of all engines of a server.
+
+    Attributes:
+        count: how many each has.
+        offer: what requests can choose.
+        unpatched: requests that run or wait without a patch.
+        slots: each filled one: ``name``, ``id``, ``digest``, ``units``, ``users``, ``leaving``.
+    """
+
+    count: int
+    offer: Offer
+    unpatched: int
+    slots: tuple[dict[str, Any], ...]
+
+
+class SlotLeader:
+    """Changes slots. Any number of leaders may lead the same engines; these let one go at a time.
+
+    Args:
+        engines: of the server.
+        board: what this process offers its requests.
+    """
+
+    def __init__(self, engines: Engines, board: Board) -> None:
+        self._engines, self._board = engines, board
+
+    async def state(self) -> SlotState:
+        """What there is now.
+
+        Raises:
+            EngineError: the engines don't agree.
+        """
+        return _together(await self._all("state", "", {}))
+
+    async def change(self, change: Change) -> Changed:
+        """Carries out a change on every engine or on none. No request waits for it.
+
+        Raises:
+            ConflictError: another change is under way, the epoch is another, or all slots are in use.
+            UsageError: the default names what isn't there, or a patch is to be freed that it names.
+            CannotSwapError: this model can't have a patch in a slot.
+            EngineError: the engines don't agree.
+        """
+        token, started = uuid.uuid4().hex, time.perf_counter()
+        try:
+            await self._all("prepare", token, change.to_data())
+            filled = (time.perf_counter() - started) * 1000
+            state = _together(await self._all("commit", token, {}))
+        except BaseException:
+            with suppress(Exception):  # An engine that is gone needs no telling.
+                await self._engines.ledger("discard", token, {})
+            raise
+        self._board.publish(state.offer)
+        return Changed(state, filled)
+
+    async def _all(self, step: str, token: str, payload: dict[str, Any]) -> list[dict[str, Any]]:
+        answers = await self._engines.ledger(step, token, payload)
+        for number, answer in enumerate(answers):
+            if not answer["ok"]:
+                raise error_of(answer, f"engine {number}")
+        return answers
+
+
+def _together(answers: Answers) -> SlotState:
+    """The state of several engines. What they offer is the same; who uses it is added up.
+
+    Raises:
+        ConflictError: a change is under way between them.
+    """
+    offers = [Offer.from_data(answer["offer"]) for answer in answers]
+    if not offers:
+        raise EngineError("no engine tells of its slots")
+    if any(offer != offers[0] for offer in offers):
+        raise ConflictError("another swap is running")
+    slots: dict[str, dict[str, Any]] = {}
+    for slot in (slot for answer in answers for slot in answer["slots"]):
+        known = slots.setdefault(slot["digest"], {**slot, "users": 0, "leaving": True})
+        known["users"] += slot["users"]
+        known["leaving"] = known["leaving"] and slot["leaving"]
+    unpatched = sum(answer["unpatched"] for answer in answers)
+    return SlotState(int(answers[0]["count"]), offers[0], unpatched, tuple(slots.values()))

@@ -1,0 +1,305 @@
+# SPDX-License-Identifier: Apache-2.0
+"""In an engine's process: which patch is in which slot, who uses it, and what requests are offered.
+
+A change is prepared, which fills slots that nobody can see yet, and then committed or discarded; so several engines
+change together. A slot is filled anew only when no request names it and no offer does. Blocks of the prefix cache are
+keyed by digests, not by slots, so they stay right whatever becomes of a slot.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from vllm_surgery.engine.requests.choice import CHOICE_KEY, Offer, Offered, check_shares, pinned
+from vllm_surgery.engine.requests.worker import FILL_METHOD
+from vllm_surgery.engine.swap.worker import error_of, failure_of
+from vllm_surgery.errors import CannotSwapError, ConflictError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+
+    Call = Callable[..., Sequence[dict[str, Any]]]
+    """Asks every rank something by its method's name."""
+
+LEASE_SECONDS = 60.0
+"""After this long, a change that was prepared and never committed or discarded belongs to an API server that died."""
+
+
+@dataclass(frozen=True)
+class Slot:
+    """A slot that is filled.
+
+    Attributes:
+        number: from 1.
+        offered: what it holds.
+        units: neurons and experts that it changes.
+    """
+
+    number: int
+    offered: Offered
+    units: int
+
+
+@dataclass(frozen=True)
+class Fill:
+    """A patch set that is to be in a slot.
+
+    Attributes:
+        offered: its name, id and digest.
+        content: what the ranks need of it, as plain data.
+        kept: whether it stays when it is no longer the default; a swap's is gone by then.
+    """
+
+    offered: Offered
+    content: dict[str, Any]
+    kept: bool = True
+
+
+@dataclass(frozen=True)
+class Change:
+    """What is to become of the slots.
+
+    Attributes:
+        fills: patch sets to add.
+        free: names to offer no more.
+        shares: the default; None: as it is.
+        if_epoch: the epoch that the caller saw.
+    """
+
+    fills: tuple[Fill, ...] = ()
+    free: tuple[str, ...] = ()
+    shares: Mapping[str, float] | None = None
+    if_epoch: int | None = None
+
+    def to_data(self) -> dict[str, Any]:
+        """Plain data."""
+        fills = [{"offered": vars(item.offered), "content": item.content, "kept": item.kept} for item in self.fills]
+        shares = None if self.shares is None else dict(self.shares)
+        return {"fills": fills, "free": list(self.free), "shares": shares, "if_epoch": self.if_epoch}
+
+    @classmethod
+    def from_data(cls, data: Mapping[str, Any]) -> Change:
+        """The change whose `to_data` this is."""
+        fills = tuple(Fill(Offered(**item["offered"]), item["content"], item["kept"]) for item in data["fills"])
+        return cls(fills, tuple(data["free"]), data["shares"], data["if_epoch"])
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    token: str
+    offer: Offer
+    kept: frozenset[str]
+    since: float
+
+
+@dataclass
+class Ledger:
+    """The slots of one engine.
+
+    Args:
+        count: how many there are.
+        call: asks every rank.
+        running: the digests of all requests that the scheduler knows, queued ones too.
+    """
+
+    count: int
+    call: Call
+    running: Callable[[], Iterable[str]]
+    offer: Offer = field(default_factory=Offer)
+    slots: dict[str, Slot] = field(default_factory=dict)
+    _kept: frozenset[str] = frozenset()
+    _prepared: _Prepared | None = None
+    _admitted: dict[str, str] = field(default_factory=dict)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def admit(self, request_id: str, extra_args: Mapping[str, Any] | None) -> str:
+        """The digest of the patch that a request gets. From now on its slot is in use.
+
+        It is called by the thread that takes requests in, while another makes tokens.
+
+        Args:
+            request_id: the request's.
+            extra_args: where it says what it chose, or what was pinned for it.
+
+        Raises:
+            UnknownPatchError: what it chose is in no slot.
+        """
+        with self._lock:
+            digest = self._chosen(request_id, extra_args or {})
+            if digest not in self.slots and digest:
+                self.offer.holding(digest)  # Raises.
+            self._admitted[request_id] = digest
+        return digest
+
+    def _chosen(self, request_id: str, extra_args: Mapping[str, Any]) -> str:
+        digest = pinned(extra_args)
+        if digest is not None:
+            return digest
+        name = extra_args.get(CHOICE_KEY)
+        return (self.offer.default(request_id) if name is None else self.offer.named(name)).digest
+
+    def scheduled(self, request_id: str) -> None:
+        """From now on the scheduler tells of a request that was admitted, or never will."""
+        with self._lock:
+            self._admitted.pop(request_id, None)
+
+    def users(self) -> Counter[str]:
+        """How many requests use each digest, from their admission to their end."""
+        return Counter([*self.running(), *self._admitted.values()])
+
+    def state(self) -> dict[str, Any]:
+        """What there is, as plain data."""
+        with self._lock:
+            users = self.users()
+        return {
+            "count": self.count,
+            "offer": self.offer.to_data(),
+            "unpatched": users[""],
+            "slots": [
+                {
+                    "slot": slot.number,
+                    **vars(slot.offered),
+                    "units": slot.units,
+                    "users": users[digest],
+                    "leaving": not self._is_offered(digest),
+                }
+                for digest, slot in sorted(self.slots.items(), key=lambda item: item[1].number)
+            ],
+        }
+
+    def prepare(self, token: str, change: Change) -> dict[str, Any]:
+        """Fills what a change needs filled. Requests see nothing of it yet.
+
+        Raises:
+            ConflictError: another change is under way, the epoch is another, or all slots are in use.
+            UsageError: the default names what isn't there, or a patch is to be freed that it names.
+            CannotSwapError: this model can't have a patch in a slot.
+        """
+        self._check_free_to_change(token)
+        if change.if_epoch is not None and change.if_epoch != self.offer.epoch:
+            now = self.offer.epoch
+            raise ConflictError(f"the epoch is {now}, not {change.if_epoch}: patches were swapped in between")
+        offer, kept = self._after(change)
+        self._prepared = _Prepared(token, offer, kept, time.monotonic())
+        started = time.perf_counter()
+        try:
+            with self._lock:
+                for fill in change.fills:
+                    self._fill(fill, offer)
+        except BaseException:
+            self._prepared = None
+            raise
+        return {"milliseconds": (time.perf_counter() - started) * 1000}
+
+    def commit(self, token: str) -> dict[str, Any]:
+        """From now on requests are offered what was prepared.
+
+        Raises:
+            ConflictError: it wasn't.
+        """
+        if self._prepared is None or self._prepared.token != token:
+            raise ConflictError("this change is not the one that was prepared here")
+        with self._lock:
+            self.offer, self._kept, self._prepared = self._prepared.offer, self._prepared.kept, None
+        return self.state()
+
+    def discard(self, token: str) -> dict[str, Any]:
+        """Forgets what was prepared, if it was by this caller. Its slots are free."""
+        if self._prepared is not None and self._prepared.token == token:
+            self._prepared = None
+        return {}
+
+    def _check_free_to_change(self, token: str) -> None:
+        other = self._prepared
+        if other is not None and other.token != token and time.monotonic() - other.since < LEASE_SECONDS:
+            raise ConflictError("another swap is running")
+
+    def _after(self, change: Change) -> tuple[Offer, frozenset[str]]:
+        """What is offered after a change, and which of it stays when it is no longer the default."""
+        for name in change.free:
+            if name not in self.offer.patches:
+                raise UsageError(f"free: {self._unknown(name)}")
+        patches = {name: item for name, item in self.offer.patches.items() if name not in change.free}
+        patches |= {fill.offered.name: fill.offered for fill in change.fills}
+        shares = check_shares(self.offer.shares if change.shares is None else change.shares, patches)
+        added = {fill.offered.name for fill in change.fills if fill.kept}
+        kept = (self._kept | added) & patches.keys()
+        offered = {name: item for name, item in patches.items() if name in kept or name in shares}
+        return Offer(offered, shares, self.offer.epoch + 1), frozenset(kept)
+
+    def _unknown(self, name: str) -> str:
+        return f"no slot holds a patch named {name!r}"
+
+    def _fill(self, fill: Fill, offer: Offer) -> None:
+        digest = fill.offered.digest
+        known = self.slots.get(digest)
+        if known is not None:  # The same patch again, or under another name.
+            self.slots[digest] = replace(known, offered=fill.offered)
+            return
+        number = self._free_slot(offer)
+        try:
+            self._fill_ranks(number, fill.content)
+        except BaseException:
+            self.call(FILL_METHOD, number, None)
+            raise
+        self.slots[digest] = Slot(number, fill.offered, int(fill.content["units"]))
+
+    def _fill_ranks(self, number: int, content: dict[str, Any]) -> None:
+        answers = self.call(FILL_METHOD, number, content)
+        for rank, answer in enumerate(answers):
+            if not answer["ok"]:
+                raise error_of(answer, f"rank {rank}")
+        held = {(kind, layer) for answer in answers for kind, layer in answer["held"]}
+        wanted = [("neurons", layer) for layer, *_ in content["neurons"]]
+        wanted += [("experts", layer) for layer, *_ in [*content["experts"], *content["masks"]]]
+        for kind, layer in wanted:
+            if (kind, layer) not in held:
+                raise CannotSwapError(f"no rank has a place for the gains of {kind} in layer {layer}")
+
+    def _free_slot(self, offer: Offer) -> int:
+        """A slot that nobody uses, taken from what it held.
+
+        Raises:
+            ConflictError: there is none.
+        """
+        taken = {slot.number for slot in self.slots.values()}
+        for number in range(1, self.count + 1):
+            if number not in taken:
+                return number
+        users, offered = self.users(), {item.digest for item in offer.patches.values()}
+        for digest, slot in self.slots.items():
+            if digest not in offered and not self._is_offered(digest) and not users[digest]:
+                del self.slots[digest]
+                return slot.number
+        raise ConflictError(f"all {self.count} slots are in use; free a patch that isn't needed")
+
+    def _is_offered(self, digest: str) -> bool:
+        return any(item.digest == digest for item in self.offer.patches.values())
+
+    def answer(self, step: str, token: str = "", payload: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Carries out one step for an API server. Never raises.
+
+        Returns:
+            ``{"ok": True, …}`` with what the step gives, or ``{"ok": False, "kind": …, "error": …}``.
+        """
+        try:
+            result = self._do(step, token, payload)
+        except Exception as error:  # Plain data crosses processes; vLLM would make a text of an exception.
+            return failure_of(error)
+        return {"ok": True, **result}
+
+    def _do(self, step: str, token: str, payload: dict[str, Any] | None) -> dict[str, Any]:
+        match step:
+            case "prepare":
+                return self.prepare(token, Change.from_data(payload or {}))
+            case "commit":
+                return self.commit(token)
+            case "discard":
+                return self.discard(token)
+        return self.state()
+
+

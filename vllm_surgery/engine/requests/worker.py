@@ -1,0 +1,187 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The slots of one rank: put in place when the model is loaded, filled by a call that takes and gives plain data.
+
+Like the steps of a swap, what is asked of a worker here never raises.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from vllm_surgery.engine import touchpoints
+from vllm_surgery.engine.masks.model import compiles
+from vllm_surgery.engine.requests.content import SlotContent
+from vllm_surgery.engine.requests.experts import ExpertTable, install_experts
+from vllm_surgery.engine.requests.neurons import NeuronTable, install_neurons
+from vllm_surgery.engine.requests.runners import install_runner
+from vllm_surgery.engine.requests.tokens import TokenSlots
+from vllm_surgery.engine.swap.worker import failure_of
+from vllm_surgery.engine.model_parts import Layers
+from vllm_surgery.errors import CannotSwapError, EngineError
+
+if TYPE_CHECKING:
+    from vllm_surgery.engine.requests.runners import Version
+
+SLOTS = "_vllm_surgery_slots"
+"""Where a worker keeps its `WorkerSlots`."""
+
+FILL_METHOD = "vllm_surgery_fill_slot"
+SLOTS_METHOD = "vllm_surgery_slots"
+"""The names under which `fill_slot` and `report_slots` are methods of every worker."""
+
+_DOWN = re.compile(r"(?:.*\.)?layers\.\d+\.(?:mlp|feed_forward)\.down_proj")
+
+
+@dataclass
+class WorkerSlots:
+    """The slots of the model that one worker serves.
+
+    Attributes:
+        count: how many patches there is room for.
+        runner: which of vLLM's model runners says whose tokens come next.
+        traced: whether compiled code or graphs hold the gains.
+        tokens: whose token is whose.
+        neurons, experts: tables by layer.
+        slot_of: by digest; that of no patch is 0.
+        reasons: by kind and layer, why a layer can't.
+    """
+
+    count: int
+    runner: Version
+    traced: bool
+    tokens: TokenSlots
+    neurons: dict[int, NeuronTable] = field(default_factory=dict)
+    experts: dict[int, ExpertTable] = field(default_factory=dict)
+    slot_of: dict[str, int] = field(default_factory=lambda: {"": 0})
+    reasons: dict[tuple[str, int], str] = field(default_factory=dict)
+
+    def fill(self, slot: int, content: SlotContent | None) -> list[list[Any]]:
+        """Makes a slot hold `content`, or nothing.
+
+        Returns:
+            The kinds and layers that this rank holds of it.
+
+        Raises:
+            CannotSwapError: this model can't have it in a slot. Nothing was changed.
+        """
+        if not 0 < slot <= self.count:
+            raise CannotSwapError(f"there is no slot {slot}")
+        if content is not None:
+            self._check(content)
+        self.slot_of = {digest: other for digest, other in self.slot_of.items() if other != slot}
+        for layer, neurons in self.neurons.items():
+            neurons.write(slot, None if content is None else content.neurons.get(layer))
+        for layer, experts in self.experts.items():
+            _, masked = (0, ()) if content is None else content.masks.get(layer, (0, ()))
+            experts.write(slot, None if content is None else content.experts.get(layer), masked)
+        if content is None:
+            return []
+        self.slot_of[content.digest] = slot
+        return self._held(content)
+
+    def _held(self, content: SlotContent) -> list[list[Any]]:
+        tables: dict[str, Any] = {"neurons": self.neurons, "experts": self.experts}
+        return [[kind, layer] for kind, layers in content.layers.items() for layer in layers if layer in tables[kind]]
+
+    def _check(self, content: SlotContent) -> None:
+        for kind, layers in content.layers.items():
+            for layer in layers:
+                if (kind, layer) in self.reasons:
+                    raise CannotSwapError(self.reasons[kind, layer])
+        for layer, gains in content.neurons.items():
+            if layer in self.neurons and self.neurons[layer].count != gains.count:
+                raise CannotSwapError(
+                    f"layer {layer} has {gains.count} neurons in the checkpoint and {self.neurons[layer].count} here"
+                )
+        for layer, table in self.experts.items():
+            if layer in content.experts and table.no_gains:
+                raise CannotSwapError(table.no_gains)
+            if layer in content.masks and table.no_masks:
+                raise CannotSwapError(table.no_masks)
+
+
+def install_slots(worker: Any, count: int) -> WorkerSlots:
+    """Gives a model that was just loaded a place for `count` patches, before anything is compiled or captured.
+
+    Raises:
+        EngineError: its runner isn't known.
+    """
+    config, model, runner = worker.vllm_config, worker.get_model(), worker.model_runner
+    device = next((tensor.device for tensor in model.parameters()), torch.device("cpu"))
+    traced = compiles(config)
+    tokens = TokenSlots(_most_tokens(config), device)
+    slots = WorkerSlots(count, "V1", traced, tokens)
+    slots.runner = install_runner(runner, tokens, lambda digest: slots.slot_of[digest])
+    _install_neurons(slots, model, shared=config.lora_config is not None)
+    _install_experts(slots, model)
+    setattr(worker, SLOTS, slots)
+    return slots
+
+
+def _most_tokens(config: Any) -> int:
+    """In a step, padding included."""
+    graphs = getattr(config.compilation_config, "max_cudagraph_capture_size", None) or 0
+    return max(int(config.scheduler_config.max_num_batched_tokens), int(graphs))
+
+
+def _install_neurons(slots: WorkerSlots, model: Any, *, shared: bool) -> None:
+    for layer, modules in Layers(model).runners(torch.nn.Module).items():
+        for name, module in modules:
+            if not _DOWN.fullmatch(name):
+                continue
+            linear = getattr(module, "base_layer", module)  # LoRA's holds the model's own.
+            try:
+                slots.neurons[layer] = install_neurons(
+                    linear, slots.count + 1, slots.tokens, traced=slots.traced, shared=shared
+                )
+            except EngineError as error:
+                slots.reasons["neurons", layer] = f"{name}: {error}"
+
+
+def _install_experts(slots: WorkerSlots, model: Any) -> None:
+    if not touchpoints.MASKING.there:
+        return
+    # On CPUs the kernels for experts are called from Python at every step, compiled or not.
+    traced = slots.traced and slots.tokens.slots.device.type != "cpu"
+    for layer, runners in Layers(model).runners(touchpoints.MASKING.owner()).items():
+        if len(runners) > 1:
+            slots.reasons["experts", layer] = f"layer {layer} has more than one router"
+            continue
+        slots.experts[layer] = install_experts(layer, *runners[0], slots.count + 1, slots.tokens, traced=traced)
+
+
+def fill_slot(worker: Any, slot: int, content: dict[str, Any] | None) -> dict[str, Any]:
+    """Fills or empties a slot of `worker`. Never raises.
+
+    Returns:
+        ``{"ok": True, "held": …, "milliseconds": …}``, or ``{"ok": False, "kind": …, "error": …}``.
+    """
+    started = time.perf_counter()
+    try:
+        found: WorkerSlots | None = getattr(worker, SLOTS, None)
+        if found is None:
+            raise CannotSwapError("this server was started without slots")
+        held = found.fill(slot, None if content is None else SlotContent.from_data(content))
+    except Exception as error:  # See the module's docstring.
+        return failure_of(error)
+    return {"ok": True, "held": held, "milliseconds": (time.perf_counter() - started) * 1000}
+
+
+def report_slots(worker: Any) -> dict[str, Any]:
+    """What `worker` has of slots, as plain data that crosses processes. Never raises."""
+    found: WorkerSlots | None = getattr(worker, SLOTS, None)
+    if found is None:
+        return {"slots": 0}
+    return {
+        "slots": found.count,
+        "runner": found.runner,
+        "traced": found.traced,
+        "filled": {digest: slot for digest, slot in found.slot_of.items() if digest},
+        "neurons": sorted(found.neurons),
+        "experts": sorted(found.experts),
+    }
