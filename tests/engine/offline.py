@@ -47,6 +47,9 @@ class Arm:
         experts_in_torch: whether vLLM's kernel for experts beside LoRA adapters, which is for GPUs, is done in torch.
         settings: of the package, beside `patches`.
         adapters: for each prompt the folder of a LoRA adapter, or None. Where given, all are answered in one batch.
+        fills: patches, as plain data, that are put into slots after all swaps.
+        choices: for each prompt the name of its patch, or None for the default. Where given, all are answered in one
+            batch.
     """
 
     model: str
@@ -69,6 +72,8 @@ class Arm:
     experts_in_torch: bool = False
     settings: dict[str, Any] = field(default_factory=dict)
     adapters: list[str | None] | None = None
+    fills: list[Any] = field(default_factory=list)
+    choices: list[str | None] | None = None
 
 
 def run_arms(*arms: Arm, **environment: str) -> list[dict[str, Any]]:
@@ -100,9 +105,11 @@ def _answer_there(arm: Arm) -> dict[str, Any]:
     sampling = SamplingParams(
         temperature=0, max_tokens=arm.max_tokens, logprobs=2, ignore_eos=not text, detokenize=text
     )
-    ask = partial(_ask, llm, sampling, text=text)
+    ask = partial(_ask, llm, _each(sampling, arm.choices), text=text)
     before = _numbers(_all(arm, ask)) if arm.ask_before else None
     swaps = [_swap(llm, patches) for patches in arm.swaps]
+    if arm.fills:
+        _fill(llm, arm.fills)
     if arm.reload:
         llm.collective_rpc("reload_weights")
     outputs = _all(arm, ask)
@@ -117,6 +124,7 @@ def _answer_there(arm: Arm) -> dict[str, Any]:
         ],
         "config_hash": llm.llm_engine.vllm_config.compute_hash(),
         "reports": None if disabled() else llm.collective_rpc("vllm_surgery_report"),
+        "slots": None if disabled() else llm.collective_rpc("vllm_surgery_slots"),
         "swaps": swaps,
         **(digests(llm) if arm.digest else {"digest": None}),
         "before": before,
@@ -141,10 +149,30 @@ def _later(llm: Any, arm: Arm, ask: Any, patches: list[Any]) -> dict[str, Any]:
 
 def _all(arm: Arm, ask: Any) -> list[Any]:
     """The outputs for all prompts of an arm."""
-    if arm.adapters is None:
+    if arm.adapters is None and arm.choices is None:
         return [output for prompt in arm.prompts for output in ask([prompt])]
+    if arm.adapters is None:
+        return list(ask(arm.prompts))
     requests = [_lora_request(arm.adapters, folder) for folder in arm.adapters]
     return list(ask(arm.prompts, lora_request=requests))
+
+
+def _each(sampling: Any, choices: list[str | None] | None) -> Any:
+    """The parameters of each prompt, where prompts choose patches."""
+    if choices is None:
+        return sampling
+    each = [sampling.clone() for _ in choices]
+    for params, choice in zip(each, choices, strict=True):
+        params.extra_args = None if choice is None else {"patch": choice}
+    return each
+
+
+def _fill(llm: Any, patches: list[Any]) -> None:
+    from vllm_surgery import Patch
+    from vllm_surgery.api import patch_set
+    from vllm_surgery.engine.requests.offline import change_slots
+
+    change_slots(llm, [patch_set(Patch.from_data(patch, patch["name"])) for patch in patches])
 
 
 def _numbers(outputs: list[Any]) -> dict[str, Any]:
