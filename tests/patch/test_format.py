@@ -146,10 +146,10 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     (patch_data({"op": "mask", "neurons": NEURONS}), "edits[0].neurons: `mask` is for routed experts; for neurons use `zero`"),
     (patch_data({"op": "mask", "neurons": NEURONS, "experts": NEURONS}), "edits[0].neurons: `mask` is for routed experts; for neurons use `zero`"),
     (patch_data({"op": "mask"}), "edits[0].experts: is missing"),
-    (patch_data({"neurons": NEURONS}), "edits[0]: `op` is missing; it is one of scale, zero, negate, mask"),
+    (patch_data({"neurons": NEURONS}), "edits[0]: `op` is missing; it is one of scale, zero, negate, mask, set, add"),
     *(
-        (patch_data({"op": op, "neurons": NEURONS}), "edits[0]: `op` must be one of scale, zero, negate, mask")
-        for op in ("Zero", "add", "", None, 1, ["zero"], {})
+        (patch_data({"op": op, "neurons": NEURONS}), "edits[0]: `op` must be one of scale, zero, negate, mask, set, add")
+        for op in ("Zero", "swap", "", None, 1, ["zero"], {})
     ),
     # Version and name.
     ({"name": "small", "edits": [zero(NEURONS)]}, "version: is missing"),

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import argparse
 
     from vllm_surgery.cli.options import Subparsers
-    from vllm_surgery.planning.planner import LayerMask, Plan, TensorEdit
+    from vllm_surgery.planning.planner import LayerMask, Plan, TensorEdit, UnitGains
 
 _SLICES_SHOWN = 8
 _TENSORS_SHOWN = 100  # More than a dense model has layers; of experts, each may have its own.
@@ -33,19 +33,27 @@ def add_to(subparsers: Subparsers) -> None:
     )
     parser.add_argument("patches", nargs="+", metavar="PATCH", help="a patch file; several are checked as one set")
     parser.add_argument("--model", metavar="DIR", help="the model's Hugging Face folder")
+    parser.add_argument(
+        "--slots",
+        action="store_true",
+        help="check what a slot of a server needs (serve --patch-slots), not what weights can hold",
+    )
     add_json(parser)
 
 
 def run(args: argparse.Namespace, _rest: list[str]) -> int:
     """Carries the command out."""
     patches = PatchSet.load(args.patches)
-    plan = review(patches, ModelFolder(args.model)) if args.model else None
+    for_slots = args.slots or patches.needs_slots
+    plan = review(patches, ModelFolder(args.model), for_slots=for_slots) if args.model else None
     if args.json:
         _print_json(patches, plan)
         return 0
     for member in patches.members:
         print(f"ok: {member.source} is {member.patch.id}")
-    if plan is not None:
+    if plan is not None and for_slots:
+        _print_slot(plan, args.model)
+    elif plan is not None:
         _print_plan(plan, args.model)
     return 0
 
@@ -54,6 +62,20 @@ def _print_json(patches: PatchSet, plan: Plan | None) -> None:
     members = [{"file": item.source, "id": item.patch.id, "digest": item.patch.digest} for item in patches.members]
     report = {"ok": True, "id": patches.id, "patches": members, "plan": plan and dataclasses.asdict(plan)}
     print(json.dumps(report, indent=2))
+
+
+def _print_slot(plan: Plan, model: str) -> None:
+    layers = {(item.kind, item.layer) for item in plan.gains}
+    print(f"in a slot of a server of {model}: {count(plan.units, 'unit')} in {count(len(layers), 'layer')}")
+    for item in plan.gains[:_TENSORS_SHOWN]:
+        print(f"  {_layer_in_words(item)}")
+
+
+def _layer_in_words(item: UnitGains) -> str:
+    units = islice(zip(item.indices, item.gains, item.addends, strict=True), _SLICES_SHOWN)
+    words = ", ".join(f"{index} {gain_in_words(gain, addend)}" for index, gain, addend in units)
+    more = len(item.indices) - _SLICES_SHOWN
+    return f"{item.kind} of layer {item.layer}: {words}{f' and {more} more' if more > 0 else ''}"
 
 
 def _print_plan(plan: Plan, model: str) -> None:

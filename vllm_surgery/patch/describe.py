@@ -56,8 +56,10 @@ def count(number: int, noun: str) -> str:
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
-def gain_in_words(gain: Gain) -> str:
-    """``x 5``, ``x -0.8``, ``negated``, ``silenced``, ``masked``."""
+def gain_in_words(gain: Gain, addend: float = 0.0) -> str:
+    """``x 5``, ``x -0.8``, ``negated``, ``silenced``, ``masked``, ``set to 3``, ``+ 0.5``, ``- 0.5``."""
+    if addend:
+        return f"{'+' if addend > 0 else '-'} {abs(addend):.7g}" if gain else f"set to {addend:.7g}"
     named = {-1.0: "negated", 0.0: "silenced", MASK: "masked"}
     return named.get(gain) or f"x {gain:.7g}"
 
@@ -84,10 +86,13 @@ def _plain(value: Any) -> str:
 
 def _edits(patch: Patch) -> list[str]:
     """A line for each gain and kind: ``neurons silenced: layer 3: 1-3, 7; layer 5: all``."""
-    layers: dict[tuple[str, Gain], list[str]] = defaultdict(list)
+    layers: dict[tuple[str, Gain, float], list[str]] = defaultdict(list)
     for item in sorted(patch.assignments(), key=lambda item: item.layer):
-        layers[item.kind, item.gain].append(f"layer {item.layer}: {_indices(item)}")
-    return [f"{kind} {gain_in_words(gain)}: {'; '.join(places)}" for (kind, gain), places in layers.items()]
+        layers[item.kind, item.gain, item.addend].append(f"layer {item.layer}: {_indices(item)}")
+    return [
+        f"{kind} {gain_in_words(gain, addend)}: {'; '.join(places)}"
+        for (kind, gain, addend), places in layers.items()
+    ]
 
 
 def _indices(item: Assignment) -> str:

@@ -10,7 +10,7 @@ import hashlib
 import json
 from collections import defaultdict
 from functools import cached_property
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 import numpy as np
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
@@ -56,6 +56,15 @@ def _check_factor(factor: float) -> float:
     if rounded == 0.0 and factor != 0.0:
         raise _refusal("", f"{factor} is 0 in float32; write `op: zero`")
     return factor
+
+
+def _check_value(value: float) -> float:
+    rounded = _in_float32(value)
+    if not np.isfinite(rounded):
+        raise _refusal("", f"{value} is too large for float32")
+    if rounded == 0.0:
+        raise _refusal("", f"{value} is 0 in float32; to silence a neuron write `op: zero`, to add nothing leave it out")
+    return value
 
 
 def _check_version(version: object) -> object:
@@ -155,8 +164,51 @@ class Mask(_Strict):
         return MASK
 
 
-Edit = Annotated[Scale | Zero | Negate | Mask, Field(discriminator="op")]
-OPS = ("scale", "zero", "negate", "mask")
+class _Constant(_Strict):
+    """Ops that put a number where a weight could only put a multiple. Slots alone can."""
+
+    neurons: Selection
+    value: Annotated[float, AfterValidator(_check_value)] = Field(
+        description="any finite number but 0", json_schema_extra={"not": {"const": 0}}
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_experts(cls, data: Any) -> Any:
+        if isinstance(data, dict) and "experts" in data:
+            raise _refusal("experts", "`set` and `add` are for neurons' activations; experts have none")
+        return data
+
+    @property
+    def addend(self) -> float:
+        """What is added to the neurons' activations."""
+        return _in_float32(self.value)
+
+
+class Set(_Constant):
+    """The neurons' activations become `value`, whatever the input. Only for patches in slots."""
+
+    op: Literal["set"]
+
+    @property
+    def gain(self) -> Gain:
+        """What is left of the activation."""
+        return 0.0
+
+
+class Add(_Constant):
+    """The neurons' activations are raised by `value`. Only for patches in slots."""
+
+    op: Literal["add"]
+
+    @property
+    def gain(self) -> Gain:
+        """What is left of the activation."""
+        return 1.0
+
+
+Edit = Annotated[Scale | Zero | Negate | Mask | Set | Add, Field(discriminator="op")]
+OPS = ("scale", "zero", "negate", "mask", "set", "add")
 
 
 class Patch(_Strict):
@@ -241,7 +293,8 @@ class Patch(_Strict):
         for number, edit in enumerate(self.edits):
             for kind in KINDS:
                 for layer, indices in getattr(edit, kind, {}).items():
-                    yield Assignment(kind, layer, indices, edit.gain, source, f"edits[{number}].{kind}.{layer}")
+                    place, addend = f"edits[{number}].{kind}.{layer}", getattr(edit, "addend", 0.0)
+                    yield Assignment(kind, layer, indices, edit.gain, source, place, addend)
 
     @cached_property
     def digest(self) -> str:
@@ -256,10 +309,11 @@ class Patch(_Strict):
 
     def _canonical(self) -> dict[str, Any]:
         """The map from units to gains, independent of how the edits are cut up, ordered or spelled."""
-        gains: dict[str, dict[str, list[tuple[IndexRange | None, Gain]]]] = defaultdict(lambda: defaultdict(list))
+        gains: dict[str, dict[str, list[tuple[IndexRange | None, _Effect]]]] = defaultdict(lambda: defaultdict(list))
         for item in self.assignments():
+            effect: _Effect = (item.gain, item.addend) if item.addend else (item.gain,)
             entries = gains[item.kind][str(item.layer)]
-            entries.extend([(None, item.gain)] if item.indices == ALL else [(span, item.gain) for span in item.indices])
+            entries.extend([(None, effect)] if item.indices == ALL else [(span, effect) for span in item.indices])
         guard = self.model.given()
         if self.model.architectures is not None:
             guard["architectures"] = sorted(set(self.model.architectures))
@@ -272,7 +326,7 @@ class Patch(_Strict):
     def to_data(self) -> dict[str, Any]:
         """The patch as plain data, in the file's own form; `from_data` reads it back."""
         data = self.model_dump(exclude_defaults=True, exclude_none=True)
-        ordered = ("op", "factor", *KINDS)
+        ordered = ("op", "factor", "value", *KINDS)
         data["edits"] = [{key: edit[key] for key in ordered if key in edit} for edit in data["edits"]]
         return data
 
@@ -293,17 +347,21 @@ def json_schema() -> dict[str, Any]:
     return schema
 
 
-def _joined(entries: list[tuple[IndexRange | None, Gain]]) -> list[list[Any]]:
-    """Sorted ranges with their gains; neighbours of the same gain become one. None is the whole layer."""
+_Effect: TypeAlias = tuple[Gain] | tuple[Gain, float]
+"""What becomes of a unit: its gain, and what is added, where something is."""
+
+
+def _joined(entries: list[tuple[IndexRange | None, _Effect]]) -> list[list[Any]]:
+    """Sorted ranges with what becomes of them; neighbours of the same become one. None is the whole layer."""
     if entries[0][0] is None:
-        return [[ALL, entries[0][1]]]
-    joined: list[tuple[IndexRange, Gain]] = []
-    for span, gain in sorted((span, gain) for span, gain in entries if span is not None):
-        if joined and joined[-1][1] == gain and joined[-1][0].last + 1 == span.first:
-            joined[-1] = (IndexRange(joined[-1][0].first, span.last), gain)
+        return [[ALL, *entries[0][1]]]
+    joined: list[tuple[IndexRange, _Effect]] = []
+    for span, effect in sorted((span, effect) for span, effect in entries if span is not None):
+        if joined and joined[-1][1] == effect and joined[-1][0].last + 1 == span.first:
+            joined[-1] = (IndexRange(joined[-1][0].first, span.last), effect)
         else:
-            joined.append((span, gain))
-    return [[str(span), gain] for span, gain in joined]
+            joined.append((span, effect))
+    return [[str(span), *effect] for span, effect in joined]
 
 
 _REASONS: Mapping[str, str] = {

@@ -81,6 +81,11 @@ class PatchSet:
     def __len__(self) -> int:
         return len(self.members)
 
+    @property
+    def needs_slots(self) -> bool:
+        """Whether they put constants where weights could only put multiples."""
+        return any(item.addend for item in self.assignments())
+
     def assignments(self) -> Iterator[Assignment]:
         """What all of them say, with the place of each."""
         for member in self.members:

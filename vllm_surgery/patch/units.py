@@ -65,8 +65,10 @@ class Unit:
         return f"{self.kind}/{self.layer}/{self.index}"
 
 
-def op_of(gain: Gain) -> dict[str, Any]:
-    """What an edit of a patch file says of a gain: its op, and the factor where the op needs one."""
+def op_of(gain: Gain, addend: float = 0.0) -> dict[str, Any]:
+    """What an edit of a patch file says of a gain: its op, and the factor or value where the op needs one."""
+    if addend:
+        return {"op": "add" if gain else "set", "value": addend}
     if gain == MASK:
         return {"op": "mask"}
     if gain in (-1.0, 0.0):
@@ -150,7 +152,11 @@ def covers(ranges: Sequence[IndexRange], index: int) -> bool:
 
 @dataclass(frozen=True)
 class Assignment:
-    """One gain for some units of one layer, and where in which patch it was said."""
+    """One gain for some units of one layer, and where in which patch it was said.
+
+    Attributes:
+        addend: what is added to the units' activations afterwards. Only slots can: no weight holds a constant.
+    """
 
     kind: Kind
     layer: int
@@ -158,6 +164,7 @@ class Assignment:
     gain: Gain
     source: str
     place: str
+    addend: float = 0.0
 
     def resolve(self, width: int) -> Iterator[int]:
         """The indices as numbers, in a layer of `width` units. The caller has checked the range."""

@@ -37,6 +37,21 @@ def refuse_by_config(item: Assignment, facts: ModelFacts) -> None:
         refuse_range(item, facts.num_experts)
 
 
+def refuse_constant(item: Assignment) -> None:
+    """A constant, which no weight can hold.
+
+    Raises:
+        MismatchError: it is one.
+    """
+    if item.addend:
+        op = "add" if item.gain else "set"
+        raise refusal(
+            item,
+            f"op `{op}` puts a constant where weights only put multiples, so it can't be loaded, baked, exported or "
+            "swapped into weights; a server with --patch-slots can serve it",
+        )
+
+
 def refuse_range(item: Assignment, width: int) -> None:
     """An index beyond the last of the layer's `width` units.
 

@@ -18,6 +18,7 @@ from vllm_surgery.planning.carriers import carrier_of
 from vllm_surgery.planning.guard import check_guards, check_width
 from vllm_surgery.planning.limits import (
     refuse_by_config,
+    refuse_constant,
     refuse_format,
     refuse_incomplete,
     refuse_mask,
@@ -88,6 +89,7 @@ class UnitGains:
         width: how many units the layer has.
         indices: those that patches name, ascending.
         gains: one for each.
+        addends: what is added to the activation of each afterwards; 0 for nothing.
     """
 
     kind: Kind
@@ -95,6 +97,7 @@ class UnitGains:
     width: int
     indices: tuple[int, ...]
     gains: tuple[Gain, ...]
+    addends: tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -141,6 +144,8 @@ class Planner:
         self._edits: dict[str, TensorEdit] = {}
         self._wanted: dict[tuple[Kind, int], list[Assignment]] = defaultdict(list)
         for item in patches.assignments():
+            if not for_slots:
+                refuse_constant(item)
             refuse_by_config(item, facts)
             self._wanted[item.kind, item.layer].append(item)
 
@@ -227,9 +232,10 @@ class Planner:
 
     def _unit_gains(self, place: tuple[Kind, int]) -> UnitGains:
         width = self._width(place)
-        gains = {index: item.gain for item in self._wanted[place] for index in item.resolve(width)}
-        indices = sorted(gains)
-        return UnitGains(*place, width, tuple(indices), tuple(gains[index] for index in indices))
+        items = {index: item for item in self._wanted[place] for index in item.resolve(width)}
+        ordered = [items[index] for index in sorted(items)]
+        gains, addends = tuple(item.gain for item in ordered), tuple(item.addend for item in ordered)
+        return UnitGains(*place, width, tuple(sorted(items)), gains, addends)
 
     def _units(self, place: tuple[Kind, int]) -> int:
         return sum(item.count(self._width(place)) for item in self._wanted[place])

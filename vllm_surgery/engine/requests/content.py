@@ -117,12 +117,8 @@ def name_of(patches: PatchSet) -> str:
 
 
 def _neurons(layer: UnitGains) -> LayerGains:
-    gains, addends = [], []
-    for gain in layer.gains:
-        assert gain != MASK  # No neuron is masked.
-        gains.append(gain)
-        addends.append(NO_ADDEND)
-    return LayerGains(layer.width, layer.indices, tuple(gains), tuple(addends))
+    addends = tuple(addend or NO_ADDEND for addend in layer.addends)
+    return LayerGains(layer.width, layer.indices, tuple(map(float, layer.gains)), addends)  # No neuron is masked.
 
 
 def _experts(layer: UnitGains) -> LayerGains:
