@@ -11,18 +11,24 @@ import pytest
 from vllm_surgery import EngineError
 from vllm_surgery.engine.touchpoints import (
     FOR_LOADING,
+    FOR_EXPERT_SLOTS,
     FOR_LOCALIZING,
     FOR_MASKING,
+    FOR_NAMING,
     FOR_SERVING,
+    FOR_SLOTS,
     FOR_SWAPPING,
+    FOR_V1_SLOTS,
+    FOR_V2_SLOTS,
     FOR_WATCHING,
     TouchPoint,
 )
 
 ALL = (*FOR_LOADING, *FOR_SERVING, *FOR_SWAPPING, *FOR_MASKING, *FOR_WATCHING, *FOR_LOCALIZING)
+SLOTS = (*FOR_SLOTS, *FOR_V1_SLOTS, *FOR_V2_SLOTS, *FOR_EXPERT_SLOTS, *FOR_NAMING)
 
 
-@pytest.mark.parametrize("point", ALL, ids=lambda point: f"{point.module}.{point.path}")
+@pytest.mark.parametrize("point", (*ALL, *SLOTS), ids=lambda point: f"{point.module}.{point.path}")
 def test_this_vllm_has_it(point: TouchPoint) -> None:
     assert point.get() is not None
 

@@ -48,10 +48,17 @@ OFFERS = {
     "watch": "FOR_WATCHING",
     "routes": "FOR_ROUTES",
     "weight version": "FOR_TELLING",
+    "slots": "FOR_SLOTS",
+    "slots on model runner V1": "FOR_V1_SLOTS",
+    "slots on model runner V2": "FOR_V2_SLOTS",
+    "slots for experts": "FOR_EXPERT_SLOTS",
+    "patches by model name": "FOR_NAMING",
 }
 """What the plugin does with vLLM, and the touch points that each takes, in `vllm_surgery.engine.touchpoints`."""
 
-_SPARED = {"weight version"}
+_RUNNERS = {"V1": "slots on model runner V1", "V2": "slots on model runner V2"}
+
+_SPARED = {"weight version", "slots", *_RUNNERS.values(), "slots for experts", "patches by model name"}
 """What older vLLM lacks, without which the rest works."""
 
 
@@ -85,6 +92,22 @@ def _engine() -> Iterator[Finding]:
             yield _noted(_touch(point, offer)) if offer in _SPARED else _touch(point, offer)
     for point in touchpoints.NICE_TO_HAVE:
         yield _noted(_touch(point, None))
+    yield _runner()
+
+
+def _runner() -> Finding:
+    """Which of vLLM's model runners works here, and whether it can tell whose tokens a step makes."""
+    try:
+        chosen = importlib.import_module("vllm.envs").VLLM_USE_V2_MODEL_RUNNER
+        triton = bool(importlib.import_module("vllm.triton_utils").HAS_TRITON)
+    except Exception as error:  # Older vLLMs have one runner, and say nothing of it.
+        return Finding("model runner", "note", one_line(f"can't be told: {type(error).__name__}: {error}"))
+    version = "V2" if chosen or (chosen is None and triton) else "V1"
+    why = "VLLM_USE_V2_MODEL_RUNNER says so" if chosen is not None else f"there is {'' if triton else 'no '}Triton here"
+    missing = [point.path for point in getattr(touchpoints, OFFERS[_RUNNERS[version]]) if not point.there]
+    if missing:
+        return Finding("model runner", "note", f"{version}, since {why}; no slots: it has no {missing[0]}")
+    return Finding("model runner", "pass", f"{version}, since {why}; --patch-slots hooks it")
 
 
 def _version_of(module: str) -> Finding:

@@ -10,9 +10,9 @@ from vllm_surgery.engine.load.preflight import preflight_hook
 from vllm_surgery.engine.load.ranks import verify_hook
 from vllm_surgery.engine.load.worker import load_hook
 from vllm_surgery.engine.monitoring.hooks import install_watching
-from vllm_surgery.engine.swap.worker import REPORT_METHOD, STEP_METHOD, report, step
 from vllm_surgery.engine.requests.admission import input_processor_hook
 from vllm_surgery.engine.requests.worker import FILL_METHOD, SLOTS_METHOD, fill_slot, report_slots
+from vllm_surgery.engine.swap.worker import REPORT_METHOD, STEP_METHOD, report, step
 
 
 def install() -> None:

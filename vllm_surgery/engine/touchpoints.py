@@ -243,9 +243,7 @@ MOE_ROUTING = TouchPoint(
     ("hidden_states", "router_logits"),
 )
 _BY_NAME = "choosing a patch by the model's name"
-CHECK_MODEL = TouchPoint(
-    "vllm.entrypoints.serve.engine.serving", "BaseServing._check_model", _BY_NAME, ("request",)
-)
+CHECK_MODEL = TouchPoint("vllm.entrypoints.serve.engine.serving", "BaseServing._check_model", _BY_NAME, ("request",))
 SHOW_MODELS = TouchPoint(
     "vllm.entrypoints.openai.models.serving", "OpenAIServingModels.show_available_models", _BY_NAME
 )

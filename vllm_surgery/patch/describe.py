@@ -90,8 +90,7 @@ def _edits(patch: Patch) -> list[str]:
     for item in sorted(patch.assignments(), key=lambda item: item.layer):
         layers[item.kind, item.gain, item.addend].append(f"layer {item.layer}: {_indices(item)}")
     return [
-        f"{kind} {gain_in_words(gain, addend)}: {'; '.join(places)}"
-        for (kind, gain, addend), places in layers.items()
+        f"{kind} {gain_in_words(gain, addend)}: {'; '.join(places)}" for (kind, gain, addend), places in layers.items()
     ]
 
 

@@ -63,7 +63,9 @@ def _check_value(value: float) -> float:
     if not np.isfinite(rounded):
         raise _refusal("", f"{value} is too large for float32")
     if rounded == 0.0:
-        raise _refusal("", f"{value} is 0 in float32; to silence a neuron write `op: zero`, to add nothing leave it out")
+        raise _refusal(
+            "", f"{value} is 0 in float32; to silence a neuron write `op: zero`, to add nothing leave it out"
+        )
     return value
 
 

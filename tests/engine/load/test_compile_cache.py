@@ -40,6 +40,13 @@ def test_where_masks_are_looked_up_counts_but_not_what_is_masked() -> None:
     assert hash_of(masking(1, 5, 6)) == hash_of(masking(1, 2))
 
 
+def test_slots_count_but_not_what_is_in_them() -> None:
+    patch = {"version": 1, "name": "zero", "edits": [{"op": "zero", "neurons": {"1": [2]}}]}
+    keys = [hash_of({}), *(hash_of({"vllm_surgery": {"slots": count}}) for count in (1, 8))]
+    assert len({*keys}) == len(keys)
+    assert hash_of({"vllm_surgery": {"slots": 8, "patches": [patch]}}) == keys[-1]
+
+
 def test_settings_that_are_wrong_are_left_to_whoever_refuses_them() -> None:
     assert hash_of({"vllm_surgery": {"patches": ["no such file"]}}) == hash_of({})
 

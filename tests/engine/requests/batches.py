@@ -82,7 +82,11 @@ def answer_batch(
     }
     found = dict(zip(arms, run_arms(*arms.values()), strict=True))
     mixed = {choice: every(found["mixed"], place, len(choices)) for place, choice in enumerate(choices)}
-    own = {name: every(answer, choices.index(name.removeprefix("weights: ")), len(choices)) for name, answer in found.items() if name.startswith("weights: ")}
+    own = {
+        name: every(answer, choices.index(name.removeprefix("weights: ")), len(choices))
+        for name, answer in found.items()
+        if name.startswith("weights: ")
+    }
     return {**mixed, **own, "plain": every(found["plain"], 0, len(choices)), "engine": found["mixed"]}
 
 

@@ -35,7 +35,7 @@ def test_the_unpatched_model_is_always_there() -> None:
 
 @pytest.mark.parametrize("name", ["absent", 7, None, ["loops"]])
 def test_an_unknown_name_is_refused_with_those_that_there_are(name: object) -> None:
-    with pytest.raises(UnknownPatchError, match="there are none, loops, other$"):
+    with pytest.raises(UnknownPatchError, match=r"there are none, loops, other$"):
         Offer(BOTH).named(name)
 
 

@@ -68,7 +68,9 @@ def test_a_filled_slot_is_offered(ledger: Ledger, engine: Engine) -> None:
     state = change(ledger, fill("a"))
     assert ledger.offer.names == ["none", "a"]
     assert engine.slots == {1: "digest of a"}
-    assert [(slot["slot"], slot["name"], slot["users"], slot["leaving"]) for slot in state["slots"]] == [(1, "a", 0, False)]
+    assert [(slot["slot"], slot["name"], slot["users"], slot["leaving"]) for slot in state["slots"]] == [
+        (1, "a", 0, False)
+    ]
 
 
 def test_nobody_sees_what_is_only_prepared(ledger: Ledger) -> None:
@@ -92,7 +94,7 @@ def test_the_same_content_under_another_name_shares_a_slot(ledger: Ledger, engin
 
 def test_without_a_free_slot_nothing_is_thrown_out(ledger: Ledger) -> None:
     change(ledger, fill("a"), fill("b"))
-    with pytest.raises(ConflictError, match="^all 2 slots are in use; free a patch that isn't needed$"):
+    with pytest.raises(ConflictError, match=r"^all 2 slots are in use; free a patch that isn't needed$"):
         change(ledger, fill("c"))
     assert ledger.offer.names == ["none", "a", "b"]
 
@@ -245,7 +247,7 @@ def test_an_unpatched_request_keeps_its_blocks(engine: Engine) -> None:
 def test_a_request_that_fails_on_the_way_leaves_its_slot(engine: Engine) -> None:
     served = core(engine)
     ledger = attach_ledger(served, 2, fill("a"))
-    with pytest.raises(ValueError):  # noqa: PT011 - of the engine's own
+    with pytest.raises(ValueError):
         served.preprocess_add_request(request("broken"))
     served.preprocess_add_request(request("queued"))
     assert ledger.users() == {"digest of a": 1}

@@ -48,9 +48,7 @@ def activations(dtype: torch.dtype = torch.float32) -> torch.Tensor:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("most", [0, 1 << 20], ids=["columns", "all"])
-def test_each_token_gets_the_gains_of_its_slot(
-    dtype: torch.dtype, most: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_each_token_gets_the_gains_of_its_slot(dtype: torch.dtype, most: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(neurons, "DENSE_NUMBERS", most)
     given = activations(dtype)
     before = given.clone()

@@ -6,8 +6,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vllm_surgery.engine.server_config import model_facts, requested_patches
 from vllm_surgery.engine.requests.support import check_support
+from vllm_surgery.engine.server_config import model_facts, requested_patches
 from vllm_surgery.engine.settings import Settings
 from vllm_surgery.errors import EngineError
 from vllm_surgery.model.checkpoint import ModelFolder

@@ -5,11 +5,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from vllm_surgery.engine.server_config import logger, requested_patches, weight_patches
-from vllm_surgery.engine.swap.worker import REPORT_METHOD
 from vllm_surgery.engine.requests.core import attach_ledger
 from vllm_surgery.engine.requests.planning import SlotPlanner
+from vllm_surgery.engine.server_config import logger, requested_patches, weight_patches
 from vllm_surgery.engine.settings import Settings
+from vllm_surgery.engine.swap.worker import REPORT_METHOD
 from vllm_surgery.errors import EngineError
 
 if TYPE_CHECKING:

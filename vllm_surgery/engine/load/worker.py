@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from vllm_surgery.engine import touchpoints
 from vllm_surgery.engine.load.weight_stream import SurgicalLoad
-from vllm_surgery.engine.server_config import logger, model_facts, weight_patches
 from vllm_surgery.engine.requests.worker import install_slots
+from vllm_surgery.engine.server_config import logger, model_facts, weight_patches
 from vllm_surgery.engine.settings import Settings
 from vllm_surgery.engine.swap.original import Original, local_folder
 from vllm_surgery.engine.swap.rank import Active

@@ -98,5 +98,3 @@ def board_of(processor: Any) -> Board | None:
     """What is known in this process of what is offered; None where this server has no slots."""
     found: Board | None = getattr(processor, BOARD, None)
     return found
-
-

@@ -12,8 +12,8 @@ from vllm_surgery.patch.units import MASK
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from vllm_surgery.planning.planner import UnitGains
     from vllm_surgery.patch.patch_set import PatchSet
+    from vllm_surgery.planning.planner import UnitGains
 
 NO_ADDEND = -0.0
 """What may be added to any number, negative zero too, and leaves each bit of it as it is."""

@@ -11,11 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from vllm_surgery.engine.masks.router import MaskableRouter
-
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from vllm_surgery.engine.masks.router import MaskableRouter
     from vllm_surgery.engine.requests.content import LayerGains
     from vllm_surgery.engine.requests.tokens import TokenSlots
 
@@ -55,18 +54,16 @@ class ExpertTable:
         self.has_gains, self.has_masks = bool(self.gains.ne(1).any()), bool(self.masked.any())
 
 
-def install_experts(layer: int, path: str, runner: Any, slots: int, tokens: TokenSlots, *, traced: bool) -> ExpertTable:
+def install_experts(router: MaskableRouter, slots: int, tokens: TokenSlots, *, traced: bool) -> ExpertTable:
     """Puts a table into a layer's router.
 
     Args:
-        layer: which.
-        path: the runner's name in the model.
-        runner: vLLM's MoE runner.
+        router: the layer's on this rank.
         slots: rows of the table.
         tokens: which slot is whose.
         traced: whether graphs will hold what is done, so that it has to be done at every step.
     """
-    router = MaskableRouter(layer, path, runner)
+    path, runner = router.path, router.runner
     device = next((tensor.device for tensor in runner.parameters()), tokens.slots.device)
     count = int(runner.moe_config.num_logical_experts)
     table = ExpertTable(slots, count, device, _no_gains(path, runner), router.why_not() or _not_local(path, runner))
@@ -97,9 +94,7 @@ def _not_local(path: str, runner: Any) -> str | None:
     return None
 
 
-def _masking(
-    dispatch: Callable[..., Any], table: ExpertTable, tokens: TokenSlots, traced: bool
-) -> Callable[..., Any]:
+def _masking(dispatch: Callable[..., Any], table: ExpertTable, tokens: TokenSlots, traced: bool) -> Callable[..., Any]:
     def maybe_dispatch(hidden_states: torch.Tensor, router_logits: torch.Tensor) -> Any:
         if traced or (tokens.any and table.has_masks):
             router_logits = _masked(router_logits, table.masked[tokens.slots[: router_logits.shape[0]]])
@@ -109,7 +104,7 @@ def _masking(
 
 
 def _masked(logits: torch.Tensor, masked: torch.Tensor) -> torch.Tensor:
-    """`logits`, ``[tokens, experts or more]``, with the lowest number where `masked`, ``[tokens, experts]``, says so."""
+    """`logits`, ``[tokens, experts or more]``, with the lowest number for those that are `masked`."""
     more = logits.shape[-1] - masked.shape[-1]  # Shared experts' logits may stand behind the routed ones'.
     padded = torch.nn.functional.pad(masked, (0, more)) if more else masked
     return logits.masked_fill(padded, torch.finfo(logits.dtype).min)

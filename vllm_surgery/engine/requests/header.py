@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Saying in the headers of an answer which patch made it, streamed ones too: the choice is made before they are sent."""
+"""Saying in an answer's headers which patch made it, streamed answers too: the choice is made before they are sent."""
 
 from __future__ import annotations
 

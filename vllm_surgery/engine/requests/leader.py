@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from vllm_surgery.engine.requests.choice import Offer
-from vllm_surgery.engine.swap.worker import error_of
+from vllm_surgery.engine.rpc_errors import error_of
 from vllm_surgery.errors import ConflictError, EngineError
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from vllm_surgery.engine.requests.choice import CHOICE_KEY, Offer, Offered, check_shares, pinned
 from vllm_surgery.engine.requests.worker import FILL_METHOD
-from vllm_surgery.engine.swap.worker import error_of, failure_of
+from vllm_surgery.engine.rpc_errors import error_of, failure_of
 from vllm_surgery.errors import CannotSwapError, ConflictError, UsageError
 
 if TYPE_CHECKING:
@@ -301,5 +301,3 @@ class Ledger:
             case "discard":
                 return self.discard(token)
         return self.state()
-
-

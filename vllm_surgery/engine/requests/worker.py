@@ -15,13 +15,14 @@ import torch
 
 from vllm_surgery.engine import touchpoints
 from vllm_surgery.engine.masks.model import compiles
+from vllm_surgery.engine.masks.router import MaskableRouter
+from vllm_surgery.engine.model_parts import Layers
 from vllm_surgery.engine.requests.content import SlotContent
 from vllm_surgery.engine.requests.experts import ExpertTable, install_experts
 from vllm_surgery.engine.requests.neurons import NeuronTable, install_neurons
 from vllm_surgery.engine.requests.runners import install_runner
 from vllm_surgery.engine.requests.tokens import TokenSlots
-from vllm_surgery.engine.swap.worker import failure_of
-from vllm_surgery.engine.model_parts import Layers
+from vllm_surgery.engine.rpc_errors import failure_of
 from vllm_surgery.errors import CannotSwapError, EngineError
 
 if TYPE_CHECKING:
@@ -152,7 +153,9 @@ def _install_experts(slots: WorkerSlots, model: Any) -> None:
         if len(runners) > 1:
             slots.reasons["experts", layer] = f"layer {layer} has more than one router"
             continue
-        slots.experts[layer] = install_experts(layer, *runners[0], slots.count + 1, slots.tokens, traced=traced)
+        slots.experts[layer] = install_experts(
+            MaskableRouter(layer, *runners[0]), slots.count + 1, slots.tokens, traced=traced
+        )
 
 
 def fill_slot(worker: Any, slot: int, content: dict[str, Any] | None) -> dict[str, Any]:

@@ -10,13 +10,13 @@ import pytest
 
 from tests.examples import SOURCE, patch_data, patches_of, refusal, zero
 from vllm_surgery import Patch, PatchError
-from vllm_surgery.bake import bake
-from vllm_surgery.checkpoint import ModelFolder
 from vllm_surgery.cli import main
-from vllm_surgery.describe import describe
-from vllm_surgery.export_lora import export_lora
-from vllm_surgery.patch import json_schema
-from vllm_surgery.review import review
+from vllm_surgery.model.checkpoint import ModelFolder
+from vllm_surgery.offline.bake import bake
+from vllm_surgery.offline.export_lora import export_lora
+from vllm_surgery.patch.describe import describe
+from vllm_surgery.patch.format import json_schema
+from vllm_surgery.planning.check import review
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -72,7 +72,9 @@ def test_the_schema_takes_it(edit: dict[str, Any]) -> None:
     assert not validator.is_valid(patch_data({**edit, "value": 0}))
 
 
-@pytest.mark.parametrize(("edit", "words"), [(SET, "neurons set to 3.5: layer 1: 2"), (ADD, "neurons - 0.25: layer 1: 2")])
+@pytest.mark.parametrize(
+    ("edit", "words"), [(SET, "neurons set to 3.5: layer 1: 2"), (ADD, "neurons - 0.25: layer 1: 2")]
+)
 def test_it_is_said_in_words(edit: dict[str, Any], words: str) -> None:
     assert words in describe(Patch.from_data(patch_data(edit)))
 
