@@ -10,8 +10,8 @@ import pytest
 
 from vllm_surgery import EngineError
 from vllm_surgery.engine.touchpoints import (
-    FOR_LOADING,
     FOR_EXPERT_SLOTS,
+    FOR_LOADING,
     FOR_LOCALIZING,
     FOR_MASKING,
     FOR_NAMING,
