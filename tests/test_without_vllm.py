@@ -125,9 +125,9 @@ def test_a_trial_needs_neither() -> None:
 
 def test_files_are_followed_and_folders_read(patch_file: Path) -> None:
     code = (
-        "from vllm_surgery.patch.followed_files import DesiredFiles; from vllm_surgery.engine.follower import Follower\n"
+        "from vllm_surgery.patch.watched_files import WatchedFiles; from vllm_surgery.engine.file_watcher import FileWatcher\n"
         "from vllm_surgery.patch.folders import PatchLibrary\n"
-        "print(DesiredFiles([sys.argv[1]]).read().id == PatchLibrary([sys.argv[2]]).listing()[0].id)"
+        "print(WatchedFiles([sys.argv[1]]).read().id == PatchLibrary([sys.argv[2]]).listing()[0].id)"
     )
     done = run(code, patch_file, patch_file.parent)
 

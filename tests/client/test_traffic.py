@@ -16,7 +16,7 @@ from vllm_surgery.client.traffic import Loops, PatchTraffic, Swaps, Traffic, rat
 from vllm_surgery.engine.metrics import Metrics
 from vllm_surgery.engine.monitoring.metrics import LoopMetrics
 from vllm_surgery.engine.monitoring.request import Answer
-from vllm_surgery.engine.swap.metrics import MeasuredOperator
+from vllm_surgery.engine.swap.metrics import InstrumentedSwapper
 from vllm_surgery.errors import ConflictError, UsageError
 from vllm_surgery.intervals import Estimate
 from vllm_surgery.loops import Loop
@@ -96,7 +96,7 @@ def test_detector_errors_are_told(server: Server) -> None:
     assert server.traffic.detector_errors == 2
 
 
-class Surgeon:
+class SwapCoordinator:
     """Swaps, or says that another swap runs."""
 
     def __init__(self, busy: bool = False) -> None:
@@ -113,13 +113,13 @@ class Surgeon:
 
 
 def test_swaps_are_told_by_how_they_ended(server: Server) -> None:
-    surgeon = Surgeon()
-    operator = MeasuredOperator(surgeon, server.metrics, "demo")
-    asyncio.run(operator.swap(PatchSet()))
-    asyncio.run(operator.swap(PatchSet()))
-    surgeon.busy = True
+    coordinator = SwapCoordinator()
+    swapper = InstrumentedSwapper(coordinator, server.metrics, "demo")
+    asyncio.run(swapper.swap(PatchSet()))
+    asyncio.run(swapper.swap(PatchSet()))
+    coordinator.busy = True
     with pytest.raises(ConflictError):
-        asyncio.run(operator.swap(PatchSet()))
+        asyncio.run(swapper.swap(PatchSet()))
     assert server.traffic.swaps == (Swaps("none", "done", 2, pytest.approx(0.25)), Swaps("none", "conflict", 1, None))
 
 

@@ -28,7 +28,7 @@ _FUSED_EXPERTS_PARAMETER = "w13_weight"
 
 
 @dataclass(frozen=True, eq=False)
-class Part:
+class ModulePart:
     """A piece of the model on this rank, and what feeds it.
 
     Attributes:
@@ -49,7 +49,7 @@ class Part:
         return _FUSED_EXPERTS_PARAMETER in self.module._parameters
 
 
-def parts_of(model: Any, edited: Iterable[str], stored: Sequence[str]) -> list[Part]:
+def parts_of(model: Any, edited: Iterable[str], stored: Sequence[str]) -> list[ModulePart]:
     """The parts of `model` that hold the tensors called `edited`; none for layers that another rank holds.
 
     Args:
@@ -60,7 +60,7 @@ def parts_of(model: Any, edited: Iterable[str], stored: Sequence[str]) -> list[P
     Raises:
         CannotSwapError: it can't be told which part holds one of them.
     """
-    parts: dict[tuple[str, str | None], Part] = {}
+    parts: dict[tuple[str, str | None], ModulePart] = {}
     layers = Layers(model)
     for name in edited:
         part = _part_of(layers, name, stored)
@@ -118,7 +118,7 @@ def _language_model_paths(model: Any, modules: dict[str, Any]) -> str | None:
     return next((f"{name}." if name else "" for name, module in modules.items() if module is language), None)
 
 
-def _part_of(layers: Layers, name: str, stored: Sequence[str]) -> Part | None:
+def _part_of(layers: Layers, name: str, stored: Sequence[str]) -> ModulePart | None:
     found = _IN_LAYER.fullmatch(name)
     if found is None:
         raise CannotSwapError(f"{name} lies in no layer, so it isn't known what holds it in memory")
@@ -133,9 +133,9 @@ def _part_of(layers: Layers, name: str, stored: Sequence[str]) -> Part | None:
     if part is None:
         return None
     if parameter != "weight" and parameter in part.module._parameters:
-        return Part(part.path, part.module, (name,), parameter)
+        return ModulePart(part.path, part.module, (name,), parameter)
     owner = f"{block}{path}."
-    return Part(part.path, part.module, tuple(other for other in stored if other.startswith(owner)))
+    return ModulePart(part.path, part.module, tuple(other for other in stored if other.startswith(owner)))
 
 
 def _expert_tensors(block: str, stored: Sequence[str]) -> tuple[str, ...]:
@@ -164,7 +164,7 @@ def _refuse_own_loader(name: str, module: Any) -> None:
             return
 
 
-def _only(name: str, found: list[tuple[str, Any]], tensors: tuple[str, ...]) -> Part | None:
+def _only(name: str, found: list[tuple[str, Any]], tensors: tuple[str, ...]) -> ModulePart | None:
     if len(found) > 1:
         raise CannotSwapError(f"{name} may be in {' or '.join(path for path, _ in found)}")
-    return Part(*found[0], tensors) if found else None
+    return ModulePart(*found[0], tensors) if found else None

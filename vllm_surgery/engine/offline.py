@@ -7,9 +7,9 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from vllm_surgery.engine import touchpoints
-from vllm_surgery.engine.swap.engines import OfflineEngine, at_once
-from vllm_surgery.engine.swap.original import local_folder
-from vllm_surgery.engine.swap.transaction import Surgeon
+from vllm_surgery.engine.swap.engines import OfflineEngine, run_sync
+from vllm_surgery.engine.swap.source_checkpoint import local_folder
+from vllm_surgery.engine.swap.transaction import SwapCoordinator
 from vllm_surgery.errors import CannotSwapError
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def require_swaps(llm: Any) -> None:
     Raises:
         CannotSwapError: they can't, and why.
     """
-    status = at_once(Surgeon(OfflineEngine(llm)).status())
+    status = run_sync(SwapCoordinator(OfflineEngine(llm)).status())
     if status.cannot_swap_reason is not None:
         raise CannotSwapError(f"a search swaps patches, and here they can't be swapped: {status.cannot_swap_reason}")
 
@@ -76,7 +76,7 @@ def folder_of(llm: Any) -> Path:
 
 def swap_patches(llm: Any, patches: PatchSet) -> SwapReport:
     """Replaces the patches of an idle ``vllm.LLM`` as one transaction; see `vllm_surgery.swap` for what it raises."""
-    return at_once(Surgeon(OfflineEngine(llm)).swap(patches))
+    return run_sync(SwapCoordinator(OfflineEngine(llm)).swap(patches))
 
 
 def engine_version() -> str:

@@ -20,7 +20,7 @@ from vllm_surgery.engine.http.body import MAX_BODY_BYTES
 from vllm_surgery.engine.http.endpoint import SurgeryEndpoint
 from vllm_surgery.engine.http.routes import STATUS
 from vllm_surgery.engine.plugin import ENDPOINT_GROUP, NAME
-from vllm_surgery.engine.swap.transaction import Surgeon, SurgeonStatus
+from vllm_surgery.engine.swap.transaction import ServedStatus, SwapCoordinator
 from vllm_surgery.errors import (
     CannotSwapError,
     CheckpointError,
@@ -46,7 +46,7 @@ A_ID, B_ID = Patch.from_data(A).id, Patch.from_data(B).id
 STATE, PATCHES = "/v1/surgery", "/v1/surgery/patches"
 
 
-class Operator:
+class FakeSwapper:
     """Serves whatever it is told to; fails, or takes its time, where it is told to."""
 
     def __init__(self, active: str = "none") -> None:
@@ -57,11 +57,11 @@ class Operator:
         self.begun, self.may_end = asyncio.Event(), asyncio.Event()
         self.may_end.set()
 
-    async def status(self) -> SurgeonStatus:
+    async def status(self) -> ServedStatus:
         if self.error:
             raise self.error
         names = () if self.active == "none" else tuple(PatchName(name=n.split("@")[0], id=n) for n in [self.active])
-        return SurgeonStatus(self.active, names, "2026-01-02T03:04:05.678+00:00", self.epoch, 5, 2, 4, self.cannot)
+        return ServedStatus(self.active, names, "2026-01-02T03:04:05.678+00:00", self.epoch, 5, 2, 4, self.cannot)
 
     async def swap(self, patches: PatchSet, *, mode: str = "keep", if_epoch: int | None = None) -> SwapReport:
         self.calls.append((patches.id, mode, if_epoch))
@@ -104,11 +104,13 @@ def folder(tmp_path: Path) -> Path:
 class Server:
     """The web application, with the plugin in it."""
 
-    def __init__(self, model: Path, operator: Operator, settings: dict[str, Any], index: int = 0, **args: Any) -> None:
-        self.app, self.operator = FastAPI(), operator
+    def __init__(
+        self, model: Path, swapper: FakeSwapper, settings: dict[str, Any], index: int = 0, **args: Any
+    ) -> None:
+        self.app, self.swapper = FastAPI(), swapper
         self.engine = engine(settings, model, index)
         self.args = Namespace(model=str(model), served_model_name=["served", "other"], **args)
-        self.plugin = SurgeryEndpoint(lambda _client: operator)
+        self.plugin = SurgeryEndpoint(lambda _client: swapper)
 
     @asynccontextmanager
     async def started(self, peer: str = "127.0.0.1") -> AsyncIterator[httpx.AsyncClient]:
@@ -127,10 +129,10 @@ def ask(model: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[
     monkeypatch.delenv("VLLM_API_KEY", raising=False)
 
     def ask(
-        method: str, path: str = STATE, *, operator: Operator | None = None, peer: str = "127.0.0.1", **more: Any
+        method: str, path: str = STATE, *, swapper: FakeSwapper | None = None, peer: str = "127.0.0.1", **more: Any
     ) -> httpx.Response:
         settings = {"patch_dirs": [str(folder)], **more.pop("settings", {})}
-        server = Server(model, operator or Operator(), settings, **more.pop("args", {}))
+        server = Server(model, swapper or FakeSwapper(), settings, **more.pop("args", {}))
 
         async def once() -> httpx.Response:
             async with server.started(peer) as client:
@@ -151,7 +153,7 @@ def error_of(response: httpx.Response) -> tuple[int, str, str]:
 
 
 def test_the_state_is_told(ask: Callable[..., httpx.Response]) -> None:
-    response = ask("GET", operator=Operator(A_ID))
+    response = ask("GET", swapper=FakeSwapper(A_ID))
     assert response.status_code == 200
     assert response.json() == {
         "active": A_ID,
@@ -170,9 +172,9 @@ def test_the_state_is_told(ask: Callable[..., httpx.Response]) -> None:
 
 
 def test_a_server_that_cannot_swap_says_why(ask: Callable[..., httpx.Response]) -> None:
-    operator = Operator()
-    operator.cannot = "experts are balanced"
-    state = ServerState.model_validate(ask("GET", operator=operator).json())
+    swapper = FakeSwapper()
+    swapper.cannot = "experts are balanced"
+    state = ServerState.model_validate(ask("GET", swapper=swapper).json())
     assert (state.can_swap, state.cannot_swap_reason) == (False, "experts are balanced")
 
 
@@ -186,10 +188,10 @@ def test_patches_are_listed_broken_ones_too(ask: Callable[..., httpx.Response]) 
 
 
 def test_names_and_patches_themselves_are_swapped_in(ask: Callable[..., httpx.Response]) -> None:
-    operator = Operator()
-    response = ask("PUT", operator=operator, json={"patches": ["a", B], "mode": "abort", "if_epoch": 0})
+    swapper = FakeSwapper()
+    response = ask("PUT", swapper=swapper, json={"patches": ["a", B], "mode": "abort", "if_epoch": 0})
     both = "+".join(sorted([A_ID, B_ID]))
-    assert operator.calls == [(both, "abort", 0)]
+    assert swapper.calls == [(both, "abort", 0)]
     assert response.json() == {
         "id": both,
         "previous": "none",
@@ -202,7 +204,7 @@ def test_names_and_patches_themselves_are_swapped_in(ask: Callable[..., httpx.Re
 
 
 def test_an_empty_list_is_the_model_as_it_is(ask: Callable[..., httpx.Response]) -> None:
-    assert ask("PUT", operator=Operator(A_ID), json={"patches": []}).json()["id"] == "none"
+    assert ask("PUT", swapper=FakeSwapper(A_ID), json={"patches": []}).json()["id"] == "none"
 
 
 @pytest.mark.parametrize(
@@ -219,9 +221,9 @@ def test_an_empty_list_is_the_model_as_it_is(ask: Callable[..., httpx.Response])
     ids=lambda value: type(value).__name__ if isinstance(value, Exception) else "",
 )
 def test_each_error_has_its_status(ask: Callable[..., httpx.Response], error: SurgeryError, status: int) -> None:
-    operator = Operator()
-    operator.error = error
-    assert error_of(ask("PUT", operator=operator, json={"patches": []})) == (status, type(error).__name__, str(error))
+    swapper = FakeSwapper()
+    swapper.error = error
+    assert error_of(ask("PUT", swapper=swapper, json={"patches": []})) == (status, type(error).__name__, str(error))
 
 
 def test_every_error_that_there_is_has_a_status() -> None:
@@ -233,9 +235,9 @@ def test_every_error_that_there_is_has_a_status() -> None:
 
 
 def test_an_engine_that_does_not_tell_its_state_is_an_error(ask: Callable[..., httpx.Response]) -> None:
-    operator = Operator()
-    operator.error = EngineError("rank 1 serves none, rank 0 serves a")
-    assert error_of(ask("GET", operator=operator))[:2] == (500, "EngineError")
+    swapper = FakeSwapper()
+    swapper.error = EngineError("rank 1 serves none, rank 0 serves a")
+    assert error_of(ask("GET", swapper=swapper))[:2] == (500, "EngineError")
 
 
 @pytest.mark.parametrize(
@@ -252,9 +254,9 @@ def test_an_engine_that_does_not_tell_its_state_is_an_error(ask: Callable[..., h
 def test_wrong_patches_are_refused_before_anything_is_done(
     ask: Callable[..., httpx.Response], patches: list[Any], said: str
 ) -> None:
-    operator = Operator()
-    status, _, message = error_of(ask("PUT", operator=operator, json={"patches": patches}))
-    assert (status, operator.calls) == (422, [])
+    swapper = FakeSwapper()
+    status, _, message = error_of(ask("PUT", swapper=swapper, json={"patches": patches}))
+    assert (status, swapper.calls) == (422, [])
     assert message == said
 
 
@@ -289,9 +291,9 @@ def test_patches_themselves_can_be_kept_out(ask: Callable[..., httpx.Response]) 
 
 
 def test_other_machines_are_kept_out_before_their_body_is_read(ask: Callable[..., httpx.Response]) -> None:
-    operator = Operator()
-    response = ask("PUT", operator=operator, peer="10.0.0.7", content=b"{")
-    assert (error_of(response)[:2], operator.calls) == ((403, "ForbiddenError"), [])
+    swapper = FakeSwapper()
+    response = ask("PUT", swapper=swapper, peer="10.0.0.7", content=b"{")
+    assert (error_of(response)[:2], swapper.calls) == ((403, "ForbiddenError"), [])
 
 
 def test_other_machines_may_look(ask: Callable[..., httpx.Response]) -> None:
@@ -316,19 +318,19 @@ def test_a_page_of_another_site_is_kept_out(ask: Callable[..., httpx.Response]) 
 
 
 def test_a_caller_that_goes_away_does_not_stop_a_swap(model: Path) -> None:
-    async def run() -> Operator:
-        operator = Operator()
-        operator.may_end.clear()
-        async with Server(model, operator, {}).started() as client:
+    async def run() -> FakeSwapper:
+        swapper = FakeSwapper()
+        swapper.may_end.clear()
+        async with Server(model, swapper, {}).started() as client:
             asking = asyncio.create_task(client.put(STATE, json={"patches": [A]}))
-            await operator.begun.wait()
+            await swapper.begun.wait()
             asking.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await asking
-            operator.may_end.set()
-            while operator.active == "none":
+            swapper.may_end.set()
+            while swapper.active == "none":
                 await asyncio.sleep(0)
-        return operator
+        return swapper
 
     assert asyncio.run(run()).active == A_ID
 
@@ -340,14 +342,14 @@ def test_a_swap_that_fails_when_nobody_waits_any_more_is_no_loose_end(
 
     async def run() -> None:
         asyncio.get_running_loop().set_exception_handler(lambda _loop, context: complaints.append(context))
-        operator = Operator()
-        operator.may_end.clear()
-        async with Server(model, operator, {}).started() as client:
+        swapper = FakeSwapper()
+        swapper.may_end.clear()
+        async with Server(model, swapper, {}).started() as client:
             asking = asyncio.create_task(client.put(STATE, json={"patches": [A]}))
-            await operator.begun.wait()
+            await swapper.begun.wait()
             asking.cancel()
-            operator.error = SwapFailedError("rank 1 failed")
-            operator.may_end.set()
+            swapper.error = SwapFailedError("rank 1 failed")
+            swapper.may_end.set()
             for _ in range(10):
                 await asyncio.sleep(0)
 
@@ -360,12 +362,12 @@ def test_a_body_that_breaks_off_changes_nothing(model: Path) -> None:
     sent: list[dict[str, Any]] = []
     messages = [{"type": "http.request", "body": b'{"patches": [', "more_body": True}, {"type": "http.disconnect"}]
 
-    async def run() -> Operator:
-        operator = Operator()
-        server = Server(model, operator, {})
+    async def run() -> FakeSwapper:
+        swapper = FakeSwapper()
+        server = Server(model, swapper, {})
         async with server.started():
             await server.app(_scope(), _receive(messages), _send(sent))
-        return operator
+        return swapper
 
     assert asyncio.run(run()).calls == []
     assert sent[0]["status"] == 400
@@ -398,8 +400,8 @@ def _send(sent: list[dict[str, Any]]) -> Callable[[Any], Any]:
     return send
 
 
-def watching(model: Path, file: Path, operator: Operator, index: int = 0) -> Server:
-    return Server(model, operator, {"patches": [A], "watch": [str(file)]}, index)
+def watching(model: Path, file: Path, swapper: FakeSwapper, index: int = 0) -> Server:
+    return Server(model, swapper, {"patches": [A], "watch": [str(file)]}, index)
 
 
 @pytest.fixture
@@ -413,7 +415,7 @@ def file(tmp_path: Path) -> Path:
 def test_what_the_files_ask_for_is_told_by_every_process(model: Path, file: Path, index: int) -> None:
     async def run() -> list[ServerState]:
         states = []
-        async with watching(model, file, Operator(A_ID), index).started() as client:
+        async with watching(model, file, FakeSwapper(A_ID), index).started() as client:
             for content in (json.dumps(A), json.dumps(B), "version: 1\n"):
                 file.write_text(content)
                 states.append(ServerState.model_validate((await client.get(STATE)).json()))
@@ -428,7 +430,7 @@ def test_what_the_files_ask_for_is_told_by_every_process(model: Path, file: Path
 
 def test_one_process_alone_follows_the_files(model: Path, file: Path) -> None:
     async def follows(index: int) -> bool:
-        server = watching(model, file, Operator(A_ID), index)
+        server = watching(model, file, FakeSwapper(A_ID), index)
         async with server.started():
             return server.plugin._following is not None
 
@@ -439,14 +441,14 @@ def test_a_swap_to_the_files_that_failed_is_told(model: Path, file: Path, monkey
     file.write_text(json.dumps(B))
 
     async def run() -> ServerState:
-        operator = Operator(A_ID)
-        server = watching(model, file, operator)
+        swapper = FakeSwapper(A_ID)
+        server = watching(model, file, swapper)
         async with server.started() as client:
-            follower = server.app.state.vllm_surgery_doors.follower
-            operator.error = SwapFailedError("rank 1 failed")
+            watcher = server.app.state.vllm_surgery_service.watcher
+            swapper.error = SwapFailedError("rank 1 failed")
             for _ in range(2):
-                await follower.look()
-            operator.error = None
+                await watcher.look()
+            swapper.error = None
             return ServerState.model_validate((await client.get(STATE)).json())
 
     desired = asyncio.run(run()).desired
@@ -470,7 +472,7 @@ def test_the_routes_describe_themselves(ask: Callable[..., httpx.Response]) -> N
 
 def test_a_server_without_an_engine_says_so(model: Path) -> None:
     async def run() -> list[httpx.Response]:
-        server = Server(model, Operator(), {})
+        server = Server(model, FakeSwapper(), {})
         server.engine = None
         async with server.started() as client:
             asked = [client.get(STATE), client.get(PATCHES), client.put(STATE, json={"patches": []})]
@@ -487,7 +489,7 @@ def test_disabled_there_are_no_routes(ask: Callable[..., httpx.Response], monkey
 
 def test_a_patch_folder_that_is_not_there_stops_the_server(model: Path) -> None:
     async def run() -> None:
-        async with Server(model, Operator(), {"patch_dirs": ["/nowhere"]}).started():
+        async with Server(model, FakeSwapper(), {"patch_dirs": ["/nowhere"]}).started():
             pass
 
     with pytest.raises(UsageError, match=r"^/nowhere: no such folder$"):
@@ -500,7 +502,7 @@ def test_it_is_a_plugin_as_vllm_wants_one() -> None:
     plugin = SurgeryEndpoint()
     assert isinstance(plugin, EndpointPlugin)
     assert (plugin.name, plugin.required_tasks) == (NAME, None)
-    assert isinstance(plugin._operate(SimpleNamespace()), Surgeon)
+    assert isinstance(plugin._make_swapper(SimpleNamespace()), SwapCoordinator)
 
 
 def test_vllm_still_has_the_group() -> None:

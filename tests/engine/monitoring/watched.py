@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A `Watching` under test, with vLLM's outputs and states played by plain objects."""
+"""A `LoopMonitor` under test, with vLLM's outputs and states played by plain objects."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from vllm_surgery.engine.metrics import Metrics
 from vllm_surgery.engine.monitoring.hooks import abort_requests_hook, process_outputs_hook
 from vllm_surgery.engine.monitoring.log import LoopLog
 from vllm_surgery.engine.monitoring.metrics import LoopMetrics
-from vllm_surgery.engine.monitoring.monitor import Watching
+from vllm_surgery.engine.monitoring.monitor import LoopMonitor
 from vllm_surgery.loops import Watcher
 
 HEALTHY = [2000 + number for number in range(200)]
@@ -109,8 +109,8 @@ class Watched:
 
     def __post_init__(self) -> None:
         metrics = LoopMetrics(Metrics(self.registry, removable=True), "tiny")
-        self.watching = Watching(metrics, self._new, self.log, "none")
-        self.processor._vllm_surgery_watching = self.watching  # type: ignore[attr-defined]
+        self.monitor = LoopMonitor(metrics, self._new, self.log, "none")
+        self.processor._vllm_surgery_monitor = self.monitor  # type: ignore[attr-defined]
 
     def _new(self) -> Any:
         return self.new_detector()

@@ -8,11 +8,11 @@ import asyncio
 import pytest
 from prometheus_client import CollectorRegistry
 
-from tests.engine.http.test_endpoint import A_ID, B_ID, A, B, Operator
+from tests.engine.http.test_endpoint import A_ID, B_ID, A, B, FakeSwapper
 from vllm_surgery import Patch
 from vllm_surgery.api import patch_set
 from vllm_surgery.engine.metrics import Metrics
-from vllm_surgery.engine.swap.metrics import MeasuredOperator
+from vllm_surgery.engine.swap.metrics import InstrumentedSwapper
 from vllm_surgery.errors import (
     CannotSwapError,
     ConflictError,
@@ -21,21 +21,21 @@ from vllm_surgery.errors import (
     SurgeryError,
     SwapFailedError,
 )
-from vllm_surgery.patch.followed_files import Reading
+from vllm_surgery.patch.watched_files import Snapshot
 
 SETS = {A_ID: patch_set(Patch.from_data(A)), B_ID: patch_set(Patch.from_data(B)), "none": patch_set([])}
 
 
 class Measured:
-    """A measured operator, and the registry that it shows itself on."""
+    """A measured swapper, and the registry that it shows itself on."""
 
     def __init__(self, active: str = "none") -> None:
         self.registry = CollectorRegistry()
-        self.plain = Operator(active)
-        self.operator = MeasuredOperator(self.plain, Metrics(self.registry), "model")
+        self.plain = FakeSwapper(active)
+        self.swapper = InstrumentedSwapper(self.plain, Metrics(self.registry), "model")
 
     def swap(self, patch: str) -> None:
-        asyncio.run(self.operator.swap(SETS[patch]))
+        asyncio.run(self.swapper.swap(SETS[patch]))
 
     def value(self, name: str, patch: str, **labels: str) -> float | None:
         return self.registry.get_sample_value(name, {"model_name": "model", "patch": patch, **labels})
@@ -46,7 +46,7 @@ class Measured:
 
 def test_what_is_active_is_shown() -> None:
     measured = Measured(A_ID)
-    asyncio.run(measured.operator.status())
+    asyncio.run(measured.swapper.status())
     assert measured.shown("active") == [A_ID]
     measured.swap(B_ID)
     assert measured.shown("active") == [B_ID]
@@ -54,7 +54,7 @@ def test_what_is_active_is_shown() -> None:
 
 def test_what_another_process_swapped_in_is_shown_no_longer() -> None:
     measured = Measured(A_ID)
-    asyncio.run(measured.operator.status())
+    asyncio.run(measured.swapper.status())
     measured.plain.active = B_ID
     measured.swap("none")
     assert measured.value("vllm_surgery_patch_info", B_ID, state="active") == 0
@@ -64,9 +64,9 @@ def test_what_another_process_swapped_in_is_shown_no_longer() -> None:
 def test_what_files_ask_for_is_shown() -> None:
     measured = Measured()
     for patch in (A_ID, B_ID):
-        measured.operator.show_desired(Reading("content", SETS[patch]))
+        measured.swapper.show_desired(Snapshot("content", SETS[patch]))
         assert measured.shown("desired") == [patch]
-    measured.operator.show_desired(Reading("content", None, "refused"))
+    measured.swapper.show_desired(Snapshot("content", None, "refused"))
     assert measured.shown("desired") == []
 
 

@@ -22,8 +22,8 @@ from vllm_surgery import (
 )
 from vllm_surgery.api import patch_set
 from vllm_surgery.engine.rpc_errors import failure_of
-from vllm_surgery.engine.swap.engines import at_once, named
-from vllm_surgery.engine.swap.transaction import Surgeon
+from vllm_surgery.engine.swap.engines import named, run_sync
+from vllm_surgery.engine.swap.transaction import SwapCoordinator
 
 NONE = PatchSet()
 FIRST = patch_set(Patch.from_data(patch_of({(0, 0): -1.0}, "first"), "first"))
@@ -124,7 +124,7 @@ class Engine:
 
 
 def swap(engine: Engine, patches: PatchSet, **options: Any) -> Any:
-    return at_once(Surgeon(engine).swap(patches, **options))
+    return run_sync(SwapCoordinator(engine).swap(patches, **options))
 
 
 def test_a_swap_goes_step_by_step() -> None:
@@ -224,10 +224,10 @@ def test_a_cancelled_swap_is_undone() -> None:
 
         engine.pause = pause
         with pytest.raises(asyncio.CancelledError):
-            await Surgeon(engine).swap(FIRST)
+            await SwapCoordinator(engine).swap(FIRST)
         return engine
 
-    engine = at_once(cancelled())
+    engine = run_sync(cancelled())
     assert engine.calls[-2:] == ["restore", "resume"]
 
 
@@ -241,7 +241,7 @@ def test_an_engine_that_sleeps_is_not_touched() -> None:
 
 
 def test_the_status_is_that_of_all_ranks() -> None:
-    status = at_once(Surgeon(Engine(Rank(holds=FIRST.id), Rank(holds=FIRST.id))).status())
+    status = run_sync(SwapCoordinator(Engine(Rank(holds=FIRST.id), Rank(holds=FIRST.id))).status())
     assert (status.active, status.ranks, status.epoch) == (FIRST.id, 2, 0)
     assert status.since == "2026-11-24T14:00:00.000+00:00"
     assert status.cannot_swap_reason is None
@@ -249,12 +249,12 @@ def test_the_status_is_that_of_all_ranks() -> None:
 
 def test_the_status_says_why_swaps_are_impossible() -> None:
     engine = Engine(Rank(), Rank(cannot_swap="the checkpoint is gone"))
-    assert at_once(Surgeon(engine).status()).cannot_swap_reason == "the checkpoint is gone"
+    assert run_sync(SwapCoordinator(engine).status()).cannot_swap_reason == "the checkpoint is gone"
 
 
 def test_ranks_that_disagree_are_an_error() -> None:
     with pytest.raises(EngineError, match=f"^rank 1 serves none, rank 0 serves {FIRST.id}$"):
-        at_once(Surgeon(Engine(Rank(holds=FIRST.id), Rank())).status())
+        run_sync(SwapCoordinator(Engine(Rank(holds=FIRST.id), Rank())).status())
 
 
 def test_every_engine_of_a_data_parallel_server_has_its_own_ranks() -> None:
@@ -264,4 +264,4 @@ def test_every_engine_of_a_data_parallel_server_has_its_own_ranks() -> None:
 
 def test_work_that_waits_is_refused_offline() -> None:
     with pytest.raises(RuntimeError, match="the coroutine waited for something"):
-        at_once(asyncio.sleep(0))
+        run_sync(asyncio.sleep(0))

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from vllm_surgery import EngineError
-from vllm_surgery.engine.model_parts import Part
+from vllm_surgery.engine.model_parts import ModulePart
 from vllm_surgery.engine.swap.verify_columns import MOST_COLUMNS, check_columns, check_parameter
 from vllm_surgery.engine.swap.writer import _write_columns, local_columns
 
@@ -35,8 +35,8 @@ def whole() -> torch.Tensor:
     return torch.randn(HIDDEN, WIDTH, generator=torch.Generator().manual_seed(1))
 
 
-def part(layer: nn.Module) -> Part:
-    return Part("layers.0.mlp.down_proj", layer, (NAME,))
+def part(layer: nn.Module) -> ModulePart:
+    return ModulePart("layers.0.mlp.down_proj", layer, (NAME,))
 
 
 def check(layer: nn.Module, wanted: torch.Tensor, columns: Any = range(WIDTH)) -> int:
@@ -82,7 +82,7 @@ def test_a_layer_that_can_not_be_asked_is_left_out() -> None:
 def test_a_parameter_is_compared_number_by_number() -> None:
     module = nn.Module()
     module.scale = nn.Parameter(torch.tensor([1.0, 2.0]))
-    scale = Part("layers.0.router", module, ("model.layers.0.router.per_expert_scale",), "scale")
+    scale = ModulePart("layers.0.router", module, ("model.layers.0.router.per_expert_scale",), "scale")
     assert check_parameter(scale, lambda name: torch.tensor([1.0, 2.0])) == 2
     with pytest.raises(EngineError, match=r"^layers\.0\.router\.scale doesn't hold what was written to it$"):
         check_parameter(scale, lambda name: torch.tensor([1.0, -2.0]))

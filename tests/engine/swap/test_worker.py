@@ -61,7 +61,7 @@ def worker(monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setattr(remote, "Swap", FakeSwap)
     vllm_worker = SimpleNamespace(get_model=lambda: None)
     active = Active(PatchSet(), Plan("none", (), 0))
-    surgery = WorkerSurgery(vllm_worker, active, writer=None, original=object(), cannot_swap=None)
+    surgery = WorkerSurgery(vllm_worker, active, writer=None, checkpoint=object(), cannot_swap=None)
     setattr(vllm_worker, STATE, surgery)
     return vllm_worker
 

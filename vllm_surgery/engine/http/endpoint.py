@@ -8,20 +8,20 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from vllm_surgery.client.protocol import ModelSummary
-from vllm_surgery.engine.follower import Follower
+from vllm_surgery.engine.file_watcher import FileWatcher
 from vllm_surgery.engine.http.access import Access
-from vllm_surgery.engine.http.routes import ACCESS, DOORS, answer_error, router
-from vllm_surgery.engine.http.service import Doors
+from vllm_surgery.engine.http.routes import ACCESS, SERVICE, answer_error, router
+from vllm_surgery.engine.http.service import SurgeryService
 from vllm_surgery.engine.metrics import process_metrics
 from vllm_surgery.engine.plugin import NAME
 from vllm_surgery.engine.server_config import logger, model_facts
 from vllm_surgery.engine.settings import Settings, disabled
 from vllm_surgery.engine.swap.engines import ServedEngine
-from vllm_surgery.engine.swap.metrics import MeasuredOperator
-from vllm_surgery.engine.swap.transaction import Surgeon
+from vllm_surgery.engine.swap.metrics import InstrumentedSwapper
+from vllm_surgery.engine.swap.transaction import SwapCoordinator
 from vllm_surgery.errors import SurgeryError
 from vllm_surgery.patch.folders import PatchLibrary, check_folder
-from vllm_surgery.patch.followed_files import DesiredFiles
+from vllm_surgery.patch.watched_files import WatchedFiles
 
 if TYPE_CHECKING:
     from argparse import Namespace
@@ -30,21 +30,21 @@ if TYPE_CHECKING:
     from fastapi import FastAPI
     from starlette.datastructures import State
 
-    from vllm_surgery.engine.swap.transaction import Operator
+    from vllm_surgery.engine.swap.transaction import Swapper
 
 
 class SurgeryEndpoint:
     """Entry point of the group ``vllm.endpoint_plugins``: the routes under ``/v1/surgery``.
 
     Args:
-        operate: makes what carries swaps out, given vLLM's engine client.
+        make_swapper: makes what carries swaps out, given vLLM's engine client.
     """
 
     name = NAME
     required_tasks = None  # Every kind of model can be edited.
 
-    def __init__(self, operate: Callable[[Any], Operator] | None = None) -> None:
-        self._operate = operate or _surgeon
+    def __init__(self, make_swapper: Callable[[Any], Swapper] | None = None) -> None:
+        self._make_swapper = make_swapper or _coordinator
         self._following: asyncio.Task[None] | None = None
 
     def attach_router(self, app: FastAPI) -> None:
@@ -67,31 +67,31 @@ class SurgeryEndpoint:
         config = engine_client.vllm_config
         settings = Settings.of(config.additional_config)
         summary = _summary(config, args)
-        operator = MeasuredOperator(self._operate(engine_client), process_metrics(), summary.name)
+        swapper = InstrumentedSwapper(self._make_swapper(engine_client), process_metrics(), summary.name)
         with suppress(SurgeryError):  # For `/metrics`. What is wrong is told to whoever asks for the state.
-            await operator.status()
+            await swapper.status()
         paths = settings.watched_files()
-        files = DesiredFiles(paths) if paths else None
-        follower = Follower(files, operator, logger) if files and _is_first(engine_client) else None
-        doors = Doors(
-            operator,
+        files = WatchedFiles(paths) if paths else None
+        watcher = FileWatcher(files, swapper, logger) if files and _is_first(engine_client) else None
+        service = SurgeryService(
+            swapper,
             PatchLibrary([check_folder(folder) for folder in settings.patch_dirs]),
             summary,
             inline=settings.allow_inline,
             files=files,
-            follower=follower,
+            watcher=watcher,
         )
         setattr(state, ACCESS, Access.of(args, remote=settings.allow_remote_swaps))
-        setattr(state, DOORS, doors)
-        if follower:
-            follower.on_reading = operator.show_desired
-            self._following = asyncio.create_task(follower.run(), name="vllm-surgery follows files")
+        setattr(state, SERVICE, service)
+        if watcher:
+            watcher.on_snapshot = swapper.show_desired
+            self._following = asyncio.create_task(watcher.run(), name="vllm-surgery follows files")
             self._following.add_done_callback(_report_end)
             logger.info("vllm-surgery: following %s", ", ".join(paths))
 
 
-def _surgeon(engine_client: Any) -> Surgeon:
-    return Surgeon(ServedEngine(engine_client))
+def _coordinator(engine_client: Any) -> SwapCoordinator:
+    return SwapCoordinator(ServedEngine(engine_client))
 
 
 def _is_first(engine_client: Any) -> bool:

@@ -44,9 +44,9 @@ from vllm_surgery.errors import (
 if TYPE_CHECKING:
     from starlette.datastructures import State
 
-    from vllm_surgery.engine.http.service import Doors
+    from vllm_surgery.engine.http.service import SurgeryService
 
-DOORS, ACCESS = "vllm_surgery_doors", "vllm_surgery_access"
+SERVICE, ACCESS = "vllm_surgery_service", "vllm_surgery_access"
 """Attributes of the web application's state."""
 
 STATUS: dict[type[SurgeryError], int] = {
@@ -121,13 +121,13 @@ router = APIRouter(tags=["vllm-surgery"])
 @router.get(STATE_PATH, summary="What is served", responses=_ENGINE_ERRORS)
 async def get_state(request: Request) -> ServerState:
     """The active patches, what the followed files ask for, and whether patches can be swapped."""
-    return await _doors(request).state()
+    return await _service(request).state()
 
 
 @router.get(PATCHES_PATH, summary="Patches by name", responses=_ENGINE_ERRORS)
 async def get_patches(request: Request) -> PatchListing:
     """What lies in the server's patch folders. A broken file is listed with its error."""
-    return await _doors(request).listing()
+    return await _service(request).listing()
 
 
 @router.put(STATE_PATH, summary="Swap patches", responses=_SWAP_ERRORS, openapi_extra=_SWAP_BODY)
@@ -139,12 +139,12 @@ async def put_state(request: Request) -> SwapReport:
     access: Access = getattr(request.app.state, ACCESS)
     access.check(_caller(request))
     check_type(request.headers.get("content-type", ""))
-    doors = _doors(request)
+    service = _service(request)
     try:
         body = await read_body(request.stream())
     except ClientDisconnect:
         raise MalformedError("the connection ended in the middle of the body") from None
-    return await doors.swap(parse_request(body))
+    return await service.swap(parse_request(body))
 
 
 @router.get(PAGE_PATH, include_in_schema=False)
@@ -160,12 +160,12 @@ async def answer_error(_request: Request, error: Exception) -> JSONResponse:
     return JSONResponse(ErrorAnswer(error=detail).model_dump(), code)
 
 
-def _doors(request: Request) -> Doors:
+def _service(request: Request) -> SurgeryService:
     state: State = request.app.state
-    doors: Doors | None = getattr(state, DOORS, None)
-    if doors is None:
+    service: SurgeryService | None = getattr(state, SERVICE, None)
+    if service is None:
         raise CannotSwapError("this server has no engine to operate on")
-    return doors
+    return service
 
 
 def _caller(request: Request) -> Caller:

@@ -18,31 +18,31 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from vllm_surgery.client.protocol import ModelSummary, SwapReport, SwapRequest
-    from vllm_surgery.engine.follower import Follower
-    from vllm_surgery.engine.swap.transaction import Operator
+    from vllm_surgery.engine.file_watcher import FileWatcher
+    from vllm_surgery.engine.swap.transaction import Swapper
     from vllm_surgery.patch.folders import PatchLibrary
-    from vllm_surgery.patch.followed_files import DesiredFiles
+    from vllm_surgery.patch.watched_files import WatchedFiles
 
 
 @dataclass
-class Doors:
+class SurgeryService:
     """The state of one API server's process: everything that its routes need.
 
     Attributes:
-        operator: carries swaps out.
+        swapper: carries swaps out.
         library: the patches that go by a name.
         model: what is served.
         inline: whether callers may send patches themselves.
         files: the files that are followed; None where none are.
-        follower: what follows them; None in every process but one.
+        watcher: what follows them; None in every process but one.
     """
 
-    operator: Operator
+    swapper: Swapper
     library: PatchLibrary
     model: ModelSummary
     inline: bool = True
-    files: DesiredFiles | None = None
-    follower: Follower | None = None
+    files: WatchedFiles | None = None
+    watcher: FileWatcher | None = None
     _swaps: set[asyncio.Task[SwapReport]] = field(default_factory=set, init=False)
 
     async def state(self) -> ServerState:
@@ -51,7 +51,7 @@ class Doors:
         Raises:
             EngineError: the engine's workers don't tell, or don't agree.
         """
-        status = await self.operator.status()
+        status = await self.swapper.status()
         return ServerState(
             active=status.active,
             patches=list(status.patches),
@@ -80,7 +80,7 @@ class Doors:
             SurgeryError: it is refused or failed; the type says which.
         """
         patches = await asyncio.to_thread(self._resolve, request.patches)
-        swap = self.operator.swap(patches, mode=request.mode, if_epoch=request.if_epoch)
+        swap = self.swapper.swap(patches, mode=request.mode, if_epoch=request.if_epoch)
         task: asyncio.Task[SwapReport] = asyncio.create_task(self._logged(swap, patches))
         self._swaps.add(task)
         task.add_done_callback(self._forget)
@@ -102,9 +102,9 @@ class Doors:
     async def _desired(self, active: str) -> Desired:
         if self.files is None:
             return Desired(id=active)
-        reading = await asyncio.to_thread(self.files.read)
-        failure = self.follower.error_of(reading) if self.follower else None
-        return Desired(id=reading.id, error=reading.error or failure)
+        snapshot = await asyncio.to_thread(self.files.read)
+        failure = self.watcher.error_of(snapshot) if self.watcher else None
+        return Desired(id=snapshot.id, error=snapshot.error or failure)
 
     def _resolve(self, wanted: Sequence[str | dict[str, Any]]) -> PatchSet:
         return PatchSet(tuple(self._resolve_one(number, item) for number, item in enumerate(wanted)))

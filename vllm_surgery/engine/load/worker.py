@@ -10,8 +10,8 @@ from vllm_surgery.engine.load.weight_stream import SurgicalLoad
 from vllm_surgery.engine.requests.worker import install_slots
 from vllm_surgery.engine.server_config import logger, model_facts, weight_patches
 from vllm_surgery.engine.settings import Settings
-from vllm_surgery.engine.swap.original import Original, local_folder
 from vllm_surgery.engine.swap.rank import Active
+from vllm_surgery.engine.swap.source_checkpoint import SourceCheckpoint, local_folder
 from vllm_surgery.engine.swap.support import why_not
 from vllm_surgery.engine.swap.worker import STATE, WorkerSurgery
 from vllm_surgery.engine.swap.writer import Writer
@@ -69,18 +69,18 @@ def _surgery(worker: Any, target: _Target, patches: PatchSet) -> WorkerSurgery:
     writer = Writer(model, model.load_weights if hook is None else hook.original, config)
     everywhere = Settings.of(config.additional_config).mask_buffers
     writer.masks.install(active.plan.engine_masks(), everywhere=everywhere)
-    original, reason = _original(config, streamed)
-    surgery = WorkerSurgery(worker, active, writer, original, reason, 0.0 if load is None else load.seconds)
+    checkpoint, reason = _source_checkpoint(config, streamed)
+    surgery = WorkerSurgery(worker, active, writer, checkpoint, reason, 0.0 if load is None else load.seconds)
     if hook is not None:
         hook.surgery = surgery
     return surgery
 
 
-def _original(vllm_config: Any, streamed: bool) -> tuple[Original | None, str | None]:
+def _source_checkpoint(vllm_config: Any, streamed: bool) -> tuple[SourceCheckpoint | None, str | None]:
     """The checkpoint, or why swaps are impossible."""
     try:
         reason = why_not(vllm_config, streamed)
-        return (Original(local_folder(vllm_config)), None) if reason is None else (None, reason)
+        return (SourceCheckpoint(local_folder(vllm_config)), None) if reason is None else (None, reason)
     except SurgeryError as error:
         return None, str(error)
     except Exception as error:  # A server that can't swap still serves, whatever this vLLM did to us.

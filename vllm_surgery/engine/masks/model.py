@@ -14,7 +14,7 @@ from vllm_surgery.errors import CannotSwapError, EngineError
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from vllm_surgery.engine.model_parts import Part
+    from vllm_surgery.engine.model_parts import ModulePart
     from vllm_surgery.planning.planner import LayerMask
 
 _GATE_BIAS = "bias"
@@ -77,7 +77,7 @@ class RouterMasks:
         keep = {*here} if here and compiles(self._config) else self._keep
         return MaskSwap(changed, changes, frozenset(keep))
 
-    def check_bias(self, mask: LayerMask, part: Part) -> None:
+    def check_bias(self, mask: LayerMask, part: ModulePart) -> None:
         """Sees that a router doesn't choose the experts that are masked by its own bias.
 
         Args:

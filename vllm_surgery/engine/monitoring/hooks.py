@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The hooks that let `Watching` see every token of an engine."""
+"""The hooks that let `LoopMonitor` see every token of an engine."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from vllm_surgery.errors import EngineError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from vllm_surgery.engine.monitoring.monitor import Watching
+    from vllm_surgery.engine.monitoring.monitor import LoopMonitor
 
-_WATCHING = "_vllm_surgery_watching"
-"""Where an `OutputProcessor` that is watched has its `Watching`."""
+_MONITOR = "_vllm_surgery_monitor"
+"""Where an `OutputProcessor` that is watched has its `LoopMonitor`."""
 
 
 def install_watching() -> None:
@@ -70,20 +70,20 @@ def process_outputs_hook(original: Callable[..., Any]) -> Callable[..., Any]:
         weight_version: str | None = None,
         **more: Any,
     ) -> Any:
-        watching: Watching | None = getattr(self, _WATCHING, None)
+        monitor: LoopMonitor | None = getattr(self, _MONITOR, None)
         # Before, since states of finished requests are gone afterwards; outputs without one are of aborted requests.
         states = self.request_states
         taken = [
             (output, states[output.request_id])
-            for output in (engine_core_outputs if watching is not None else ())
+            for output in (engine_core_outputs if monitor is not None else ())
             if output.request_id in states
         ]
         if told:
             more["weight_version"] = weight_version
         result = original(self, engine_core_outputs, engine_core_timestamp, iteration_stats, **more)
-        if watching is not None and taken:
+        if monitor is not None and taken:
             # Afterwards, since by then tokens past a stop string are cut off.
-            watching.step(taken, states, weight_version if told else noted_version())
+            monitor.step(taken, states, weight_version if told else noted_version())
         return result
 
     return process_outputs
@@ -93,12 +93,12 @@ def abort_requests_hook(original: Callable[..., Any]) -> Callable[..., Any]:
     """Around `OutputProcessor.abort_requests`, which calls itself for the children of a parent request."""
 
     def abort_requests(self: Any, *args: Any, **kwargs: Any) -> Any:
-        watching: Watching | None = getattr(self, _WATCHING, None)
-        if watching is None:
+        monitor: LoopMonitor | None = getattr(self, _MONITOR, None)
+        if monitor is None:
             return original(self, *args, **kwargs)
         before = dict(self.request_states)
         aborted = original(self, *args, **kwargs)
-        watching.aborted([before[request] for request in aborted if request in before])
+        monitor.aborted([before[request] for request in aborted if request in before])
         return aborted
 
     return abort_requests
@@ -121,7 +121,7 @@ def _get_ready(vllm_config: Any) -> None:
 def _watch(output_processor: Any, vllm_config: Any) -> None:
     settings = Settings.of(vllm_config.additional_config)
     if settings.detect_loops and _knows_patches(vllm_config):
-        setattr(output_processor, _WATCHING, _watching(output_processor.tokenizer, vllm_config, settings))
+        setattr(output_processor, _MONITOR, _loop_monitor(output_processor.tokenizer, vllm_config, settings))
 
 
 def _knows_patches(vllm_config: Any) -> bool:
@@ -133,17 +133,17 @@ def _knows_patches(vllm_config: Any) -> bool:
     return False
 
 
-def _watching(tokenizer: Any, vllm_config: Any, settings: Settings) -> Watching:
+def _loop_monitor(tokenizer: Any, vllm_config: Any, settings: Settings) -> LoopMonitor:
     # Only here: these load Numba, for which workers have no use.
     from vllm_surgery.engine.metrics import process_metrics
     from vllm_surgery.engine.monitoring.detectors import Detectors
     from vllm_surgery.engine.monitoring.log import LoopLog
     from vllm_surgery.engine.monitoring.metrics import LoopMetrics
-    from vllm_surgery.engine.monitoring.monitor import Watching
+    from vllm_surgery.engine.monitoring.monitor import LoopMonitor
 
     let_vllm_look_through_llvmlite()
     detectors = Detectors(tokenizer)
-    return Watching(
+    return LoopMonitor(
         LoopMetrics(process_metrics(), vllm_config.model_config.served_model_name),
         detectors.new,
         LoopLog(detectors.text if settings.log_text else None),

@@ -27,11 +27,11 @@ _WATCH = "_vllm_surgery_watch"
 """Where a request's `RequestWatch` lies on its state; None there once its answer has been counted."""
 
 
-def _harmless(act: Callable[..., None]) -> Callable[..., None]:
+def never_raises(act: Callable[..., None]) -> Callable[..., None]:
     """A method that never raises: should it fail, watching ends and serving goes on."""
 
     @functools.wraps(act)
-    def guarded(self: Watching, *args: Any) -> None:
+    def guarded(self: LoopMonitor, *args: Any) -> None:
         if self.on:
             try:
                 act(self, *args)
@@ -42,7 +42,7 @@ def _harmless(act: Callable[..., None]) -> Callable[..., None]:
     return guarded
 
 
-class Watching:
+class LoopMonitor:
     """Watches the requests of one engine. None of its methods raises.
 
     Args:
@@ -61,7 +61,7 @@ class Watching:
         self.on = True
         metrics.open(patch)
 
-    @_harmless
+    @never_raises
     def step(self, taken: Sequence[tuple[Any, Any]], unfinished: Mapping[str, Any], weight_version: str | None) -> None:
         """Takes what the engine has put out.
 
@@ -87,7 +87,7 @@ class Watching:
                 self._finish(watch, state, "stop")
         self._metrics.spent(self._patch, tokens, perf_counter() - started)
 
-    @_harmless
+    @never_raises
     def aborted(self, states: Iterable[Any]) -> None:
         """Takes the states of requests that vLLM has given up, some of which may be counted already."""
         started = perf_counter()

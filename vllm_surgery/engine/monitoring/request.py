@@ -30,19 +30,21 @@ class Detector(Protocol):
         """All loops, now that the answer has ended."""
 
 
-class _Blind:
+class NullDetector:
     """A detector that sees nothing, in the place of one that failed."""
 
     looping: Collection[Kind] = frozenset()
 
     def feed(self, token_ids: Sequence[int], /) -> Sequence[Loop]:
+        """Finds nothing."""
         return ()
 
     def finish(self) -> Sequence[Loop]:
+        """Has found nothing."""
         return ()
 
 
-_BLIND = _Blind()
+_NULL_DETECTOR = NullDetector()
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,7 @@ class RequestWatch:
     __slots__ = ("_detector", "_spans", "looping", "patch", "tokens")
 
     def __init__(self, detector: Detector | None, patch: str) -> None:
-        self._detector = detector or _BLIND
+        self._detector = detector or _NULL_DETECTOR
         self._spans = [(0, patch)]
         self.patch = patch
         self.tokens = 0
@@ -100,7 +102,7 @@ class RequestWatch:
 
     def blind(self) -> None:
         """Goes on without the detector: tokens are counted, loops are not, not even those already found."""
-        self._detector = _BLIND
+        self._detector = _NULL_DETECTOR
         self.looping = {}
 
     def finish(self, finish_reason: str) -> Answer:

@@ -10,7 +10,7 @@ from vllm_surgery.engine.requests.engines import OfflineLedgers
 from vllm_surgery.engine.requests.leader import SlotLeader, SlotState
 from vllm_surgery.engine.requests.ledger import Change
 from vllm_surgery.engine.requests.planning import SlotPlanner
-from vllm_surgery.engine.swap.engines import at_once
+from vllm_surgery.engine.swap.engines import run_sync
 from vllm_surgery.errors import CannotSwapError
 
 if TYPE_CHECKING:
@@ -45,4 +45,4 @@ def change_slots(
     planner = SlotPlanner(llm.llm_engine.vllm_config)
     shares = {default: 1.0} if isinstance(default, str) else default
     change = Change(tuple(planner.fill(patches) for patches in fill), tuple(free), shares)
-    return at_once(SlotLeader(OfflineLedgers(llm), board).change(change)).state
+    return run_sync(SlotLeader(OfflineLedgers(llm), board).change(change)).state

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The two kinds of engine that vLLM has, as a `vllm_surgery.engine.swap.transaction.Surgeon` sees them."""
+"""The two kinds of engine that vLLM has, as a `vllm_surgery.engine.swap.transaction.SwapCoordinator` sees them."""
 
 from __future__ import annotations
 
@@ -138,7 +138,7 @@ def named(engines: Sequence[Sequence[dict[str, Any]]]) -> Answers:
     ]
 
 
-def at_once(work: Coroutine[Any, Any, Result]) -> Result:
+def run_sync(work: Coroutine[Any, Any, Result]) -> Result:
     """What a coroutine gives that never waits for anything, as with `OfflineEngine`. Needs no event loop.
 
     It works inside a running loop too, such as a notebook's, where `asyncio.run` is refused.

@@ -13,9 +13,9 @@ from vllm_surgery.errors import CannotSwapError, ConflictError, MixedWeightsErro
 if TYPE_CHECKING:
     from vllm_surgery.client.protocol import SwapMode, SwapReport
     from vllm_surgery.engine.metrics import Metrics
-    from vllm_surgery.engine.swap.transaction import Operator, SurgeonStatus
-    from vllm_surgery.patch.followed_files import Reading
+    from vllm_surgery.engine.swap.transaction import ServedStatus, Swapper
     from vllm_surgery.patch.patch_set import PatchSet
+    from vllm_surgery.patch.watched_files import Snapshot
 
 # From a dense module of a tiny model, in a millisecond, to staging hundreds of experts from a cold disk.
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
@@ -53,29 +53,29 @@ _RESULTS: dict[type[Exception], str] = {
 RESULTS = (_DONE, _UNCHANGED, *_RESULTS.values())
 
 
-class MeasuredOperator:
-    """Does what `operator` does, and shows it on ``/metrics``.
+class InstrumentedSwapper:
+    """Does what `swapper` does, and shows it on ``/metrics``.
 
     Args:
-        operator: carries swaps out.
+        swapper: carries swaps out.
         metrics: where they are shown.
         model_name: as vLLM's own metrics name it.
     """
 
-    def __init__(self, operator: Operator, metrics: Metrics, model_name: str) -> None:
-        self._operator, self._metrics, self._model_name = operator, metrics, model_name
+    def __init__(self, swapper: Swapper, metrics: Metrics, model_name: str) -> None:
+        self._swapper, self._metrics, self._model_name = swapper, metrics, model_name
         self._shown: dict[str, str] = {}
 
-    async def status(self) -> SurgeonStatus:
-        """See `Operator`."""
-        status = await self._operator.status()
+    async def status(self) -> ServedStatus:
+        """See `Swapper`."""
+        status = await self._swapper.status()
         self._show("active", status.active)
         return status
 
     async def swap(self, patches: PatchSet, *, mode: SwapMode = "keep", if_epoch: int | None = None) -> SwapReport:
-        """See `Operator`."""
+        """See `Swapper`."""
         try:
-            report = await self._operator.swap(patches, mode=mode, if_epoch=if_epoch)
+            report = await self._swapper.swap(patches, mode=mode, if_epoch=if_epoch)
         except Exception as error:
             self._count(patches.id, next(_RESULTS[kind] for kind in type(error).__mro__ if kind in _RESULTS))
             raise
@@ -88,9 +88,9 @@ class MeasuredOperator:
                 self._metrics.series(SECONDS, self._model_name, report.id, phase).observe(seconds)
         return report
 
-    def show_desired(self, reading: Reading) -> None:
+    def show_desired(self, snapshot: Snapshot) -> None:
         """What followed files ask for; nothing where they are refused."""
-        self._show("desired", reading.id)
+        self._show("desired", snapshot.id)
 
     def _count(self, patch: str, result: str) -> None:
         self._metrics.series(SWAPS, self._model_name, patch, result).inc()

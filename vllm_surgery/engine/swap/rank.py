@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from vllm_surgery.engine.masks.model import label
 from vllm_surgery.engine.model_parts import parts_of
 from vllm_surgery.engine.swap.verify_columns import check_columns, check_parameter
-from vllm_surgery.engine.swap.verify_experts import Questioned, expert_gains
+from vllm_surgery.engine.swap.verify_experts import ExpertProbe, expert_gains
 from vllm_surgery.engine.swap.writer import NotWrittenError
 from vllm_surgery.errors import EngineError
 from vllm_surgery.planning.check import review
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
     import torch
 
-    from vllm_surgery.engine.model_parts import Part
-    from vllm_surgery.engine.swap.original import Original
+    from vllm_surgery.engine.model_parts import ModulePart
+    from vllm_surgery.engine.swap.source_checkpoint import SourceCheckpoint
     from vllm_surgery.engine.swap.writer import Writer
     from vllm_surgery.patch.patch_set import PatchSet
     from vllm_surgery.patch.units import Gain
@@ -62,7 +62,7 @@ class Swap:
     Args:
         active: what the model holds.
         patches: what it is to hold.
-        original: the checkpoint.
+        checkpoint: the files.
         model: the served model.
         writer: into it.
 
@@ -71,20 +71,22 @@ class Swap:
         CannotSwapError: the checkpoint changed, or it can't be told where in memory a tensor went.
     """
 
-    def __init__(self, active: Active, patches: PatchSet, original: Original, model: Any, writer: Writer) -> None:
-        original.check_unchanged()
+    def __init__(
+        self, active: Active, patches: PatchSet, checkpoint: SourceCheckpoint, model: Any, writer: Writer
+    ) -> None:
+        checkpoint.check_unchanged()
         self.old = active
         self._writer = writer
-        self.new = Active(patches, review(patches, original.folder), active.epoch + 1)
-        self._before, self._after = (_Tensors(original, patched.plan) for patched in (self.old, self.new))
+        self.new = Active(patches, review(patches, checkpoint.folder), active.epoch + 1)
+        self._before, self._after = (_Tensors(checkpoint, patched.plan) for patched in (self.old, self.new))
         before, after = self._before.edits, self._after.edits
         tensors = sorted(name for name in {*before, *after} if before.get(name) != after.get(name))
-        self.parts = parts_of(model, tensors, original.names)
+        self.parts = parts_of(model, tensors, checkpoint.names)
         self._masks = writer.masks.stage(self.old.plan.engine_masks(), self.new.plan.engine_masks())
         self.changed = [*tensors, *map(label, self._masks.changed)]
         self._columns = {name: _columns(before.get(name), after.get(name)) for name in tensors}
-        self._questioned: dict[Part, Questioned] = {}
-        self._touched: list[Part] = []
+        self._probes: dict[ModulePart, ExpertProbe] = {}
+        self._touched: list[ModulePart] = []
         self._after.hold_ready(name for part in self.parts for name in part.tensors)
 
     @property
@@ -103,7 +105,7 @@ class Swap:
         Raises:
             EngineError: a part couldn't be written. Others may have been.
         """
-        self._questioned = {part: self._question(part) for part in self.parts if part.holds_experts}
+        self._probes = {part: self._probe(part) for part in self.parts if part.holds_experts}
         self._write(self.parts, self._after)
         self._masks.write()
 
@@ -114,8 +116,7 @@ class Swap:
             EngineError: the model doesn't hold what was written.
         """
         checked = sum(
-            self._questioned[part].check() if part.holds_experts else self._check(part, self._after)
-            for part in self.parts
+            self._probes[part].check() if part.holds_experts else self._check(part, self._after) for part in self.parts
         )
         self._check_router_biases()
         return checked + self._masks.verify()
@@ -136,14 +137,14 @@ class Swap:
         for part in touched:
             if not part.holds_experts:
                 self._check(part, self._before)
-            elif part in self._questioned:
-                self._questioned[part].check_unchanged()
+            elif part in self._probes:
+                self._probes[part].check_unchanged()
 
-    def _question(self, part: Part) -> Questioned:
+    def _probe(self, part: ModulePart) -> ExpertProbe:
         before, after = (expert_gains(part.tensors, tensors.edits) for tensors in (self._before, self._after))
-        return Questioned(part, before, after, self._writer.vllm_config)
+        return ExpertProbe(part, before, after, self._writer.vllm_config)
 
-    def _write(self, parts: Iterable[Part], tensors: _Tensors) -> None:
+    def _write(self, parts: Iterable[ModulePart], tensors: _Tensors) -> None:
         for part in parts:
             self._touched.append(part)
             try:
@@ -152,7 +153,7 @@ class Swap:
                 self._touched.remove(part)
                 raise
 
-    def _check(self, part: Part, tensors: _Tensors) -> int:
+    def _check(self, part: ModulePart, tensors: _Tensors) -> int:
         if part.parameter is not None:
             return check_parameter(part, tensors)
         columns = self._columns_of(part)
@@ -164,7 +165,7 @@ class Swap:
             if part.parameter is not None and (mask := masks.get(part.tensors[0])):
                 self._writer.masks.check_bias(mask, part)
 
-    def _columns_of(self, part: Part) -> tuple[int, ...] | None:
+    def _columns_of(self, part: ModulePart) -> tuple[int, ...] | None:
         """The columns that differ, where the part is fed by one tensor of which columns are edited."""
         touched = [name for name in part.tensors if name in self._columns]
         return self._columns[touched[0]] if len(touched) == 1 else None
@@ -174,19 +175,19 @@ class _Tensors:
     """The checkpoint's tensors, each with its edit.
 
     Args:
-        original: the checkpoint.
+        checkpoint: the files.
         plan: the edits.
     """
 
-    def __init__(self, original: Original, plan: Plan) -> None:
-        self._original = original
+    def __init__(self, checkpoint: SourceCheckpoint, plan: Plan) -> None:
+        self._checkpoint = checkpoint
         self.edits = {edit.tensor: edit for edit in plan.edits}
         self._ready: dict[str, torch.Tensor] = {}
 
     def __call__(self, name: str) -> torch.Tensor:
         if name in self._ready:
             return self._ready[name]
-        tensor = self._original.tensor(name)
+        tensor = self._checkpoint.tensor(name)
         edit = self.edits.get(name)
         return tensor if edit is None else apply_edit(tensor, edit)
 
@@ -194,7 +195,7 @@ class _Tensors:
         """Makes tensors now, as many of the first ones as there is room for."""
         size = 0
         for name in names:
-            size += self._original.folder.stored[name].size
+            size += self._checkpoint.folder.stored[name].size
             if size > READY_BYTES:
                 return
             self._ready[name] = self(name)

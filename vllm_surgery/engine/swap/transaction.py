@@ -64,7 +64,7 @@ class Engine(Protocol):
 
 
 @dataclass(frozen=True)
-class SurgeonStatus:
+class ServedStatus:
     """What an engine serves.
 
     Attributes:
@@ -88,13 +88,13 @@ class SurgeonStatus:
     cannot_swap_reason: str | None
 
 
-class Surgeon:
+class SwapCoordinator:
     """Swaps patches on one engine. Any number of surgeons may lead the same engine; it lets one go at a time."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
 
-    async def status(self) -> SurgeonStatus:
+    async def status(self) -> ServedStatus:
         """What is served now.
 
         Raises:
@@ -108,7 +108,7 @@ class Surgeon:
             if (report["id"], report["epoch"]) != (first["id"], first["epoch"]):
                 raise EngineError(f"{other} serves {report['id']}, {name} serves {first['id']}")
         reasons = [report["cannot_swap"] for _, report in ranks if report["cannot_swap"]]
-        return SurgeonStatus(
+        return ServedStatus(
             active=first["id"],
             patches=tuple(PatchName(name=patch, id=patch_id) for patch, patch_id in first["patches"]),
             since=datetime.fromtimestamp(first["since"], UTC).isoformat(timespec="milliseconds"),
@@ -134,10 +134,10 @@ class Surgeon:
             SwapFailedError: a rank failed; all ranks hold what they held before.
             MixedWeightsError: a rank failed, and not all could be restored; the engine was stopped.
         """
-        return await _Transaction(self._engine, patches, mode).run(if_epoch)
+        return await SwapTransaction(self._engine, patches, mode).run(if_epoch)
 
 
-class _Transaction:
+class SwapTransaction:
     """One swap, from its first step to its end."""
 
     def __init__(self, engine: Engine, patches: PatchSet, mode: SwapMode) -> None:
@@ -147,6 +147,7 @@ class _Transaction:
         self._held = 0.0
 
     async def run(self, if_epoch: int | None) -> SwapReport:
+        """Carries the swap out; see `SwapCoordinator.swap`."""
         started = time.perf_counter()
         staged = await self._stage(if_epoch)
         previous, epoch = str(staged[0]["previous"]), int(staged[0]["epoch"])
@@ -271,10 +272,10 @@ def _reason(error: BaseException) -> str:
     return str(error) if isinstance(error, SurgeryError) else one_line(f"{type(error).__name__}: {error}")
 
 
-class Operator(Protocol):
-    """`vllm_surgery.engine.swap.transaction.Surgeon`, as far as it is asked here."""
+class Swapper(Protocol):
+    """`vllm_surgery.engine.swap.transaction.SwapCoordinator`, as far as it is asked here."""
 
-    async def status(self) -> SurgeonStatus:
+    async def status(self) -> ServedStatus:
         """What is served now."""
 
     async def swap(self, patches: PatchSet, *, mode: SwapMode = "keep", if_epoch: int | None = None) -> SwapReport:

@@ -16,7 +16,7 @@ from vllm_surgery.errors import EngineError
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from vllm_surgery.engine.model_parts import Part
+    from vllm_surgery.engine.model_parts import ModulePart
 
 MOST_COLUMNS = 64
 """Columns read back from one layer: all of them for every edit but the largest, which are checked by samples."""
@@ -26,7 +26,7 @@ TOLERANCE = 2.0**-7
 sign, a zero or another neuron's column is never so close."""
 
 
-def check_columns(part: Part, tensor_of: Callable[[str], torch.Tensor], columns: Sequence[int]) -> int:
+def check_columns(part: ModulePart, tensor_of: Callable[[str], torch.Tensor], columns: Sequence[int]) -> int:
     """Compares what a linear layer computes with what its checkpoint tensor says.
 
     Args:
@@ -58,7 +58,7 @@ def check_columns(part: Part, tensor_of: Callable[[str], torch.Tensor], columns:
     return len(sample)
 
 
-def check_parameter(part: Part, tensor_of: Callable[[str], torch.Tensor]) -> int:
+def check_parameter(part: ModulePart, tensor_of: Callable[[str], torch.Tensor]) -> int:
     """Compares a parameter that is used as it is stored with its checkpoint tensor.
 
     Returns:

@@ -19,7 +19,7 @@ from vllm_surgery.patch.units import MASK
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from vllm_surgery.engine.model_parts import Part
+    from vllm_surgery.engine.model_parts import ModulePart
     from vllm_surgery.planning.planner import TensorEdit
 
 MOST_EXPERTS = 8
@@ -30,7 +30,7 @@ TOLERANCE = 2.0**-5
 zero or another expert's answer is never so close."""
 
 
-class Questioned:
+class ExpertProbe:
     """What a layer's experts answered before they were written.
 
     Args:
@@ -40,7 +40,9 @@ class Questioned:
         vllm_config: of the server.
     """
 
-    def __init__(self, part: Part, before: Mapping[int, float], after: Mapping[int, float], vllm_config: Any) -> None:
+    def __init__(
+        self, part: ModulePart, before: Mapping[int, float], after: Mapping[int, float], vllm_config: Any
+    ) -> None:
         self._part, self._before, self._after = part, before, after
         self._answers: dict[int, torch.Tensor] = {}
         if not _may_be_asked(vllm_config):
@@ -50,7 +52,7 @@ class Questioned:
         others = [index for index in range(count) if index not in set(changed)]
         asked = [*_sample(changed), *_sample(others)]
         try:
-            self._answers = {index: _ask(part.module, index) for index in asked}
+            self._answers = {index: _probe(part.module, index) for index in asked}
         except Exception as error:  # Nothing is written yet, and a backend that can't be asked can still be swapped.
             logger.warning("vllm-surgery: %s can't be asked, so it isn't verified: %s", part.path, error)
 
@@ -62,7 +64,7 @@ class Questioned:
         """
         for index, old in self._answers.items():
             gains = self._before.get(index, 1.0), self._after.get(index, 1.0)
-            if not _follows(old, _ask(self._part.module, index), *gains):
+            if not _follows(old, _probe(self._part.module, index), *gains):
                 raise EngineError(f"{self._part.path}: expert {index} doesn't answer as its weights say")
         return len(self._answers)
 
@@ -73,7 +75,7 @@ class Questioned:
             EngineError: one doesn't.
         """
         for index, old in self._answers.items():
-            if not torch.equal(old, _ask(self._part.module, index)):
+            if not torch.equal(old, _probe(self._part.module, index)):
                 raise EngineError(f"{self._part.path}: expert {index} doesn't answer as it did before")
 
 
@@ -98,7 +100,7 @@ def _sample(indices: list[int]) -> list[int]:
     return indices[:: -(-len(indices) // MOST_EXPERTS) or 1]
 
 
-def _ask(module: Any, index: int) -> torch.Tensor:
+def _probe(module: Any, index: int) -> torch.Tensor:
     """What one expert answers to a fixed input, ``[hidden]``; zeros on a rank that doesn't hold it."""
     device = module.w13_weight.device
     generator = torch.Generator().manual_seed(index)

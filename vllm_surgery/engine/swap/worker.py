@@ -26,7 +26,7 @@ from vllm_surgery.patch.patch_set import PatchSet
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from vllm_surgery.engine.swap.original import Original
+    from vllm_surgery.engine.swap.source_checkpoint import SourceCheckpoint
     from vllm_surgery.engine.swap.writer import Writer
 
 STATE = "_vllm_surgery"
@@ -58,7 +58,7 @@ class WorkerSurgery:
         worker: vLLM's worker.
         active: what the model holds.
         writer: into it.
-        original: its checkpoint; None where it can't be read again.
+        checkpoint: its files; None where it can't be read again.
         cannot_swap: why patches can't be swapped, or None.
         seconds: what applying the first patches took of the load.
     """
@@ -66,7 +66,7 @@ class WorkerSurgery:
     worker: Any
     active: Active
     writer: Writer
-    original: Original | None
+    checkpoint: SourceCheckpoint | None
     cannot_swap: str | None
     seconds: float = 0.0
     _staging: Staging | None = None
@@ -97,11 +97,11 @@ class WorkerSurgery:
             raise ConflictError("another swap is running")
         if if_epoch is not None and if_epoch != self.active.epoch:
             raise ConflictError(f"the epoch is {self.active.epoch}, not {if_epoch}: patches were swapped in between")
-        if self.cannot_swap is not None or self.original is None:
+        if self.cannot_swap is not None or self.checkpoint is None:
             raise CannotSwapError(self.cannot_swap or "the checkpoint can't be read again")
-        wanted, original = PatchSet.from_data(patches), self.original
+        wanted, checkpoint = PatchSet.from_data(patches), self.checkpoint
         model = self.worker.get_model()
-        self._staging = Staging(token, lambda: Swap(self.active, wanted, original, model, self.writer))
+        self._staging = Staging(token, lambda: Swap(self.active, wanted, checkpoint, model, self.writer))
         self._staging.wait(FIRST_LOOK_SECONDS)
         return self.poll(token)
 

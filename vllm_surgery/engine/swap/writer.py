@@ -22,7 +22,7 @@ from vllm_surgery.model.conventions import locate
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from vllm_surgery.engine.model_parts import Part
+    from vllm_surgery.engine.model_parts import ModulePart
 
     TensorOf = Callable[[str], torch.Tensor]
 
@@ -49,7 +49,7 @@ class Writer:
         self.vllm_config = vllm_config
         self.masks = RouterMasks(model, vllm_config)
 
-    def write(self, part: Part, tensor_of: TensorOf, columns: Sequence[int] | None) -> None:
+    def write(self, part: ModulePart, tensor_of: TensorOf, columns: Sequence[int] | None) -> None:
         """Makes a part hold what the checkpoint tensors of these names say.
 
         Args:
@@ -69,7 +69,7 @@ class Writer:
             else:
                 self._reload(part, tensor_of)
 
-    def _reload(self, part: Part, tensor_of: TensorOf) -> None:
+    def _reload(self, part: ModulePart, tensor_of: TensorOf) -> None:
         initialize, finalize = touchpoints.RELOAD_BEGIN.get(), touchpoints.RELOAD_END.get()
         with touchpoints.SET_CONFIG.get()(self.vllm_config):
             with _put_back_on_error(part):
@@ -97,7 +97,7 @@ def local_columns(module: Any) -> range | None:
     return range(module.tp_rank * size, (module.tp_rank + 1) * size)
 
 
-def _write_columns(part: Part, tensor_of: TensorOf, columns: Sequence[int], local: range) -> None:
+def _write_columns(part: ModulePart, tensor_of: TensorOf, columns: Sequence[int], local: range) -> None:
     here = [column for column in columns if column in local]
     if not here:
         return
@@ -107,7 +107,7 @@ def _write_columns(part: Part, tensor_of: TensorOf, columns: Sequence[int], loca
     weight.index_copy_(1, torch.tensor([column - local.start for column in here], device=weight.device), values)
 
 
-def _write_parameter(part: Part, tensor_of: TensorOf) -> None:
+def _write_parameter(part: ModulePart, tensor_of: TensorOf) -> None:
     assert part.parameter is not None
     parameter = part.module._parameters[part.parameter]
     tensor = tensor_of(part.tensors[0])
@@ -149,7 +149,7 @@ def _waits_for_weights(module: Any) -> bool:
 
 
 @contextmanager
-def _put_back_on_error(part: Part) -> Iterator[None]:
+def _put_back_on_error(part: ModulePart) -> Iterator[None]:
     """If loading fails, gives every layer that isn't fully loaded its old tensors and kernels back.
 
     Raises:

@@ -16,7 +16,7 @@ from starlette.applications import Starlette
 from starlette.routing import Mount
 from vllm.entrypoints.serve.middleware.authenticate import AuthenticationMiddleware
 
-from tests.engine.http.test_endpoint import Operator, Server
+from tests.engine.http.test_endpoint import FakeSwapper, Server
 from vllm_surgery.engine.http import endpoint
 from vllm_surgery.engine.metrics import Metrics
 from vllm_surgery.engine.monitoring.metrics import LoopMetrics
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from vllm_surgery.loops import Kind
 
 
-class CountingOperator(Operator):
+class CountingSwapper(FakeSwapper):
     """Also counts how often it is looked at.
 
     Attributes:
@@ -61,7 +61,7 @@ class Site:
 
     Attributes:
         url: where it is.
-        operator: the stand-in for the engine.
+        swapper: the stand-in for the engine.
         loops: where answers are counted.
         registry: of all metrics that it shows.
         folder: of its patches.
@@ -69,7 +69,7 @@ class Site:
 
     def __init__(self, folder: Path) -> None:
         self.url = ""
-        self.operator = CountingOperator()
+        self.swapper = CountingSwapper()
         self.registry = CollectorRegistry()
         self.metrics = Metrics(self.registry)
         self.loops = LoopMetrics(self.metrics, "served")
@@ -101,7 +101,7 @@ class Site:
         monkeypatch.setattr(endpoint, "process_metrics", lambda: self.metrics)
         monkeypatch.delenv("VLLM_API_KEY", raising=False)
         keys = [key] if key else None
-        server = Server(self.model, self.operator, {"patch_dirs": [str(self.folder)], **settings}, api_key=keys)
+        server = Server(self.model, self.swapper, {"patch_dirs": [str(self.folder)], **settings}, api_key=keys)
         server.plugin.attach_router(server.app)
         server.app.mount("/metrics", make_asgi_app(registry=self.registry))
         if key:

@@ -91,7 +91,7 @@ def shown(loops: Loops) -> str:
 
 
 def test_what_is_served_is_shown(opened: Callable[..., Page], site: Site) -> None:
-    site.operator.active = "a@12345678"
+    site.swapper.active = "a@12345678"
     page = opened()
     assert page.text("model") == "served · LlamaForCausalLM · 30 layers"
     assert page.text("active") == "a@12345678"
@@ -101,7 +101,7 @@ def test_what_is_served_is_shown(opened: Callable[..., Page], site: Site) -> Non
 
 
 def test_the_figures_are_those_of_the_command_line(opened: Callable[..., Page], site: Site) -> None:
-    site.operator.active = "a@1"
+    site.swapper.active = "a@1"
     site.answers("none", 9, "verbatim")
     site.answers("none", 21)
     site.answers("a@1", 2, "decay", "verbatim")
@@ -158,10 +158,10 @@ def test_a_swap_asks_first_and_shows_how_it_went(opened: Callable[..., Page], si
         "are waited for",
         "0",
     ]
-    assert site.operator.calls == []
+    assert site.swapper.calls == []
     page.click("go")
     page.until_text("outcome", f"{a} in place of none, epoch 1. Tokens stood still for 9 ms.")
-    assert site.operator.calls == [(a, "wait", 0)]
+    assert site.swapper.calls == [(a, "wait", 0)]
     page.until_text("active", a)
     assert page.rows("swaps")[0].startswith(f"{a} done 1 10 ms ")
     assert page.rows("swaps")[0].count(":") == 2  # The time at which it was seen.
@@ -179,7 +179,7 @@ def test_a_swap_can_be_called_off(opened: Callable[..., Page], site: Site) -> No
     page.click("swap")
     page.run("return document.activeElement").send_keys(Keys.ESCAPE)
     page.until(lambda: not page["confirm"].is_displayed())
-    assert (site.operator.calls, page.text("outcome")) == ([], "")
+    assert (site.swapper.calls, page.text("outcome")) == ([], "")
 
 
 def test_the_keyboard_suffices_and_enter_alone_swaps_nothing(opened: Callable[..., Page], site: Site) -> None:
@@ -189,7 +189,7 @@ def test_the_keyboard_suffices_and_enter_alone_swaps_nothing(opened: Callable[..
     assert focused.get_attribute("id") == "cancel"
     focused.send_keys(Keys.ENTER)
     page.until(lambda: not page["confirm"].is_displayed())
-    assert site.operator.calls == []
+    assert site.swapper.calls == []
 
 
 def test_several_patches_and_none_at_all(opened: Callable[..., Page], site: Site) -> None:
@@ -199,7 +199,7 @@ def test_several_patches_and_none_at_all(opened: Callable[..., Page], site: Site
     assert "+" in page.text("active")
     swap(page)
     assert page.text("active") == "none"
-    assert [call[0] for call in site.operator.calls] == ["+".join(sorted([a, b])), "none"]
+    assert [call[0] for call in site.swapper.calls] == ["+".join(sorted([a, b])), "none"]
 
 
 def test_a_swap_to_what_is_active_says_so(opened: Callable[..., Page]) -> None:
@@ -209,7 +209,7 @@ def test_a_swap_to_what_is_active_says_so(opened: Callable[..., Page]) -> None:
 
 
 def test_what_is_active_is_ticked_and_what_is_broken_cannot_be(opened: Callable[..., Page], site: Site) -> None:
-    site.operator.active = site.add_patch(A)
+    site.swapper.active = site.add_patch(A)
     site.add_patch(B)
     (site.folder / "bad.yaml").write_text("version: 1\n")
     page = opened()
@@ -245,10 +245,10 @@ def test_a_refusal_is_one_line_and_goes_with_the_next_swap(
     opened: Callable[..., Page], site: Site, error: SurgeryError, status: int
 ) -> None:
     page = opened()
-    site.operator.swap_error = error
+    site.swapper.swap_error = error
     swap(page)
     assert (page.text("refusal"), page.text("outcome")) == (str(error), "")
-    site.operator.swap_error = None
+    site.swapper.swap_error = None
     swap(page)
     assert (page.text("refusal"), page["refusal"].is_displayed()) == ("", False)
 
@@ -256,16 +256,16 @@ def test_a_refusal_is_one_line_and_goes_with_the_next_swap(
 def test_the_epoch_that_was_seen_guards_the_swap(opened: Callable[..., Page], site: Site) -> None:
     page = opened()
     page.click("swap")
-    site.operator.epoch = 7
+    site.swapper.epoch = 7
     page.tick()
     assert page.text("active-more").endswith(" · epoch 7 · 5 units in 2 tensors")
     page.click("go")
-    page.until(lambda: site.operator.calls)
-    assert site.operator.calls == [("none", "keep", 0)]
+    page.until(lambda: site.swapper.calls)
+    assert site.swapper.calls == [("none", "keep", 0)]
 
 
 def test_a_server_that_cannot_swap_says_why(opened: Callable[..., Page], site: Site) -> None:
-    site.operator.cannot = "experts are balanced"
+    site.swapper.cannot = "experts are balanced"
     page = opened()
     assert page.text("cannot") == "This server can't swap: experts are balanced"
     assert not page["swap"].is_enabled()
@@ -274,7 +274,7 @@ def test_a_server_that_cannot_swap_says_why(opened: Callable[..., Page], site: S
 def test_what_followed_files_ask_for_is_shown(opened: Callable[..., Page], site: Site, tmp_path: Path) -> None:
     wanted = tmp_path / "wanted.json"
     wanted.write_text(json.dumps(A))
-    site.operator.active = site.add_patch(A)
+    site.swapper.active = site.add_patch(A)
     page = opened(patches=[A], watch=[str(wanted)])
     assert page.text("desired") == "as the followed files ask"
     wanted.write_text(json.dumps(B))
@@ -303,7 +303,7 @@ def test_the_key_is_asked_for_where_the_server_wants_one(opened: Callable[..., P
     assert not page["key-form"].is_displayed()
     assert not page["problem"].is_displayed()
     swap(page)
-    assert len(site.operator.calls) == 1
+    assert len(site.swapper.calls) == 1
 
 
 def test_the_key_is_nowhere_and_asked_for_again(opened: Callable[..., Page], site: Site) -> None:
@@ -327,12 +327,12 @@ def test_no_key_is_asked_for_where_none_is_wanted(opened: Callable[..., Page]) -
 def test_an_engine_in_trouble_is_told_and_what_was_known_stays(opened: Callable[..., Page], site: Site) -> None:
     site.answers("none", 3)
     page = opened()
-    site.operator.error = EngineError("rank 1 serves none, rank 0 serves a")
+    site.swapper.error = EngineError("rank 1 serves none, rank 0 serves a")
     page.refresh()
     assert page.text("problem") == "rank 1 serves none, rank 0 serves a"
     assert (page.text("freshness"), page["swap"].is_enabled()) == ("Not up to date.", False)
     assert page.rows("loops")[0] == "none active · 3 answers · 300 tokens"
-    site.operator.error = None
+    site.swapper.error = None
     page.refresh()
     assert not page["problem"].is_displayed()
     assert page["swap"].is_enabled()
@@ -374,13 +374,13 @@ HOSTILE = '<img src=x onerror="window.pwned=1"><script>window.pwned=1</script>\'
 def test_names_are_text_whatever_they_hold(opened: Callable[..., Page], site: Site) -> None:
     (site.folder / "<img src=x onerror='window.pwned=1'>.json").write_text(json.dumps(A))
     (site.folder / "<b>bad.json").write_text("{")
-    site.operator.active = site.operator.cannot = HOSTILE
+    site.swapper.active = site.swapper.cannot = HOSTILE
     site.answers(HOSTILE, 4, "verbatim")
     page = opened()
     site.answers(HOSTILE, 4, "verbatim")
-    site.operator.cannot = None
+    site.swapper.cannot = None
     page.refresh()
-    site.operator.swap_error = ConflictError(HOSTILE)
+    site.swapper.swap_error = ConflictError(HOSTILE)
     swap(page, "<img src=x onerror='window.pwned=1'>")
     for place in ("active", "loops", "legend", "refusal"):
         assert HOSTILE in page.text(place)
@@ -396,20 +396,20 @@ def test_the_policy_forbids_html_from_text(opened: Callable[..., Page]) -> None:
 
 def test_the_page_looks_by_itself_until_paused(opened: Callable[..., Page], site: Site) -> None:
     page = opened()
-    looks = site.operator.looks
+    looks = site.swapper.looks
     page.tick()
     page.tick()
-    assert site.operator.looks == looks + 2
+    assert site.swapper.looks == looks + 2
     page.click("pause")
     assert (page.text("pause"), page["pause"].get_attribute("aria-pressed")) == ("Go on", "true")
     page.refresh()
     assert page.text("freshness").startswith("Paused at ")
-    looks = site.operator.looks
+    looks = site.swapper.looks
     page.tick()
-    assert site.operator.looks == looks
+    assert site.swapper.looks == looks
     page.click("pause")
     page.settle()
-    assert site.operator.looks == looks + 1
+    assert site.swapper.looks == looks + 1
     assert page.text("freshness").startswith("Looked at ")
 
 
@@ -481,7 +481,7 @@ def test_below_a_proxys_path_everything_is_found(opened: Callable[..., Page], si
 @pytest.mark.parametrize(("width", "dark"), [(320, False), (390, True), (800, False), (1280, True)])
 def test_it_fits_every_screen(opened: Callable[..., Page], site: Site, width: int, dark: bool, tmp_path: Path) -> None:
     site.add_patch(patch_data(zero({"1": [1]}), name="smollm2-135m-instruct-enumeration-and-more"))
-    site.operator.active = LONG
+    site.swapper.active = LONG
     site.answers(LONG, 1234, "verbatim")
     page = opened()
     site.answers(LONG, 10, "decay")

@@ -13,7 +13,7 @@ import pytest
 from fastapi.middleware.cors import CORSMiddleware
 from vllm.entrypoints.serve.middleware.authenticate import AuthenticationMiddleware
 
-from tests.engine.http.test_endpoint import A_ID, Operator, Server
+from tests.engine.http.test_endpoint import A_ID, FakeSwapper, Server
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -33,7 +33,7 @@ def answer(server: AnyServer, path: str = "/surgery", peer: str = "127.0.0.1") -
 
 @pytest.fixture
 def server(model: Path) -> Server:
-    return Server(model, Operator(), {})
+    return Server(model, FakeSwapper(), {})
 
 
 @pytest.fixture
@@ -105,7 +105,7 @@ def test_disabled_there_is_no_page(server: Server, monkeypatch: pytest.MonkeyPat
 
 
 def test_it_holds_no_data(model: Path, html: str) -> None:
-    assert answer(Server(model, Operator(A_ID), {})).text == html
+    assert answer(Server(model, FakeSwapper(A_ID), {})).text == html
 
 
 def test_what_passes_it_on_can_add_headers_without_their_piling_up(server: Server) -> None:

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 
 from vllm_surgery import CannotSwapError
-from vllm_surgery.engine.swap.original import Original, local_folder
+from vllm_surgery.engine.swap.source_checkpoint import SourceCheckpoint, local_folder
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -31,40 +31,40 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_an_untouched_checkpoint_is_unchanged(folder: Path) -> None:
-    original = Original(folder)
-    original.check_unchanged()
-    assert torch.equal(original.tensor("model.layers.0.mlp.down_proj.weight"), next(iter(WEIGHTS.values())))
-    assert original.names == tuple(WEIGHTS)
+    checkpoint = SourceCheckpoint(folder)
+    checkpoint.check_unchanged()
+    assert torch.equal(checkpoint.tensor("model.layers.0.mlp.down_proj.weight"), next(iter(WEIGHTS.values())))
+    assert checkpoint.names == tuple(WEIGHTS)
 
 
 def test_another_time_is_a_change(folder: Path) -> None:
-    original = Original(folder)
+    checkpoint = SourceCheckpoint(folder)
     os.utime(folder / "model.safetensors", (1, 1))
     with pytest.raises(CannotSwapError, match=r"model\.safetensors is no longer the file that was loaded$"):
-        original.check_unchanged()
+        checkpoint.check_unchanged()
 
 
 def test_another_header_is_a_change_even_with_size_and_time_kept(folder: Path) -> None:
-    original, file = Original(folder), folder / "model.safetensors"
+    checkpoint, file = SourceCheckpoint(folder), folder / "model.safetensors"
     status = file.stat()
     file.write_bytes(file.read_bytes().replace(b"[2,3]", b"[3,2]"))
     os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
     with pytest.raises(CannotSwapError, match="is no longer the file that was loaded"):
-        original.check_unchanged()
+        checkpoint.check_unchanged()
 
 
 def test_a_file_more_is_a_change(folder: Path) -> None:
-    original = Original(folder)
+    checkpoint = SourceCheckpoint(folder)
     shutil.copy(folder / "model.safetensors", folder / "more.safetensors")
     with pytest.raises(CannotSwapError, match=r"more\.safetensors is no longer the file that was loaded$"):
-        original.check_unchanged()
+        checkpoint.check_unchanged()
 
 
 def test_a_checkpoint_that_is_gone_is_a_change(folder: Path) -> None:
-    original = Original(folder)
+    checkpoint = SourceCheckpoint(folder)
     shutil.rmtree(folder)
     with pytest.raises(CannotSwapError, match=r"^the checkpoint can't be read any more: .*no such model folder$"):
-        original.check_unchanged()
+        checkpoint.check_unchanged()
 
 
 def config(model: str, cache: Path | None = None) -> SimpleNamespace:
@@ -86,7 +86,7 @@ def test_a_model_of_the_hub_is_found_in_the_cache(folder: Path, tmp_path: Path) 
     shutil.copytree(folder, repository / "snapshots" / commit)
     found = local_folder(config("org/name", tmp_path / "cache"))
     assert found == repository / "snapshots" / commit
-    assert Original(found).folder.facts.base == "org/name"
+    assert SourceCheckpoint(found).folder.facts.base == "org/name"
 
 
 @pytest.mark.parametrize("name", ["org/absent", "s3://bucket/model", "not a name at all"])

@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Reading:
+class Snapshot:
     """What the files say at one time.
 
     Attributes:
-        fingerprint: the same for two readings exactly where the files held the same bytes, or lacked the same.
+        fingerprint: the same for two snapshots exactly where the files held the same bytes, or lacked the same.
         patches: what they ask for; None where they are refused.
         error: why they are refused, one line; empty where they aren't.
     """
@@ -37,7 +37,7 @@ class Reading:
         return None if self.patches is None else self.patches.id
 
 
-class DesiredFiles:
+class WatchedFiles:
     """Patch files that say together what is to be served.
 
     They are told apart by their bytes: times of change say nothing where a symbolic link is moved to another file.
@@ -45,26 +45,26 @@ class DesiredFiles:
 
     def __init__(self, paths: Iterable[str | Path]) -> None:
         self.paths = tuple(Path(path) for path in paths)
-        self._last: Reading | None = None
+        self._last: Snapshot | None = None
 
-    def read(self) -> Reading:
-        """What the files say now. Never raises: a file that is missing or wrong is an error in the reading."""
+    def read(self) -> Snapshot:
+        """What the files say now. Never raises: a file that is missing or wrong is an error in the snapshot."""
         try:
             contents: Sequence[bytes] = [read_bounded(path) for path in self.paths]
         except SurgeryError as error:
-            return Reading(f"unread: {error}", None, str(error))
+            return Snapshot(f"unread: {error}", None, str(error))
         fingerprint = "+".join(hashlib.sha256(content).hexdigest() for content in contents)
         last = self._last
         if last is None or last.fingerprint != fingerprint:
             last = self._last = self._parse(fingerprint, contents)
         return last
 
-    def _parse(self, fingerprint: str, contents: Sequence[bytes]) -> Reading:
+    def _parse(self, fingerprint: str, contents: Sequence[bytes]) -> Snapshot:
         try:
             members = [
                 SourcedPatch(str(path), Patch.parse(content, str(path)))
                 for path, content in zip(self.paths, contents, strict=True)
             ]
-            return Reading(fingerprint, PatchSet(tuple(members)))
+            return Snapshot(fingerprint, PatchSet(tuple(members)))
         except SurgeryError as error:
-            return Reading(fingerprint, None, str(error))
+            return Snapshot(fingerprint, None, str(error))

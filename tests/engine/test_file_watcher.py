@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.examples import patch_data, zero
-from vllm_surgery.engine.follower import LONGEST_WAIT_SECONDS, Follower
+from vllm_surgery.engine.file_watcher import LONGEST_WAIT_SECONDS, FileWatcher
 from vllm_surgery.errors import (
     CannotSwapError,
     ConflictError,
@@ -21,8 +21,8 @@ from vllm_surgery.errors import (
     MixedWeightsError,
     SwapFailedError,
 )
-from vllm_surgery.patch.followed_files import DesiredFiles
 from vllm_surgery.patch.format import Patch
+from vllm_surgery.patch.watched_files import WatchedFiles
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -58,13 +58,13 @@ class Server:
 
 
 class Following:
-    """A follower, the file that it follows, and the time of which it knows."""
+    """A watcher, the file that it follows, and the time of which it knows."""
 
     def __init__(self, file: Path) -> None:
         self.file, self.time = file, 0.0
         self.write(A)
-        self.files, self.server = DesiredFiles([file]), Server(id_of(A))
-        self.follower = Follower(self.files, self.server, logging.getLogger("test"), 1.0, lambda: self.time)
+        self.files, self.server = WatchedFiles([file]), Server(id_of(A))
+        self.watcher = FileWatcher(self.files, self.server, logging.getLogger("test"), 1.0, lambda: self.time)
 
     def write(self, patch: object) -> None:
         self.file.write_text(patch if isinstance(patch, str) else json.dumps(patch))
@@ -73,13 +73,13 @@ class Following:
         async def repeatedly() -> None:
             for _ in range(times):
                 self.time += seconds
-                await self.follower.look()
+                await self.watcher.look()
 
         asyncio.run(repeatedly())
 
     @property
     def error(self) -> str | None:
-        return self.follower.error_of(self.files.read())
+        return self.watcher.error_of(self.files.read())
 
 
 @pytest.fixture
@@ -262,10 +262,10 @@ def test_an_error_belongs_to_its_content(following: Following) -> None:
 
 def test_it_runs_until_it_is_cancelled(following: Following) -> None:
     following.write(B)
-    following.follower._interval = 0.001
+    following.watcher._interval = 0.001
 
     async def run() -> None:
-        task = asyncio.create_task(following.follower.run())
+        task = asyncio.create_task(following.watcher.run())
         while following.server.active != id_of(B):
             await asyncio.sleep(0.001)
         task.cancel()

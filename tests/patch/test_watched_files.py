@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.examples import patch_data, zero
-from vllm_surgery.patch.followed_files import DesiredFiles
 from vllm_surgery.patch.format import Patch
 from vllm_surgery.patch.patch_set import PatchSet
+from vllm_surgery.patch.watched_files import WatchedFiles
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -33,13 +33,13 @@ def file(tmp_path: Path) -> Path:
 
 def test_the_files_are_one_set(file: Path, tmp_path: Path) -> None:
     (tmp_path / "b.json").write_text(json.dumps(B))
-    reading = DesiredFiles([file, tmp_path / "b.json"]).read()
-    assert (reading.id, reading.error) == (ids(A, B), "")
-    assert reading.patches == PatchSet.load([file, tmp_path / "b.json"])
+    snapshot = WatchedFiles([file, tmp_path / "b.json"]).read()
+    assert (snapshot.id, snapshot.error) == (ids(A, B), "")
+    assert snapshot.patches == PatchSet.load([file, tmp_path / "b.json"])
 
 
 def test_an_edit_is_seen_though_size_and_times_stay(file: Path) -> None:
-    files = DesiredFiles([file])
+    files = WatchedFiles([file])
     before, times = files.read(), file.stat()
     file.write_text(json.dumps(patch_data(zero({"1": [2]}), name="a")))
     os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
@@ -50,7 +50,7 @@ def test_an_edit_is_seen_though_size_and_times_stay(file: Path) -> None:
 
 
 def test_a_replaced_file_is_seen(file: Path, tmp_path: Path) -> None:
-    files = DesiredFiles([file])
+    files = WatchedFiles([file])
     files.read()
     (tmp_path / "new").write_text(json.dumps(B))
     (tmp_path / "new").rename(file)
@@ -63,7 +63,7 @@ def test_a_config_map_whose_link_is_flipped_is_seen(tmp_path: Path) -> None:
         (tmp_path / version / "p.yaml").write_text(json.dumps(patch))
     (tmp_path / "..data").symlink_to("..1")
     (tmp_path / "p.yaml").symlink_to("..data/p.yaml")
-    files = DesiredFiles([tmp_path / "p.yaml"])
+    files = WatchedFiles([tmp_path / "p.yaml"])
     assert files.read().id == ids(A)
     (tmp_path / "..tmp").symlink_to("..2")
     (tmp_path / "..tmp").rename(tmp_path / "..data")
@@ -72,23 +72,23 @@ def test_a_config_map_whose_link_is_flipped_is_seen(tmp_path: Path) -> None:
 
 def test_a_missing_file_asks_for_nothing_at_all(file: Path) -> None:
     file.unlink()
-    reading = DesiredFiles([file]).read()
-    assert (reading.patches, reading.id, reading.error) == (None, None, f"{file}: no such file")
+    snapshot = WatchedFiles([file]).read()
+    assert (snapshot.patches, snapshot.id, snapshot.error) == (None, None, f"{file}: no such file")
 
 
 def test_a_wrong_file_says_why(file: Path) -> None:
     file.write_text("version: 1\n")
-    reading = DesiredFiles([file]).read()
-    assert (reading.patches, reading.error) == (None, f"{file}: name: is missing")
+    snapshot = WatchedFiles([file]).read()
+    assert (snapshot.patches, snapshot.error) == (None, f"{file}: name: is missing")
 
 
 def test_files_that_clash_say_so(file: Path, tmp_path: Path) -> None:
     (tmp_path / "b.yaml").write_text(json.dumps(A | {"name": "b"}))
-    assert "already named in" in DesiredFiles([file, tmp_path / "b.yaml"]).read().error
+    assert "already named in" in WatchedFiles([file, tmp_path / "b.yaml"]).read().error
 
 
 def test_a_file_that_came_back_is_the_same_again(file: Path) -> None:
-    files = DesiredFiles([file])
+    files = WatchedFiles([file])
     before, content = files.read(), file.read_text()
     file.unlink()
     assert files.read().fingerprint != before.fingerprint
@@ -97,7 +97,7 @@ def test_a_file_that_came_back_is_the_same_again(file: Path) -> None:
 
 
 def test_what_is_unchanged_is_not_parsed_again(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    files = DesiredFiles([file])
+    files = WatchedFiles([file])
     files.read()
-    monkeypatch.setattr("vllm_surgery.patch.followed_files.Patch.parse", lambda *_: pytest.fail("parsed again"))
+    monkeypatch.setattr("vllm_surgery.patch.watched_files.Patch.parse", lambda *_: pytest.fail("parsed again"))
     assert files.read().id == ids(A)

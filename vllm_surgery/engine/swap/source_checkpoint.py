@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import torch
 
 
-class Original:
+class SourceCheckpoint:
     """A model folder that must not change from now on.
 
     Args:

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     import logging
     from collections.abc import Callable
 
-    from vllm_surgery.patch.followed_files import DesiredFiles, Reading
     from vllm_surgery.patch.patch_set import PatchSet
+    from vllm_surgery.patch.watched_files import Snapshot, WatchedFiles
 
 INTERVAL_SECONDS = 1.0
 """Between two looks at the files: a person who saves one sees it served within two of these, and reading a patch file,
@@ -29,13 +29,13 @@ class _Status(Protocol):
     def active(self) -> str: ...
 
 
-class _Surgeon(Protocol):
+class _Swapper(Protocol):
     async def status(self) -> _Status: ...
 
     async def swap(self, patches: PatchSet) -> Any: ...
 
 
-class Follower:
+class FileWatcher:
     """Keeps a server at what its files ask for.
 
     - Content counts once it was read the same twice in a row: a file that is half written when it is looked at may be
@@ -45,25 +45,25 @@ class Follower:
     - What someone else swaps in stays until the files ask for other patches than before.
 
     Attributes:
-        on_reading: is told whatever the files say, at every look.
+        on_snapshot: is told whatever the files say, at every look.
     """
 
     def __init__(
         self,
-        files: DesiredFiles,
-        surgeon: _Surgeon,
+        files: WatchedFiles,
+        swapper: _Swapper,
         logger: logging.Logger,
         interval: float = INTERVAL_SECONDS,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._files, self._surgeon, self._logger = files, surgeon, logger
+        self._files, self._swapper, self._logger = files, swapper, logger
         self._interval, self._clock = interval, clock
-        self._seen = ""  # Fingerprint of the last reading.
-        self._dealt_with = ""  # Fingerprint of the last reading that needs nothing more.
+        self._seen = ""  # Fingerprint of the last snapshot.
+        self._dealt_with = ""  # Fingerprint of the last snapshot that needs nothing more.
         self._served: tuple[tuple[str, str], ...] | None = None  # What the files asked for when it was last served.
         self._error: tuple[str, str] | None = None  # Fingerprint, and why the swap to it failed.
         self._attempts, self._not_before = 0, 0.0
-        self.on_reading: Callable[[Reading], None] | None = None
+        self.on_snapshot: Callable[[Snapshot], None] | None = None
 
     async def run(self) -> None:
         """Follows the files until it is cancelled."""
@@ -73,35 +73,37 @@ class Follower:
 
     async def look(self) -> None:
         """Looks at the files once, and swaps where that is called for."""
-        reading = await asyncio.to_thread(self._files.read)
-        if self.on_reading:
-            self.on_reading(reading)
-        settled, self._seen = reading.fingerprint == self._seen, reading.fingerprint
+        snapshot = await asyncio.to_thread(self._files.read)
+        if self.on_snapshot:
+            self.on_snapshot(snapshot)
+        settled, self._seen = snapshot.fingerprint == self._seen, snapshot.fingerprint
         if not settled:
             self._attempts, self._not_before = 0, 0.0
-        elif reading.fingerprint != self._dealt_with and self._clock() >= self._not_before:
-            await self._deal_with(reading)
+        elif snapshot.fingerprint != self._dealt_with and self._clock() >= self._not_before:
+            await self._deal_with(snapshot)
 
-    def error_of(self, reading: Reading) -> str | None:
+    def error_of(self, snapshot: Snapshot) -> str | None:
         """Why the swap to what the files say failed; None where it didn't, or is still to come."""
-        return self._error[1] if self._error and self._error[0] == reading.fingerprint else None
+        return self._error[1] if self._error and self._error[0] == snapshot.fingerprint else None
 
-    async def _deal_with(self, reading: Reading) -> None:
-        patches = reading.patches
+    async def _deal_with(self, snapshot: Snapshot) -> None:
+        patches = snapshot.patches
         if patches is None:
-            self._logger.error("vllm-surgery: the watched files are refused, so nothing was changed: %s", reading.error)
-        elif _meaning(patches) != self._served and not await self._serve(reading, patches):
+            self._logger.error(
+                "vllm-surgery: the watched files are refused, so nothing was changed: %s", snapshot.error
+            )
+        elif _meaning(patches) != self._served and not await self._serve(snapshot, patches):
             return
-        self._dealt_with = reading.fingerprint
+        self._dealt_with = snapshot.fingerprint
 
-    async def _serve(self, reading: Reading, patches: PatchSet) -> bool:
-        """Whether nothing more is to be tried with this reading."""
+    async def _serve(self, snapshot: Snapshot, patches: PatchSet) -> bool:
+        """Whether nothing more is to be tried with this snapshot."""
         try:
-            if (await self._surgeon.status()).active != patches.id:
-                await self._surgeon.swap(patches)
+            if (await self._swapper.status()).active != patches.id:
+                await self._swapper.swap(patches)
         except Exception as error:  # A worker that died, say. Whatever it is, the files must go on being followed.
             self._served = None
-            self._fail(reading.fingerprint, error)
+            self._fail(snapshot.fingerprint, error)
             self._attempts += 1
             self._not_before = self._clock() + min(self._interval * 2**self._attempts, LONGEST_WAIT_SECONDS)
             return _is_final(error)
