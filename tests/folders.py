@@ -50,9 +50,9 @@ def mlp_tensors(
     """The gated MLPs of a model, one a width. The weights depend on the seed and the layer, not on the prefix."""
     tensors = {}
     for layer, width in enumerate(widths):
-        for number, role in enumerate(MLP_ROLES):
-            shape = (hidden, width) if role == "down" else (width, hidden)
-            name = f"{prefix}.layers.{layer}.mlp.{role}_proj.weight"
+        for number, part_name in enumerate(MLP_ROLES):
+            shape = (hidden, width) if part_name == "down" else (width, hidden)
+            name = f"{prefix}.layers.{layer}.mlp.{part_name}_proj.weight"
             tensors[name] = random_tensor(dtype, shape, seed, layer, number)
     return tensors
 

@@ -234,7 +234,7 @@ def weights(*seed: int) -> Tensors:
     """A gated MLP's three matrices."""
     source = torch.Generator().manual_seed(sum(number * 1000**place for place, number in enumerate(seed)))
     shapes = {"gate": (WIDTH, HIDDEN), "up": (WIDTH, HIDDEN), "down": (HIDDEN, WIDTH)}
-    return {role: torch.randn(shape, generator=source) for role, shape in shapes.items()}
+    return {part_name: torch.randn(shape, generator=source) for part_name, shape in shapes.items()}
 
 
 def make(folder: Path, kind: Kind, *, experts: bool = False, fused: bool = False) -> Path:
@@ -252,9 +252,9 @@ def make(folder: Path, kind: Kind, *, experts: bool = False, fused: bool = False
             parts = weights(layer, expert)
             if fused:
                 parts = {"gate_up": torch.cat([parts["gate"], parts["up"]]), "down": parts["down"]}
-            for role, weight in parts.items():
+            for part_name, weight in parts.items():
                 for end, tensor in kind.quantise(weight).items():
-                    tensors[name(layer, role, end, expert if experts else None)] = tensor.contiguous()
+                    tensors[name(layer, part_name, end, expert if experts else None)] = tensor.contiguous()
     folder.mkdir(parents=True)
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
     config = {
@@ -284,15 +284,15 @@ def make_served(folder: Path, kind: Kind, family: str = "Llama") -> Path:
     return folder
 
 
-def name(layer: int, role: str, end: str, expert: int | None = None) -> str:
-    return f"model.layers.{layer}.mlp.{'' if expert is None else f'experts.{expert}.'}{role}_proj.{end}"
+def name(layer: int, part_name: str, end: str, expert: int | None = None) -> str:
+    return f"model.layers.{layer}.mlp.{'' if expert is None else f'experts.{expert}.'}{part_name}_proj.{end}"
 
 
 def stored(folder: Path) -> Tensors:
     return load_file(folder / "model.safetensors")
 
 
-def parts_of(tensors: Tensors, layer: int, role: str, expert: int | None = None) -> Tensors:
+def parts_of(tensors: Tensors, layer: int, part_name: str, expert: int | None = None) -> Tensors:
     """The tensors of one weight, by the ends of their names."""
-    start = name(layer, role, "", expert)
+    start = name(layer, part_name, "", expert)
     return {key.removeprefix(start): tensor for key, tensor in tensors.items() if key.startswith(start)}

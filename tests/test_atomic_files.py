@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 
 from vllm_surgery import SurgeryError
-from vllm_surgery.atomic_files import folder_aside, refuse_target, write_whole
+from vllm_surgery.atomic_files import atomic_folder, atomic_write, check_target
 
 
 def test_it_takes_its_name_at_the_end(tmp_path: Path) -> None:
     out = tmp_path / "new" / "out"
-    with folder_aside(out) as folder:
+    with atomic_folder(out) as folder:
         (folder / "file").write_text("x")
         assert not out.exists()
     assert [path.name for path in out.parent.iterdir()] == ["out"]
@@ -21,7 +21,7 @@ def test_it_takes_its_name_at_the_end(tmp_path: Path) -> None:
 
 
 def test_after_an_error_nothing_is_left(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="mine"), folder_aside(tmp_path / "out") as folder:
+    with pytest.raises(ValueError, match="mine"), atomic_folder(tmp_path / "out") as folder:
         (folder / "file").write_text("x")
         raise ValueError("mine")
     assert list(tmp_path.iterdir()) == []
@@ -35,15 +35,15 @@ def test_a_place_that_cant_be_looked_at_is_one_line(tmp_path: Path, monkeypatch:
 
     monkeypatch.setattr(Path, "iterdir", closed)
     with pytest.raises(SurgeryError, match=r"out: can't be written: Permission denied; nothing was left behind$"):
-        refuse_target(tmp_path / "out", tmp_path / "model", "why")
+        check_target(tmp_path / "out", tmp_path / "model", "why")
 
 
 def test_a_file_written_whole_takes_the_place_of_the_old_one_and_keeps_its_mode(tmp_path: Path) -> None:
     file = tmp_path / "file"
-    write_whole(file, "old")
+    atomic_write(file, "old")
     assert file.stat().st_mode & 0o777 == 0o644
     file.chmod(0o600)
-    write_whole(file, "new \u00e9")
+    atomic_write(file, "new \u00e9")
     assert file.read_text(encoding="utf-8") == "new \u00e9"
     assert file.stat().st_mode & 0o777 == 0o600
     assert list(tmp_path.iterdir()) == [file]

@@ -14,6 +14,7 @@ from tests.examples import patch_data, zero
 from tests.folders import write_model
 from vllm_surgery.model.checkpoint import ModelFolder
 from vllm_surgery.patch.format import Patch
+from vllm_surgery.patch.units import Unit
 from vllm_surgery.planning.seal import seal_of_folder
 
 if TYPE_CHECKING:
@@ -35,12 +36,13 @@ sys.meta_path.insert(0, Missing())
 REVIEW = """
 import dataclasses, json
 from vllm_surgery import ModelFolder, PatchSet
-from vllm_surgery.planning.check import review
+from vllm_surgery.planning.check import check_patches
+from vllm_surgery.patch.units import Unit
 from vllm_surgery.planning.seal import seal_of_folder
 
 patch, folder = sys.argv[1], ModelFolder(sys.argv[2])
-plan = review(PatchSet.load([patch]), folder)
-print(json.dumps({"plan": dataclasses.asdict(plan), "seal": seal_of_folder(folder, 1, 5)}))
+plan = check_patches(PatchSet.load([patch]), folder)
+print(json.dumps({"plan": dataclasses.asdict(plan), "seal": seal_of_folder(folder, Unit("neurons", 1, 5))}))
 """
 
 
@@ -62,7 +64,7 @@ def model(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def patch_file(tmp_path: Path, model: Path) -> Path:
-    seal = {"neurons/1/5": seal_of_folder(ModelFolder(model), 1, 5)}
+    seal = {"neurons/1/5": seal_of_folder(ModelFolder(model), Unit("neurons", 1, 5))}
     file = tmp_path / "p.yaml"
     file.write_text(
         Patch.from_data(patch_data(zero({"1": [5]}), model={"intermediate_size": [6, 8]}, seal=seal)).to_yaml()

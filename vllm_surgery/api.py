@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from vllm_surgery.model.checkpoint import ModelFolder
 from vllm_surgery.patch.format import Patch
 from vllm_surgery.patch.patch_set import PatchSet, SourcedPatch
-from vllm_surgery.planning.check import review
+from vllm_surgery.planning.check import check_patches
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -30,7 +30,7 @@ def plan(patches: Patch | Iterable[Patch], model: str | Path) -> Plan:
     Raises:
         SurgeryError: the patches are not for this model, or it can't be read; one line.
     """
-    return review(patch_set(patches), ModelFolder(model))
+    return check_patches(patch_set(patches), ModelFolder(model))
 
 
 def apply_to_checkpoint(

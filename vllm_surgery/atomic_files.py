@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 
-def refuse_target(out: Path, source: Path, why: str) -> None:
+def check_target(out: Path, source: Path, why: str) -> None:
     """Refuses a place where nothing may be written.
 
     Args:
@@ -34,7 +34,7 @@ def refuse_target(out: Path, source: Path, why: str) -> None:
 
 
 @contextmanager
-def folder_aside(out: Path) -> Iterator[Path]:
+def atomic_folder(out: Path) -> Iterator[Path]:
     """An empty folder, hidden beside `out`, that takes its name when the block ends well and is gone when it doesn't.
 
     Raises:
@@ -49,7 +49,7 @@ def folder_aside(out: Path) -> Iterator[Path]:
             folder.rename(out)
 
 
-def write_whole(file: Path, content: str) -> None:
+def atomic_write(file: Path, content: str) -> None:
     """Writes a file that is either all there or as it was, with the mode that it had.
 
     Raises:

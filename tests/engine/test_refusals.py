@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from tests.engine.server import COMMAND, SMALL, environment
 from tests.models import LAYERS, WIDTH, down, make_model, patch_of
 from vllm_surgery import ModelFolder
+from vllm_surgery.patch.units import Unit
 from vllm_surgery.planning.seal import seal_of_folder
 
 if TYPE_CHECKING:
@@ -150,7 +151,7 @@ def test_a_patch_for_another_model_ends_the_start(
 
 
 def test_a_broken_seal_ends_the_start(tmp_path: Path, family_model: Callable[[str], Path]) -> None:
-    seal_of_another = seal_of_folder(ModelFolder(family_model("Llama")), 0, 1)
+    seal_of_another = seal_of_folder(ModelFolder(family_model("Llama")), Unit("neurons", 0, 1))
     code, error = serve_with(tmp_path, family_model("Llama"), {**GOOD, "seal": {"neurons/0/0": seal_of_another}})
     assert code == 1
     assert error.startswith("seal.neurons/0/0: broken: the model's weights are not the sealed ones")

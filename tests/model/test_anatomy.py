@@ -11,7 +11,7 @@ from tests.examples import refusal
 from tests.folders import mlp_tensors
 from vllm_surgery.errors import CheckpointError
 from vllm_surgery.model.anatomy import Anatomy
-from vllm_surgery.model.conventions import Slot, locate
+from vllm_surgery.model.conventions import TensorRole, classify_tensor
 from vllm_surgery.model.tensor_info import TensorInfo
 
 DOWN = "model.layers.0.mlp.down_proj.weight"
@@ -22,13 +22,13 @@ def infos(*widths: int, prefix: str = "model") -> list[TensorInfo]:
     return [tensor.info(name) for name, tensor in mlp_tensors(widths, prefix=prefix).items()]
 
 
-@pytest.mark.parametrize(("part", "role", "axis"), [("gate", "gate", 0), ("up", "up", 0), ("down", "down", 1)])
+@pytest.mark.parametrize(("part", "part_name", "axis"), [("gate", "gate", 0), ("up", "up", 0), ("down", "down", 1)])
 @pytest.mark.parametrize("root", ["model", "model.language_model", "language_model.model"])
-def test_the_parts_of_a_layer_are_found_under_each_root(root: str, part: str, role: str, axis: int) -> None:
-    slot = locate(f"{root}.layers.17.mlp.{part}_proj.weight")
+def test_the_parts_of_a_layer_are_found_under_each_root(root: str, part: str, part_name: str, axis: int) -> None:
+    role = classify_tensor(f"{root}.layers.17.mlp.{part}_proj.weight")
 
-    assert slot is not None
-    assert (slot.block, slot.layer, slot.part.role, slot.part.unit_axis) == ("mlp", 17, role, axis)
+    assert role is not None
+    assert (role.block, role.layer, role.part.name, role.part.unit_axis) == ("mlp", 17, part_name, axis)
 
 
 @pytest.mark.parametrize(
@@ -61,7 +61,7 @@ def test_the_parts_of_a_layer_are_found_under_each_root(root: str, part: str, ro
     ],
 )
 def test_anything_else_is_no_part(name: str) -> None:
-    assert locate(name) is None
+    assert classify_tensor(name) is None
 
 
 def test_layers_have_their_own_widths() -> None:
@@ -94,7 +94,7 @@ def test_the_same_tensor_twice_is_one_tensor() -> None:
 def test_a_tensor_is_said_to_be_what_it_is() -> None:
     info = TensorInfo(DOWN, "F32", (4, 6))
 
-    assert isinstance(Anatomy().observe(info), Slot)
+    assert isinstance(Anatomy().observe(info), TensorRole)
 
 
 def test_two_tensors_for_one_part_are_refused() -> None:

@@ -12,7 +12,8 @@ from tests.examples import SOURCE, patches_of, refusal, zero
 from tests.folders import config_of, mlp_tensors, random_tensor, write_folder, write_model, write_raw
 from vllm_surgery.errors import CheckpointError, MismatchError
 from vllm_surgery.model.checkpoint import ModelFolder
-from vllm_surgery.planning.check import review
+from vllm_surgery.patch.units import Unit
+from vllm_surgery.planning.check import check_patches
 from vllm_surgery.planning.planner import plan
 from vllm_surgery.planning.seal import seal_of_folder
 
@@ -25,11 +26,11 @@ WIDTHS = (6, 8)
 
 
 def sealed(folder: Path, layer: int, index: int) -> dict[str, str]:
-    return {f"neurons/{layer}/{index}": seal_of_folder(ModelFolder(folder), layer, index)}
+    return {f"neurons/{layer}/{index}": seal_of_folder(ModelFolder(folder), Unit("neurons", layer, index))}
 
 
 def review_of(folder: Path, *edits: object, **changes: object) -> Plan:
-    return review(patches_of(*edits, **changes), ModelFolder(folder))
+    return check_patches(patches_of(*edits, **changes), ModelFolder(folder))
 
 
 @pytest.mark.parametrize("shards", [1, 4])
@@ -37,7 +38,7 @@ def test_a_review_is_the_plan(tmp_path: Path, shards: int) -> None:
     folder = ModelFolder(write_model(tmp_path, WIDTHS, shards=shards))
     patches = patches_of(zero({"1": "all"}))
 
-    assert review(patches, folder) == plan(patches, folder.facts, folder.tensors)
+    assert check_patches(patches, folder) == plan(patches, folder.facts, folder.tensors)
 
 
 def test_a_whole_seal_passes(tmp_path: Path) -> None:

@@ -21,12 +21,13 @@ from vllm_surgery.cli import main
 from vllm_surgery.errors import CheckpointError
 from vllm_surgery.model.anatomy import Anatomy
 from vllm_surgery.model.config import ModelFacts
-from vllm_surgery.model.conventions import locate
+from vllm_surgery.model.conventions import classify_tensor
 from vllm_surgery.model.tensor_info import TensorInfo
 from vllm_surgery.offline.bake import bake
 from vllm_surgery.offline.diff import Unexplained, diff
 from vllm_surgery.patch.patch_set import SourcedPatch
-from vllm_surgery.planning.check import review
+from vllm_surgery.patch.units import Unit
+from vllm_surgery.planning.check import check_patches
 from vllm_surgery.planning.guard import guard_of
 from vllm_surgery.planning.inventory import describe_model
 from vllm_surgery.planning.planner import plan
@@ -132,12 +133,12 @@ def test_shared_experts_and_routers_are_no_routed_experts() -> None:
     names = ["shared_expert.down_proj.weight", "shared_experts.down_proj.weight", "shared_expert_gate.weight",
              "gate.weight", "gate.e_score_correction_bias", "router.weight", "router.bias"]  # fmt: skip
 
-    assert [locate(f"model.layers.0.mlp.{name}") for name in names] == [None] * len(names)
+    assert [classify_tensor(f"model.layers.0.mlp.{name}") for name in names] == [None] * len(names)
 
 
 @pytest.mark.parametrize("name", ["experts.down_proj.weight", "experts.3.down_proj_blocks", "experts.3.down_proj.W_q", "experts.03.down_proj.weight"])  # fmt: skip
 def test_experts_in_other_namings_are_no_part(name: str) -> None:
-    assert locate(f"model.layers.0.mlp.{name}") is None
+    assert classify_tensor(f"model.layers.0.mlp.{name}") is None
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -182,10 +183,10 @@ def test_neurons_where_there_are_experts_alone_are_refused() -> None:
 def test_a_missing_carrier_is_refused(layout: str) -> None:
     gone = f"model.layers.1.{CARRIERS[layout][0]}"
     tensors = [info for info in infos(layout) if info.name != gone]
-    role = "scale" if layout == "scaled" else "down"
+    part_name = "scale" if layout == "scaled" else "down"
 
     assert refusal(lambda: plan_of(layout, zero({"1": [2]}, "experts"), tensors=tensors), MismatchError) == (
-        f"{SOURCE}: edits[0].experts.1: touches no tensor: expert 2 of layer 1 has no {role} tensor"
+        f"{SOURCE}: edits[0].experts.1: touches no tensor: expert 2 of layer 1 has no {part_name} tensor"
     )
 
 
@@ -231,7 +232,7 @@ def test_one_layer_in_two_namings_is_refused() -> None:
 def test_a_guard_on_the_number_of_experts_is_held(tmp_path: Path) -> None:
     folder = ModelFolder(write_experts(tmp_path, "own"))
 
-    text = refusal(lambda: review(sourced({(1, 2): 0.0}, model={"num_experts": 8}), folder), MismatchError)
+    text = refusal(lambda: check_patches(sourced({(1, 2): 0.0}, model={"num_experts": 8}), folder), MismatchError)
 
     assert text == "p: model.num_experts: the patch is for 8, this model has 4"
     assert guard_of(folder)["num_experts"] == 4
@@ -254,7 +255,7 @@ def test_each_expert_has_a_seal_of_its_own_that_holds_in_any_layout(layout: str,
     assert list(found) == [f"experts/1/{index}" for index in range(4)]
     assert len(set(found.values())) == 4
     sharded = ModelFolder(write_experts(tmp_path / "b", layout, shards=3))
-    assert review(sourced({(1, index): 0.0 for index in range(4)}, seal=found), sharded).units == 4
+    assert check_patches(sourced({(1, index): 0.0 for index in range(4)}, seal=found), sharded).units == 4
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -268,8 +269,8 @@ def test_every_part_of_an_expert_matters_and_nothing_else(layout: str, tmp_path:
 
         changed = [key for key in before if before[key] != after[key]]
 
-        slot = locate(name)
-        owner = None if slot is None else 2 if slot.expert is None else slot.expert
+        role = classify_tensor(name)
+        owner = None if role is None else 2 if role.expert is None else role.expert
         assert changed == ([] if owner is None else [f"experts/1/{owner}"])
 
 
@@ -287,7 +288,7 @@ def test_gate_above_up_in_one_tensor_is_sealed_like_two_tensors(tmp_path: Path) 
         own[name] = dataclasses.replace(own[name], data=data[:size])
     folders = [write_folder(tmp_path / str(number), tensors, {}) for number, tensors in enumerate((shared, own))]
 
-    first, second = (seal_of_folder(ModelFolder(folder), 1, 2, "experts") for folder in folders)
+    first, second = (seal_of_folder(ModelFolder(folder), Unit("experts", 1, 2)) for folder in folders)
 
     assert first == second
 
@@ -296,7 +297,9 @@ def test_a_broken_seal_names_the_expert(tmp_path: Path) -> None:
     found = seals(write_experts(tmp_path / "a", "own"))
     other = ModelFolder(write_experts(tmp_path / "b", "own", seed=1))
 
-    text = refusal(lambda: review(sourced({(1, index): 0.0 for index in range(4)}, seal=found), other), MismatchError)
+    text = refusal(
+        lambda: check_patches(sourced({(1, index): 0.0 for index in range(4)}, seal=found), other), MismatchError
+    )
 
     assert text.startswith("p: seal.experts/1/0: broken: the model's weights are not the sealed ones")
 

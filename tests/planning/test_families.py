@@ -28,7 +28,8 @@ from vllm_surgery import MismatchError, ModelFolder, Patch, PatchSet
 from vllm_surgery.offline.bake import bake
 from vllm_surgery.offline.diff import diff
 from vllm_surgery.patch.patch_set import SourcedPatch
-from vllm_surgery.planning.check import sealed
+from vllm_surgery.patch.units import Unit
+from vllm_surgery.planning.check import seal_patch
 from vllm_surgery.planning.guard import guard_of
 from vllm_surgery.planning.inventory import take_inventory
 from vllm_surgery.planning.planner import plan
@@ -54,7 +55,7 @@ def gains_of(family: str) -> tuple[dict[tuple[int, int], float], dict[tuple[int,
 def sealed_patch(model: ModelFolder, neurons: Any, experts: Any) -> PatchSet:
     """The gains as a patch that fits this model alone."""
     member = SourcedPatch("p", Patch.from_data(patch_of(neurons, experts=experts)))
-    return PatchSet((SourcedPatch("p", sealed(member, model)),))
+    return PatchSet((SourcedPatch("p", seal_patch(member, model)),))
 
 
 def round_trip(model: ModelFolder, work: Path, neurons: Any, experts: Any) -> None:
@@ -145,7 +146,9 @@ def test_gate_and_up_in_one_tensor_are_sealed_like_two_tensors(tmp_path: Path) -
     folders = [ModelFolder(write_folder(tmp_path / str(n), tensors, {})) for n, tensors in enumerate((apart, joined))]
 
     for index in range(6):
-        assert seal_of_folder(folders[0], 0, index) == seal_of_folder(folders[1], 0, index)
+        assert seal_of_folder(folders[0], Unit("neurons", 0, index)) == seal_of_folder(
+            folders[1], Unit("neurons", 0, index)
+        )
 
 
 @pytest.mark.parametrize(("row", "expected"), [(2, {}), (2 + WIDTH, {(1, 2): -1.0})], ids=["gate", "up"])

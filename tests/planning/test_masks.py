@@ -28,7 +28,7 @@ from vllm_surgery.model.tensor_info import TensorInfo
 from vllm_surgery.offline.bake import bake
 from vllm_surgery.offline.diff import diff
 from vllm_surgery.patch.patch_set import SourcedPatch
-from vllm_surgery.planning.limits import too_few_left
+from vllm_surgery.planning.limits import why_too_few_left
 from vllm_surgery.planning.planner import LayerMask, plan
 from vllm_surgery.weights.arithmetic import apply_edit
 
@@ -340,7 +340,7 @@ def test_groups_must_keep_enough_to_be_compared_and_chosen(
     masked: Sequence[int], sums_of_two: bool, reason: str | None
 ) -> None:
     left = [index for index in range(16) if index not in masked]
-    assert too_few_left(left, 16, GROUPS, sums_of_two=sums_of_two) == reason
+    assert why_too_few_left(left, 16, GROUPS, sums_of_two=sums_of_two) == reason
 
 
 # The command line

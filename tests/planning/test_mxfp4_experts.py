@@ -33,8 +33,8 @@ def model(tmp_path: Path) -> Path:
     source = torch.Generator().manual_seed(0)
     tensors = {}
     for layer in range(LAYERS):
-        for role, rows, columns in (("gate_up", 2 * WIDTH, HIDDEN * 4), ("down", HIDDEN, WIDTH)):
-            start = f"model.layers.{layer}.mlp.experts.{role}_proj"
+        for part_name, rows, columns in (("gate_up", 2 * WIDTH, HIDDEN * 4), ("down", HIDDEN, WIDTH)):
+            start = f"model.layers.{layer}.mlp.experts.{part_name}_proj"
             shape = (EXPERTS, rows, columns // 32)
             tensors[f"{start}_blocks"] = torch.randint(0, 256, (*shape, 16), generator=source, dtype=torch.uint8)
             tensors[f"{start}_scales"] = torch.randint(100, 140, shape, generator=source, dtype=torch.uint8)

@@ -232,11 +232,11 @@ def test_a_projection_that_is_not_quantised_beside_one_that_is_is_refused(tmp_pa
 def test_a_layer_that_is_not_quantised_takes_gains_as_ever(tmp_path: Path, word: str) -> None:
     kind, model = KINDS[word], make(tmp_path / "model", KINDS[word])
     tensors = stored(model)
-    for role in ("gate", "up", "down"):
-        parts = parts_of(tensors, LAYER, role)
+    for part_name in ("gate", "up", "down"):
+        parts = parts_of(tensors, LAYER, part_name)
         for end in parts:
-            del tensors[name(LAYER, role, end)]
-        tensors[name(LAYER, role, "weight")] = kind.dequantise(parts).bfloat16()
+            del tensors[name(LAYER, part_name, end)]
+        tensors[name(LAYER, part_name, "weight")] = kind.dequantise(parts).bfloat16()
 
     bake(patches(0.5), rewritten(model, tensors), tmp_path / "out")
 

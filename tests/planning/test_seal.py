@@ -15,8 +15,9 @@ from tests.folders import BYTES_PER_NUMBER, Tensor, config_of, mlp_tensors, writ
 from vllm_surgery.errors import CheckpointError, MismatchError
 from vllm_surgery.model.checkpoint import ModelFolder
 from vllm_surgery.model.conventions import MLP_ROLES as ROLES
-from vllm_surgery.model.conventions import Role, locate
+from vllm_surgery.model.conventions import PartName, classify_tensor
 from vllm_surgery.model.tensor_info import TensorInfo
+from vllm_surgery.patch.units import Unit
 from vllm_surgery.planning.seal import SealCheck, Sealed, seal_of_folder, unit_hash
 
 if TYPE_CHECKING:
@@ -26,23 +27,23 @@ WIDTHS, HIDDEN = (6, 8), 4
 LAYER, INDEX = 1, 5
 
 
-def neuron_hash(parts: dict[Role, tuple[str, bytes]]) -> str:
+def neuron_hash(parts: dict[PartName, tuple[str, bytes]]) -> str:
     return unit_hash(
-        {(role, "weight"): Sealed(dtype, len(content), content) for role, (dtype, content) in parts.items()}
+        {(part_name, "weight"): Sealed(dtype, len(content), content) for part_name, (dtype, content) in parts.items()}
     )
 
 
 def seal(folder: Path, index: int = INDEX, layer: int = LAYER) -> str:
-    return seal_of_folder(ModelFolder(folder), layer, index)
+    return seal_of_folder(ModelFolder(folder), Unit("neurons", layer, index))
 
 
-def place_of(role: Role, index: int, number: int) -> int:
+def place_of(part_name: PartName, index: int, number: int) -> int:
     """Where the `number`-th weight of a unit lies in its tensor, counted in numbers."""
-    return number * WIDTHS[LAYER] + index if role == "down" else index * HIDDEN + number
+    return number * WIDTHS[LAYER] + index if part_name == "down" else index * HIDDEN + number
 
 
-def with_bit_flipped(tensors: dict[str, Tensor], role: Role, number: int, bit: int) -> dict[str, Tensor]:
-    name = f"model.layers.{LAYER}.mlp.{role}_proj.weight"
+def with_bit_flipped(tensors: dict[str, Tensor], part_name: PartName, number: int, bit: int) -> dict[str, Tensor]:
+    name = f"model.layers.{LAYER}.mlp.{part_name}_proj.weight"
     old = tensors[name]
     data = bytearray(old.data)
     data[number * BYTES_PER_NUMBER[old.dtype] + bit // 8] ^= 1 << bit % 8
@@ -52,11 +53,11 @@ def with_bit_flipped(tensors: dict[str, Tensor], role: Role, number: int, bit: i
 def test_a_seal_is_the_sha256_of_the_parts_with_their_formats_and_lengths(tmp_path: Path) -> None:
     folder = ModelFolder(write_model(tmp_path, WIDTHS, hidden=HIDDEN))
     content = b""
-    for role, axis in (("gate", 0), ("up", 0), ("down", 1)):
-        weights = folder.read_slice(f"model.layers.{LAYER}.mlp.{role}_proj.weight", axis, INDEX)
-        content += f"{role} F32 16\n".encode() + weights
+    for part_name, axis in (("gate", 0), ("up", 0), ("down", 1)):
+        weights = folder.read_slice(f"model.layers.{LAYER}.mlp.{part_name}_proj.weight", axis, INDEX)
+        content += f"{part_name} F32 16\n".encode() + weights
 
-    assert seal_of_folder(folder, LAYER, INDEX) == hashlib.sha256(content).hexdigest()
+    assert seal_of_folder(folder, Unit("neurons", LAYER, INDEX)) == hashlib.sha256(content).hexdigest()
 
 
 @pytest.mark.parametrize("shards", [2, 3, 7])
@@ -92,27 +93,27 @@ def scratch(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("seals")
 
 
-@pytest.mark.parametrize("role", ROLES)
+@pytest.mark.parametrize("part_name", ROLES)
 @given(data=st.data())
-def test_every_bit_of_a_unit_matters(scratch: Path, role: Role, data: st.DataObject) -> None:
+def test_every_bit_of_a_unit_matters(scratch: Path, part_name: PartName, data: st.DataObject) -> None:
     tensors = mlp_tensors(WIDTHS, HIDDEN, "BF16")
-    number = place_of(role, INDEX, data.draw(st.integers(0, HIDDEN - 1)))
+    number = place_of(part_name, INDEX, data.draw(st.integers(0, HIDDEN - 1)))
     before = seal(write_folder(scratch, tensors, config_of(WIDTHS)))
 
-    changed = with_bit_flipped(tensors, role, number, data.draw(st.integers(0, 15)))
+    changed = with_bit_flipped(tensors, part_name, number, data.draw(st.integers(0, 15)))
 
     assert seal(write_folder(scratch, changed, config_of(WIDTHS))) != before
 
 
-@pytest.mark.parametrize("role", ROLES)
+@pytest.mark.parametrize("part_name", ROLES)
 @given(data=st.data())
-def test_no_bit_of_another_unit_matters(scratch: Path, role: Role, data: st.DataObject) -> None:
+def test_no_bit_of_another_unit_matters(scratch: Path, part_name: PartName, data: st.DataObject) -> None:
     tensors = mlp_tensors(WIDTHS, HIDDEN, "BF16")
     other = data.draw(st.sampled_from([index for index in range(WIDTHS[LAYER]) if index != INDEX]))
-    number = place_of(role, other, data.draw(st.integers(0, HIDDEN - 1)))
+    number = place_of(part_name, other, data.draw(st.integers(0, HIDDEN - 1)))
     before = seal(write_folder(scratch, tensors, config_of(WIDTHS)))
 
-    changed = with_bit_flipped(tensors, role, number, data.draw(st.integers(0, 15)))
+    changed = with_bit_flipped(tensors, part_name, number, data.draw(st.integers(0, 15)))
 
     assert seal(write_folder(scratch, changed, config_of(WIDTHS))) == before
 
@@ -147,12 +148,12 @@ def test_a_neuron_that_is_not_there_has_none(tmp_path: Path, layer: int, index: 
 # Checking, as tensors come by
 
 
-def checked(content: Any, parts: list[Role], wanted: str) -> None:
+def checked(content: Any, parts: list[PartName], wanted: str) -> None:
     check = SealCheck(patches_of(zero({"0": [1]}), seal={"neurons/0/1": wanted}))
-    for role in parts:
-        slot = locate(f"model.layers.0.mlp.{role}_proj.weight")
-        assert slot is not None
-        check.observe(slot, TensorInfo(role, "I8", (4, 4)), lambda axis, index: content)
+    for part_name in parts:
+        role = classify_tensor(f"model.layers.0.mlp.{part_name}_proj.weight")
+        assert role is not None
+        check.observe(role, TensorInfo(part_name, "I8", (4, 4)), lambda axis, index: content)
     check.finish()
 
 
@@ -161,7 +162,7 @@ RIGHT = neuron_hash(dict.fromkeys(ROLES, ("I8", WEIGHTS)))
 
 
 @given(st.permutations(ROLES))
-def test_a_whole_seal_passes_in_any_order(parts: list[Role]) -> None:
+def test_a_whole_seal_passes_in_any_order(parts: list[PartName]) -> None:
     checked(WEIGHTS, parts, RIGHT)
 
 
@@ -175,7 +176,7 @@ def test_a_broken_seal_is_refused() -> None:
 
 
 @pytest.mark.parametrize(("parts", "words"), [([], "none"), (["gate"], "gate"), (["up", "down"], "up, down")])
-def test_a_unit_that_was_not_seen_whole_is_refused(parts: list[Role], words: str) -> None:
+def test_a_unit_that_was_not_seen_whole_is_refused(parts: list[PartName], words: str) -> None:
     assert refusal(lambda: checked(WEIGHTS, parts, RIGHT), MismatchError) == (
         f"{SOURCE}: seal.neurons/0/1: broken: of the unit's parts only {words} can be read"
     )

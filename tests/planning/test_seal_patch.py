@@ -14,7 +14,7 @@ from tests.models import patch_of
 from vllm_surgery import MismatchError, ModelFolder, PatchSet, load_patch
 from vllm_surgery.cli import main
 from vllm_surgery.planning import check as module
-from vllm_surgery.planning.check import review
+from vllm_surgery.planning.check import check_patches
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -52,14 +52,14 @@ def test_a_sealed_patch_fits_its_model_in_any_layout(model: Path, patch: Path, t
     main(["seal", str(patch), "--model", str(model)])
     sharded = write_model(tmp_path / "sharded", (6, 8), hidden=16, shards=3)
     for folder in (model, sharded):
-        assert review(PatchSet.load([patch]), ModelFolder(folder)).units == 2
+        assert check_patches(PatchSet.load([patch]), ModelFolder(folder)).units == 2
 
 
 def test_a_sealed_patch_refuses_other_weights(model: Path, patch: Path, tmp_path: Path) -> None:
     main(["seal", str(patch), "--model", str(model)])
     other = write_model(tmp_path / "other", (6, 8), hidden=16, seed=1)
     with pytest.raises(MismatchError, match=r"seal\.neurons/0/1: broken"):
-        review(PatchSet.load([patch]), ModelFolder(other))
+        check_patches(PatchSet.load([patch]), ModelFolder(other))
 
 
 def test_sealing_again_for_another_model_renews_the_seals(model: Path, patch: Path, tmp_path: Path) -> None:

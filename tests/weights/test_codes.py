@@ -8,7 +8,7 @@ import torch
 
 from tests.examples import refusal
 from vllm_surgery import SurgeryError
-from vllm_surgery.weights.codes import recovered_share, scaled_bytes
+from vllm_surgery.weights.codes import recovered_factor, scaled_bytes
 
 ALL = torch.arange(256, dtype=torch.uint8)
 # By the OCP Microscaling specification.
@@ -89,7 +89,7 @@ def test_an_exponent_that_would_leave_its_range_is_refused(exponent: int, power:
 
 
 @pytest.mark.parametrize(
-    ("numbers", "share"),
+    ("numbers", "factor"),
     [
         ("fp8", -1.0),
         ("fp8", 0.0),
@@ -101,16 +101,16 @@ def test_an_exponent_that_would_leave_its_range_is_refused(exponent: int, power:
         ("e8m0", 8.0),
     ],
 )
-def test_a_share_comes_back(numbers: str, share: float) -> None:
+def test_a_share_comes_back(numbers: str, factor: float) -> None:
     codes = ALL[20:120]
 
-    assert recovered_share(codes, scaled_bytes(codes, gains(share), numbers), numbers) == share  # type: ignore[arg-type]
+    assert recovered_factor(codes, scaled_bytes(codes, gains(factor), numbers), numbers) == factor  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("numbers", ["fp8", "int8", "e2m1", "e8m0"])
 def test_one_odd_byte_is_no_share(numbers: str) -> None:
-    share = 2.0 if numbers == "e8m0" else -1.0
-    made = scaled_bytes(ALL[20:120], gains(share), numbers)  # type: ignore[arg-type]
+    factor = 2.0 if numbers == "e8m0" else -1.0
+    made = scaled_bytes(ALL[20:120], gains(factor), numbers)  # type: ignore[arg-type]
     made[7] ^= 2
 
-    assert recovered_share(ALL[20:120], made, numbers) is None  # type: ignore[arg-type]
+    assert recovered_factor(ALL[20:120], made, numbers) is None  # type: ignore[arg-type]

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 
 from vllm_surgery.cli.options import add_command, add_json
 from vllm_surgery.model.checkpoint import ModelFolder
-from vllm_surgery.model.conventions import locate
+from vllm_surgery.model.conventions import classify_tensor
 from vllm_surgery.model.routers import layer_of_router_bias
 from vllm_surgery.patch.describe import count, gain_in_words
 from vllm_surgery.patch.patch_set import PatchSet
-from vllm_surgery.planning.check import review
+from vllm_surgery.planning.check import check_patches
 
 if TYPE_CHECKING:
     import argparse
@@ -45,7 +45,7 @@ def run(args: argparse.Namespace, _rest: list[str]) -> int:
     """Carries the command out."""
     patches = PatchSet.load(args.patches)
     for_slots = args.slots or patches.needs_slots
-    plan = review(patches, ModelFolder(args.model), for_slots=for_slots) if args.model else None
+    plan = check_patches(patches, ModelFolder(args.model), for_slots=for_slots) if args.model else None
     if args.json:
         _print_json(patches, plan)
         return 0
@@ -104,9 +104,9 @@ def _mask_in_words(mask: LayerMask) -> str:
 
 
 def _slices_in_words(edit: TensorEdit) -> str:
-    slot = locate(edit.tensor)
+    role = classify_tensor(edit.tensor)
     if layer_of_router_bias(edit.tensor) is not None:
         return "experts"
-    if slot is not None and slot.kind == "experts":
-        return f"expert {slot.expert}" if slot.expert is not None else "experts"
+    if role is not None and role.kind == "experts":
+        return f"expert {role.expert}" if role.expert is not None else "experts"
     return "columns" if edit.axis else "rows"

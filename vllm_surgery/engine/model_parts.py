@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from vllm_surgery.engine import touchpoints
 from vllm_surgery.errors import CannotSwapError
-from vllm_surgery.model.conventions import locate
+from vllm_surgery.model.conventions import classify_tensor
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -151,8 +151,8 @@ def _is_of_experts(name: str, rest: str) -> bool:
     """
     if _EXPERTS.fullmatch(rest):
         return True
-    slot = locate(name)
-    return slot is not None and slot.block == "experts" and slot.part.role != "scale"
+    role = classify_tensor(name)
+    return role is not None and role.block == "experts" and role.part.name != "scale"
 
 
 def _refuse_own_loader(name: str, module: Any) -> None:

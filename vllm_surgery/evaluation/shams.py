@@ -18,7 +18,7 @@ from vllm_surgery.model.output_norms import output_norms
 from vllm_surgery.patch.format import Patch
 from vllm_surgery.patch.patch_set import PatchSet, SourcedPatch
 from vllm_surgery.patch.units import op_of
-from vllm_surgery.planning.check import review
+from vllm_surgery.planning.check import check_patches
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -64,7 +64,7 @@ def make_shams(patch: Patch, folder: ModelFolder, count: int, seed: int) -> list
         SurgeryError: the patch isn't for this model.
         UsageError: it edits too many units of a layer.
     """
-    review(PatchSet((SourcedPatch(patch.name, patch),)), folder)
+    check_patches(PatchSet((SourcedPatch(patch.name, patch),)), folder)
     source = random.Random(seed)  # noqa: S311 - a draw that anybody may repeat
     true = _units_of(patch, folder)
     drawn: list[list[Unit]] = [[] for _ in range(count)]

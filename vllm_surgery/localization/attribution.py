@@ -7,7 +7,7 @@ import json
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from vllm_surgery.atomic_files import write_whole
+from vllm_surgery.atomic_files import atomic_write
 from vllm_surgery.localization.candidates import Candidate, UnitKey, taking_turns
 from vllm_surgery.localization.transcripts import Passage
 from vllm_surgery.patch.units import MASK
@@ -110,5 +110,5 @@ def kept(
     if file.exists():
         return Attribution.from_data(json.loads(file.read_text()))
     found = make(records, matter)
-    write_whole(file, json.dumps(found.to_data(), indent=1) + "\n")  # A kill leaves no half of a ranking.
+    atomic_write(file, json.dumps(found.to_data(), indent=1) + "\n")  # A kill leaves no half of a ranking.
     return found

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from vllm_surgery.atomic_files import write_whole
+from vllm_surgery.atomic_files import atomic_write
 from vllm_surgery.engine.offline import require_swaps
 from vllm_surgery.errors import UsageError
 from vllm_surgery.evaluation import setup
@@ -22,7 +22,7 @@ from vllm_surgery.localization.search.evaluator import Bench, Lab
 from vllm_surgery.localization.search.search import Found, Search
 from vllm_surgery.loops import TokenTable
 from vllm_surgery.patch.patch_set import SourcedPatch
-from vllm_surgery.planning.check import sealed
+from vllm_surgery.planning.check import seal_patch
 from vllm_surgery.planning.guard import guard_of
 
 if TYPE_CHECKING:
@@ -145,7 +145,7 @@ def _open(folder: Path, settings: SearchSettings, about: Mapping[str, Any]) -> N
 
 def _ship(patch: Patch, model: ModelFolder, judged: Judged, place: Place, about: Mapping[str, Any]) -> Path:
     """Writes the patch, sealed to the model's weights, with what the held-out trial said of it."""
-    made = sealed(SourcedPatch(patch.name, patch), model).to_data()
+    made = seal_patch(SourcedPatch(patch.name, patch), model).to_data()
     made["description"] = (
         "Found by `vllm-surgery localize` on search probes, and judged on others: fewer answers end in a loop."
     )
@@ -164,6 +164,6 @@ def _ship(patch: Patch, model: ModelFolder, judged: Judged, place: Place, about:
 def _write(file: Path, content: str) -> None:
     """All of it or nothing: a search that is killed here goes on."""
     try:
-        write_whole(file, content)
+        atomic_write(file, content)
     except OSError as error:
         raise UsageError(f"{file}: {error.strerror or error}") from None

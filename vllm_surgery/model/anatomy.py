@@ -7,16 +7,16 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from vllm_surgery.errors import CheckpointError
-from vllm_surgery.model.conventions import lacking, locate
+from vllm_surgery.model.conventions import classify_tensor, lacking
 from vllm_surgery.model.quantization import WHOLE, Stores
 from vllm_surgery.model.routers import Router, layer_of_router, observe_router
-from vllm_surgery.model.tensor_info import EACH_DTYPES, TensorInfo
+from vllm_surgery.model.tensor_info import UNPACKED_DTYPES, TensorInfo
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from vllm_surgery.model.conventions import Convention, Role, Slot
-    from vllm_surgery.patch.units import Kind
+    from vllm_surgery.model.conventions import Convention, PartName, TensorRole
+    from vllm_surgery.patch.units import Unit
 
 
 @dataclass
@@ -24,10 +24,10 @@ class GatedMlp:
     """The tensors of one layer's gated MLP, ``down · (act(gate) * up)``, as far as they have been seen."""
 
     layer: int
-    tensors: dict[Role, TensorInfo] = field(default_factory=dict)
-    beside: dict[tuple[Role, Stores], tuple[Slot, TensorInfo]] = field(default_factory=dict)
+    tensors: dict[PartName, TensorInfo] = field(default_factory=dict)
+    quant_params: dict[tuple[PartName, Stores], tuple[TensorRole, TensorInfo]] = field(default_factory=dict)
 
-    def missing(self) -> list[Role]:
+    def missing(self) -> list[PartName]:
         """The matrices that no tensor holds."""
         return lacking(self.tensors)
 
@@ -38,16 +38,16 @@ class GatedMlp:
         0 where it can't be told.
         """
         down = self.tensors.get("down")
-        if down is not None and down.dtype in EACH_DTYPES:
+        if down is not None and down.dtype in UNPACKED_DTYPES:
             return down.shape[1]
         return self._outputs("up") or self._outputs("gate_up")
 
-    def _outputs(self, role: Role) -> int:
-        slot, scales = self.beside.get((role, "scales"), (None, None))
-        if slot is None or scales is None or slot.spelling.out_axis >= len(scales.shape):
+    def _outputs(self, part_name: PartName) -> int:
+        role, scales = self.quant_params.get((part_name, "scales"), (None, None))
+        if role is None or scales is None or role.suffix.out_axis >= len(scales.shape):
             return 0
-        outputs = scales.shape[slot.spelling.out_axis]
-        return outputs // 2 if slot.part.halves else outputs
+        outputs = scales.shape[role.suffix.out_axis]
+        return outputs // 2 if role.part.halves else outputs
 
 
 @dataclass
@@ -62,25 +62,29 @@ class RoutedExperts:
 
     layer: int
     convention: Convention
-    tensors: dict[tuple[Role, int | None], TensorInfo] = field(default_factory=dict)
-    beside: dict[tuple[Role, int | None, Stores], TensorInfo] = field(default_factory=dict)
+    tensors: dict[tuple[PartName, int | None], TensorInfo] = field(default_factory=dict)
+    quant_params: dict[tuple[PartName, int | None, Stores], TensorInfo] = field(default_factory=dict)
 
     @property
     def count(self) -> int:
         """Experts: up to the last one that was seen where each has its own tensors, so all of a whole checkpoint's."""
         own = [expert + 1 for _, expert in self.tensors if expert is not None]
-        shared = [info.shape[0] for info in self.tensors.values() if info.dtype in EACH_DTYPES]
+        shared = [info.shape[0] for info in self.tensors.values() if info.dtype in UNPACKED_DTYPES]
         return max(own or shared, default=0)
 
     def tensors_of(self, index: int) -> list[TensorInfo]:
         """The tensors that hold something of one expert."""
         whole = [info for (_, expert), info in self.tensors.items() if expert in {None, index}]
-        return whole + [info for (_, expert, _), info in self.beside.items() if expert in {None, index}]
+        return whole + [info for (_, expert, _), info in self.quant_params.items() if expert in {None, index}]
 
-    def missing(self, index: int) -> list[Role]:
+    def missing(self, index: int) -> list[PartName]:
         """Of the parts that a gain of expert `index` goes on, those that no tensor holds."""
-        needed = [part.role for part in self.convention.carriers if not part.optional]
-        return [role for role in needed if (role, None) not in self.tensors and (role, index) not in self.tensors]
+        needed = [part.name for part in self.convention.carriers if not part.optional]
+        return [
+            part_name
+            for part_name in needed
+            if (part_name, None) not in self.tensors and (part_name, index) not in self.tensors
+        ]
 
 
 class Anatomy:
@@ -104,25 +108,25 @@ class Anatomy:
             anatomy.observe(info)
         return anatomy
 
-    def observe(self, info: TensorInfo) -> Slot | None:
+    def observe(self, info: TensorInfo) -> TensorRole | None:
         """Takes one tensor in, and says which part of which block it is; None where it is no part of a unit.
 
         Raises:
             CheckpointError: its shape can't be, or its part is taken by a tensor of another name.
         """
-        slot = locate(info.name)
-        if slot is None:
+        role = classify_tensor(info.name)
+        if role is None:
             layer = layer_of_router(info.name)
             if layer is not None and not self._beyond_last_layer(layer):
                 observe_router(self.routers, layer, info)
             return None
-        if self._beyond_last_layer(slot.layer):
+        if self._beyond_last_layer(role.layer):
             return None
-        if slot.block == "mlp":
-            self._observe_mlp(slot, info)
+        if role.block == "mlp":
+            self._observe_mlp(role, info)
         else:
-            self._observe_experts(slot, info)
-        return slot
+            self._observe_experts(role, info)
+        return role
 
     def widths(self) -> dict[int, int]:
         """Neurons in each layer whose down projection was seen and whose width can be told."""
@@ -137,37 +141,38 @@ class Anatomy:
         router, block = self.routers.get(layer), self.experts.get(layer)
         return (router.count if router else None) or (block.count if block else None)
 
-    def tensors_of(self, kind: Kind, layer: int, index: int) -> list[TensorInfo]:
+    def tensors_of(self, unit: Unit) -> list[TensorInfo]:
         """The tensors that hold something of one unit."""
-        if kind == "neurons":
-            mlp = self.mlps.get(layer, GatedMlp(layer))
-            return [*mlp.tensors.values(), *(info for _, info in mlp.beside.values())]
-        return self.experts[layer].tensors_of(index) if layer in self.experts else []
+        if unit.kind == "neurons":
+            mlp = self.mlps.get(unit.layer, GatedMlp(unit.layer))
+            return [*mlp.tensors.values(), *(info for _, info in mlp.quant_params.values())]
+        block = self.experts.get(unit.layer)
+        return block.tensors_of(unit.index) if block else []
 
-    def _observe_mlp(self, slot: Slot, info: TensorInfo) -> None:
-        mlp = self.mlps.setdefault(slot.layer, GatedMlp(slot.layer))
-        if slot.spelling.stores not in WHOLE:
-            mlp.beside[slot.part.role, slot.spelling.stores] = slot, info
+    def _observe_mlp(self, role: TensorRole, info: TensorInfo) -> None:
+        mlp = self.mlps.setdefault(role.layer, GatedMlp(role.layer))
+        if role.suffix.stores not in WHOLE:
+            mlp.quant_params[role.part.name, role.suffix.stores] = role, info
             return
-        known = mlp.tensors.setdefault(slot.part.role, info)
+        known = mlp.tensors.setdefault(role.part.name, info)
         if known != info:
-            raise CheckpointError(f"{known.name} and {info.name} are both the {slot.part.role} part of one MLP")
-        if info.dtype in EACH_DTYPES:
+            raise CheckpointError(f"{known.name} and {info.name} are both the {role.part.name} part of one MLP")
+        if info.dtype in UNPACKED_DTYPES:
             _check_mlp(mlp)
 
-    def _observe_experts(self, slot: Slot, info: TensorInfo) -> None:
-        block = self.experts.setdefault(slot.layer, RoutedExperts(slot.layer, slot.convention))
-        if slot.spelling.stores not in WHOLE:
-            block.beside[slot.part.role, slot.expert, slot.spelling.stores] = info
+    def _observe_experts(self, role: TensorRole, info: TensorInfo) -> None:
+        block = self.experts.setdefault(role.layer, RoutedExperts(role.layer, role.convention))
+        if role.suffix.stores not in WHOLE:
+            block.quant_params[role.part.name, role.expert, role.suffix.stores] = info
             return
-        known = block.tensors.setdefault((slot.part.role, slot.expert), info)
+        known = block.tensors.setdefault((role.part.name, role.expert), info)
         if known != info:
-            raise CheckpointError(f"{known.name} and {info.name} are both the {slot.part.role} part of one expert")
-        if block.convention is not slot.convention:
+            raise CheckpointError(f"{known.name} and {info.name} are both the {role.part.name} part of one expert")
+        if block.convention is not role.convention:
             other = next(iter(block.tensors.values()))
             raise CheckpointError(f"{other.name} and {info.name} name the experts of one layer in two ways")
-        if info.dtype in EACH_DTYPES:
-            _check_experts(block, slot, info)
+        if info.dtype in UNPACKED_DTYPES:
+            _check_experts(block, role, info)
 
     def _beyond_last_layer(self, layer: int) -> bool:
         # Multi-token-prediction heads are stored as layers after the last; they are no part of the model that answers.
@@ -175,26 +180,28 @@ class Anatomy:
 
 
 def _check_mlp(mlp: GatedMlp) -> None:
-    plain = [info for info in mlp.tensors.values() if info.dtype in EACH_DTYPES]
-    shapes = {role: info.shape for role, info in mlp.tensors.items() if info.dtype in EACH_DTYPES}
+    plain = [info for info in mlp.tensors.values() if info.dtype in UNPACKED_DTYPES]
+    shapes = {part_name: info.shape for part_name, info in mlp.tensors.items() if info.dtype in UNPACKED_DTYPES}
     if any(len(info.shape) != 2 for info in plain) or len(_upright(shapes)) > 1:  # noqa: PLR2004 - matrices
         raise _odd_shapes("a gated MLP", mlp.tensors.values())
 
 
-def _check_experts(block: RoutedExperts, slot: Slot, info: TensorInfo) -> None:
+def _check_experts(block: RoutedExperts, role: TensorRole, info: TensorInfo) -> None:
     # Against tensors of the same expert alone: all of them each time would take the square of their number.
-    keys = [(part.role, slot.expert) for part in block.convention.parts.values()]
+    keys = [(part.name, role.expert) for part in block.convention.parts.values()]
     known = {key[0]: block.tensors[key] for key in keys if key in block.tensors}
-    shapes = {role: tensor.shape for role, tensor in known.items() if tensor.dtype in EACH_DTYPES}
-    told = {shape[:1] for shape in shapes.values()} if slot.expert is None else _upright(shapes)
-    if len(info.shape) != slot.part.rank or len(told) > 1:
+    shapes = {part_name: tensor.shape for part_name, tensor in known.items() if tensor.dtype in UNPACKED_DTYPES}
+    told = {shape[:1] for shape in shapes.values()} if role.expert is None else _upright(shapes)
+    if len(info.shape) != role.part.rank or len(told) > 1:
         raise _odd_shapes("routed experts", known.values())
 
 
-def _upright(shapes: dict[Role, tuple[int, ...]]) -> set[tuple[int, ...]]:
+def _upright(shapes: dict[PartName, tuple[int, ...]]) -> set[tuple[int, ...]]:
     """The shapes of gate and up, ``[width, hidden]``, as each tensor tells them. More than one can't be."""
-    told = {shape[::-1] if role == "down" else shape for role, shape in shapes.items() if role != "gate_up"}
-    doubled = [shape for role, shape in shapes.items() if role == "gate_up"]
+    told = {
+        shape[::-1] if part_name == "down" else shape for part_name, shape in shapes.items() if part_name != "gate_up"
+    }
+    doubled = [shape for part_name, shape in shapes.items() if part_name == "gate_up"]
     # An odd number of rows is told as it is, which no other tensor does.
     return told | {(shape[0] // 2, *shape[1:]) if shape and shape[0] % 2 == 0 else shape for shape in doubled}
 

@@ -11,7 +11,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
-from vllm_surgery.model.quantization import PLAIN, Spelling, spelled
+from vllm_surgery.model.quantization import PLAIN, TensorSuffix, split_suffix
 from vllm_surgery.patch.units import INDEX_PATTERN, LAYER_PATTERN
 
 if TYPE_CHECKING:
@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 
     from vllm_surgery.patch.units import Kind
 
-Block: TypeAlias = Literal["mlp", "experts"]
-Role: TypeAlias = Literal["gate", "up", "gate_up", "gate_up_bias", "down", "down_bias", "scale"]
+BlockKind: TypeAlias = Literal["mlp", "experts"]
+PartName: TypeAlias = Literal["gate", "up", "gate_up", "gate_up_bias", "down", "down_bias", "scale"]
 
-MLP_ROLES: tuple[Role, ...] = ("gate", "up", "down")
+MLP_ROLES: tuple[PartName, ...] = ("gate", "up", "down")
 """The three matrices of a gated MLP, ``down · (act(gate) * up)``."""
 
-HALVES: tuple[Role, Role] = ("gate", "up")
+HALVES: tuple[PartName, PartName] = ("gate", "up")
 """What ``gate_up`` holds, in this order."""
 
 
@@ -34,7 +34,7 @@ class Part:
     """What a tensor is to the units of its layer.
 
     Attributes:
-        role: which part of the units it holds; ``scale`` is a number by which the router's weight is multiplied.
+        name: which part of the units it holds; ``scale`` is a number by which the router's weight is multiplied.
         unit_axis: the axis that counts the units; None where the whole tensor is one expert's.
         rank: how many axes it has.
         split: the axis along which ``gate_up`` is all of gate and then all of up; None where it is laid out otherwise.
@@ -42,7 +42,7 @@ class Part:
         optional: whether only some of the families have it.
     """
 
-    role: Role
+    name: PartName
     unit_axis: int | None
     rank: int = 2
     split: int | None = None
@@ -74,7 +74,7 @@ class Convention:
     """
 
     name: str
-    block: Block
+    block: BlockKind
     pattern: re.Pattern[str]
     parts: Mapping[str, Part]
 
@@ -154,7 +154,7 @@ CONVENTIONS: tuple[Convention, ...] = (
 
 
 @dataclass(frozen=True)
-class Slot:
+class TensorRole:
     """The place of one tensor in a model.
 
     Attributes:
@@ -169,10 +169,10 @@ class Slot:
     layer: int
     part: Part
     expert: int | None = None
-    spelling: Spelling = PLAIN
+    suffix: TensorSuffix = PLAIN
 
     @property
-    def block(self) -> Block:
+    def block(self) -> BlockKind:
         """Whose units it belongs to."""
         return self.convention.block
 
@@ -182,20 +182,20 @@ class Slot:
         return "neurons" if self.block == "mlp" else "experts"
 
 
-def locate(name: str) -> Slot | None:
+def classify_tensor(name: str) -> TensorRole | None:
     """The slot of the tensor called `name`, or None where no convention knows it."""
-    weight, spelling = spelled(name)
+    weight, suffix = split_suffix(name)
     for convention in CONVENTIONS:
         found = convention.pattern.fullmatch(weight)
         if found and found["part"] in convention.parts:
             expert = found.groupdict().get("expert")
             part = convention.parts[found["part"]]
-            return Slot(convention, int(found["layer"]), part, None if expert is None else int(expert), spelling)
+            return TensorRole(convention, int(found["layer"]), part, None if expert is None else int(expert), suffix)
     return None
 
 
-def lacking(roles: Iterable[Role]) -> list[Role]:
+def lacking(roles: Iterable[PartName]) -> list[PartName]:
     """Of the matrices of a gated MLP those that none of `roles` holds."""
     held = set(roles)
     held.update(HALVES if "gate_up" in held else ())
-    return [role for role in MLP_ROLES if role not in held]
+    return [part_name for part_name in MLP_ROLES if part_name not in held]

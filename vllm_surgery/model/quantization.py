@@ -133,7 +133,7 @@ WHOLE: tuple[Stores, Stores] = ("weight", "codes")
 
 
 @dataclass(frozen=True)
-class Spelling:
+class TensorSuffix:
     """How one kind of tensor is named and laid out.
 
     Attributes:
@@ -147,32 +147,32 @@ class Spelling:
     out_axis: int = 0
 
 
-PLAIN = Spelling(".weight", "weight")
+PLAIN = TensorSuffix(".weight", "weight")
 
 _SPELLINGS = (
     PLAIN,
-    Spelling(".weight_packed", "codes"),
-    Spelling(".weight_scale", "scales"),
-    Spelling(".weight_scale_inv", "scales"),
-    Spelling(".weight_zero_point", "zeros"),
-    Spelling(".weight_g_idx", "order"),
+    TensorSuffix(".weight_packed", "codes"),
+    TensorSuffix(".weight_scale", "scales"),
+    TensorSuffix(".weight_scale_inv", "scales"),
+    TensorSuffix(".weight_zero_point", "zeros"),
+    TensorSuffix(".weight_g_idx", "order"),
     # GPTQ and AWQ store the transpose.
-    Spelling(".qweight", "codes", 1),
-    Spelling(".scales", "scales", 1),
-    Spelling(".qzeros", "zeros", 1),
-    Spelling(".g_idx", "order"),
-    Spelling(".bias", "bias"),
+    TensorSuffix(".qweight", "codes", 1),
+    TensorSuffix(".scales", "scales", 1),
+    TensorSuffix(".qzeros", "zeros", 1),
+    TensorSuffix(".g_idx", "order"),
+    TensorSuffix(".bias", "bias"),
 )
 # Of all experts in one tensor, where no `.weight` stands in the name.
-_STACKED = (Spelling("_blocks", "codes"), Spelling("_scales", "scales"))
+_STACKED = (TensorSuffix("_blocks", "codes"), TensorSuffix("_scales", "scales"))
 
 
-def spelled(name: str) -> tuple[str, Spelling]:
+def split_suffix(name: str) -> tuple[str, TensorSuffix]:
     """The name that the weight would have if it weren't quantised, and how this tensor of it is named."""
-    for spelling in _SPELLINGS:
-        if name.endswith(spelling.suffix):
-            return name.removesuffix(spelling.suffix) + PLAIN.suffix, spelling
-    for spelling in _STACKED:
-        if name.endswith(spelling.suffix):
-            return name.removesuffix(spelling.suffix), spelling
+    for suffix in _SPELLINGS:
+        if name.endswith(suffix.suffix):
+            return name.removesuffix(suffix.suffix) + PLAIN.suffix, suffix
+    for suffix in _STACKED:
+        if name.endswith(suffix.suffix):
+            return name.removesuffix(suffix.suffix), suffix
     return name, PLAIN

@@ -16,11 +16,11 @@ class TensorInfo:
 
 
 # The number formats in which a weight is a number by itself. Others are packed, or have scales beside them.
-PLAIN_DTYPES = frozenset({"F64", "F32", "F16", "BF16"})
+FLOAT_DTYPES = frozenset({"F64", "F32", "F16", "BF16"})
 
 
 FP8_DTYPES = frozenset({"F8_E4M3", "F8_E5M2"})
 
 
-EACH_DTYPES = PLAIN_DTYPES | FP8_DTYPES | {"I8"}
+UNPACKED_DTYPES = FLOAT_DTYPES | FP8_DTYPES | {"I8"}
 """The formats in which a tensor has the shape of its weight."""

@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from vllm_surgery.atomic_files import folder_aside, refuse_target
+from vllm_surgery.atomic_files import atomic_folder, check_target
 from vllm_surgery.errors import CheckpointError
 from vllm_surgery.model.checkpoint import read_json
 from vllm_surgery.patch.describe import model_card
 from vllm_surgery.patch.units import MASK
-from vllm_surgery.planning.check import review
+from vllm_surgery.planning.check import check_patches
 from vllm_surgery.planning.limits import refusal
 from vllm_surgery.weights.arithmetic import apply_edit
 from vllm_surgery.weights.tensors import bits, read_tensor
@@ -82,10 +82,10 @@ def bake(patches: PatchSet, model: ModelFolder, out: Path, *, link: bool = True,
         SurgeryError: the patches are not for this model, the checkpoint can't be read, or `out` can't be written.
             Nothing is left behind.
     """
-    refuse_target(out, model.path, "a bake is a copy")
-    plan = review(patches, model)
-    refuse_unbakeable(patches, plan)
-    with folder_aside(out) as folder:
+    check_target(out, model.path, "a bake is a copy")
+    plan = check_patches(patches, model)
+    check_bakeable(patches, plan)
+    with atomic_folder(out) as folder:
         copy = _Copy(model, folder, link=link, progress=progress)
         copy.fill(plan)
         _record(folder, patches)
@@ -179,7 +179,7 @@ def _record(folder: Path, patches: PatchSet) -> None:
         card.writelines("\n" + model_card(member.patch) for member in patches.members)
 
 
-def refuse_unbakeable(patches: PatchSet, plan: Plan) -> None:
+def check_bakeable(patches: PatchSet, plan: Plan) -> None:
     """Masks that no checkpoint can hold.
 
     Raises:

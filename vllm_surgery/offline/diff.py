@@ -19,7 +19,7 @@ from vllm_surgery.errors import CheckpointError
 from vllm_surgery.model.anatomy import Anatomy
 from vllm_surgery.model.conventions import HALVES
 from vllm_surgery.model.routers import LOWEST, layer_of_router_bias
-from vllm_surgery.model.tensor_info import PLAIN_DTYPES
+from vllm_surgery.model.tensor_info import FLOAT_DTYPES
 from vllm_surgery.offline.recover import Pair, differing_slices, explain, recover_gains, recover_joint_gains, same_bytes
 from vllm_surgery.patch.format import Patch
 from vllm_surgery.patch.units import MASK, op_of
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from vllm_surgery.model.checkpoint import ModelFolder, StoredTensor
-    from vllm_surgery.model.conventions import Role, Slot
+    from vllm_surgery.model.conventions import PartName, TensorRole
     from vllm_surgery.model.tensor_info import TensorInfo
     from vllm_surgery.patch.units import Gain, Kind
 
@@ -108,7 +108,7 @@ class _Comparison:
         self._scheme = base.facts.scheme
         self._result = Diff()
         self._parts: dict[tuple[Kind, int, int], list[float]] = defaultdict(list)
-        self._elsewhere: dict[tuple[Kind, Role, Role], int] = defaultdict(int)
+        self._elsewhere: dict[tuple[Kind, PartName, PartName], int] = defaultdict(int)
         self._formats: dict[tuple[str, str], int] = defaultdict(int)
         self._quantised: dict[tuple[Kind, int, int | None], list[Pair]] = defaultdict(list)
         self._joint: dict[int, list[tuple[StoredTensor, StoredTensor]]] = defaultdict(list)
@@ -128,7 +128,7 @@ class _Comparison:
         return self._result
 
     def _compare(self, before: StoredTensor, after: StoredTensor) -> None:
-        slot = self._anatomy.observe(before.info)
+        role = self._anatomy.observe(before.info)
         if before.info.shape != after.info.shape:
             shapes = f"has the shape {list(after.info.shape)}, was {list(before.info.shape)}"
             self._unexplained(after, shapes, math.prod(after.info.shape))
@@ -136,49 +136,49 @@ class _Comparison:
         same_format = before.info.dtype == after.info.dtype
         if not same_format:
             self._formats[before.info.dtype, after.info.dtype] += 1
-        several = slot is not None and slot.part.carries and len(slot.convention.carriers) > 1
-        if slot is not None and same_format and self._stands_with_codes(slot, before, several):
-            carrier = carrier_of(slot, before.info, self._scheme)
-            self._quantised[slot.kind, slot.layer, slot.expert].append(Pair(carrier, before, after))
-        elif slot is not None and several:
-            self._joint[slot.layer].append((before, after))
+        several = role is not None and role.part.carries and len(role.convention.carriers) > 1
+        if role is not None and same_format and self._stands_with_codes(role, before, several):
+            carrier = carrier_of(role, before.info, self._scheme)
+            self._quantised[role.kind, role.layer, role.expert].append(Pair(carrier, before, after))
+        elif role is not None and several:
+            self._joint[role.layer].append((before, after))
         elif not same_format or not same_bytes(before, after):
-            self._compare_values(slot, before, after)
+            self._compare_values(role, before, after)
 
-    def _compare_values(self, slot: Slot | None, before: StoredTensor, after: StoredTensor) -> None:
+    def _compare_values(self, role: TensorRole | None, before: StoredTensor, after: StoredTensor) -> None:
         formats = {before.info.dtype, after.info.dtype}
-        if not formats <= PLAIN_DTYPES:
+        if not formats <= FLOAT_DTYPES:
             self._unexplained(after, f"differs, and is stored as {' and '.join(sorted(formats))}", before.size)
             return
         new = read_tensor(after)
         old = read_tensor(before).to(new.dtype)
-        layer = None if slot is not None else self._layer_of_router_bias(after.info)
+        layer = None if role is not None else self._layer_of_router_bias(after.info)
         if layer is not None:
             self._explain_router(layer, after, old, new)
-        elif slot is None:
+        elif role is None:
             changed = int((old != new).sum())
             if changed:
                 self._unexplained(after, "holds no unit that a patch can name", changed)
-        elif slot.part.unit_axis is None:
-            self._explain(slot, 0, after, old.unsqueeze(0), new.unsqueeze(0))
+        elif role.part.unit_axis is None:
+            self._explain(role, 0, after, old.unsqueeze(0), new.unsqueeze(0))
         else:
-            self._explain(slot, slot.part.unit_axis, after, old, new)
+            self._explain(role, role.part.unit_axis, after, old, new)
 
-    def _explain(self, slot: Slot, axis: int, after: StoredTensor, old: torch.Tensor, new: torch.Tensor) -> None:
+    def _explain(self, role: TensorRole, axis: int, after: StoredTensor, old: torch.Tensor, new: torch.Tensor) -> None:
         indices = differing_slices(old, new, axis)
         strange = []
         for index, gain in zip(indices, recover_gains(old, new, axis, indices), strict=True):
-            role, unit = _role_and_unit(slot, after.info, index)
-            if gain is None or not self._is_gain_of_unit(slot, role, gain):
+            part_name, unit = _role_and_unit(role, after.info, index)
+            if gain is None or not self._is_gain_of_unit(role, part_name, gain):
                 strange.append(index)
                 continue
-            self._parts[slot.kind, slot.layer, unit].append(gain)
-            self._count_elsewhere(slot, role)
+            self._parts[role.kind, role.layer, unit].append(gain)
+            self._count_elsewhere(role, part_name)
         if strange:
             shown = ", ".join(map(str, strange[:5])) + (", …" if len(strange) > 5 else "")  # noqa: PLR2004 - a few
             chosen = torch.tensor(strange)
             changed = int((old.index_select(axis, chosen) != new.index_select(axis, chosen)).sum())
-            word = "whole" if slot.expert is not None else f"{len(strange)} {_slice_word(slot)}(s) ({shown})"
+            word = "whole" if role.expert is not None else f"{len(strange)} {_slice_word(role)}(s) ({shown})"
             self._unexplained(after, f"{word} changed by more than a gain", changed)
 
     def _layer_of_router_bias(self, info: TensorInfo) -> int | None:
@@ -194,25 +194,25 @@ class _Comparison:
         if len(masked) < len(changed):
             self._unexplained(after, "changed by more than masks", len(changed) - len(masked))
 
-    def _is_gain_of_unit(self, slot: Slot, role: Role, gain: float) -> bool:
+    def _is_gain_of_unit(self, role: TensorRole, part_name: PartName, gain: float) -> bool:
         """Whether a gain on one part is a gain of the unit.
 
         A gate of zero silences it, since act(0) = 0; any other change of a gate is no gain. Where gate and up have
         biases no change of theirs is one, and no change of a gate where the layer compares its neurons' gates.
         """
-        if any(part.role == "gate_up_bias" for part in slot.convention.parts.values()):
-            return slot.part.carries
-        return (gain == 0 and slot.layer not in self._sparse) if role in {"gate", "gate_up"} else True
+        if any(part.name == "gate_up_bias" for part in role.convention.parts.values()):
+            return role.part.carries
+        return (gain == 0 and role.layer not in self._sparse) if part_name in {"gate", "gate_up"} else True
 
-    def _count_elsewhere(self, slot: Slot, role: Role) -> None:
-        if not slot.part.carries:
-            self._elsewhere[slot.kind, role, slot.convention.carriers[0].role] += 1
+    def _count_elsewhere(self, role: TensorRole, part_name: PartName) -> None:
+        if not role.part.carries:
+            self._elsewhere[role.kind, part_name, role.convention.carriers[0].name] += 1
 
-    def _stands_with_codes(self, slot: Slot, stored: StoredTensor, several: bool) -> bool:
+    def _stands_with_codes(self, role: TensorRole, stored: StoredTensor, several: bool) -> bool:
         """Whether a tensor takes only a share of a gain, so that it can't be looked at alone."""
         if self._scheme is None:
             return False
-        return several or slot.spelling.stores != "weight" or stored.info.dtype not in PLAIN_DTYPES
+        return several or role.suffix.stores != "weight" or stored.info.dtype not in FLOAT_DTYPES
 
     def _explain_quantised(self) -> None:
         for (kind, layer, expert), pairs in self._quantised.items():
@@ -228,7 +228,7 @@ class _Comparison:
             if all(before.info.dtype == after.info.dtype and same_bytes(before, after) for before, after in pairs):
                 continue
             formats = {stored.info.dtype for pair in pairs for stored in pair}
-            if not formats <= PLAIN_DTYPES or len({after.info.dtype for _, after in pairs}) > 1:
+            if not formats <= FLOAT_DTYPES or len({after.info.dtype for _, after in pairs}) > 1:
                 for _, after in pairs:
                     self._unexplained(after, f"differs, and is stored as {' and '.join(sorted(formats))}", after.size)
                 continue
@@ -268,15 +268,19 @@ class _Comparison:
     def _take_notes(self) -> None:
         for (old, new), count in self._formats.items():
             self._result.notes.append(f"{count} tensor(s) are stored as {new}, were {old}; compared as {new}")
-        for (kind, role, carrier), number in sorted(self._elsewhere.items(), reverse=True):
-            place = f"rows of {role} projections" if kind == "neurons" else f"{_PLACES.get(role, role)} of experts"
+        for (kind, part_name, carrier), number in sorted(self._elsewhere.items(), reverse=True):
+            place = (
+                f"rows of {part_name} projections"
+                if kind == "neurons"
+                else f"{_PLACES.get(part_name, part_name)} of experts"
+            )
             self._result.notes.append(
                 f"{number} gain(s) stand on {place}; from the {_PLACES[carrier]}, where a patch puts them, "
                 "they give the same outputs"
             )
 
 
-_PLACES: dict[Role, str] = {
+_PLACES: dict[PartName, str] = {
     "gate": "gate projection",
     "up": "up projection",
     "gate_up": "gate and up projections",
@@ -285,16 +289,16 @@ _PLACES: dict[Role, str] = {
 }
 
 
-def _role_and_unit(slot: Slot, info: TensorInfo, index: int) -> tuple[Role, int]:
+def _role_and_unit(role: TensorRole, info: TensorInfo, index: int) -> tuple[PartName, int]:
     """What slice `index` of a tensor is to which unit."""
-    if slot.part.halves:
-        half, unit = divmod(index, slot.part.width(info.shape))
+    if role.part.halves:
+        half, unit = divmod(index, role.part.width(info.shape))
         return HALVES[half], unit
-    return slot.part.role, index if slot.expert is None else slot.expert
+    return role.part.name, index if role.expert is None else role.expert
 
 
-def _slice_word(slot: Slot) -> str:
-    return {(2, 0): "row", (2, 1): "column"}.get((slot.part.rank, slot.part.unit_axis or 0), "slice")
+def _slice_word(role: TensorRole) -> str:
+    return {(2, 0): "row", (2, 1): "column"}.get((role.part.rank, role.part.unit_axis or 0), "slice")
 
 
 def _by_key(model: ModelFolder) -> dict[str, StoredTensor]:

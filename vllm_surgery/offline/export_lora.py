@@ -34,14 +34,14 @@ import torch
 from safetensors.torch import save
 from tqdm import tqdm
 
-from vllm_surgery.atomic_files import folder_aside, refuse_target
+from vllm_surgery.atomic_files import atomic_folder, check_target
 from vllm_surgery.errors import MismatchError, SurgeryError, UsageError
-from vllm_surgery.model.conventions import locate
-from vllm_surgery.model.tensor_info import PLAIN_DTYPES
+from vllm_surgery.model.conventions import classify_tensor
+from vllm_surgery.model.tensor_info import FLOAT_DTYPES
 from vllm_surgery.offline.bake import CARD_FILE, RECORD_FILE
 from vllm_surgery.patch.describe import count, model_card
 from vllm_surgery.patch.document import dump_yaml
-from vllm_surgery.planning.check import review
+from vllm_surgery.planning.check import check_patches
 from vllm_surgery.weights.arithmetic import apply_edit
 from vllm_surgery.weights.tensors import read_tensor
 
@@ -103,14 +103,14 @@ def export_lora(patches: PatchSet, model: ModelFolder, out: Path, *, progress: b
         SurgeryError: the checkpoint can't be read, a difference is no finite float32 number, or `out` can't be written.
             Nothing is left behind.
     """
-    refuse_target(out, model.path, "an adapter goes into a folder of its own")
-    _refuse_experts(patches)
-    plan = review(patches, model)
+    check_target(out, model.path, "an adapter goes into a folder of its own")
+    _check_no_experts(patches)
+    plan = check_patches(patches, model)
     rank = _rank(plan, patches)
     base = model.facts.base or str(model.path)
     done = Exported(out, patches.id, base, rank, _max_lora_rank(rank), plan.units, len(plan.edits))
     tensors = _tensors(model, tqdm(plan.edits, unit="tensor", disable=None if progress else True, leave=False), rank)
-    with folder_aside(out) as folder:
+    with atomic_folder(out) as folder:
         # The library's own writing of files makes them readable for their owner alone.
         (folder / WEIGHTS_FILE).write_bytes(save(tensors, {"format": "pt"}))
         _write_json(folder / CONFIG_FILE, _config(plan, done))
@@ -119,7 +119,7 @@ def export_lora(patches: PatchSet, model: ModelFolder, out: Path, *, progress: b
     return done
 
 
-def _refuse_experts(patches: PatchSet) -> None:
+def _check_no_experts(patches: PatchSet) -> None:
     for item in patches.assignments():
         if item.kind == "experts":
             raise MismatchError(
@@ -157,10 +157,10 @@ def _max_lora_rank(rank: int) -> int:
 
 
 def _layer(edit: TensorEdit) -> int:
-    slot = locate(edit.tensor)
-    if slot is None or slot.part.role != "down" or edit.axis != slot.part.unit_axis or edit.dtype not in PLAIN_DTYPES:
+    role = classify_tensor(edit.tensor)
+    if role is None or role.part.name != "down" or edit.axis != role.part.unit_axis or edit.dtype not in FLOAT_DTYPES:
         raise SurgeryError(f"{edit.tensor}: is edited, and the adapter can only hold columns of plain down projections")
-    return slot.layer
+    return role.layer
 
 
 def _tensors(model: ModelFolder, edits: Iterable[TensorEdit], rank: int) -> dict[str, torch.Tensor]:

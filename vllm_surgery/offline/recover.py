@@ -17,9 +17,9 @@ import numpy as np
 import torch
 
 from vllm_surgery.errors import CheckpointError, SurgeryError
-from vllm_surgery.planning.planner import TensorEdit, edit_of_shares
+from vllm_surgery.planning.planner import TensorEdit, edit_of_factors
 from vllm_surgery.weights.arithmetic import apply_edit
-from vllm_surgery.weights.codes import recovered_share
+from vllm_surgery.weights.codes import recovered_factor
 from vllm_surgery.weights.tensors import bits, dtype_word, read_tensor
 
 if TYPE_CHECKING:
@@ -29,9 +29,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from vllm_surgery.model.checkpoint import StoredTensor
-    from vllm_surgery.planning.carriers import Carrier, Takes
+    from vllm_surgery.planning.carriers import Carrier, Component
 
-    Shares: TypeAlias = dict[Takes, float]
+    Factors: TypeAlias = dict[Component, float]
     Strange: TypeAlias = list[tuple[StoredTensor, int]]
     Doubles: TypeAlias = NDArray[np.float64]
 
@@ -216,53 +216,53 @@ def explain(pairs: Sequence[Pair]) -> tuple[dict[int, float], Strange]:
     changed = [pair for pair in pairs if not same_bytes(pair.before, pair.after)]
     if not changed:
         return {}, []
-    shares: dict[int, Shares] = defaultdict(dict)
+    factors: dict[int, Factors] = defaultdict(dict)
     for pair in changed:
-        for unit, share in _shares(pair):
+        for unit, factor in _factors(pair):
             assert pair.carrier is not None  # Else there are no shares.
-            shares[unit][pair.carrier.takes] = share
-    gains = {unit: _gain(found) for unit, found in shares.items()}
+            factors[unit][pair.carrier.component] = factor
+    gains = {unit: _gain(found) for unit, found in factors.items()}
     strange = [(pair.after, wrong) for pair in pairs if (wrong := _unlike(pair, gains))]
     return gains, strange
 
 
-def _shares(pair: Pair) -> Iterator[tuple[int, float]]:
+def _factors(pair: Pair) -> Iterator[tuple[int, float]]:
     """The share of each unit whose slice differs and is a multiple of what it was."""
-    if pair.carrier is None or pair.carrier.cannot is not None:
+    if pair.carrier is None or pair.carrier.unsupported is not None:
         return
     old, new = (_sliceable(stored, pair.carrier) for stored in (pair.before, pair.after))
     axis = pair.carrier.axis or 0
     indices = differing_slices(old, new, axis)
-    for index, share in zip(indices, _multiples(pair.carrier, old, new, axis, indices), strict=True):
-        if share is not None:
-            yield index - pair.carrier.first, share
+    for index, factor in zip(indices, _multiples(pair.carrier, old, new, axis, indices), strict=True):
+        if factor is not None:
+            yield index - pair.carrier.first, factor
 
 
 def _multiples(
     carrier: Carrier, old: torch.Tensor, new: torch.Tensor, axis: int, indices: list[int]
 ) -> list[float | None]:
-    if carrier.numbers == "floats":
+    if carrier.encoding == "floats":
         return recover_gains(old, new, axis, indices)
     slices = ((bits(side.select(axis, index).contiguous()) for side in (old, new)) for index in indices)
-    return [recovered_share(before, after, carrier.numbers) for before, after in slices]
+    return [recovered_factor(before, after, carrier.encoding) for before, after in slices]
 
 
-def _gain(shares: Shares) -> float:
-    return shares["all"] if "all" in shares else shares.get("sign", 1.0) * shares.get("size", 1.0)
+def _gain(factors: Factors) -> float:
+    return factors["all"] if "all" in factors else factors.get("sign", 1.0) * factors.get("size", 1.0)
 
 
 def _unlike(pair: Pair, gains: Mapping[int, float]) -> int:
     """In how many numbers a tensor is not what these gains make of the original."""
     expected = read_tensor(pair.before)
-    if pair.carrier is not None and (shares := _own(pair.carrier, gains)):
+    if pair.carrier is not None and (factors := _own(pair.carrier, gains)):
         with suppress(SurgeryError):  # Beyond what the format holds, so it isn't what was done.
-            expected = apply_edit(expected, edit_of_shares(pair.before.info, pair.carrier, shares))
+            expected = apply_edit(expected, edit_of_factors(pair.before.info, pair.carrier, factors))
     return int((bits(expected) != bits(read_tensor(pair.after))).sum())
 
 
 def _own(carrier: Carrier, gains: Mapping[int, float]) -> dict[int, float]:
-    shares = {unit: carrier.share(gain) for unit, gain in gains.items()}
-    return {unit: share for unit, share in shares.items() if share != 1 and 0 <= unit < (carrier.width or 0)}
+    factors = {unit: carrier.factor(gain) for unit, gain in gains.items()}
+    return {unit: factor for unit, factor in factors.items() if factor != 1 and 0 <= unit < (carrier.width or 0)}
 
 
 def _sliceable(stored: StoredTensor, carrier: Carrier) -> torch.Tensor:

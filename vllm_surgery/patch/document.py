@@ -199,7 +199,7 @@ def _parse_yaml(text: str, source: str) -> Plain:
         elif isinstance(event, yaml.AliasEvent):
             raise PatchError(source, place, f"YAML aliases are not allowed (*{event.anchor})")
         elif isinstance(event, yaml.NodeEvent):
-            _refuse_decoration(event, source, place)
+            _check_undecorated(event, source, place)
             if isinstance(event, yaml.ScalarEvent):
                 _add_scalar(current, event, source, place)
                 continue
@@ -232,7 +232,7 @@ def _events(text: str, source: str) -> Iterator[yaml.Event]:
         raise PatchError(source, "", f"is not YAML: {error}") from None
 
 
-def _refuse_decoration(event: yaml.NodeEvent, source: str, place: str) -> None:
+def _check_undecorated(event: yaml.NodeEvent, source: str, place: str) -> None:
     if event.anchor is not None:
         raise PatchError(source, place, f"YAML anchors are not allowed (&{event.anchor})")
     if (tag := getattr(event, "tag", None)) is not None:

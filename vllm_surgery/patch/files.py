@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from vllm_surgery.atomic_files import write_whole
+from vllm_surgery.atomic_files import atomic_write
 from vllm_surgery.errors import SurgeryError, UsageError
 from vllm_surgery.patch.document import MAX_BYTES
 from vllm_surgery.patch.format import Patch
@@ -20,7 +20,7 @@ def write_patch(patch: Patch, file: Path) -> None:
     """
     content = patch.to_json() if file.suffix == ".json" else patch.to_yaml()
     try:
-        write_whole(file, content)
+        atomic_write(file, content)
     except OSError as error:
         raise SurgeryError(f"{file}: can't be written: {error.strerror or error}") from None
 

@@ -56,6 +56,12 @@ class Unit:
     layer: int
     index: int
 
+    @classmethod
+    def parse(cls, key: str) -> Unit:
+        """The unit that ``neurons/29/545`` names, as seals write it."""
+        kind, layer, index = key.split("/")
+        return cls("neurons" if kind == "neurons" else "experts", int(layer), int(index))
+
     @property
     def block(self) -> UnitBlock:
         """The units of its kind in its layer."""

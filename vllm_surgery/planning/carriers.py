@@ -31,16 +31,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from vllm_surgery.model.quantization import METHODS
-from vllm_surgery.model.tensor_info import FP8_DTYPES, PLAIN_DTYPES
+from vllm_surgery.model.tensor_info import FLOAT_DTYPES, FP8_DTYPES
 
 if TYPE_CHECKING:
-    from vllm_surgery.model.conventions import Slot
+    from vllm_surgery.model.conventions import TensorRole
     from vllm_surgery.model.quantization import Scheme
     from vllm_surgery.model.tensor_info import TensorInfo
 
 
-Takes: TypeAlias = Literal["all", "sign", "size"]
-Numbers: TypeAlias = Literal["floats", "fp8", "int8", "e2m1", "e8m0"]
+Component: TypeAlias = Literal["all", "sign", "size"]
+Encoding: TypeAlias = Literal["floats", "fp8", "int8", "e2m1", "e8m0"]
 """What a tensor's numbers are: floats of sixteen bits or more, or of eight, integers of eight, bytes that hold two
 floats of four, or exponents."""
 
@@ -54,58 +54,58 @@ class Carrier:
         axis: that counts the units; None where the whole tensor is one unit's.
         width: how many units it counts; None where that can't be told.
         first: where the first unit's slice is.
-        numbers: what it holds.
+        encoding: how it holds numbers.
         cannot: why it can't hold any share but 1 exactly, and what can be; None where it can.
     """
 
-    takes: Takes
+    component: Component
     axis: int | None
     width: int | None
     first: int = 0
-    numbers: Numbers = "floats"
-    cannot: str | None = None
+    encoding: Encoding = "floats"
+    unsupported: str | None = None
 
-    def share(self, gain: float) -> float:
+    def factor(self, gain: float) -> float:
         """What this tensor's numbers are multiplied by for a unit to have this gain."""
-        match self.takes:
+        match self.component:
             case "sign":
                 return math.copysign(1.0, gain) if gain else 0.0
             case "size":
                 return abs(gain) if gain else 1.0
         return gain
 
-    def why_not(self, share: float) -> str | None:
+    def why_unsupported(self, factor: float) -> str | None:
         """Why it can't hold a share exactly; None where it can."""
-        if share == 1:
+        if factor == 1:
             return None
-        if self.numbers == "e8m0" and math.frexp(share)[0] != 0.5:  # noqa: PLR2004 - what powers of two have
+        if self.encoding == "e8m0" and math.frexp(factor)[0] != 0.5:  # noqa: PLR2004 - what powers of two have
             return "has scales that are powers of two, so it can hold zero, negate and factors such as 0.5 or -2 alone"
-        return self.cannot
+        return self.unsupported
 
 
-def carrier_of(slot: Slot, info: TensorInfo, scheme: Scheme | None) -> Carrier | None:
+def carrier_of(role: TensorRole, info: TensorInfo, scheme: Scheme | None) -> Carrier | None:
     """What a tensor takes of its units' gains; None where it takes nothing.
 
     Args:
-        slot: which part of which block it is.
+        role: which part of which block it is.
         info: the tensor.
         scheme: how the model is quantised; None where it isn't.
     """
-    stores = slot.spelling.stores
-    if stores == "weight" and info.dtype in PLAIN_DTYPES:
-        return _whole(slot, info) if slot.part.carries else None
+    stores = role.suffix.stores
+    if stores == "weight" and info.dtype in FLOAT_DTYPES:
+        return _whole(role, info) if role.part.carries else None
     if stores in {"weight", "codes"}:
-        return _codes(slot, info, scheme) if slot.part.carries else None
+        return _codes(role, info, scheme) if role.part.carries else None
     if scheme is None or scheme.codes is None:
         return None
     if stores == "scales":
-        return _scales(slot, info, scheme)
-    return _bias(slot, info, scheme) if stores == "bias" else None
+        return _scales(role, info, scheme)
+    return _bias(role, info, scheme) if stores == "bias" else None
 
 
-def understood(slot: Slot, info: TensorInfo, scheme: Scheme | None) -> bool:
+def understood(role: TensorRole, info: TensorInfo, scheme: Scheme | None) -> bool:
     """Whether a quantised weight's codes are what the config says."""
-    kinds = (None if scheme is None else scheme.codes, slot.spelling.stores)
+    kinds = (None if scheme is None else scheme.codes, role.suffix.stores)
     return info.dtype in _CODE_DTYPES.get(kinds, frozenset())
 
 
@@ -117,77 +117,85 @@ _CODE_DTYPES: dict[tuple[str | None, str], frozenset[str]] = {
 }
 
 
-def _whole(slot: Slot, info: TensorInfo) -> Carrier:
-    return Carrier("all", slot.part.unit_axis, slot.part.width(info.shape))
+def _whole(role: TensorRole, info: TensorInfo) -> Carrier:
+    return Carrier("all", role.part.unit_axis, role.part.width(info.shape))
 
 
-def _codes(slot: Slot, info: TensorInfo, scheme: Scheme | None) -> Carrier | None:
-    if scheme is None or not understood(slot, info, scheme):
-        return Carrier("all", slot.part.unit_axis, None, cannot=_not_understood(info, scheme))
-    if not scheme.signs_codes(slot.kind):
+def _codes(role: TensorRole, info: TensorInfo, scheme: Scheme | None) -> Carrier | None:
+    if scheme is None or not understood(role, info, scheme):
+        return Carrier("all", role.part.unit_axis, None, unsupported=_not_understood(info, scheme))
+    if not scheme.signs_codes(role.kind):
         return None
     numbers = _NUMBERS_OF.get(info.dtype)
-    cannot = None if numbers else f"packs codes that have no scale of their own{_NOTHING}"
-    return Carrier("sign", slot.part.unit_axis, slot.part.width(info.shape), numbers=numbers or "floats", cannot=cannot)
+    unsupported = None if numbers else f"packs codes that have no scale of their own{_NOTHING}"
+    return Carrier(
+        "sign", role.part.unit_axis, role.part.width(info.shape), encoding=numbers or "floats", unsupported=unsupported
+    )
 
 
-_NUMBERS_OF: dict[str, Numbers] = {"I8": "int8", "U8": "e2m1", **dict.fromkeys(FP8_DTYPES, "fp8")}
+_NUMBERS_OF: dict[str, Encoding] = {"I8": "int8", "U8": "e2m1", **dict.fromkeys(FP8_DTYPES, "fp8")}
 
 
 def _not_understood(info: TensorInfo, scheme: Scheme | None) -> str:
     method = f" ({scheme.method})" if scheme is not None else ""
     return (
         f"is stored as {info.dtype}{method}, in which this version can hold no op exactly; "
-        f"it edits {', '.join(sorted(PLAIN_DTYPES))} and {METHODS}"
+        f"it edits {', '.join(sorted(FLOAT_DTYPES))} and {METHODS}"
     )
 
 
-def _scales(slot: Slot, info: TensorInfo, scheme: Scheme) -> Carrier | None:
-    takes: Takes = "size" if scheme.signs_codes(slot.kind) else "all"
-    if slot.kind == "neurons":
-        return _scales_of_outputs(slot, info, scheme, takes) if slot.part.role in {"up", "gate_up"} else None
-    if not slot.part.carries:
+def _scales(role: TensorRole, info: TensorInfo, scheme: Scheme) -> Carrier | None:
+    component: Component = "size" if scheme.signs_codes(role.kind) else "all"
+    if role.kind == "neurons":
+        return _scales_of_outputs(role, info, scheme, component) if role.part.name in {"up", "gate_up"} else None
+    if not role.part.carries:
         return None
     exponents = info.dtype == "F8_E8M0" or (scheme.codes == "mxfp4" and info.dtype == "U8")
-    odd = None if exponents or info.dtype in PLAIN_DTYPES else _odd_scales(info, takes)
+    odd = None if exponents or info.dtype in FLOAT_DTYPES else _odd_scales(info, component)
     return Carrier(
-        takes, slot.part.unit_axis, slot.part.width(info.shape), numbers="e8m0" if exponents else "floats", cannot=odd
+        component,
+        role.part.unit_axis,
+        role.part.width(info.shape),
+        encoding="e8m0" if exponents else "floats",
+        unsupported=odd,
     )
 
 
-def _scales_of_outputs(slot: Slot, info: TensorInfo, scheme: Scheme, takes: Takes) -> Carrier:
+def _scales_of_outputs(role: TensorRole, info: TensorInfo, scheme: Scheme, component: Component) -> Carrier:
     if math.prod(info.shape) == 1:
-        return Carrier(takes, 0, None, cannot=f"is one scale for all neurons{_instead(takes)}")
+        return Carrier(component, 0, None, unsupported=f"is one scale for all neurons{_instead(component)}")
     if scheme.blocks:
-        return Carrier(takes, 0, None, cannot=f"holds scales that neurons share{_instead(takes)}")
-    axis = slot.spelling.out_axis if len(info.shape) > 1 else 0
-    return _rows(slot, info, takes, axis, None if info.dtype in PLAIN_DTYPES else _odd_scales(info, takes))
+        return Carrier(component, 0, None, unsupported=f"holds scales that neurons share{_instead(component)}")
+    axis = role.suffix.out_axis if len(info.shape) > 1 else 0
+    return _rows(role, info, component, axis, None if info.dtype in FLOAT_DTYPES else _odd_scales(info, component))
 
 
-def _rows(slot: Slot, info: TensorInfo, takes: Takes, axis: int, cannot: str | None = None) -> Carrier:
+def _rows(
+    role: TensorRole, info: TensorInfo, component: Component, axis: int, unsupported: str | None = None
+) -> Carrier:
     """Of the outputs of up, which lie behind those of gate where one tensor holds both."""
     outputs = info.shape[axis] if axis < len(info.shape) else 0
-    width = outputs // 2 if slot.part.halves else outputs
-    return Carrier(takes, axis, width, first=outputs - width, cannot=cannot)
+    width = outputs // 2 if role.part.halves else outputs
+    return Carrier(component, axis, width, first=outputs - width, unsupported=unsupported)
 
 
 _NOTHING = ", so no op on neurons can be held exactly"
 
 
-def _odd_scales(info: TensorInfo, takes: Takes) -> str:
-    return f"holds scales stored as {info.dtype}, which can't be multiplied exactly{_instead(takes)}"
+def _odd_scales(info: TensorInfo, component: Component) -> str:
+    return f"holds scales stored as {info.dtype}, which can't be multiplied exactly{_instead(component)}"
 
 
-def _instead(takes: Takes) -> str:
-    return "; zero and negate can be held exactly" if takes == "size" else _NOTHING
+def _instead(component: Component) -> str:
+    return "; zero and negate can be held exactly" if component == "size" else _NOTHING
 
 
-def _bias(slot: Slot, info: TensorInfo, scheme: Scheme) -> Carrier | None:
+def _bias(role: TensorRole, info: TensorInfo, scheme: Scheme) -> Carrier | None:
     """A bias is no code: it takes what the scales beside it take, and all of an expert's gain."""
-    if info.dtype not in PLAIN_DTYPES:
+    if info.dtype not in FLOAT_DTYPES:
         return None
-    if slot.kind == "experts":
-        return Carrier("all", None, 1) if slot.part.carries and slot.expert is not None else None
-    if slot.part.role not in {"up", "gate_up"}:
+    if role.kind == "experts":
+        return Carrier("all", None, 1) if role.part.carries and role.expert is not None else None
+    if role.part.name not in {"up", "gate_up"}:
         return None
-    return _rows(slot, info, "size" if scheme.signs_codes(slot.kind) else "all", 0)
+    return _rows(role, info, "size" if scheme.signs_codes(role.kind) else "all", 0)

@@ -10,6 +10,7 @@ from vllm_surgery.errors import PatchError
 from vllm_surgery.patch.document import MAX_BYTES
 from vllm_surgery.patch.format import Patch
 from vllm_surgery.patch.patch_set import PatchSet, SourcedPatch
+from vllm_surgery.patch.units import Unit
 from vllm_surgery.planning.guard import guard_of
 from vllm_surgery.planning.planner import Plan, Planner
 from vllm_surgery.planning.seal import SealCheck, seal_of_folder
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from vllm_surgery.model.checkpoint import ModelFolder
 
 
-def review(patches: PatchSet, folder: ModelFolder, *, for_slots: bool = False) -> Plan:
+def check_patches(patches: PatchSet, folder: ModelFolder, *, for_slots: bool = False) -> Plan:
     """Plans `patches` for the model in `folder` and verifies their seals.
 
     Args:
@@ -35,15 +36,15 @@ def review(patches: PatchSet, folder: ModelFolder, *, for_slots: bool = False) -
     planner = Planner(patches, folder.facts, for_slots=for_slots)
     seals = SealCheck(patches, folder.facts.scheme)
     for info in folder.tensors:
-        slot, _ = planner.observe(info)
-        if slot is not None:
-            seals.observe(slot, info, partial(folder.read_slice, info.name))
+        role, _ = planner.observe(info)
+        if role is not None:
+            seals.observe(role, info, partial(folder.read_slice, info.name))
     plan = planner.finish()
     seals.finish()
     return plan
 
 
-def sealed(member: SourcedPatch, model: ModelFolder) -> Patch:
+def seal_patch(member: SourcedPatch, model: ModelFolder) -> Patch:
     """A copy of the patch that fits only models with this architecture and shape and these units' weights.
 
     What its guard says already stays, and must be true of the model. Seals that it had are made anew.
@@ -54,7 +55,7 @@ def sealed(member: SourcedPatch, model: ModelFolder) -> Patch:
         CheckpointError: the model can't be read.
     """
     unsealed = member.patch.model_copy(update={"seal": {}})
-    review(PatchSet((SourcedPatch(member.source, unsealed),)), model)
+    check_patches(PatchSet((SourcedPatch(member.source, unsealed),)), model)
     data = unsealed.to_data()
     data["model"] = {**guard_of(model), **unsealed.model.given()}
     data["seal"] = dict(_seals(unsealed, model))
@@ -70,4 +71,5 @@ def _seals(patch: Patch, model: ModelFolder) -> Iterator[tuple[str, str]]:
     widths = {"neurons": model.anatomy.widths(), "experts": model.anatomy.expert_counts()}
     for item in patch.assignments():
         for index in item.resolve(widths[item.kind][item.layer]):
-            yield f"{item.kind}/{item.layer}/{index}", seal_of_folder(model, item.layer, index, item.kind)
+            unit = Unit(item.kind, item.layer, index)
+            yield str(unit), seal_of_folder(model, unit)

@@ -9,12 +9,12 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from vllm_surgery.errors import MismatchError, one_line
-from vllm_surgery.model.conventions import locate
-from vllm_surgery.model.tensor_info import PLAIN_DTYPES
+from vllm_surgery.model.conventions import classify_tensor
+from vllm_surgery.model.tensor_info import FLOAT_DTYPES
 from vllm_surgery.patch.describe import count
 from vllm_surgery.patch.units import MASK, Assignment, IndexRange, merge_ranges
 from vllm_surgery.planning.carriers import carrier_of
-from vllm_surgery.planning.limits import refuse_incomplete
+from vllm_surgery.planning.limits import check_complete
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -130,8 +130,8 @@ def take_inventory(folder: ModelFolder) -> Inventory:
         hidden_size=facts.hidden_size,
         quantization=facts.quantization,
         tensors=len(folder.tensors),
-        known=sum(len(mlp.tensors) + len(mlp.beside) for mlp in anatomy.mlps.values())
-        + sum(len(block.tensors) + len(block.beside) for block in anatomy.experts.values()),
+        known=sum(len(mlp.tensors) + len(mlp.quant_params) for mlp in anatomy.mlps.values())
+        + sum(len(block.tensors) + len(block.quant_params) for block in anatomy.experts.values()),
         found=tuple(sorted(found, key=lambda group: (group.kind != "neurons", group.layers))),
         without=tuple(layer for layer in range(facts.num_hidden_layers or 0) if layer not in seen),
     )
@@ -142,14 +142,14 @@ def _groups(anatomy: Anatomy, scheme: Scheme | None) -> Iterator[tuple[int, Unit
     widths = anatomy.widths()
     for layer, mlp in anatomy.mlps.items():
         if not mlp.missing():
-            infos = [*mlp.tensors.values(), *(info for _, info in mlp.beside.values())]
+            infos = [*mlp.tensors.values(), *(info for _, info in mlp.quant_params.values())]
             carriers = carried(infos, scheme)
             ops = exact_ops("neurons", layer, carriers, anatomy, scheme)
-            able = [info for info, carrier in carriers if carrier.cannot is None]
+            able = [info for info, carrier in carriers if carrier.unsupported is None]
             yield layer, _group("neurons", widths.get(layer, 0), able or [info for info, _ in carriers], ops)
     for layer in sorted({*anatomy.experts, *anatomy.routers}):
         block, router = anatomy.experts.get(layer), anatomy.routers.get(layer)
-        carriers = carried([*block.tensors.values(), *block.beside.values()], scheme) if block else []
+        carriers = carried([*block.tensors.values(), *block.quant_params.values()], scheme) if block else []
         ops = exact_ops("experts", layer, carriers, anatomy, scheme) if carriers else ()
         group = _group("experts", anatomy.experts_in(layer) or 0, [info for info, _ in carriers], ops)
         if router is not None and _can_mask(router):
@@ -160,7 +160,7 @@ def _groups(anatomy: Anatomy, scheme: Scheme | None) -> Iterator[tuple[int, Unit
 
 
 def _can_mask(router: Router) -> bool:
-    return router.other_bias is None and (router.bias is None or router.bias.dtype in PLAIN_DTYPES)
+    return router.other_bias is None and (router.bias is None or router.bias.dtype in FLOAT_DTYPES)
 
 
 def _group(kind: Kind, units: int, carriers: Iterable[TensorInfo], ops: tuple[str, ...]) -> UnitsFound:
@@ -186,8 +186,8 @@ def carried(infos: Iterable[TensorInfo], scheme: Scheme | None) -> list[Carried]
     """Of a block's tensors those that take a share of gains; biases aside, which only go along."""
     found = []
     for info in infos:
-        slot = locate(info.name)
-        carrier = None if slot is None or slot.spelling.stores == "bias" else carrier_of(slot, info, scheme)
+        role = classify_tensor(info.name)
+        carrier = None if role is None or role.suffix.stores == "bias" else carrier_of(role, info, scheme)
         if carrier is not None:
             found.append((info, carrier))
     return found
@@ -197,12 +197,12 @@ def exact_ops(
     kind: Kind, layer: int, carriers: Iterable[Carried], anatomy: Anatomy, scheme: Scheme | None
 ) -> tuple[str, ...]:
     """The ops that are exact on the units of one layer."""
-    shares = [carrier for _, carrier in carriers]
+    factors = [carrier for _, carrier in carriers]
     held = [
         op
         for op, gain in _OPS.items()
-        if not any(carrier.why_not(carrier.share(gain)) for carrier in shares)
-        and any(carrier.share(gain) != 1 for carrier in shares)
+        if not any(carrier.why_unsupported(carrier.factor(gain)) for carrier in factors)
+        and any(carrier.factor(gain) != 1 for carrier in factors)
         and _complete(Assignment(kind, layer, (IndexRange(0, 0),), gain, "", ""), anatomy, scheme)
     ]
     return tuple(op for op in held if op != _POWERS or "scale" not in held)
@@ -210,7 +210,7 @@ def exact_ops(
 
 def _complete(item: Assignment, anatomy: Anatomy, scheme: Scheme | None) -> bool:
     try:
-        refuse_incomplete(item, anatomy, scheme)
+        check_complete(item, anatomy, scheme)
     except MismatchError:
         return False
     return True

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from vllm_surgery.errors import MismatchError
 from vllm_surgery.model.anatomy import GatedMlp
 from vllm_surgery.model.routers import LOWEST
-from vllm_surgery.model.tensor_info import EACH_DTYPES, PLAIN_DTYPES
+from vllm_surgery.model.tensor_info import FLOAT_DTYPES, UNPACKED_DTYPES
 from vllm_surgery.patch.units import ALL, MASK
 
 if TYPE_CHECKING:
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 
     from vllm_surgery.model.anatomy import Anatomy, RoutedExperts
     from vllm_surgery.model.config import ModelFacts
-    from vllm_surgery.model.conventions import Role
+    from vllm_surgery.model.conventions import PartName
     from vllm_surgery.model.quantization import Scheme
     from vllm_surgery.model.tensor_info import TensorInfo
     from vllm_surgery.patch.units import Assignment
     from vllm_surgery.planning.carriers import Carrier
 
 
-def refuse_by_config(item: Assignment, facts: ModelFacts) -> None:
+def check_config(item: Assignment, facts: ModelFacts) -> None:
     """What the model's config alone shows: a layer or an expert that isn't there.
 
     Raises:
@@ -34,7 +34,7 @@ def refuse_by_config(item: Assignment, facts: ModelFacts) -> None:
     if layers is not None and item.layer >= layers:
         raise refusal(item, f"layer {item.layer} is out of range: the model has {layers} layers")
     if item.kind == "experts" and facts.num_experts is not None:
-        refuse_range(item, facts.num_experts)
+        check_range(item, facts.num_experts)
 
 
 def refuse_constant(item: Assignment) -> None:
@@ -52,7 +52,7 @@ def refuse_constant(item: Assignment) -> None:
         )
 
 
-def refuse_range(item: Assignment, width: int) -> None:
+def check_range(item: Assignment, width: int) -> None:
     """An index beyond the last of the layer's `width` units.
 
     Raises:
@@ -63,17 +63,17 @@ def refuse_range(item: Assignment, width: int) -> None:
         raise refusal(item, f"index {largest} is out of range: layer {item.layer} has {width} {item.kind}")
 
 
-def refuse_format(item: Assignment, info: TensorInfo, carrier: Carrier) -> None:
+def check_format(item: Assignment, info: TensorInfo, carrier: Carrier) -> None:
     """A number format that can't hold the edit exactly.
 
     Raises:
         MismatchError: `info` has one.
     """
-    if item.gain != MASK and (reason := carrier.why_not(carrier.share(item.gain))):
+    if item.gain != MASK and (reason := carrier.why_unsupported(carrier.factor(item.gain))):
         raise refusal(item, f"{info.name} {reason}")
 
 
-def refuse_router_format(item: Assignment, info: TensorInfo) -> None:
+def check_router_format(item: Assignment, info: TensorInfo) -> None:
     """A router's bias in a number format that can't hold a mask.
 
     Raises:
@@ -83,7 +83,7 @@ def refuse_router_format(item: Assignment, info: TensorInfo) -> None:
         raise refusal(item, f"{info.name} is stored as {info.dtype}, in which this version can hold no mask")
 
 
-def refuse_missing(item: Assignment, anatomy: Anatomy, facts: ModelFacts) -> None:
+def check_present(item: Assignment, anatomy: Anatomy, facts: ModelFacts) -> None:
     """Units that no tensor of the whole checkpoint holds.
 
     Raises:
@@ -95,7 +95,7 @@ def refuse_missing(item: Assignment, anatomy: Anatomy, facts: ModelFacts) -> Non
         raise refusal(item, f"touches no tensor: {reason}{hint}")
 
 
-def refuse_mask(item: Assignment, masks: Sequence[Assignment], anatomy: Anatomy, facts: ModelFacts) -> None:
+def check_mask(item: Assignment, masks: Sequence[Assignment], anatomy: Anatomy, facts: ModelFacts) -> None:
     """A mask in a layer whose router isn't known, or one that leaves the router too little to choose from.
 
     Args:
@@ -116,13 +116,13 @@ def refuse_mask(item: Assignment, masks: Sequence[Assignment], anatomy: Anatomy,
         raise refusal(
             item, f"layer {item.layer}'s router has a bias on which no mask can be put: {router.other_bias.name}"
         )
-    refuse_range(item, count)
+    check_range(item, count)
     masked = {index for index in range(count) if any(other.names(index) for other in masks)}
-    if reason := too_few_left(sorted({*range(count)} - masked), count, facts, sums_of_two=router.corrects):
+    if reason := why_too_few_left(sorted({*range(count)} - masked), count, facts, sums_of_two=router.corrects):
         raise refusal(item, f"masks {len(masked)} of the {count} experts of layer {item.layer}: {reason}")
 
 
-def too_few_left(left: Sequence[int], count: int, facts: ModelFacts, *, sums_of_two: bool) -> str | None:
+def why_too_few_left(left: Sequence[int], count: int, facts: ModelFacts, *, sums_of_two: bool) -> str | None:
     """Why a router can't choose as it should from the experts that are left; None where it can.
 
     Args:
@@ -160,7 +160,7 @@ def _missing_experts(item: Assignment, anatomy: Anatomy, facts: ModelFacts) -> s
     block = anatomy.experts.get(item.layer)
     if block is None:
         return f"layer {item.layer} has no routed experts"
-    refuse_range(item, block.count)
+    check_range(item, block.count)
     return next(filter(None, (_missing_expert(block, index) for index in item.resolve(block.count))), None)
 
 
@@ -174,7 +174,7 @@ def refusal(item: Assignment, reason: str) -> MismatchError:
     return MismatchError(item.source, item.place, reason)
 
 
-def refuse_incomplete(item: Assignment, anatomy: Anatomy, scheme: Scheme | None) -> None:
+def check_complete(item: Assignment, anatomy: Anatomy, scheme: Scheme | None) -> None:
     """Units of a quantised model that lack a tensor which their gain needs, or that no single place can hold.
 
     Raises:
@@ -194,40 +194,40 @@ def refuse_incomplete(item: Assignment, anatomy: Anatomy, scheme: Scheme | None)
 
 
 def _reason_of_mlp(mlp: GatedMlp, scheme: Scheme, scaled: bool) -> str | None:
-    role: Role = "up" if "up" in mlp.tensors else "gate_up"
-    up, down = mlp.tensors[role], mlp.tensors["down"]
+    part_name: PartName = "up" if "up" in mlp.tensors else "gate_up"
+    up, down = mlp.tensors[part_name], mlp.tensors["down"]
     if _plain(up) and _plain(down):
-        bias = mlp.beside.get((role, "bias"))
+        bias = mlp.quant_params.get((part_name, "bias"))
         odd = f"{bias[1].name} stands beside a plain weight in a quantised model" if scaled and bias else None
         return odd and f"{odd}, which isn't understood"
     if up.dtype != down.dtype:
         return f"{up.name} is stored as {up.dtype}, {down.name} as {down.dtype}; a gain needs them alike"
-    return _reason_of_scales(mlp, scheme, role) if scaled else None
+    return _reason_of_scales(mlp, scheme, part_name) if scaled else None
 
 
-def _reason_of_scales(mlp: GatedMlp, scheme: Scheme, role: Role) -> str | None:
-    up = mlp.tensors[role]
-    if (role, "scales") not in mlp.beside:
+def _reason_of_scales(mlp: GatedMlp, scheme: Scheme, part_name: PartName) -> str | None:
+    up = mlp.tensors[part_name]
+    if (part_name, "scales") not in mlp.quant_params:
         return f"{up.name} has no scales in a naming that is known"
-    slot, scales = mlp.beside[role, "scales"]
+    role, scales = mlp.quant_params[part_name, "scales"]
     counted = [scales] if scheme.transposed else [up, scales]  # Packed along the outputs, codes don't count them.
-    outputs = {info.shape[slot.spelling.out_axis] for info in counted}
-    if mlp.tensors["down"].dtype in EACH_DTYPES:
-        outputs.add(mlp.width * (2 if slot.part.halves else 1))
+    outputs = {info.shape[role.suffix.out_axis] for info in counted}
+    if mlp.tensors["down"].dtype in UNPACKED_DTYPES:
+        outputs.add(mlp.width * (2 if role.part.halves else 1))
     if len(outputs) > 1:
         return f"{scales.name} {list(scales.shape)} doesn't hold a scale for each output of {up.name} {list(up.shape)}"
     return None
 
 
 def _reason_of_expert(block: RoutedExperts, index: int, scaled: bool) -> str | None:
-    if not scaled or not any(part.role == "down" for part in block.convention.carriers):
+    if not scaled or not any(part.name == "down" for part in block.convention.carriers):
         return None
     expert = index if ("down", index) in block.tensors else None
     down = block.tensors["down", expert]
-    if not _plain(down) and ("down", expert, "scales") not in block.beside:
+    if not _plain(down) and ("down", expert, "scales") not in block.quant_params:
         return f"{down.name} has no scales in a naming that is known"
     return None
 
 
 def _plain(info: TensorInfo) -> bool:
-    return info.dtype in PLAIN_DTYPES
+    return info.dtype in FLOAT_DTYPES

@@ -17,25 +17,25 @@ from vllm_surgery.patch.units import MASK
 from vllm_surgery.planning.carriers import carrier_of
 from vllm_surgery.planning.guard import check_guards, check_width
 from vllm_surgery.planning.limits import (
-    refuse_by_config,
+    check_complete,
+    check_config,
+    check_format,
+    check_mask,
+    check_present,
+    check_range,
+    check_router_format,
     refuse_constant,
-    refuse_format,
-    refuse_incomplete,
-    refuse_mask,
-    refuse_missing,
-    refuse_range,
-    refuse_router_format,
 )
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from vllm_surgery.model.config import ModelFacts
-    from vllm_surgery.model.conventions import Slot
+    from vllm_surgery.model.conventions import TensorRole
     from vllm_surgery.model.tensor_info import TensorInfo
     from vllm_surgery.patch.patch_set import PatchSet
     from vllm_surgery.patch.units import Assignment, Gain, Kind
-    from vllm_surgery.planning.carriers import Carrier, Numbers
+    from vllm_surgery.planning.carriers import Carrier, Encoding
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class TensorEdit:
     axis: int | None
     indices: tuple[int, ...]
     gains: tuple[Gain, ...]
-    numbers: Numbers = "floats"
+    numbers: Encoding = "floats"
 
 
 @dataclass(frozen=True)
@@ -146,10 +146,10 @@ class Planner:
         for item in patches.assignments():
             if not for_slots:
                 refuse_constant(item)
-            refuse_by_config(item, facts)
+            check_config(item, facts)
             self._wanted[item.kind, item.layer].append(item)
 
-    def observe(self, info: TensorInfo) -> tuple[Slot | None, TensorEdit | None]:
+    def observe(self, info: TensorInfo) -> tuple[TensorRole | None, TensorEdit | None]:
         """Takes in one tensor; says what it is, and the edit that it needs.
 
         Raises:
@@ -157,27 +157,27 @@ class Planner:
                 hold the edit exactly.
             CheckpointError: the tensor doesn't fit what was seen before.
         """
-        slot = self._anatomy.observe(info)
-        if slot is None:
+        role = self._anatomy.observe(info)
+        if role is None:
             return None, self._edit_of_router(info)
-        carrier = carrier_of(slot, info, self._facts.scheme)
+        carrier = carrier_of(role, info, self._facts.scheme)
         if carrier is None:
-            return slot, None
-        if slot.kind == "neurons" and carrier.width is not None:
-            check_width(self._patches, slot.layer, carrier.width)
+            return role, None
+        if role.kind == "neurons" and carrier.width is not None:
+            check_width(self._patches, role.layer, carrier.width)
         if self._for_slots:
-            return slot, None
+            return role, None
         wanted = [
             item
-            for item in self._wanted.get((slot.kind, slot.layer), [])
-            if item.gain != MASK and (slot.expert is None or item.names(slot.expert))
+            for item in self._wanted.get((role.kind, role.layer), [])
+            if item.gain != MASK and (role.expert is None or item.names(role.expert))
         ]
         for item in wanted:
-            refuse_format(item, info, carrier)
-        edit = _edit_of(info, slot, carrier, wanted)
+            check_format(item, info, carrier)
+        edit = _edit_of(info, role, carrier, wanted)
         if edit is not None:
             self._edits[info.name] = edit
-        return slot, edit
+        return role, edit
 
     def finish(self) -> Plan:
         """The whole plan, once every tensor was seen.
@@ -188,9 +188,9 @@ class Planner:
         for items in self._wanted.values():
             for item in items:
                 if item.gain == MASK:
-                    refuse_mask(item, self._masks_of(item.layer), self._anatomy, self._facts)
+                    check_mask(item, self._masks_of(item.layer), self._anatomy, self._facts)
                 else:
-                    refuse_missing(item, self._anatomy, self._facts)
+                    check_present(item, self._anatomy, self._facts)
                     self._refuse_holder(item)
         edits = tuple(edit for _, edit in sorted(self._edits.items()))
         units = sum(map(self._units, self._wanted))
@@ -200,17 +200,17 @@ class Planner:
     def _refuse_holder(self, item: Assignment) -> None:
         """What holds a gain can't hold all of it: weights that came by in part, or a layer that isn't so wide."""
         if self._for_slots:
-            refuse_range(item, self._width((item.kind, item.layer)))
+            check_range(item, self._width((item.kind, item.layer)))
         else:
-            refuse_incomplete(item, self._anatomy, self._facts.scheme)
+            check_complete(item, self._anatomy, self._facts.scheme)
 
     def _edit_of_router(self, info: TensorInfo) -> TensorEdit | None:
         """The edit of a router's bias, as `observe` gives it; None for every other tensor."""
         layer = layer_of_router_bias(info.name)
         masks = [] if layer is None or self._for_slots else self._masks_of(layer)
         for item in masks:
-            refuse_router_format(item, info)
-            refuse_range(item, info.shape[0])
+            check_router_format(item, info)
+            check_range(item, info.shape[0])
         if not masks:
             return None
         indices = tuple(sorted(index for item in masks for index in item.resolve(info.shape[0])))
@@ -259,23 +259,23 @@ def plan(patches: PatchSet, facts: ModelFacts, tensors: Iterable[TensorInfo]) ->
     return planner.finish()
 
 
-def _edit_of(info: TensorInfo, slot: Slot, carrier: Carrier, wanted: Iterable[Assignment]) -> TensorEdit | None:
+def _edit_of(info: TensorInfo, role: TensorRole, carrier: Carrier, wanted: Iterable[Assignment]) -> TensorEdit | None:
     """Each unit's gain, or the tensor's share of it, goes on its slice; None where no share changes anything."""
     gains: dict[int, float] = {}
     for item in wanted:
         assert item.gain != MASK  # Masks go on no part of an expert.
-        if (share := carrier.share(item.gain)) == 1:
+        if (factor := carrier.factor(item.gain)) == 1:
             continue
         width = carrier.width or 0
-        if slot.expert is None:
-            refuse_range(item, width)
+        if role.expert is None:
+            check_range(item, width)
         # A tensor that is all of one expert has one slice, itself.
-        gains.update(dict.fromkeys(item.resolve(width) if slot.expert is None else (0,), share))
-    return edit_of_shares(info, carrier, gains) if gains else None
+        gains.update(dict.fromkeys(item.resolve(width) if role.expert is None else (0,), factor))
+    return edit_of_factors(info, carrier, gains) if gains else None
 
 
-def edit_of_shares(info: TensorInfo, carrier: Carrier, shares: Mapping[int, float]) -> TensorEdit:
+def edit_of_factors(info: TensorInfo, carrier: Carrier, factors: Mapping[int, float]) -> TensorEdit:
     """The edit of a tensor by which units, counted as it counts them, get these shares of their gains."""
-    units = sorted(shares)
-    indices, gains = tuple(carrier.first + unit for unit in units), tuple(shares[unit] for unit in units)
-    return TensorEdit(info.name, info.dtype, info.shape, carrier.axis, indices, gains, carrier.numbers)
+    units = sorted(factors)
+    indices, gains = tuple(carrier.first + unit for unit in units), tuple(factors[unit] for unit in units)
+    return TensorEdit(info.name, info.dtype, info.shape, carrier.axis, indices, gains, carrier.encoding)

@@ -20,24 +20,23 @@ from itertools import product
 from typing import TYPE_CHECKING, TypeAlias
 
 from vllm_surgery.errors import CheckpointError, MismatchError
-from vllm_surgery.model.conventions import HALVES, lacking, locate
+from vllm_surgery.model.conventions import HALVES, classify_tensor, lacking
 from vllm_surgery.model.quantization import WHOLE, Stores
+from vllm_surgery.patch.units import Unit, UnitBlock
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from vllm_surgery.model.checkpoint import ModelFolder
-    from vllm_surgery.model.conventions import Role, Slot
+    from vllm_surgery.model.conventions import PartName, TensorRole
     from vllm_surgery.model.quantization import Scheme
     from vllm_surgery.model.tensor_info import TensorInfo
     from vllm_surgery.patch.patch_set import PatchSet
-    from vllm_surgery.patch.units import Kind
 
     ReadSlice: TypeAlias = Callable[[int | None, int], bytes | memoryview]
-    Unit: TypeAlias = tuple[Kind, int, int]
-    Parts: TypeAlias = dict[tuple[Role, Stores], "Sealed"]
+    Parts: TypeAlias = dict[tuple[PartName, Stores], "Sealed"]
 
-_ORDER: tuple[Role, ...] = ("gate", "up", "gate_up", "gate_up_bias", "down", "down_bias", "scale")
+_ORDER: tuple[PartName, ...] = ("gate", "up", "gate_up", "gate_up_bias", "down", "down_bias", "scale")
 _STORES: tuple[Stores, ...] = (*WHOLE, "scales", "zeros", "order")
 
 
@@ -53,65 +52,69 @@ class Sealed:
 def unit_hash(parts: Parts) -> str:
     """sha256, in hex, of a unit's original weights."""
     content = hashlib.sha256()
-    for role, stores in product(_ORDER, _STORES):
-        if (role, stores) in parts:
-            part = parts[role, stores]
-            word = role if stores in WHOLE else f"{role} {stores}"
+    for part_name, stores in product(_ORDER, _STORES):
+        if (part_name, stores) in parts:
+            part = parts[part_name, stores]
+            word = part_name if stores in WHOLE else f"{part_name} {stores}"
             content.update(f"{word} {part.dtype} {part.size}\n".encode())
             content.update(part.content)
     return content.hexdigest()
 
 
-def seal_of_folder(folder: ModelFolder, layer: int, index: int, kind: Kind = "neurons") -> str:
+def seal_of_folder(folder: ModelFolder, unit: Unit) -> str:
     """The seal of one unit of a model on disk.
 
     Raises:
         CheckpointError: the folder can't be read, or holds no such unit.
     """
     parts: Parts = {}
-    for info in folder.anatomy.tensors_of(kind, layer, index):
-        slot = locate(info.name)
-        assert slot is not None  # The anatomy has located it before.
-        parts |= _parts(slot, info, index, partial(folder.read_slice, info.name), folder.facts.scheme)
+    for info in folder.anatomy.tensors_of(unit):
+        role = classify_tensor(info.name)
+        assert role is not None  # The anatomy has classified it before.
+        parts |= _parts(role, info, unit.index, partial(folder.read_slice, info.name), folder.facts.scheme)
     if missing := _lacking(parts):
-        block = "gated MLP" if kind == "neurons" else f"expert {index}"
-        raise CheckpointError(f"{folder.path}: layer {layer} has no {block} (no {', '.join(missing)} projection)")
+        block = "gated MLP" if unit.kind == "neurons" else f"expert {unit.index}"
+        raise CheckpointError(f"{folder.path}: layer {unit.layer} has no {block} (no {', '.join(missing)} projection)")
     return unit_hash(parts)
 
 
-def _lacking(parts: Parts) -> list[Role]:
-    return lacking(role for role, _ in parts)
+def _lacking(parts: Parts) -> list[PartName]:
+    return lacking(part_name for part_name, _ in parts)
 
 
-def _parts(slot: Slot, info: TensorInfo, index: int, read_slice: ReadSlice, scheme: Scheme | None) -> Parts:
+def _parts(role: TensorRole, info: TensorInfo, index: int, read_slice: ReadSlice, scheme: Scheme | None) -> Parts:
     """What one tensor holds of a unit, gate and up apart where they can be told apart."""
-    stores = slot.spelling.stores
+    stores = role.suffix.stores
     if stores not in _STORES:
         return {}
     if stores == "weight":
-        return _sealed(_of_weight(slot, info, index, read_slice), stores, info.dtype, small=slot.kind == "neurons")
-    found = places(slot, info, index, scheme)
-    contents = {place.role: read_slice(place.axis, place.index) for place in found}
+        return _sealed(_of_weight(role, info, index, read_slice), stores, info.dtype, small=role.kind == "neurons")
+    found = places(role, info, index, scheme)
+    contents = {place.part_name: read_slice(place.axis, place.index) for place in found}
     # Tensors that all neurons share can be large, as experts can.
-    small = slot.kind == "neurons" and all(place.axis is not None for place in found)
+    small = role.kind == "neurons" and all(place.axis is not None for place in found)
     return _sealed(contents, stores, info.dtype, small=small)
 
 
-def _sealed(contents: dict[Role, bytes | memoryview], stores: Stores, dtype: str, *, small: bool) -> Parts:
+def _sealed(contents: dict[PartName, bytes | memoryview], stores: Stores, dtype: str, *, small: bool) -> Parts:
     seal = _sealed_as_it_is if small else _sealed_by_hash
-    return {(role, stores): seal(dtype, content) for role, content in contents.items()}
+    return {(part_name, stores): seal(dtype, content) for part_name, content in contents.items()}
 
 
-def _of_weight(slot: Slot, info: TensorInfo, index: int, read_slice: ReadSlice) -> dict[Role, bytes | memoryview]:
-    part = slot.part
+def _of_weight(
+    role: TensorRole, info: TensorInfo, index: int, read_slice: ReadSlice
+) -> dict[PartName, bytes | memoryview]:
+    part = role.part
     if part.halves:
         width = part.width(info.shape)
-        return {role: read_slice(part.unit_axis, index + number * width) for number, role in enumerate(HALVES)}
+        return {
+            part_name: read_slice(part.unit_axis, index + number * width) for number, part_name in enumerate(HALVES)
+        }
     if part.split is not None:
         whole = read_slice(part.unit_axis, index)
         middle = len(whole) // 2
         return dict(zip(HALVES, (whole[:middle], whole[middle:]), strict=True))
-    return {part.role: read_slice(part.unit_axis, 0 if part.unit_axis is None else index)}
+    return {part.name: read_slice(part.unit_axis, 0 if part.unit_axis is None else index)}
 
 
 def _sealed_as_it_is(dtype: str, content: bytes | memoryview) -> Sealed:
@@ -134,24 +137,24 @@ class SealCheck:
         self._scheme = scheme
         self._wanted: dict[Unit, list[tuple[str, str]]] = defaultdict(list)
         self._parts: dict[Unit, Parts] = defaultdict(dict)
-        self._indices: dict[tuple[Kind, int], list[int]] = defaultdict(list)
+        self._indices: dict[UnitBlock, list[int]] = defaultdict(list)
         for member in patches.members:
             for key, seal in member.patch.seal.items():
-                unit = _unit(key)
+                unit = Unit.parse(key)
                 self._wanted[unit].append((member.source, seal))
-                self._indices[unit[:2]].append(unit[2])
+                self._indices[unit.block].append(unit.index)
 
-    def observe(self, slot: Slot, info: TensorInfo, read_slice: ReadSlice) -> None:
+    def observe(self, role: TensorRole, info: TensorInfo, read_slice: ReadSlice) -> None:
         """Takes what it needs of one tensor.
 
         Args:
-            slot: what the tensor is.
+            role: what the tensor is.
             info: its name, format and shape.
             read_slice: gives the bytes of a slice of it, by axis and index; of the whole tensor for axis None.
         """
-        for index in self._indices.get((slot.kind, slot.layer), ()):
-            if _holds(slot, info, index):  # Where it doesn't, the planner says what is wrong, in better words.
-                self._parts[slot.kind, slot.layer, index] |= _parts(slot, info, index, read_slice, self._scheme)
+        for index in self._indices.get(UnitBlock(role.kind, role.layer), ()):
+            if _holds(role, info, index):  # Where it doesn't, the planner says what is wrong, in better words.
+                self._parts[Unit(role.kind, role.layer, index)] |= _parts(role, info, index, read_slice, self._scheme)
 
     def finish(self) -> None:
         """Compares.
@@ -164,64 +167,60 @@ class SealCheck:
             actual = None if _lacking(parts) else unit_hash(parts)
             for source, seal in seals:
                 if seal != actual:
-                    reason = (
-                        f"the model's weights are not the sealed ones ({actual[:12]}… against {seal[:12]}…)"
-                        if actual
-                        else f"of the unit's parts only {', '.join(role for role, _ in parts) or 'none'} can be read"
-                    )
-                    raise MismatchError(source, f"seal.{'/'.join(map(str, unit))}", f"broken: {reason}")
+                    raise MismatchError(source, f"seal.{unit}", f"broken: {_broken(parts, actual, seal)}")
 
 
-def _unit(key: str) -> Unit:
-    kind, layer, index = key.split("/")
-    return "neurons" if kind == "neurons" else "experts", int(layer), int(index)
+def _broken(parts: Parts, actual: str | None, seal: str) -> str:
+    if actual:
+        return f"the model's weights are not the sealed ones ({actual[:12]}… against {seal[:12]}…)"
+    return f"of the unit's parts only {', '.join(name for name, _ in parts) or 'none'} can be read"
 
 
-def _holds(slot: Slot, info: TensorInfo, index: int) -> bool:
-    if slot.spelling.stores != "weight":
+def _holds(role: TensorRole, info: TensorInfo, index: int) -> bool:
+    if role.suffix.stores != "weight":
         return True  # What doesn't hold it has no place for it.
-    if len(info.shape) != slot.part.rank:
+    if len(info.shape) != role.part.rank:
         return False
-    return index < slot.part.width(info.shape) if slot.expert is None else index == slot.expert
+    return index < role.part.width(info.shape) if role.expert is None else index == role.expert
 
 
 @dataclass(frozen=True)
-class Place:
+class Slice:
     """A slice of a tensor.
 
     Attributes:
-        role: the part of the unit that it is.
+        part_name: the part of the unit that it is.
         axis: that `index` counts along; None for the whole tensor.
     """
 
-    role: Role
+    part_name: PartName
     axis: int | None
     index: int
 
 
-def places(slot: Slot, info: TensorInfo, index: int, scheme: Scheme | None) -> list[Place]:
+def places(role: TensorRole, info: TensorInfo, index: int, scheme: Scheme | None) -> list[Slice]:
     """Where unit `index` lies in a tensor beside or in place of a plain weight; empty where it has nothing there."""
-    if slot.expert is not None:
-        return [Place(slot.part.role, None, 0)] if index == slot.expert else []
-    if slot.kind == "experts":
-        return [Place(slot.part.role, slot.part.unit_axis, index)] if _has(info, slot.part.unit_axis, index) else []
-    axis = _axis(slot, info, scheme)
-    per_word = _per_word(slot, scheme)
+    if role.expert is not None:
+        return [Slice(role.part.name, None, 0)] if index == role.expert else []
+    if role.kind == "experts":
+        return [Slice(role.part.name, role.part.unit_axis, index)] if _has(info, role.part.unit_axis, index) else []
+    axis = _axis(role, info, scheme)
+    per_word = _per_word(role, scheme)
     if axis is None or per_word is None:
-        return [Place(slot.part.role, None, 0)]
-    if not slot.part.halves:
-        found = [Place(slot.part.role, axis, index // per_word)]
+        return [Slice(role.part.name, None, 0)]
+    if not role.part.halves:
+        found = [Slice(role.part.name, axis, index // per_word)]
     else:
         width = info.shape[axis] // 2
-        found = [Place(role, axis, index // per_word + half * width) for half, role in enumerate(HALVES)]
+        found = [Slice(part_name, axis, index // per_word + half * width) for half, part_name in enumerate(HALVES)]
     return found if all(_has(info, place.axis, place.index) for place in found) else []
 
 
-def _axis(slot: Slot, info: TensorInfo, scheme: Scheme | None) -> int | None:
+def _axis(role: TensorRole, info: TensorInfo, scheme: Scheme | None) -> int | None:
     """The axis that counts neurons, singly or by words; None where none does."""
-    stores, outputs = slot.spelling.stores, slot.spelling.out_axis
+    stores, outputs = role.suffix.stores, role.suffix.out_axis
     axis: int | None = None
-    if slot.part.role == "down":
+    if role.part.name == "down":
         axis = 1 - outputs if stores == "codes" else None
     elif stores in {"codes", "zeros"} or (stores == "scales" and not (scheme is not None and scheme.blocks)):
         axis = outputs
@@ -229,13 +228,13 @@ def _axis(slot: Slot, info: TensorInfo, scheme: Scheme | None) -> int | None:
     return axis if axis is not None and len(info.shape) > axis and info.shape[axis] > len(HALVES) else None
 
 
-def _per_word(slot: Slot, scheme: Scheme | None) -> int | None:
+def _per_word(role: TensorRole, scheme: Scheme | None) -> int | None:
     """How many neurons' numbers share one along that axis."""
     per_word = None if scheme is None else scheme.per_word
     transposed = scheme is not None and scheme.transposed
-    match slot.spelling.stores:
+    match role.suffix.stores:
         case "codes":
-            return per_word if transposed != (slot.part.role == "down") else 1
+            return per_word if transposed != (role.part.name == "down") else 1
         case "zeros":
             return per_word
     return 1

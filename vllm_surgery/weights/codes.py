@@ -10,16 +10,16 @@ import torch
 from vllm_surgery.errors import SurgeryError
 
 if TYPE_CHECKING:
-    from vllm_surgery.planning.carriers import Numbers
+    from vllm_surgery.planning.carriers import Encoding
 
 # The sign is a number's highest bit. Two floats of four bits share a byte.
-_SIGNS: dict[Numbers, int] = {"fp8": 0x80, "e2m1": 0x88}
+_SIGNS: dict[Encoding, int] = {"fp8": 0x80, "e2m1": 0x88}
 _LEAST = 0x80  # As a byte, -128.
 # An exponent e stands for 2**(e - 127); 255 is NaN. From the OCP Microscaling specification, 5.4.1.
 _LARGEST_EXPONENT = 254
 
 
-def scaled_bytes(codes: torch.Tensor, gains: torch.Tensor, numbers: Numbers) -> torch.Tensor:
+def scaled_bytes(codes: torch.Tensor, gains: torch.Tensor, numbers: Encoding) -> torch.Tensor:
     """Bytes that stand for what `codes` stand for times `gains`, exactly.
 
     Args:
@@ -38,7 +38,7 @@ def scaled_bytes(codes: torch.Tensor, gains: torch.Tensor, numbers: Numbers) -> 
     return torch.where(gains == 0, torch.zeros_like(codes), flipped)
 
 
-def _opposite(codes: torch.Tensor, numbers: Numbers) -> torch.Tensor:
+def _opposite(codes: torch.Tensor, numbers: Encoding) -> torch.Tensor:
     return (codes.view(torch.int8) * -1).view(torch.uint8) if numbers == "int8" else codes ^ _SIGNS[numbers]
 
 
@@ -50,7 +50,7 @@ def _shifted(exponents: torch.Tensor, by: torch.Tensor) -> torch.Tensor:
     return shifted.to(torch.uint8)
 
 
-def recovered_share(before: torch.Tensor, after: torch.Tensor, numbers: Numbers) -> float | None:
+def recovered_factor(before: torch.Tensor, after: torch.Tensor, numbers: Encoding) -> float | None:
     """What `scaled_bytes` multiplied some bytes by to make others of them; None where it didn't.
 
     Args:

@@ -51,9 +51,9 @@ class Checkpoint:
     kind: Kind | None
     starts: Mapping[tuple[int, int | None, str], str]
 
-    def parts(self, tensors: Tensors, layer: int, expert: int | None, role: str) -> Tensors:
+    def parts(self, tensors: Tensors, layer: int, expert: int | None, part_name: str) -> Tensors:
         """A projection's tensors, by the ends of their names."""
-        start = self.starts[layer, expert, role]
+        start = self.starts[layer, expert, part_name]
         return {name.removeprefix(start): tensor for name, tensor in tensors.items() if name.startswith(start)}
 
     def stores_experts(self) -> bool:

@@ -16,7 +16,7 @@ from tests.quantised import stored
 from vllm_surgery import MismatchError, ModelFolder, Patch, PatchSet
 from vllm_surgery.offline.bake import bake
 from vllm_surgery.patch.patch_set import SourcedPatch
-from vllm_surgery.planning.check import review
+from vllm_surgery.planning.check import check_patches
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -77,7 +77,7 @@ def held(checkpoint: Checkpoint, kind: str) -> Held:
 def refusal(patches: PatchSet, model: ModelFolder) -> str | None:
     """Why a model can't take patches, without the names of units and layers; None where it can."""
     try:
-        review(patches, model)
+        check_patches(patches, model)
     except MismatchError as error:
         return re.sub(r"^\S+\.layers\.\S+ ", "", error.detail)
     return None
@@ -102,9 +102,9 @@ class _Baked:
     before: Tensors
     after: Tensors
 
-    def parts(self, layer: int, expert: int | None, role: str) -> tuple[Tensors, Tensors]:
+    def parts(self, layer: int, expert: int | None, part_name: str) -> tuple[Tensors, Tensors]:
         """A projection's tensors, by the ends of their names, before and after."""
-        old, new = (self.checkpoint.parts(tensors, layer, expert, role) for tensors in (self.before, self.after))
+        old, new = (self.checkpoint.parts(tensors, layer, expert, part_name) for tensors in (self.before, self.after))
         return old, new
 
 
@@ -132,18 +132,18 @@ Places = list[tuple[str, int | None, int]]
 
 def _check_neuron(baked: _Baked, layer: int, neuron: int, gain: float) -> Places:
     kind, starts = baked.checkpoint.kind, baked.checkpoint.starts
-    role = "up" if (layer, None, "up") in starts else "gate_up"
+    part_name = "up" if (layer, None, "up") in starts else "gate_up"
     down = f"{starts[layer, None, 'down']}weight"
-    (old_down, new_down), (old_up, new_up) = (baked.parts(layer, None, each) for each in ("down", role))
+    (old_down, new_down), (old_up, new_up) = (baked.parts(layer, None, each) for each in ("down", part_name))
     if kind is None:
         assert torch.equal(new_down["weight"][:, neuron], rounded_once(old_down["weight"][:, neuron], gain))
         return [(down, 1, neuron)]
-    row = neuron + (kind.dequantise(old_up).shape[0] // 2 if role == "gate_up" else 0)
+    row = neuron + (kind.dequantise(old_up).shape[0] // 2 if part_name == "gate_up" else 0)
     scaled = kind.dequantise(old_up) if kind.out_axis is None else with_scales(kind, old_up, gain)
     expected = torch.outer(kind.dequantise(old_down)[:, neuron], scaled[row]) * sign(gain)
     made = torch.outer(kind.dequantise(new_down)[:, neuron], kind.dequantise(new_up)[row])
     assert torch.equal(made, expected)
-    scales = [] if kind.out_axis is None else [(f"{starts[layer, None, role]}{kind.scale}", kind.out_axis, row)]
+    scales = [] if kind.out_axis is None else [(f"{starts[layer, None, part_name]}{kind.scale}", kind.out_axis, row)]
     return [(down, 1, neuron), *scales]
 
 
@@ -190,7 +190,7 @@ def _mask(checkpoint: Checkpoint, model: ModelFolder, layer: int, found: Held) -
         found.refused["mask"] = reason
         return
     found.ops.append("mask")
-    if review(patches, model).engine_masks():
+    if check_patches(patches, model).engine_masks():
         return
     baked = _baked(checkpoint, patches, "masked")
     ((name, different),) = changed(baked.before, baked.after)

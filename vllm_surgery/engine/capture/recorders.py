@@ -221,14 +221,14 @@ class ExpertRecorder(_Recorder):
     ) -> torch.Tensor | None:
         """The norm of each slot's contribution, ``[rows, slots]`` float64; None where the kernel gives no plain sum."""
         norms = torch.zeros(weights.shape, dtype=torch.float64, device=x.device)
-        for slot in range(weights.shape[1]):
+        for role in range(weights.shape[1]):
             alone = torch.zeros_like(weights)
-            alone[:, slot] = weights[:, slot]
+            alone[:, role] = weights[:, role]
             # Kernels may work in place, so each is given tensors of its own.
             output = apply(x.clone(), alone, ids.clone())
             if not isinstance(output, torch.Tensor):
                 return None
-            norms[:, slot] = torch.linalg.vector_norm(self._whole(output), dim=-1, dtype=torch.float64)
+            norms[:, role] = torch.linalg.vector_norm(self._whole(output), dim=-1, dtype=torch.float64)
         return norms * abs(float(self.module.routed_scaling_factor))
 
     def _whole(self, output: torch.Tensor) -> torch.Tensor:

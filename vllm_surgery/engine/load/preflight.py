@@ -12,7 +12,7 @@ from vllm_surgery.engine.settings import Settings
 from vllm_surgery.errors import EngineError
 from vllm_surgery.model.checkpoint import ModelFolder
 from vllm_surgery.patch.units import MASK
-from vllm_surgery.planning.check import review
+from vllm_surgery.planning.check import check_patches
 from vllm_surgery.planning.planner import Planner
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def preflight(patches: PatchSet, vllm_config: Any) -> None:
         raise EngineError(f"{patches.id}: --enable-ep-weight-filter hides experts from ranks, so they can't be edited")
     model = Path(vllm_config.model_config.model)
     if model.is_dir() and any(model.glob("*.safetensors")):
-        review(patches, ModelFolder(model))
+        check_patches(patches, ModelFolder(model))
     else:
         Planner(patches, model_facts(vllm_config))
 
@@ -56,7 +56,7 @@ def preflight_slots(patches: PatchSet, vllm_config: Any) -> None:
     """
     model = Path(vllm_config.model_config.model)
     if model.is_dir() and any(model.glob("*.safetensors")):
-        review(patches, ModelFolder(model), for_slots=True)
+        check_patches(patches, ModelFolder(model), for_slots=True)
     else:
         Planner(patches, model_facts(vllm_config), for_slots=True)
 

@@ -70,9 +70,9 @@ class SurgicalLoad:
 
     def _edit(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
         info = TensorInfo(name, dtype_word(tensor.dtype), tuple(tensor.shape))
-        slot, edit = self._planner.observe(info)
-        if slot is not None and self._seals is not None:
-            self._seals.observe(slot, info, partial(_slice_bytes, tensor))
+        role, edit = self._planner.observe(info)
+        if role is not None and self._seals is not None:
+            self._seals.observe(role, info, partial(_slice_bytes, tensor))
         return tensor if edit is None else apply_edit(tensor, edit)
 
 

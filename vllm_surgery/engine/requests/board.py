@@ -15,7 +15,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vllm_surgery.atomic_files import write_whole
+from vllm_surgery.atomic_files import atomic_write
 from vllm_surgery.engine.requests.choice import Offer
 from vllm_surgery.errors import EngineError
 
@@ -50,7 +50,7 @@ class Board:
             return
         self._offer = offer
         if self._file is not None:
-            write_whole(self._file, json.dumps(offer.to_data()))
+            atomic_write(self._file, json.dumps(offer.to_data()))
 
     def _read(self, file: Path) -> None:
         try:

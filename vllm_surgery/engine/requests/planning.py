@@ -10,7 +10,7 @@ from vllm_surgery.engine.requests.content import content_of
 from vllm_surgery.engine.requests.ledger import Fill
 from vllm_surgery.engine.swap.original import local_folder
 from vllm_surgery.model.checkpoint import ModelFolder
-from vllm_surgery.planning.check import review
+from vllm_surgery.planning.check import check_patches
 
 if TYPE_CHECKING:
     from vllm_surgery.patch.patch_set import PatchSet
@@ -40,6 +40,6 @@ class SlotPlanner:
         """
         if self._folder is None:
             self._folder = ModelFolder(local_folder(self._config))
-        plan = review(patches, self._folder, for_slots=True)
+        plan = check_patches(patches, self._folder, for_slots=True)
         content = content_of(patches, plan.gains, plan.units)
         return Fill(offered(patches), content.to_data(), kept)

@@ -19,7 +19,7 @@ from vllm_surgery.engine.swap.verify_columns import check_columns, check_paramet
 from vllm_surgery.engine.swap.verify_experts import ExpertProbe, expert_gains
 from vllm_surgery.engine.swap.writer import NotWrittenError
 from vllm_surgery.errors import EngineError
-from vllm_surgery.planning.check import review
+from vllm_surgery.planning.check import check_patches
 from vllm_surgery.weights.arithmetic import apply_edit
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ class Swap:
         checkpoint.check_unchanged()
         self.old = active
         self._writer = writer
-        self.new = Active(patches, review(patches, checkpoint.folder), active.epoch + 1)
+        self.new = Active(patches, check_patches(patches, checkpoint.folder), active.epoch + 1)
         self._before, self._after = (_Tensors(checkpoint, patched.plan) for patched in (self.old, self.new))
         before, after = self._before.edits, self._after.edits
         tensors = sorted(name for name in {*before, *after} if before.get(name) != after.get(name))

@@ -13,7 +13,7 @@ import torch
 
 from vllm_surgery.engine.server_config import logger
 from vllm_surgery.errors import EngineError
-from vllm_surgery.model.conventions import locate
+from vllm_surgery.model.conventions import classify_tensor
 from vllm_surgery.patch.units import MASK
 
 if TYPE_CHECKING:
@@ -83,10 +83,10 @@ def expert_gains(names: Iterable[str], edits: Mapping[str, TensorEdit]) -> dict[
     """The gain of each expert that is edited in the tensors of these names."""
     gains: dict[int, float] = {}
     for name in names:
-        edit, slot = edits.get(name), locate(name)
-        if edit is None or slot is None or slot.block != "experts":
+        edit, role = edits.get(name), classify_tensor(name)
+        if edit is None or role is None or role.block != "experts":
             continue
-        named = edit.indices if slot.expert is None else (slot.expert,)
+        named = edit.indices if role.expert is None else (role.expert,)
         gains.update((index, gain) for index, gain in zip(named, edit.gains, strict=True) if gain != MASK)
     return gains
 

@@ -17,7 +17,7 @@ import torch
 from vllm_surgery.engine import touchpoints
 from vllm_surgery.engine.masks.model import RouterMasks
 from vllm_surgery.errors import EngineError
-from vllm_surgery.model.conventions import locate
+from vllm_surgery.model.conventions import classify_tensor
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -122,8 +122,8 @@ def _asked_for(module: Any, name: str) -> str:
     Once adapters may lie around experts, vLLM looks for each expert's tensors under names that checkpoints don't have;
     see `RoutedExperts.build_expert_params_mapping`.
     """
-    slot = locate(name)
-    if slot is None or slot.expert is None:
+    role = classify_tensor(name)
+    if role is None or role.expert is None:
         return name
     owner, _, parameter = name.rpartition(".")
     return f"{owner}.{getattr(module, 'lora_base_layer_prefix', '')}{parameter}"

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 from vllm_surgery.errors import UsageError, one_line
 from vllm_surgery.evaluation.drift import Drift
 from vllm_surgery.model.checkpoint import ModelFolder
-from vllm_surgery.model.conventions import locate
+from vllm_surgery.model.conventions import classify_tensor
 from vllm_surgery.patch.format import Patch
 from vllm_surgery.patch.patch_set import PatchSet, SourcedPatch
-from vllm_surgery.planning.check import review
+from vllm_surgery.planning.check import check_patches
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -42,7 +42,7 @@ def exact_drifts(
         SurgeryError: a patch isn't for this model.
     """
     folder = ModelFolder(model)
-    plans = {name: review(_alone(Patch.from_data(patch, name)), folder) for name, patch in patches.items()}
+    plans = {name: check_patches(_alone(Patch.from_data(patch, name)), folder) for name, patch in patches.items()}
     tokenizer, network = _load(model)
     import torch
     from tqdm import tqdm
@@ -128,15 +128,15 @@ def _place(tensors: Mapping[str, Any], edit: TensorEdit) -> tuple[str, int | Non
     """The tensor that an edit is for, and which expert's part where transformers has all experts of a layer in one."""
     if edit.tensor in tensors:
         return edit.tensor, None
-    slot = locate(edit.tensor)
-    if slot is not None and slot.expert is not None and edit.axis is None:
+    role = classify_tensor(edit.tensor)
+    if role is not None and role.expert is not None and edit.axis is None:
         for name, tensor in tensors.items():
-            other = locate(name)
+            other = classify_tensor(name)
             if other is None or other.expert is not None or other.block != "experts":
                 continue
-            alike = (other.layer, other.part.role) == (slot.layer, slot.part.role)
+            alike = (other.layer, other.part.name) == (role.layer, role.part.name)
             if alike and tuple(tensor.shape[1:]) == edit.shape:
-                return name, slot.expert
+                return name, role.expert
     raise UsageError(f"exact chances: transformers calls {edit.tensor} by another name")
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from vllm_surgery.errors import UsageError, one_line
 from vllm_surgery.model.checkpoint import ModelFolder
-from vllm_surgery.model.conventions import locate
+from vllm_surgery.model.conventions import classify_tensor
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -95,11 +95,11 @@ def _load(folder: Path) -> Any:
 def _hook_neurons(gained: GainedNetwork, anatomy: Anatomy) -> Iterator[Any]:
     widths = anatomy.widths()
     for name, module in gained.network.named_modules():
-        slot = locate(f"{name}.weight")
-        if slot is None or slot.block != "mlp" or slot.part.role != "down" or slot.layer not in widths:
+        role = classify_tensor(f"{name}.weight")
+        if role is None or role.block != "mlp" or role.part.name != "down" or role.layer not in widths:
             continue
-        gain = _ones(gained.network, widths.pop(slot.layer))
-        gained.gains["neurons", slot.layer] = gain
+        gain = _ones(gained.network, widths.pop(role.layer))
+        gained.gains["neurons", role.layer] = gain
         yield module.register_forward_pre_hook(lambda _, inputs, gain=gain: (inputs[0] * gain, *inputs[1:]))
     for layer in widths:
         gained.without[layer] = "transformers has no down projection by this layer's name"
@@ -108,15 +108,15 @@ def _hook_neurons(gained: GainedNetwork, anatomy: Anatomy) -> Iterator[Any]:
 def _hook_experts(gained: GainedNetwork, anatomy: Anatomy) -> Iterator[Any]:
     counts = anatomy.expert_counts()
     for name, _ in list(gained.network.named_parameters()):
-        slot = locate(name)
-        if slot is None or slot.block != "experts" or slot.part.role != "down" or slot.layer not in counts:
+        role = classify_tensor(name)
+        if role is None or role.block != "experts" or role.part.name != "down" or role.layer not in counts:
             continue
-        if slot.expert is not None:
+        if role.expert is not None:
             continue  # Experts that are modules of their own, as older transformers has them.
-        gain = _ones(gained.network, counts.pop(slot.layer))
-        gained.gains["experts", slot.layer] = gain
+        gain = _ones(gained.network, counts.pop(role.layer))
+        gained.gains["experts", role.layer] = gain
         module = gained.network.get_submodule(name.rpartition(".")[0])
-        yield module.register_forward_pre_hook(_weigh(gained, slot.layer, gain))
+        yield module.register_forward_pre_hook(_weigh(gained, role.layer, gain))
     for layer in counts:
         gained.without[layer] = "transformers has no module that takes all of this layer's experts together"
 
