@@ -16,7 +16,7 @@ from vllm_surgery.offline.bake import bake
 from vllm_surgery.offline.export_lora import export_lora
 from vllm_surgery.patch.describe import describe
 from vllm_surgery.patch.format import json_schema
-from vllm_surgery.planning.check import review
+from vllm_surgery.planning.check import check_patches
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -83,7 +83,7 @@ def test_it_is_said_in_words(edit: dict[str, Any], words: str) -> None:
 def test_no_weight_can_hold_it(edit: dict[str, Any], family_model: Callable[[str], Path], tmp_path: Path) -> None:
     folder, patches = ModelFolder(family_model("Llama")), patches_of(edit)
     expected = f"{SOURCE}: {NO_WEIGHT.format(edit['op'])}"
-    assert refusal(lambda: review(patches, folder)) == expected
+    assert refusal(lambda: check_patches(patches, folder)) == expected
     assert refusal(lambda: bake(patches, folder, tmp_path / "out")) == expected
     assert refusal(lambda: export_lora(patches, folder, tmp_path / "lora")) == expected
     assert not list(tmp_path.iterdir())
@@ -91,7 +91,7 @@ def test_no_weight_can_hold_it(edit: dict[str, Any], family_model: Callable[[str
 
 def test_a_plan_for_slots_has_it(family_model: Callable[[str], Path]) -> None:
     patches = patches_of(SET, zero({"1": [7], "3": [0]}))
-    plan = review(patches, ModelFolder(family_model("Llama")), for_slots=True)
+    plan = check_patches(patches, ModelFolder(family_model("Llama")), for_slots=True)
     found = {item.layer: (item.kind, item.indices, item.gains, item.addends) for item in plan.gains}
     assert found == {1: ("neurons", (2, 7), (0.0, 0.0), (3.5, 0.0)), 3: ("neurons", (0,), (0.0,), (0.0,))}
     assert (plan.units, plan.edits) == (3, ())
@@ -109,13 +109,13 @@ def test_a_plan_for_slots_refuses_what_is_not_there(
     edits: list[Any], said: str, family_model: Callable[[str], Path]
 ) -> None:
     folder = ModelFolder(family_model("Llama"))
-    assert said in refusal(lambda: review(patches_of(*edits), folder, for_slots=True))
+    assert said in refusal(lambda: check_patches(patches_of(*edits), folder, for_slots=True))
 
 
 def test_a_plan_for_slots_holds_guards(family_model: Callable[[str], Path]) -> None:
     patches = patches_of(SET, model={"intermediate_size": 64})
     with pytest.raises(PatchError, match="the patch is for 64 neurons in layer 0, this model has 128"):
-        review(patches, ModelFolder(family_model("Llama")), for_slots=True)
+        check_patches(patches, ModelFolder(family_model("Llama")), for_slots=True)
 
 
 def test_check_says_what_a_slot_would_do(
