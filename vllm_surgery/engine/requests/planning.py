@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from vllm_surgery.engine.requests.admission import offered
 from vllm_surgery.engine.requests.content import content_of
 from vllm_surgery.engine.requests.ledger import Fill
-from vllm_surgery.engine.swap.original import local_folder
+from vllm_surgery.engine.swap.source_checkpoint import local_folder
 from vllm_surgery.model.checkpoint import ModelFolder
 from vllm_surgery.planning.check import check_patches
 
