@@ -29,13 +29,15 @@ BIN := $(VENV)/bin
 DEMO_OPTIONS := --served-model-name smollm2 --dtype float32 --max-model-len 4096 --enforce-eager \
 	--kv-cache-memory-bytes 1073741824
 
-.PHONY: help serve demo test lint pytest system-packages monitoring bench bench-swaps bench-watching compat evidence \
+.PHONY: help serve demo test check docs lint pytest system-packages monitoring bench bench-swaps bench-watching compat evidence \
 	search schema matrix install demo-model clean
 
 help:
 	@echo "make serve      serve the demo model with its patch on port $(PORT)"
 	@echo "make demo       the same under Prometheus, with traffic and a swap after two minutes"
 	@echo "make test       lint, types and all tests"
+	@echo "make check      lint, types and the tests that need no engine, in a minute or two"
+	@echo "make docs       build the documentation site in $(VENV)/site"
 	@echo "make bench      what a patch costs while a model is loaded (bench-swaps: a swap; bench-watching: the detectors)"
 	@echo "make matrix     write docs/families.md again, which the tests hold against what they find"
 	@echo "make evidence   measure again what the example of one neuron does, and what it costs"
@@ -51,6 +53,14 @@ demo: demo-model system-packages
 
 test: EXTRAS = --extra test
 test: demo-model lint pytest
+
+check: EXTRAS = --extra test
+check: demo-model lint
+	VLLM_SURGERY_DEMO_MODEL=$(DEMO_MODEL) $(BIN)/python -m pytest -m "not engine and not slow" --numprocesses $(JOBS) $(ARGS)
+
+docs: EXTRAS = --extra docs
+docs: install
+	$(BIN)/mkdocs build --strict --site-dir $(abspath $(VENV))/site
 
 lint: EXTRAS = --extra test
 lint: install
