@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What Python code does with patches once it has read them. Only what changes weights needs torch."""
+"""The Python interface: plan, bake and swap patches that have been read. Only what changes weights needs torch."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def plan(patches: Patch | Iterable[Patch], model: str | Path) -> Plan:
-    """What patches would do to the model in a Hugging Face folder: edits of its tensors, as pure data.
+    """Plans patches for the model in a Hugging Face folder: edits of its tensors, as pure data.
 
     Guard, ranges, number formats and seals are checked on the way, as they are before a server starts.
 

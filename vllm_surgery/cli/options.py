@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What several commands have in common."""
+"""Options that several commands share."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the commands have in common that talk to a running server."""
+"""Options of the commands that talk to a running server."""
 
 from __future__ import annotations
 

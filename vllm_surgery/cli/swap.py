@@ -53,7 +53,7 @@ def run(args: argparse.Namespace, _rest: list[str]) -> int:
 
 
 def wanted_patches(words: Sequence[str]) -> list[str | dict[str, Any]]:
-    """What to ask the server for. Local files are read and validated here, and sent themselves.
+    """The patches to ask the server for. Local files are read and validated here, and sent themselves.
 
     Raises:
         UsageError: a file is missing, or `none` stands beside others.

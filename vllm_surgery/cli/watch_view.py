@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What `vllm-surgery watch` draws. Needs rich, which vLLM brings."""
+"""The view of `vllm-surgery watch`. Needs rich, which vLLM brings."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a model is made of, in checkpoint coordinates: the blocks whose units a patch can name."""
+"""Model anatomy in checkpoint coordinates: the blocks whose units a patch can name."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ class RoutedExperts:
         return whole + [info for (_, expert, _), info in self.quant_params.items() if expert in {None, index}]
 
     def missing(self, index: int) -> list[PartName]:
-        """Of the parts that a gain of expert `index` goes on, those that no tensor holds."""
+        """The parts that a gain of expert `index` needs and no tensor holds."""
         needed = [part.name for part in self.convention.carriers if not part.optional]
         return [
             part_name

@@ -78,7 +78,7 @@ class ModelFolder:
 
     @cached_property
     def anatomy(self) -> Anatomy:
-        """What the model is made of.
+        """The model's blocks and routers.
 
         Raises:
             CheckpointError: the files can't be read, or are not those of a model that is understood.
@@ -151,7 +151,7 @@ class ModelFolder:
 
 
 def _says_yes(question: Callable[[], bool]) -> bool:
-    """What a path says of itself; no where it can't say, as for a name that is too long for the file system."""
+    """A file-system question about a path; no where it can't be answered, as for a name that is too long."""
     try:
         return question()
     except OSError:

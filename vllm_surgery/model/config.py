@@ -27,7 +27,7 @@ _CHOSEN_KEYS = ("num_experts_per_tok", "top_k_experts", "moe_top_k", "moe_k", "e
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """What a model's config says of it. None where it doesn't say.
+    """Facts from a model's config; None where it doesn't say.
 
     Attributes:
         experts_per_token: how many routed experts a layer's router chooses.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How model families name their tensors: which name holds which part of which unit.
+"""Tensor naming conventions of model families: which name holds which part of which unit.
 
 One table. A new family is a new row; but for the names of routers (`vllm_surgery.model.routers`) nothing else
 knows a family.
@@ -26,12 +26,12 @@ MLP_ROLES: tuple[PartName, ...] = ("gate", "up", "down")
 """The three matrices of a gated MLP, ``down · (act(gate) * up)``."""
 
 HALVES: tuple[PartName, PartName] = ("gate", "up")
-"""What ``gate_up`` holds, in this order."""
+"""The halves of ``gate_up``, in this order."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """What a tensor is to the units of its layer.
+    """The part of its layer's units that a tensor holds.
 
     Attributes:
         name: which part of the units it holds; ``scale`` is a number by which the router's weight is multiplied.
@@ -51,11 +51,11 @@ class Part:
 
     @property
     def halves(self) -> bool:
-        """Whether the units are counted twice along their axis, in gate and then in up."""
+        """True if the units are counted twice along their axis, in gate and then in up."""
         return self.split is not None and self.split == self.unit_axis
 
     def width(self, shape: tuple[int, ...]) -> int:
-        """How many units a tensor of this `shape` holds."""
+        """The number of units in a tensor of this `shape`."""
         if self.unit_axis is None:
             return 1
         return shape[self.unit_axis] // (2 if self.halves else 1)
@@ -85,8 +85,8 @@ class Convention:
 
 
 IN_LAYER = rf"(?:model|model\.language_model|language_model\.model)\.layers\.(?P<layer>{LAYER_PATTERN})"
-"""Where the text model's layers lie: alone, inside a multimodal model, and in that model's older spelling. Vision and
-audio towers have other roots, so their MLPs are never taken for the language model's."""
+"""Name prefixes of the text model's layers: alone, inside a multimodal model, and in that model's older spelling.
+Vision and audio towers have other roots, so their MLPs are never taken for the language model's."""
 
 _BLOCK = "(?:mlp|feed_forward)"
 _EXPERT = rf"(?P<expert>{INDEX_PATTERN})"
@@ -178,7 +178,7 @@ class TensorRole:
 
     @property
     def kind(self) -> Kind:
-        """What a patch calls those units."""
+        """The patch format's word for those units."""
         return "neurons" if self.block == "mlp" else "experts"
 
 
@@ -195,7 +195,7 @@ def classify_tensor(name: str) -> TensorRole | None:
 
 
 def lacking(roles: Iterable[PartName]) -> list[PartName]:
-    """Of the matrices of a gated MLP those that none of `roles` holds."""
+    """The matrices of a gated MLP that none of `roles` holds."""
     held = set(roles)
     held.update(HALVES if "gate_up" in held else ())
     return [part_name for part_name in MLP_ROLES if part_name not in held]

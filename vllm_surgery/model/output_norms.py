@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How much each neuron of a layer says: the norms of the down projection's columns."""
+"""Output norm of each neuron of a layer: the norm of its column of the down projection."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a quantised model's config says of the numbers that its weights are stored in."""
+"""Quantisation schemes: the number formats of a model's stored weights, from its config."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from vllm_surgery.patch.units import Kind
 
 Codes: TypeAlias = Literal["fp8", "integers", "mxfp4"]
-"""What a weight's codes are: eight-bit floats, integers of any width, or four-bit floats in blocks of 32."""
+"""Kinds of codes: eight-bit floats, integers of any width, or four-bit floats in blocks of 32."""
 
 _WORD_BITS = 32
 
@@ -36,7 +36,7 @@ METHODS = "what fp8, compressed-tensors (FP8, INT8, packed integers), gptq, awq 
 
 @dataclass(frozen=True)
 class Scheme:
-    """How a model's quantised weights are stored.
+    """The storage scheme of a model's quantised weights.
 
     Attributes:
         method: `quant_method` of the config.
@@ -55,7 +55,7 @@ class Scheme:
     transposed: bool = False
 
     def signs_codes(self, kind: Kind) -> bool:
-        """Whether a unit's sign goes on codes: what has one, or what has no scale that is the unit's own."""
+        """True if a unit's sign goes on codes: they have one, or there is no scale of the unit's own."""
         return self.codes != "integers" or (kind == "neurons" and self.one_scale)
 
     @classmethod
@@ -125,8 +125,8 @@ def _per_word(bits: object) -> int | None:
 
 
 Stores: TypeAlias = Literal["weight", "codes", "scales", "zeros", "order", "bias"]
-"""What a tensor stores of a weight: all of it (or a code of eight bits a number), codes packed into words, scales, zero
-points, the group of each input, or the bias that belongs to it."""
+"""The share of a weight that a tensor stores: all of it (or a code of eight bits a number), codes packed into words,
+scales, zero points, the group of each input, or the bias that belongs to it."""
 
 WHOLE: tuple[Stores, Stores] = ("weight", "codes")
 """The tensors that stand for their weight: a weight has one of these."""
@@ -134,7 +134,7 @@ WHOLE: tuple[Stores, Stores] = ("weight", "codes")
 
 @dataclass(frozen=True)
 class TensorSuffix:
-    """How one kind of tensor is named and laid out.
+    """Name suffix and layout of one kind of tensor.
 
     Attributes:
         suffix: of its name.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How model families name their routers, and how an expert is kept from being chosen there.
+"""Router tensors by model family, and the value that keeps an expert from being chosen.
 
 A router gives each expert of its layer a score and chooses the best few. Some add a bias of their own to the scores by
 which they choose, which a checkpoint can hold: there a masked expert's bias becomes the lowest number. Where there is
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from vllm_surgery.model.tensor_info import TensorInfo
 
 LOWEST = {"F64": -3.3895313892515355e38, "F32": -3.3895313892515355e38, "BF16": -3.3895313892515355e38, "F16": -65504.0}
-"""What a masked expert's bias becomes, by number format: as good as minus infinity, since no score is as large, and
+"""The bias of a masked expert, by number format: as good as minus infinity, since no score is as large, and
 still a number, so that no kernel makes NaN of it. bfloat16's lowest is taken for the wider formats too, which engines
 may round to bfloat16."""
 
@@ -37,7 +37,7 @@ def _pattern(names: tuple[str, ...]) -> re.Pattern[str]:
 
 
 _OTHER_BIAS = re.compile(rf"{IN_LAYER}\..*(?:e_score_correction|expert)_bias")
-"""What other families call the same, which vLLM keeps under yet another name: ERNIE, EXAONE, Laguna, Hunyuan, Afmoe."""
+"""Other families' names for it, which vLLM keeps under yet another: ERNIE, EXAONE, Laguna, Hunyuan, Afmoe."""
 
 _WEIGHT, _BIAS, _CORRECTION = map(_pattern, (_WEIGHTS, _LOGIT_BIASES + _CORRECTION_BIASES, _CORRECTION_BIASES))
 
@@ -59,13 +59,13 @@ class Router:
 
     @property
     def count(self) -> int | None:
-        """How many experts it chooses from, where a tensor tells."""
+        """The number of experts it chooses from, where a tensor tells."""
         shapes = [info.shape for info in (self.bias, self.weight) if info is not None]
         return next((shape[0] for shape in shapes if shape), None)
 
     @property
     def corrects(self) -> bool:
-        """Whether its bias is added to scores of which groups' sums are taken (DeepSeek V3), not to logits."""
+        """True if its bias is a correction of scores that are summed by group (DeepSeek V3), not of logits."""
         return self.bias is not None and _CORRECTION.fullmatch(self.bias.name) is not None
 
 

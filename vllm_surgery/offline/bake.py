@@ -45,7 +45,7 @@ _NEVER_COPIED = frozenset({".git", ".cache"})  # Of a clone or a download: about
 
 @dataclass(frozen=True)
 class Baked:
-    """What a bake did.
+    """The result of a bake.
 
     Attributes:
         folder: the patched copy.

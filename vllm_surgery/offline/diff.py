@@ -56,7 +56,7 @@ class Unexplained:
 
 @dataclass
 class Diff:
-    """What turns one checkpoint into another.
+    """The difference between two checkpoints.
 
     Attributes:
         gains: a factor for each neuron, by layer and index.
@@ -187,7 +187,7 @@ class _Comparison:
         return layer if layer in self._anatomy.routers and len(info.shape) == 1 else None
 
     def _explain_router(self, layer: int, after: StoredTensor, old: torch.Tensor, new: torch.Tensor) -> None:
-        """Of a router's bias, numbers that became as low as a mask's; others are no patch's."""
+        """The numbers of a router's bias that became as low as a mask's; no patch changes others."""
         changed = (old != new).nonzero().flatten().tolist()
         masked = {index for index in changed if new[index] <= LOWEST[after.info.dtype]}
         self._result.masks.update((layer, index) for index in masked)
@@ -195,7 +195,7 @@ class _Comparison:
             self._unexplained(after, "changed by more than masks", len(changed) - len(masked))
 
     def _is_gain_of_unit(self, role: TensorRole, part_name: PartName, gain: float) -> bool:
-        """Whether a gain on one part is a gain of the unit.
+        """True if a gain on one part is a gain of the unit.
 
         A gate of zero silences it, since act(0) = 0; any other change of a gate is no gain. Where gate and up have
         biases no change of theirs is one, and no change of a gate where the layer compares its neurons' gates.
@@ -209,7 +209,7 @@ class _Comparison:
             self._elsewhere[role.kind, part_name, role.convention.carriers[0].name] += 1
 
     def _stands_with_codes(self, role: TensorRole, stored: StoredTensor, several: bool) -> bool:
-        """Whether a tensor takes only a share of a gain, so that it can't be looked at alone."""
+        """True if a tensor takes only a component of a gain, so that it can't be judged alone."""
         if self._scheme is None:
             return False
         return several or role.suffix.stores != "weight" or stored.info.dtype not in FLOAT_DTYPES
@@ -290,7 +290,7 @@ _PLACES: dict[PartName, str] = {
 
 
 def _role_and_unit(role: TensorRole, info: TensorInfo, index: int) -> tuple[PartName, int]:
-    """What slice `index` of a tensor is to which unit."""
+    """The unit, and its part, that slice `index` of a tensor holds."""
     if role.part.halves:
         half, unit = divmod(index, role.part.width(info.shape))
         return HALVES[half], unit

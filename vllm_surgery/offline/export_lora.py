@@ -54,7 +54,7 @@ if TYPE_CHECKING:
     from vllm_surgery.planning.planner import Plan, TensorEdit
 
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
-"""What vLLM lets `--max-lora-rank` be: `MaxLoRARanks` in its config/lora.py. An adapter may have any rank up to it."""
+"""The values of vLLM's `--max-lora-rank`: `MaxLoRARanks` in its config/lora.py. Adapters may have any rank up to it."""
 
 WEIGHTS_FILE = "adapter_model.safetensors"
 CONFIG_FILE = "adapter_config.json"
@@ -185,7 +185,7 @@ def _selection(edit: TensorEdit, rank: int) -> torch.Tensor:
 
 
 def _delta(original: torch.Tensor, edit: TensorEdit) -> torch.Tensor:
-    """What the edit adds to each column that it names, [H, k] in float32, rounded once.
+    """The change of each column that the edit names, [H, k] in float32, rounded once.
 
     Raises:
         SurgeryError: it isn't a finite number there, because a weight isn't or is too large.
@@ -228,7 +228,7 @@ def _write_json(file: Path, content: object) -> None:
 
 
 def _record(done: Exported, patches: PatchSet) -> dict[str, Any]:
-    """What the adapter was made from, for tools."""
+    """Provenance of the adapter, for tools."""
     content = [member.patch.to_data() for member in patches.members]
     return {"lora": {"id": done.id, "rank": done.rank, "patches": content}}
 

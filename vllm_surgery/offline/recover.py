@@ -99,7 +99,7 @@ def _recovered(old: torch.Tensor, new: torch.Tensor) -> list[float | None]:
 
 
 def _confirmed(old: torch.Tensor, new: torch.Tensor, gains: dict[int, float]) -> list[int]:
-    """Those of the rows that `apply_edit` makes of `old`, by these gains, exactly as they are in `new`."""
+    """The rows that `apply_edit` with these gains turns from `old` into `new`, exactly."""
     if not gains:
         return []
     numbers = list(gains)
@@ -163,7 +163,7 @@ _CHUNK_BYTES = 1 << 20  # Of each file at a time: both chunks fit a processor's 
 
 
 def same_bytes(one: StoredTensor, other: StoredTensor) -> bool:
-    """Whether two tensors of the same size in bytes are equal.
+    """True if two tensors of the same size in bytes are equal.
 
     Raises:
         CheckpointError: a file ends before its tensor does.

@@ -21,7 +21,7 @@ _PARAGRAPH = 10_000  # Characters of a paragraph that are shown.
 
 
 def describe(patch: Patch) -> str:
-    """What `patch` does, to which model, and where it comes from; lines of text for people."""
+    """A description of `patch` for people: its edits, its model, its provenance; several lines."""
     blocks = [
         patch.id,
         *_wrapped(patch.description),

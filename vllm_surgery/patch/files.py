@@ -47,12 +47,12 @@ def read_bounded(path: Path) -> bytes:
 
 
 def is_file(word: str) -> bool:
-    """Whether a word means a patch file rather than a patch in the server's folders."""
+    """True if a word means a patch file rather than a patch in the server's folders."""
     return os.sep in word or word.endswith(ENDINGS) or Path(word).is_file()
 
 
 ENDINGS = (".yaml", ".yml", ".json")
-"""What a patch file's name ends with."""
+"""Suffixes of patch file names."""
 
 
 SCHEMA_FILE = "schema.json"

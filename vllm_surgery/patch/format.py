@@ -79,7 +79,7 @@ _Count = Annotated[int, Field(ge=1)]
 
 
 class Guard(_Strict):
-    """What the model must be. Every field that is given must match; a field that can't be verified is refused."""
+    """The model that a patch is for. Every given field must match; a field that can't be verified is refused."""
 
     architectures: list[str] | None = Field(None, min_length=1, description="`architectures` of config.json")
     num_hidden_layers: int | None = Field(None, ge=1)
@@ -110,7 +110,7 @@ class _UnitEdit(_Strict):
 
     @property
     def gain(self) -> Gain:
-        """What the units' outputs are multiplied by."""
+        """The factor on the units' outputs."""
         raise NotImplementedError
 
 
@@ -162,7 +162,7 @@ class Mask(_Strict):
 
     @property
     def gain(self) -> Gain:
-        """What stands in place of a factor."""
+        """The marker in place of a factor."""
         return MASK
 
 
@@ -183,7 +183,7 @@ class _Constant(_Strict):
 
     @property
     def addend(self) -> float:
-        """What is added to the neurons' activations."""
+        """The constant added to the neurons' activations."""
         return _in_float32(self.value)
 
 
@@ -194,7 +194,7 @@ class Set(_Constant):
 
     @property
     def gain(self) -> Gain:
-        """What is left of the activation."""
+        """The factor that is left on the activation."""
         return 0.0
 
 
@@ -205,7 +205,7 @@ class Add(_Constant):
 
     @property
     def gain(self) -> Gain:
-        """What is left of the activation."""
+        """The factor that is left on the activation."""
         return 1.0
 
 
@@ -291,7 +291,7 @@ class Patch(_Strict):
             raise PatchError(source, place, reason) from None
 
     def assignments(self, source: str = "") -> Iterator[Assignment]:
-        """What the edits say, a layer at a time, with the place of each in the file."""
+        """The edits as assignments, one layer at a time, with the place of each in the file."""
         for number, edit in enumerate(self.edits):
             for kind in KINDS:
                 for layer, indices in getattr(edit, kind, {}).items():
@@ -350,7 +350,7 @@ def json_schema() -> dict[str, Any]:
 
 
 _Effect: TypeAlias = tuple[Gain] | tuple[Gain, float]
-"""What becomes of a unit: its gain, and what is added, where something is."""
+"""The effect on a unit: its gain, and the constant added to it, if any."""
 
 
 def _joined(entries: list[tuple[IndexRange | None, _Effect]]) -> list[list[Any]]:

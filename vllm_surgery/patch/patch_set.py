@@ -83,10 +83,10 @@ class PatchSet:
 
     @property
     def needs_slots(self) -> bool:
-        """Whether they put constants where weights could only put multiples."""
+        """True if any edit needs a constant, which weights can't hold."""
         return any(item.addend for item in self.assignments())
 
     def assignments(self) -> Iterator[Assignment]:
-        """What all of them say, with the place of each."""
+        """The assignments of all members, with the place of each."""
         for member in self.members:
             yield from member.patch.assignments(member.source)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How a patch file names units: ``{29: [545, "600-610"], 12: all}``, a layer each with its indices."""
+"""Unit selections of a patch file: ``{29: [545, "600-610"], 12: all}``, a layer each with its indices."""
 
 from __future__ import annotations
 

@@ -72,7 +72,7 @@ class Unit:
 
 
 def op_of(gain: Gain, addend: float = 0.0) -> dict[str, Any]:
-    """What an edit of a patch file says of a gain: its op, and the factor or value where the op needs one."""
+    """The edit fields of a gain in a patch file: its op, and the factor or value where the op needs one."""
     if addend:
         return {"op": "add" if gain else "set", "value": addend}
     if gain == MASK:
@@ -130,7 +130,7 @@ class IndexRange:
 
 
 Indices: TypeAlias = tuple[IndexRange, ...] | Literal["all"]
-"""What a patch names in one layer: sorted ranges that don't touch, or the whole layer."""
+"""The indices that a patch names in one layer: sorted ranges that don't touch, or the whole layer."""
 
 
 def merge_ranges(ranges: Iterable[IndexRange]) -> tuple[IndexRange, ...]:
@@ -151,7 +151,7 @@ def merge_ranges(ranges: Iterable[IndexRange]) -> tuple[IndexRange, ...]:
 
 
 def covers(ranges: Sequence[IndexRange], index: int) -> bool:
-    """Whether `index` lies in one of `ranges`, which are sorted and apart. Takes time log n."""
+    """True if `index` lies in one of `ranges`, which are sorted and disjoint. Takes time log n."""
     after = bisect_right(ranges, index, key=lambda span: span.first)
     return after > 0 and index <= ranges[after - 1].last
 
@@ -178,11 +178,11 @@ class Assignment:
             yield from item
 
     def count(self, width: int) -> int:
-        """How many units it names, in a layer of `width` units."""
+        """The number of units it names, in a layer of `width` units."""
         return width if self.indices == ALL else sum(map(len, self.indices))
 
     def names(self, index: int) -> bool:
-        """Whether it names the unit `index` of its layer."""
+        """True if it names the unit `index` of its layer."""
         return self.indices == ALL or covers(self.indices, index)
 
     @property

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What the files say at one time.
+    """The content of the watched files at one time.
 
     Attributes:
         fingerprint: the same for two snapshots exactly where the files held the same bytes, or lacked the same.
@@ -48,7 +48,7 @@ class WatchedFiles:
         self._last: Snapshot | None = None
 
     def read(self) -> Snapshot:
-        """What the files say now. Never raises: a file that is missing or wrong is an error in the snapshot."""
+        """Reads the files now. Never raises: a file that is missing or wrong is an error in the snapshot."""
         try:
             contents: Sequence[bytes] = [read_bounded(path) for path in self.paths]
         except SurgeryError as error:

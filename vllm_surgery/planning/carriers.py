@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 Component: TypeAlias = Literal["all", "sign", "size"]
 Encoding: TypeAlias = Literal["floats", "fp8", "int8", "e2m1", "e8m0"]
-"""What a tensor's numbers are: floats of sixteen bits or more, or of eight, integers of eight, bytes that hold two
+"""Encodings of a tensor's numbers: floats of sixteen bits or more, or of eight, integers of eight, bytes that hold two
 floats of four, or exponents."""
 
 
@@ -66,7 +66,7 @@ class Carrier:
     unsupported: str | None = None
 
     def factor(self, gain: float) -> float:
-        """What this tensor's numbers are multiplied by for a unit to have this gain."""
+        """The factor on this tensor's numbers that gives a unit this gain."""
         match self.component:
             case "sign":
                 return math.copysign(1.0, gain) if gain else 0.0
@@ -75,7 +75,7 @@ class Carrier:
         return gain
 
     def why_unsupported(self, factor: float) -> str | None:
-        """Why it can't hold a share exactly; None where it can."""
+        """The reason why it can't hold a factor exactly; None if it can."""
         if factor == 1:
             return None
         if self.encoding == "e8m0" and math.frexp(factor)[0] != 0.5:  # noqa: PLR2004 - what powers of two have
@@ -84,7 +84,7 @@ class Carrier:
 
 
 def carrier_of(role: TensorRole, info: TensorInfo, scheme: Scheme | None) -> Carrier | None:
-    """What a tensor takes of its units' gains; None where it takes nothing.
+    """The component of its units' gains that a tensor takes; None if it takes none.
 
     Args:
         role: which part of which block it is.
@@ -104,7 +104,7 @@ def carrier_of(role: TensorRole, info: TensorInfo, scheme: Scheme | None) -> Car
 
 
 def understood(role: TensorRole, info: TensorInfo, scheme: Scheme | None) -> bool:
-    """Whether a quantised weight's codes are what the config says."""
+    """True if a quantised weight's codes are stored as the config says."""
     kinds = (None if scheme is None else scheme.codes, role.suffix.stores)
     return info.dtype in _CODE_DTYPES.get(kinds, frozenset())
 
@@ -173,7 +173,7 @@ def _scales_of_outputs(role: TensorRole, info: TensorInfo, scheme: Scheme, compo
 def _rows(
     role: TensorRole, info: TensorInfo, component: Component, axis: int, unsupported: str | None = None
 ) -> Carrier:
-    """Of the outputs of up, which lie behind those of gate where one tensor holds both."""
+    """The carrier over the outputs of up, which lie behind those of gate where one tensor holds both."""
     outputs = info.shape[axis] if axis < len(info.shape) else 0
     width = outputs // 2 if role.part.halves else outputs
     return Carrier(component, axis, width, first=outputs - width, unsupported=unsupported)

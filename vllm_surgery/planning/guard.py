@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether a model is the one that a patch was written for."""
+"""Guards: a patch is refused by every model but the one that it was written for."""
 
 from __future__ import annotations
 

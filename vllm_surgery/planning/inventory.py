@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a patch can edit in a model's folder: which units, where their gains go, and which ops are exact there."""
+"""Inventory of a model's folder: which units a patch can edit, where their gains go, and which ops are exact there."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class UnitsFound:
 
 @dataclass(frozen=True)
 class Inventory:
-    """What a model's folder holds.
+    """The editable contents of a model's folder.
 
     Attributes:
         tensors: how many.
@@ -87,7 +87,7 @@ class Inventory:
 
     @property
     def editable(self) -> bool:
-        """Whether a patch can edit anything."""
+        """True if a patch can edit anything."""
         return any(group.ops for group in self.found)
 
     def lines(self) -> Iterator[str]:
@@ -183,7 +183,7 @@ _POWERS = "scale by powers of two"
 
 
 def carried(infos: Iterable[TensorInfo], scheme: Scheme | None) -> list[Carried]:
-    """Of a block's tensors those that take a share of gains; biases aside, which only go along."""
+    """The tensors of a block that take a component of gains, without biases, which only go along."""
     found = []
     for info in infos:
         role = classify_tensor(info.name)
@@ -217,7 +217,7 @@ def _complete(item: Assignment, anatomy: Anatomy, scheme: Scheme | None) -> bool
 
 
 def describe_model(model: ModelFolder) -> str:
-    """What a model is made of, as far as a patch is concerned; one line."""
+    """One line on the model's units."""
     facts, widths, experts = model.facts, model.anatomy.widths(), model.anatomy.expert_counts()
     parts = [
         " or ".join(facts.architectures) or "an unnamed architecture",

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 def check_config(item: Assignment, facts: ModelFacts) -> None:
-    """What the model's config alone shows: a layer or an expert that isn't there.
+    """Refuses a layer or an expert that, by the model's config alone, isn't there.
 
     Raises:
         MismatchError: it can't be done.
@@ -123,7 +123,7 @@ def check_mask(item: Assignment, masks: Sequence[Assignment], anatomy: Anatomy, 
 
 
 def why_too_few_left(left: Sequence[int], count: int, facts: ModelFacts, *, sums_of_two: bool) -> str | None:
-    """Why a router can't choose as it should from the experts that are left; None where it can.
+    """The reason why a router can't choose from the experts that are left; None if it can.
 
     Args:
         left: those that aren't masked.

@@ -198,7 +198,7 @@ class Planner:
         return Plan(self._patches.id, edits, units, self._layer_masks(), gains)
 
     def _refuse_holder(self, item: Assignment) -> None:
-        """What holds a gain can't hold all of it: weights that came by in part, or a layer that isn't so wide."""
+        """Refuses gains that their tensors can't hold whole: weights seen in part, or a layer that isn't so wide."""
         if self._for_slots:
             check_range(item, self._width((item.kind, item.layer)))
         else:
@@ -241,7 +241,7 @@ class Planner:
         return sum(item.count(self._width(place)) for item in self._wanted[place])
 
     def _width(self, place: tuple[Kind, int]) -> int:
-        """How many units a layer has, which every refusal has made sure of."""
+        """The number of units of a layer, which earlier checks have made sure of."""
         kind, layer = place
         return self._anatomy.mlps[layer].width if kind == "neurons" else self._anatomy.experts_in(layer) or 0
 

@@ -42,7 +42,7 @@ _STORES: tuple[Stores, ...] = (*WHOLE, "scales", "zeros", "order")
 
 @dataclass(frozen=True)
 class Sealed:
-    """What a seal takes of one part of a unit: number format, length in bytes, and the bytes or their sha256."""
+    """The sealed content of one part of a unit: number format, length in bytes, and the bytes or their sha256."""
 
     dtype: str
     size: int
@@ -83,7 +83,7 @@ def _lacking(parts: Parts) -> list[PartName]:
 
 
 def _parts(role: TensorRole, info: TensorInfo, index: int, read_slice: ReadSlice, scheme: Scheme | None) -> Parts:
-    """What one tensor holds of a unit, gate and up apart where they can be told apart."""
+    """One tensor's parts of a unit, gate and up apart where they can be told apart."""
     stores = role.suffix.stores
     if stores not in _STORES:
         return {}
@@ -199,7 +199,7 @@ class Slice:
 
 
 def places(role: TensorRole, info: TensorInfo, index: int, scheme: Scheme | None) -> list[Slice]:
-    """Where unit `index` lies in a tensor beside or in place of a plain weight; empty where it has nothing there."""
+    """The slices of unit `index` in a tensor beside or in place of a plain weight; empty if it has none."""
     if role.expert is not None:
         return [Slice(role.part.name, None, 0)] if index == role.expert else []
     if role.kind == "experts":
@@ -229,7 +229,7 @@ def _axis(role: TensorRole, info: TensorInfo, scheme: Scheme | None) -> int | No
 
 
 def _per_word(role: TensorRole, scheme: Scheme | None) -> int | None:
-    """How many neurons' numbers share one along that axis."""
+    """The number of neurons that share one number along that axis."""
     per_word = None if scheme is None else scheme.per_word
     transposed = scheme is not None and scheme.transposed
     match role.suffix.stores:

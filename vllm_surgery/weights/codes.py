@@ -51,7 +51,7 @@ def _shifted(exponents: torch.Tensor, by: torch.Tensor) -> torch.Tensor:
 
 
 def recovered_factor(before: torch.Tensor, after: torch.Tensor, numbers: Encoding) -> float | None:
-    """What `scaled_bytes` multiplied some bytes by to make others of them; None where it didn't.
+    """The factor by which `scaled_bytes` turned some bytes into others; None if it didn't.
 
     Args:
         before: uint8.

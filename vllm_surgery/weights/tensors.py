@@ -38,7 +38,7 @@ def dtype_word(dtype: torch.dtype) -> str:
 
 
 def torch_dtype(word: str) -> torch.dtype:
-    """What torch calls a number format of safetensors."""
+    """The torch dtype of a number format of safetensors."""
     return _DTYPES[word]
 
 
