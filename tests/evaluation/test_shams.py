@@ -37,7 +37,7 @@ def folder(tmp_path: Path) -> ModelFolder:
 
 def test_shams_do_the_same_to_other_neurons(folder: ModelFolder) -> None:
     shams = make_shams(PATCH, folder, 3, seed=1)
-    done = [[(unit.layer, unit.gain) for unit in sham.units] for sham in shams]
+    done = [[(unit.layer, gain) for unit, gain in sham.units.items()] for sham in shams]
     assert done == [[(0, -1.0), (1, 5.0), (1, 5.0)]] * 3
     assert len({sham.patch.id for sham in shams}) == 3
     named = [(unit.layer, unit.index) for sham in shams for unit in sham.units]
@@ -66,15 +66,16 @@ def test_the_norm_is_the_columns_own(tmp_path: Path) -> None:
         bits = np.frombuffer(folder.read_slice("model.layers.0.mlp.down_proj.weight", 1, index), "<u2")
         return float(np.linalg.norm((bits.astype("<u4") << 16).view("<f4")))
 
-    assert sham.norm_ratio == pytest.approx(norm(sham.units[0].index) / norm(5))
+    assert sham.norm_ratio == pytest.approx(norm(next(iter(sham.units)).index) / norm(5))
 
 
 def test_experts_have_shams_too(family_model: Callable[[str], Path]) -> None:
     folder = ModelFolder(family_model("Mixtral"))
     patch = Patch.from_data({"version": 1, "name": "p", "edits": [{"op": "zero", "experts": {"0": [1]}}]})
     (sham,) = make_shams(patch, folder, 1, seed=2)
-    assert sham.units[0].kind == "experts"
-    assert sham.units[0].index != 1
+    (unit,) = sham.units
+    assert unit.kind == "experts"
+    assert unit.index != 1
     assert sham.norm_ratio is None
 
 

@@ -6,14 +6,14 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass, field
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 from tests.evaluation.fake_server import LOOP, SOUND, WORDS
 from vllm_surgery.errors import EngineError, MismatchError
 from vllm_surgery.evaluation.backends.base import Chances, Completion, ModelFacts
 from vllm_surgery.localization import pipeline as localize
 from vllm_surgery.localization.attribution import Attribution
-from vllm_surgery.localization.candidates import Candidate, UnitKey
+from vllm_surgery.localization.candidates import Candidate, Target
 from vllm_surgery.localization.search.budget import Budget
 from vllm_surgery.localization.search.evaluator import Bench, Lab
 from vllm_surgery.localization.search.measurements import Cost, Loops, Measure
@@ -22,7 +22,7 @@ from vllm_surgery.localization.settings import SearchSettings
 from vllm_surgery.loops import KINDS, TokenTable
 from vllm_surgery.patch.format import Patch
 from vllm_surgery.patch.patch_set import NO_PATCH
-from vllm_surgery.patch.units import MASK
+from vllm_surgery.patch.units import MASK, Unit
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -34,8 +34,6 @@ if TYPE_CHECKING:
     from vllm_surgery.evaluation.backends.base import Job
     from vllm_surgery.model.checkpoint import ModelFolder
     from vllm_surgery.patch.units import Gain
-
-Unit: TypeAlias = tuple[str, int, int]
 
 LAYERS, WIDTH = 3, 8
 BATCH = 8
@@ -93,7 +91,7 @@ class FakeModel:
 
     def serve(self, arm: Arm) -> str | None:
         edits = [item for patch in arm.patches for item in Patch.from_data(patch).assignments()]
-        gains = {(item.kind, item.layer, index): item.gain for item in edits for index in item.resolve(WIDTH)}
+        gains = {Unit(item.kind, item.layer, index): item.gain for item in edits for index in item.resolve(WIDTH)}
         if self.unwelcome & gains.keys() and len(gains) < WIDTH:
             raise MismatchError("patch", "edits[0]", "its format can't hold the edit")
         self.gains = gains
@@ -147,11 +145,11 @@ class FakeModel:
 
 
 def neuron(layer: int, index: int) -> Unit:
-    return ("neurons", layer, index)
+    return Unit("neurons", layer, index)
 
 
-def candidate(*units: Unit, gain: Gain = 0.0, origin: str = "test") -> Candidate:
-    return Candidate.of({UnitKey(*unit): gain for unit in units}, origin)
+def candidate(*units: Target, gain: Gain = 0.0, origin: str = "test") -> Candidate:
+    return Candidate.of(dict.fromkeys(units, gain), origin)
 
 
 def every_single(*more: Unit, gain: Gain = 0.0) -> Attribution:

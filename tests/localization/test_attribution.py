@@ -18,15 +18,14 @@ from vllm_surgery.localization.attribution import (
     passages,
     within,
 )
-from vllm_surgery.localization.candidates import UnitKey
-from vllm_surgery.patch.units import MASK
+from vllm_surgery.patch.units import MASK, Unit
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from vllm_surgery.localization.candidates import Block
     from vllm_surgery.localization.transcripts import Passage
+    from vllm_surgery.patch.units import UnitBlock
 
 A, B, C, D = (candidate(neuron(layer, 1)) for layer in range(4))
 
@@ -86,14 +85,14 @@ def test_an_empty_answer_is_left_out() -> None:
 
 
 def test_neurons_that_say_more_in_loops_are_silenced_and_inverted_and_others_made_stronger() -> None:
-    more, less = UnitKey("neurons", 0, 1), UnitKey("neurons", 2, 5)
+    more, less = Unit("neurons", 0, 1), Unit("neurons", 2, 5)
     found = by_activity([(more, 2.0), (less, -1.0)], mask=True)
     assert [one.gains for one in found] == [((more, 0.0),), ((more, -1.0),), ((less, 3.0),)]
     assert {one.origin for one in found} == {"activity"}
 
 
 def test_experts_are_masked_where_that_is_tried() -> None:
-    more, less = UnitKey("experts", 0, 1), UnitKey("experts", 2, 5)
+    more, less = Unit("experts", 0, 1), Unit("experts", 2, 5)
     scores = [(more, 2.0), (less, -1.0)]
     assert [one.gains[0][1] for one in by_activity(scores, mask=True)] == [MASK, 0.0, 2.0]
     assert [one.gains[0][1] for one in by_activity(scores, mask=False)] == [0.0, 2.0]
@@ -105,7 +104,7 @@ def test_within_layers_means_with_all_units() -> None:
 
 
 def test_rankings_take_turns_each_once_within_the_layers_that_matter_and_once_everywhere() -> None:
-    matter: list[Block] = [("neurons", 2), ("neurons", 3)]
+    matter: list[UnitBlock] = [("neurons", 2), ("neurons", 3)]
     assert merged([[A, C], [B, D]], matter, 9) == [C, A, D, B]
     assert merged([[A, C], [B, D]], matter, 3) == [C, A, D]
     assert merged([[], [B, D]], [], 9) == [B, D]
@@ -119,7 +118,7 @@ def test_an_attribution_comes_back_from_json() -> None:
 def test_a_ranking_is_made_once_and_never_lies_there_by_halves(tmp_path: Path) -> None:
     made: list[int] = []
 
-    def make(records: Sequence[Record], matter: Sequence[Block]) -> Attribution:
+    def make(records: Sequence[Record], matter: Sequence[UnitBlock]) -> Attribution:
         made.append(len(records))
         assert not (tmp_path / RANKING_FILE).exists()
         return Attribution([A])

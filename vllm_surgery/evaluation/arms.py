@@ -90,7 +90,7 @@ def _of_sham(sham: Sham, control_of: str, number: int) -> Arm:
         [sham.patch.to_data()],
         sham.patch.id,
         control_of=control_of,
-        units=[f"{unit.kind}/{unit.layer}/{unit.index}" for unit in sham.units],
+        units=[str(unit) for unit in sham.units],
         norm_ratio=sham.norm_ratio,
     )
 

@@ -9,23 +9,23 @@ from __future__ import annotations
 
 import math
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from vllm_surgery.errors import UsageError
 from vllm_surgery.model.output_norms import output_norms
 from vllm_surgery.patch.format import Patch
 from vllm_surgery.patch.patch_set import PatchSet, SourcedPatch
-from vllm_surgery.patch.units import op_of
+from vllm_surgery.patch.units import Unit, UnitBlock, op_of
 from vllm_surgery.planning.check import check_patches
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from vllm_surgery.model.checkpoint import ModelFolder
     from vllm_surgery.model.output_norms import Norms
-    from vllm_surgery.patch.units import Assignment, Gain, Kind
+    from vllm_surgery.patch.units import Gain
 
 POOL = 24
 """From so many units for each that is edited and each sham, those closest in norm, one is drawn: few enough that norms
@@ -33,27 +33,17 @@ are alike (within some per cent in layers of a thousand neurons), many enough th
 
 
 @dataclass(frozen=True)
-class Unit:
-    """A unit and its gain."""
-
-    kind: Kind
-    layer: int
-    index: int
-    gain: Gain
-
-
-@dataclass(frozen=True)
 class Sham:
     """A patch that does to other units what the true one does to its own.
 
     Attributes:
-        units: what it edits.
+        units: those that it edits, each with its gain.
         norm_ratio: norm of its neurons' columns of the down projections, relative to the true patch's columns; None
             where they aren't read: for experts and quantised weights.
     """
 
     patch: Patch
-    units: tuple[Unit, ...]
+    units: dict[Unit, Gain]
     norm_ratio: float | None
 
 
@@ -66,44 +56,42 @@ def make_shams(patch: Patch, folder: ModelFolder, count: int, seed: int) -> list
     """
     check_patches(PatchSet((SourcedPatch(patch.name, patch),)), folder)
     source = random.Random(seed)  # noqa: S311 - a draw that anybody may repeat
-    true = _units_of(patch, folder)
-    drawn: list[list[Unit]] = [[] for _ in range(count)]
-    places = sorted({(unit.kind, unit.layer) for unit in true})
-    norms = {(kind, layer): output_norms(folder, layer) if kind == "neurons" else None for kind, layer in places}
-    for place in places:
-        here = [unit for unit in true if (unit.kind, unit.layer) == place]
-        for number, units in enumerate(_draw(here, norms[place], _width(folder, *place), count, source)):
-            drawn[number] += units
+    true = {
+        Unit(item.kind, item.layer, index): item.gain
+        for item in patch.assignments()
+        for index in item.resolve(_width(folder, UnitBlock(item.kind, item.layer)))
+    }
+    drawn: list[dict[Unit, Gain]] = [{} for _ in range(count)]
+    blocks = sorted({unit.block for unit in true})
+    norms = {block: output_norms(folder, block.layer) if block.kind == "neurons" else None for block in blocks}
+    for block in blocks:
+        here = {unit: gain for unit, gain in true.items() if unit.block == block}
+        for sham, units in zip(drawn, _draw(here, norms[block], _width(folder, block), count, source), strict=True):
+            sham.update(units)
     size = partial(_norm, norms)
     return [_sham(patch, units, size(units), size(true), number) for number, units in enumerate(drawn, 1)]
 
 
-def _units_of(patch: Patch, folder: ModelFolder) -> list[Unit]:
-    return [unit for item in patch.assignments() for unit in _units(item, _width(folder, item.kind, item.layer))]
-
-
-def _units(item: Assignment, width: int) -> list[Unit]:
-    return [Unit(item.kind, item.layer, index, item.gain) for index in item.resolve(width)]
-
-
-def _width(folder: ModelFolder, kind: Kind, layer: int) -> int:
-    return folder.anatomy.mlps[layer].width if kind == "neurons" else folder.anatomy.experts[layer].count
+def _width(folder: ModelFolder, block: UnitBlock) -> int:
+    anatomy = folder.anatomy
+    return anatomy.mlps[block.layer].width if block.kind == "neurons" else anatomy.experts[block.layer].count
 
 
 def _draw(
-    units: Sequence[Unit], norms: Norms | None, width: int, count: int, source: random.Random
-) -> list[list[Unit]]:
-    """For each sham a stand-in for each unit."""
+    units: Mapping[Unit, Gain], norms: Norms | None, width: int, count: int, source: random.Random
+) -> list[dict[Unit, Gain]]:
+    """For each sham a stand-in for each unit of one block."""
     free = sorted(set(range(width)) - {unit.index for unit in units})
     if count * len(units) > len(free):
-        where = f"layer {units[0].layer}: {len(units)} of {width} {units[0].kind}"
+        block = next(iter(units)).block
+        where = f"layer {block.layer}: {len(units)} of {width} {block.kind}"
         raise UsageError(f"{where} leave no room for {count} shams")
-    shams: list[list[Unit]] = [[] for _ in range(count)]
-    for unit in units:
+    shams: list[dict[Unit, Gain]] = [{} for _ in range(count)]
+    for unit, gain in units.items():
         for sham in shams:
             index = source.choice(_alike(unit, free, norms, POOL))
             free.remove(index)
-            sham.append(Unit(unit.kind, unit.layer, index, unit.gain))
+            sham[replace(unit, index=index)] = gain
     return shams
 
 
@@ -114,25 +102,21 @@ def _alike(unit: Unit, free: Sequence[int], norms: Norms | None, count: int) -> 
     return sorted(free, key=lambda index: abs(float(sizes[index] - sizes[unit.index])))[:count]
 
 
-def _sham(patch: Patch, units: list[Unit], norm: float | None, true_norm: float | None, number: int) -> Sham:
+def _sham(patch: Patch, units: dict[Unit, Gain], norm: float | None, true_norm: float | None, number: int) -> Sham:
     data = {
         "version": 1,
         "name": f"sham-{number}",
         "model": patch.model.given(),
-        "edits": [_edit(unit) for unit in units],
+        "edits": [{**op_of(gain), unit.kind: {str(unit.layer): [unit.index]}} for unit, gain in units.items()],
     }
     ratio = norm / true_norm if norm is not None and true_norm else None
-    return Sham(Patch.from_data(data), tuple(units), ratio)
+    return Sham(Patch.from_data(data), units, ratio)
 
 
-def _edit(unit: Unit) -> dict[str, Any]:
-    return {**op_of(unit.gain), unit.kind: {str(unit.layer): [unit.index]}}
-
-
-def _norm(norms: dict[tuple[Kind, int], Norms | None], units: Sequence[Unit]) -> float | None:
+def _norm(norms: Mapping[UnitBlock, Norms | None], units: Iterable[Unit]) -> float | None:
     squares = 0.0
     for unit in units:
-        here = norms[unit.kind, unit.layer]
+        here = norms[unit.block]
         if here is None:
             return None
         squares += float(here[unit.index]) ** 2

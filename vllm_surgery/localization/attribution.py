@@ -8,17 +8,16 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from vllm_surgery.atomic_files import atomic_write
-from vllm_surgery.localization.candidates import Candidate, UnitKey, taking_turns
+from vllm_surgery.localization.candidates import Candidate, taking_turns
 from vllm_surgery.localization.transcripts import Passage
-from vllm_surgery.patch.units import MASK
+from vllm_surgery.patch.units import MASK, Unit
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     from vllm_surgery.evaluation.records import Record
-    from vllm_surgery.localization.candidates import Block
-    from vllm_surgery.patch.units import Gain
+    from vllm_surgery.patch.units import Gain, UnitBlock
 
 RANKING_FILE = "ranking.json"
 LEAST_AFTER = 8
@@ -73,27 +72,27 @@ def passages(records: Sequence[Record], tokens_before: Callable[[str], list[int]
     return found
 
 
-def by_activity(scores: Sequence[tuple[UnitKey, float]], *, mask: bool) -> list[Candidate]:
+def by_activity(scores: Sequence[tuple[Unit, float]], *, mask: bool) -> list[Candidate]:
     """Candidates from units ranked by how much more, or less, they say inside a loop than before it.
 
     What says more is silenced and inverted; what says less is made stronger.
     """
     found: list[Candidate] = []
-    for key, score in scores:
+    for unit, score in scores:
         gains: list[Gain] = [0.0, -1.0] if score > 0 else [3.0]
-        if key.kind == "experts":
+        if unit.kind == "experts":
             gains = ([MASK, 0.0] if mask else [0.0]) if score > 0 else [2.0]
-        found += [Candidate.of({key: gain}, "activity") for gain in gains]
+        found += [Candidate.of({unit: gain}, "activity") for gain in gains]
     return found
 
 
-def within(candidates: Sequence[Candidate], blocks: Sequence[Block]) -> list[Candidate]:
+def within(candidates: Sequence[Candidate], blocks: Sequence[UnitBlock]) -> list[Candidate]:
     """Those whose units all lie in these blocks."""
     known = set(blocks)
-    return [one for one in candidates if all((key.kind, key.layer) in known for key, _ in one.gains)]
+    return [one for one in candidates if all((target.kind, target.layer) in known for target, _ in one.gains)]
 
 
-def merged(rankings: Sequence[Sequence[Candidate]], blocks: Sequence[Block], count: int) -> list[Candidate]:
+def merged(rankings: Sequence[Sequence[Candidate]], blocks: Sequence[UnitBlock], count: int) -> list[Candidate]:
     """One list of singles: the rankings take turns, each once within the layers that matter and once everywhere."""
     lists = [part for ranking in rankings for part in (within(ranking, blocks), ranking)]
     return taking_turns(*lists, count=count)
@@ -101,9 +100,9 @@ def merged(rankings: Sequence[Sequence[Candidate]], blocks: Sequence[Block], cou
 
 def kept(
     folder: Path,
-    make: Callable[[Sequence[Record], Sequence[Block]], Attribution],
+    make: Callable[[Sequence[Record], Sequence[UnitBlock]], Attribution],
     records: Sequence[Record],
-    matter: Sequence[Block],
+    matter: Sequence[UnitBlock],
 ) -> Attribution:
     """What `make` gives, or gave when the search came by here before."""
     file = folder / RANKING_FILE

@@ -6,38 +6,27 @@ from __future__ import annotations
 from collections import defaultdict
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vllm_surgery.patch.format import Patch
-from vllm_surgery.patch.units import ALL, MASK, Gain, Kind, op_of
+from vllm_surgery.patch.units import ALL, MASK, Unit, UnitBlock, op_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-Block: TypeAlias = tuple[Kind, int]
-"""All units of a kind in a layer."""
+    from vllm_surgery.patch.units import Gain, Kind
+
+Target: TypeAlias = Unit | UnitBlock
+"""A unit, or all units of a block at once."""
+
+AnyTarget = TypeVar("AnyTarget", bound=Target)
 
 NAME = "candidate"
-
-
-@dataclass(frozen=True, order=True)
-class UnitKey:
-    """A unit, or with index -1 all units of a layer."""
-
-    kind: Kind
-    layer: int
-    index: int
-
-    @property
-    def whole(self) -> bool:
-        """Whether it is all units of the layer."""
-        return self.index < 0
-
-    def __str__(self) -> str:
-        return f"{self.kind}/{self.layer}/{ALL if self.whole else self.index}"
+_WHOLE_BLOCK = -1
+"""In files, the index of a target that is a whole block."""
 
 
 @dataclass(frozen=True)
@@ -49,13 +38,13 @@ class Candidate:
         origin: which part of the search thought of it; no part of what it is.
     """
 
-    gains: tuple[tuple[UnitKey, Gain], ...]
+    gains: tuple[tuple[Target, Gain], ...]
     origin: str
 
     @classmethod
-    def of(cls, gains: Mapping[UnitKey, Gain], origin: str) -> Candidate:
+    def of(cls, gains: Mapping[AnyTarget, Gain], origin: str) -> Candidate:
         """The candidate with these gains, of which there must be one."""
-        return cls(tuple(sorted(gains.items())), origin)
+        return cls(tuple(sorted(gains.items(), key=lambda item: _row(item[0]))), origin)
 
     @cached_property
     def id(self) -> str:
@@ -74,17 +63,18 @@ class Candidate:
 
     def to_data(self) -> dict[str, Any]:
         """Plain data."""
-        gains = [[key.kind, key.layer, key.index, gain] for key, gain in self.gains]
+        gains = [[*_row(target), gain] for target, gain in self.gains]
         return {"id": self.id, "origin": self.origin, "gains": gains}
 
     @classmethod
     def from_data(cls, data: Mapping[str, Any]) -> Candidate:
         """The candidate whose `to_data` this is."""
-        gains = tuple((UnitKey(kind, layer, index), gain) for kind, layer, index, gain in data["gains"])
+        gains = tuple((_target(*row), gain) for *row, gain in data["gains"])
         return cls(gains, data["origin"])
 
     def __str__(self) -> str:
-        shown = ", ".join(f"{key} x {gain:g}" if gain != MASK else f"{key} masked" for key, gain in self.gains[:_SHOWN])
+        first = self.gains[:_SHOWN]
+        shown = ", ".join(f"{one} x {gain:g}" if gain != MASK else f"{one} masked" for one, gain in first)
         return shown if self.units <= _SHOWN else f"{shown}, ... ({self.units} units)"
 
 
@@ -97,9 +87,9 @@ def joined(first: Candidate, second: Candidate, origin: str) -> Candidate | None
     return Candidate.of(gains, origin) if len(gains) == first.units + second.units else None
 
 
-def without(candidate: Candidate, key: UnitKey, origin: str) -> Candidate:
-    """The same but for one unit."""
-    return Candidate(tuple(item for item in candidate.gains if item[0] != key), origin)
+def without(candidate: Candidate, target: Target, origin: str) -> Candidate:
+    """The same without one unit."""
+    return Candidate(tuple(item for item in candidate.gains if item[0] != target), origin)
 
 
 def distinct(candidates: Iterable[Candidate]) -> list[Candidate]:
@@ -116,19 +106,27 @@ def taking_turns(*lists: Sequence[Candidate], count: int) -> list[Candidate]:
     return distinct(one[place] for place in range(longest) for one in lists if place < len(one))[:count]
 
 
-def _edits(gains: Iterable[tuple[UnitKey, Gain]]) -> Iterable[dict[str, Any]]:
+def _edits(gains: Iterable[tuple[Target, Gain]]) -> Iterable[dict[str, Any]]:
     """One edit for each kind and gain."""
     found: dict[tuple[Gain, Kind], dict[str, list[int | str] | str]] = defaultdict(dict)
-    for key, gain in gains:
-        layers = found[gain, key.kind]
-        if key.whole:
-            layers[str(key.layer)] = ALL
+    for target, gain in gains:
+        layers = found[gain, target.kind]
+        if isinstance(target, UnitBlock):
+            layers[str(target.layer)] = ALL
         else:
-            indices = layers.setdefault(str(key.layer), [])
+            indices = layers.setdefault(str(target.layer), [])
             assert isinstance(indices, list)
-            indices.append(key.index)
+            indices.append(target.index)
     for (gain, kind), layers in found.items():
         yield {**op_of(gain), kind: layers}
+
+
+def _row(target: Target) -> tuple[Kind, int, int]:
+    return target.kind, target.layer, target.index if isinstance(target, Unit) else _WHOLE_BLOCK
+
+
+def _target(kind: Kind, layer: int, index: int) -> Target:
+    return UnitBlock(kind, layer) if index == _WHOLE_BLOCK else Unit(kind, layer, index)
 
 
 Values: TypeAlias = NDArray[np.float32]

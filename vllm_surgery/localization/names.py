@@ -8,7 +8,8 @@ from pathlib import Path
 
 from vllm_surgery.errors import PatchError, UsageError
 from vllm_surgery.evaluation.arms import UNPATCHED, of_penalty
-from vllm_surgery.localization.candidates import NAME, Candidate, UnitKey
+from vllm_surgery.localization.candidates import NAME, Candidate
+from vllm_surgery.patch.units import Unit
 
 _LONGEST = 56
 """Of a model's part of a name; with its ending that stays within what a patch may be called."""
@@ -31,7 +32,7 @@ def check_name(name: str, penalty: float) -> None:
         UsageError: it can't.
     """
     try:
-        Candidate.of({UnitKey("neurons", 0, 0): 0.0}, "name").patch(name, {})
+        Candidate.of({Unit("neurons", 0, 0): 0.0}, "name").patch(name, {})
     except PatchError as error:
         raise UsageError(f"--name {name}: {error.detail}") from None
     if name in {UNPATCHED, of_penalty(penalty).name, NAME}:

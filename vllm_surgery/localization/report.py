@@ -11,6 +11,7 @@ from vllm_surgery.evaluation.trial import TrialFolder
 from vllm_surgery.localization.figure import front_figure
 from vllm_surgery.localization.held_out import cells_and_kinds
 from vllm_surgery.localization.pipeline import FOUND_FILE, HELD_OUT_FOLDER
+from vllm_surgery.localization.search.search import block_of
 from vllm_surgery.loops import KINDS
 
 if TYPE_CHECKING:
@@ -88,8 +89,8 @@ def _layers(outcome: Outcome) -> Section:
     kept = set(outcome.found.kept)
     rows = []
     for one in outcome.found.layers:
-        key = one.candidate.gains[0][0]
-        rows.append([f"{key.kind}/{key.layer}", *_figures(one), "yes" if (key.kind, key.layer) in kept else ""])
+        block = block_of(one.candidate)
+        rows.append([f"{block.kind}/{block.layer}", *_figures(one), "yes" if block in kept else ""])
     note = "Each layer's MLP, or its routed experts, silenced as a whole. Kept are those that loops need most."
     return Section("Layers", [Words(note), Table(["block", *_FIGURES, "kept"], rows)])
 

@@ -9,8 +9,11 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from vllm_surgery.errors import PatchError
 from vllm_surgery.evaluation.protocol import Cell, Protocol
-from vllm_surgery.localization.candidates import NAME, Candidate, UnitKey
-from vllm_surgery.patch.units import Kind  # noqa: TC001 - pydantic reads it
+from vllm_surgery.localization.candidates import NAME, Candidate
+from vllm_surgery.patch.units import (
+    Kind,
+    Unit,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -86,7 +89,7 @@ class SearchSettings(BaseModel):
     def _can_be_written(cls, gains: list[float]) -> list[float]:
         for gain in gains:
             try:
-                Candidate.of({UnitKey("neurons", 0, 0): gain}, "settings").patch(NAME, {})
+                Candidate.of({Unit("neurons", 0, 0): gain}, "settings").patch(NAME, {})
             except PatchError as error:
                 raise ValueError(error.detail) from None
         return gains

@@ -41,6 +41,9 @@ class UnitBlock(NamedTuple):
     kind: Kind
     layer: int
 
+    def __str__(self) -> str:
+        return f"{self.kind}/{self.layer}/{ALL}"
+
 
 @dataclass(frozen=True, order=True)
 class Unit:

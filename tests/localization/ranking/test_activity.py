@@ -18,10 +18,11 @@ from vllm_surgery.localization.ranking.activity import (
     measure_activity,
     summarise,
 )
-from vllm_surgery.localization.ranking.read_engine import merged
+from vllm_surgery.localization.ranking.read_engine import merge_ranks
 from vllm_surgery.localization.ranking.scores import rank_by_activity
 from vllm_surgery.localization.transcripts import Passage
 from vllm_surgery.model.checkpoint import ModelFolder
+from vllm_surgery.patch.units import Unit
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -72,11 +73,11 @@ def test_ranks_parts_of_a_layer_are_put_together_in_order() -> None:
     right = {"kind": "neurons", "layer": 0, "offset": 2, "mean": packed([3, 4], [7, 8]), "size": packed([3, 4], [7, 8])}
     left = {"kind": "neurons", "layer": 0, "offset": 0, "mean": packed([1, 2], [5, 6]), "size": packed([1, 2], [5, 6])}
     expert = {"kind": "experts", "layer": 1, "frequency": packed([1, 0], [0, 1]), "norm": None}
-    found = merged([[right, expert], [left, expert]])
+    found = merge_ranks([[right, expert], [left, expert]])
     assert found["neurons", 0].tolist() == [[[1, 2, 3, 4], [5, 6, 7, 8]]] * 2
     assert found["experts", 1].tolist() == [[[1, 0], [0, 1]]]
     with pytest.raises(EngineError, match=r"^layer 0: neurons from 0 to 1 were recorded by no rank$"):
-        merged([[right]])
+        merge_ranks([[right]])
 
 
 @pytest.mark.parametrize(
@@ -107,14 +108,14 @@ def test_neurons_are_weighed_by_what_they_add_and_keep_their_sign(tmp_path: Path
     folder = ModelFolder(write_model(tmp_path / "model", [3, 3]))
     found = rank_by_activity(Activity({1: neurons([1, 9, 4], [2, 1, 4])}, {}, 1, 1), folder)
     expected = np.array([1, -8, 0]) * column_norms(folder, 1)
-    assert [(unit.kind, unit.layer, unit.index) for unit in found] == [("neurons", 1, index) for index in (1, 0, 2)]
-    assert [unit.score for unit in found] == pytest.approx([expected[1], expected[0], 0])
+    assert [one.unit for one in found] == [Unit("neurons", 1, index) for index in (1, 0, 2)]
+    assert [one.score for one in found] == pytest.approx([expected[1], expected[0], 0])
 
 
 def test_where_one_layers_weights_cannot_be_read_all_weigh_alike(tmp_path: Path) -> None:
     folder = ModelFolder(write_model(tmp_path / "model", [2]))
     activity = Activity({0: neurons([0, 0], [1, -3]), 7: neurons([0, 0], [2, 0])}, {}, 1, 1)
-    assert [unit.score for unit in rank_by_activity(activity, folder)] == [-3, 2, 1, 0]
+    assert [one.score for one in rank_by_activity(activity, folder)] == [-3, 2, 1, 0]
 
 
 @pytest.mark.parametrize(("norms", "scores"), [(True, [-4, 3, 2, 1]), (False, [-0.4, 0.3, 0.2, 0.1])])
@@ -124,5 +125,5 @@ def test_experts_are_scored_by_their_norms_or_all_by_frequency(
     folder = ModelFolder(write_model(tmp_path / "model", [2]))
     activity = Activity({}, {0: experts([0, 4], [1, 0]), 1: experts([0, 0], [2, 3], norms=norms)}, 1, 1)
     found = rank_by_activity(activity, folder)
-    assert [unit.score for unit in found] == pytest.approx(scores)
-    assert [(unit.layer, unit.index) for unit in found] == [(0, 1), (1, 1), (1, 0), (0, 0)]
+    assert [one.score for one in found] == pytest.approx(scores)
+    assert [(one.unit.layer, one.unit.index) for one in found] == [(0, 1), (1, 1), (1, 0), (0, 0)]

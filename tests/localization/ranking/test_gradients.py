@@ -20,8 +20,8 @@ from vllm_surgery.localization.transcripts import Passage
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from vllm_surgery.localization.candidates import Block
     from vllm_surgery.localization.ranking.gain_hooks import GainedNetwork
+    from vllm_surgery.patch.units import UnitBlock
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -45,7 +45,7 @@ def gradients(model: Path) -> Gradients:
     return gain_gradients(model, LOOPING, HEALTHY, quiet=True)
 
 
-def logits_with(gained: GainedNetwork, gain: float, unit: tuple[Block, int], tokens: list[int], rows: list[int]):
+def logits_with(gained: GainedNetwork, gain: float, unit: tuple[UnitBlock, int], tokens: list[int], rows: list[int]):
     block, index = unit
     with torch.no_grad():
         gained.gains[block][index] = gain
@@ -54,7 +54,7 @@ def logits_with(gained: GainedNetwork, gain: float, unit: tuple[Block, int], tok
     return logits
 
 
-def slope(gained: GainedNetwork, block: Block, index: int, looping: Passage, step: float = 0.02) -> float:
+def slope(gained: GainedNetwork, block: UnitBlock, index: int, looping: Passage, step: float = 0.02) -> float:
     rows = list(looping.after)
     came = torch.tensor(looping.tokens)[[row + 1 for row in rows]]
     above, below = (
@@ -69,13 +69,13 @@ def _change_config(folder: Path, **changes: object) -> None:
     file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
 
 
-def strongest(gradients: Gradients, block: Block) -> int:
+def strongest(gradients: Gradients, block: UnitBlock) -> int:
     return int(np.abs(gradients.margins[block][0]).argmax())
 
 
 @pytest.mark.parametrize("layer", [0, 5, 11])
 def test_the_gradient_is_the_slope_of_the_margin(model: Path, gradients: Gradients, layer: int) -> None:
-    block: Block = ("neurons", layer)
+    block: UnitBlock = ("neurons", layer)
     index = strongest(gradients, block)
     with gained_network(model) as gained:
         slopes = [slope(gained, block, index, one) for one in LOOPING]
@@ -106,7 +106,7 @@ def test_experts_that_take_weighed_states_are_refused(tmp_path: Path) -> None:
 
 def test_the_sensitivity_tells_the_divergence_of_a_small_change(model: Path, gradients: Gradients) -> None:
     found = gain_gradients(model, LOOPING[:1], HEALTHY, draws=100, quiet=True)
-    block: Block = ("neurons", 11)
+    block: UnitBlock = ("neurons", 11)
     index, change = int(found.sensitivities[block].argmax()), 0.05
     divergence, rows = 0.0, 0
     with gained_network(model) as gained:

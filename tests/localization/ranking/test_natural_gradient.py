@@ -10,28 +10,29 @@ from hypothesis import strategies as st
 
 from vllm_surgery.localization.ranking.gradients import Gradients
 from vllm_surgery.localization.ranking.natural_gradient import (
-    LEAST_CHANGE,
-    MOST_CHANGE,
+    MAX_CHANGE,
+    MIN_CHANGE,
     STEP,
     TRIM,
     UNNOTICED_KL,
+    project_constraints,
     robust_mean,
     set_candidates,
     single_candidates,
-    without_harm,
 )
+from vllm_surgery.patch.units import Unit, UnitBlock
 
 GAINS = (0.0, -1.0, 3.0, 0.5)
 
 
 def gradients(margins: list[list[float]], sensitivities: list[float], kind: str = "neurons") -> Gradients:
-    block = (kind, 3)
+    block = UnitBlock(kind, 3)
     return Gradients({block: np.array(margins, np.float32)}, {block: np.array(sensitivities, np.float32)})
 
 
 def random_gradients(seed: int, layers: int = 3, units: int = 40, transcripts: int = 5) -> Gradients:
     random = np.random.default_rng(seed)
-    blocks = [("neurons", layer) for layer in range(layers)] + [("experts", layers)]
+    blocks = [*(UnitBlock("neurons", layer) for layer in range(layers)), UnitBlock("experts", layers)]
     return Gradients(
         {block: random.standard_normal((transcripts, units)).astype(np.float32) for block in blocks},
         {block: np.exp(random.normal(-5, 3, units)).astype(np.float32) for block in blocks},
@@ -44,13 +45,13 @@ SEEDS = st.integers(0, 10**6)
 def test_a_unit_that_holds_the_loop_is_suppressed_and_one_that_works_against_it_amplified() -> None:
     found = single_candidates(gradients([[2.0, -1.0]], [1.0, 1.0]), GAINS, 8)
     gains = {(unit, gain) for one in found for unit, gain in one.gains.items()}
-    holds, against = ("neurons", 3, 0), ("neurons", 3, 1)
+    holds, against = Unit("neurons", 3, 0), Unit("neurons", 3, 1)
     assert gains == {(holds, 0.0), (holds, -1.0), (holds, 0.5), (against, 3.0)}
 
 
 def test_the_better_of_two_units_is_the_one_that_healthy_text_feels_less() -> None:
     found = single_candidates(gradients([[1.0, 1.0, 0.0]], [4.0, 1.0, 2.0]), [0.0], 1)
-    assert [one.gains for one in found] == [{("neurons", 3, 1): 0.0}]
+    assert [one.gains for one in found] == [{Unit("neurons", 3, 1): 0.0}]
 
 
 def test_what_is_promised_is_the_margin_and_the_divergence() -> None:
@@ -62,12 +63,12 @@ def test_what_is_promised_is_the_margin_and_the_divergence() -> None:
 def test_neurons_that_healthy_text_never_feels_do_not_win_by_that() -> None:
     weak, strong = 1e-6, 1.0
     found = single_candidates(gradients([[weak, *[strong] * 19]], [0.0, *[0.1] * 19]), [0.0], 19)
-    assert ("neurons", 3, 0) not in {unit for one in found for unit in one.gains}
+    assert Unit("neurons", 3, 0) not in {unit for one in found for unit in one.gains}
 
 
 def test_units_that_can_do_next_to_nothing_do_not_win_by_their_price() -> None:
     found = single_candidates(gradients([[0.001, 0.5]], [1e-9, 0.01]), [0.0], 1)
-    assert [one.gains for one in found] == [{("neurons", 3, 1): 0.0}]
+    assert [one.gains for one in found] == [{Unit("neurons", 3, 1): 0.0}]
 
 
 def test_one_transcript_does_not_carry_a_unit() -> None:
@@ -79,7 +80,7 @@ def test_one_transcript_does_not_carry_a_unit() -> None:
 
 def test_experts_are_named_as_such() -> None:
     (found,) = single_candidates(gradients([[1.0]], [1.0], "experts"), [0.0], 1)
-    assert found.gains == {("experts", 3, 0): 0.0}
+    assert found.gains == {Unit("experts", 3, 0): 0.0}
 
 
 def test_without_a_useful_gain_there_is_no_candidate() -> None:
@@ -104,7 +105,7 @@ def test_a_set_keeps_to_its_size_its_cost_and_the_ends_of_gains(seed: int, size:
         assert 0 < found.kl <= target
         assert found.margin < 0
         for gain in found.gains.values():
-            assert 1 + LEAST_CHANGE <= gain <= 1 + MOST_CHANGE
+            assert 1 + MIN_CHANGE <= gain <= 1 + MAX_CHANGE
             assert gain != 1
             assert gain % STEP == 0
 
@@ -118,7 +119,7 @@ def test_a_dearer_step_promises_no_less(seed: int) -> None:
 
 def test_alike_sets_are_given_once() -> None:
     found = set_candidates(gradients([[1.0, 0.0]], [0.001, 0.001]), [1, 2], [0.5, 1.0])
-    assert [one.gains for one in found] == [{("neurons", 3, 0): -1.0}]
+    assert [one.gains for one in found] == [{Unit("neurons", 3, 0): -1.0}]
 
 
 def sparing(seed: int) -> tuple[Gradients, Gradients]:
@@ -136,7 +137,7 @@ def test_of_a_step_that_need_not_be_rounded_no_right_answer_becomes_less_likely(
         np.exp(random.standard_normal(500)),
         random.standard_normal((9, 500)),
     )
-    step = -without_harm(margins, felt, right) / felt
+    step = -project_constraints(margins, felt, right) / felt
     assert (right @ step >= -1e-9).all()
     assert margins @ step < 0
 

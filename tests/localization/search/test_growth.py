@@ -9,15 +9,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.localization.fake import candidate, measure_of, neuron
-from vllm_surgery.localization.candidates import Candidate, UnitKey
 from vllm_surgery.localization.search.growth import MOST_SHRUNK, grow, other_gains, pairs, shrink
 from vllm_surgery.localization.settings import SearchSettings
-from vllm_surgery.patch.units import MASK
+from vllm_surgery.patch.units import MASK, Unit
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
+    from vllm_surgery.localization.candidates import Candidate
     from vllm_surgery.localization.search.measurements import Measure
 
 SETTINGS = SearchSettings()
@@ -56,11 +56,11 @@ def units_of(one: Measure) -> set[int]:
 
 def test_a_neuron_is_tried_with_every_gain_and_never_masked() -> None:
     found = other_gains(SINGLES[0], [0.0, 3.0, MASK])
-    assert [one.gains for one in found] == [((UnitKey(*UNITS[0]), gain),) for gain in (0.0, 3.0)]
+    assert [one.gains for one in found] == [((UNITS[0], gain),) for gain in (0.0, 3.0)]
 
 
 def test_an_expert_is_masked_too() -> None:
-    expert = candidate(("experts", 0, 1))
+    expert = candidate(Unit("experts", 0, 1))
     assert [one.gains[0][1] for one in other_gains(expert, [0.0, MASK])] == [0.0, MASK]
 
 

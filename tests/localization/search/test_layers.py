@@ -11,6 +11,7 @@ from tests.folders import write_experts
 from tests.localization.fake import LAYERS, measure_of
 from vllm_surgery.localization.search.search import DESTROYED, LEAST, ablation, blocks, that_matter
 from vllm_surgery.model.checkpoint import ModelFolder
+from vllm_surgery.patch.units import UnitBlock
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def silenced(layer: int, looped: int, kl: float | None = 0.5) -> Measure:
-    return measure_of(ablation(("neurons", layer)), looped, kl)
+    return measure_of(ablation(UnitBlock("neurons", layer)), looped, kl)
 
 
 def test_a_dense_model_has_an_mlp_in_each_layer(tiny: ModelFolder) -> None:
@@ -36,7 +37,7 @@ def test_experts_and_the_mlp_beside_them_are_blocks_of_their_own(tmp_path: Path)
 
 
 def test_a_block_is_silenced_as_a_whole() -> None:
-    edits = ablation(("experts", 2)).patch("some", {}).to_data()["edits"]
+    edits = ablation(UnitBlock("experts", 2)).patch("some", {}).to_data()["edits"]
     assert edits == [{"op": "zero", "experts": {"2": "all"}}]
 
 

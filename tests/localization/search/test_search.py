@@ -28,7 +28,7 @@ from vllm_surgery.localization.search.search import Search
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from tests.localization.fake import Unit
+    from vllm_surgery.localization.candidates import Target
     from vllm_surgery.localization.search.search import Found
     from vllm_surgery.model.checkpoint import ModelFolder
 
@@ -40,9 +40,9 @@ WHOLE = ANSWERS + 4
 """Answers of the closest look, tasks among them."""
 
 
-def units_of(found: Found) -> set[Unit]:
+def units_of(found: Found) -> set[Target]:
     assert found.best is not None, found.why_none
-    return {(key.kind, key.layer, key.index) for key, _ in found.best.candidate.gains}
+    return {target for target, _ in found.best.candidate.gains}
 
 
 def test_it_finds_the_unit_wherever_the_ranking_has_it(tmp_path: Path, tiny: ModelFolder) -> None:
@@ -51,7 +51,7 @@ def test_it_finds_the_unit_wherever_the_ranking_has_it(tmp_path: Path, tiny: Mod
     assert found.best is not None
     assert (found.best.loops.base, found.best.loops.looped) == (LOOPED, 0)
     assert found.why_none is None
-    assert found.kept == [("neurons", CAUSE[1])]
+    assert found.kept == [("neurons", CAUSE.layer)]
     assert found.front[0].loops.looped == 0
 
 
@@ -128,7 +128,7 @@ def test_what_the_model_cannot_take_is_noted_once_and_the_search_goes_on(tmp_pat
     assert units_of(found) == {CAUSE}
     assert f"{candidate(OTHER)}: its format can't hold the edit" in found.refused
     assert len(found.refused) == len(set(found.refused))
-    assert not any(OTHER in {(k.kind, k.layer, k.index) for k, _ in one.candidate.gains} for one in found.measured)
+    assert not any(OTHER in {target for target, _ in one.candidate.gains} for one in found.measured)
 
 
 def test_what_was_refused_is_not_swapped_in_again(tmp_path: Path, tiny: ModelFolder) -> None:

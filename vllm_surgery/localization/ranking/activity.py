@@ -16,8 +16,9 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from vllm_surgery.localization.candidates import Block, Values
+    from vllm_surgery.localization.candidates import Values
     from vllm_surgery.localization.transcripts import Passage
+    from vllm_surgery.patch.units import UnitBlock
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,14 +105,14 @@ def measure_activity(llm: Any, passages: Sequence[Passage]) -> Activity:
     _check(passages)
     from vllm_surgery.localization.ranking.read_engine import read_passage
 
-    seen: dict[Block, list[Seen]] = defaultdict(list)
+    seen: dict[UnitBlock, list[Seen]] = defaultdict(list)
     for passage in passages:
         for block, values in read_passage(llm, passage).items():
             seen[block].append(Seen(values, bool(passage.after)))
     return summarise(seen, passages)
 
 
-def summarise(seen: Mapping[Block, Sequence[Seen]], passages: Sequence[Passage]) -> Activity:
+def summarise(seen: Mapping[UnitBlock, Sequence[Seen]], passages: Sequence[Passage]) -> Activity:
     """The means over passages, of what each showed by kind and layer."""
     return Activity(
         {layer: _neurons(each) for (kind, layer), each in sorted(seen.items()) if kind == "neurons"},

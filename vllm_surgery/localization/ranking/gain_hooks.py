@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 from vllm_surgery.errors import UsageError, one_line
 from vllm_surgery.model.checkpoint import ModelFolder
 from vllm_surgery.model.conventions import classify_tensor
+from vllm_surgery.patch.units import UnitBlock
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
-    from vllm_surgery.localization.candidates import Block
     from vllm_surgery.model.anatomy import Anatomy
 
 
@@ -30,7 +30,7 @@ class GainedNetwork:
     """
 
     network: Any
-    gains: dict[Block, Any]
+    gains: dict[UnitBlock, Any]
     without: dict[int, str] = field(default_factory=dict)
 
     def logits(self, tokens: Sequence[int], rows: Sequence[int]) -> Any:
@@ -99,7 +99,7 @@ def _hook_neurons(gained: GainedNetwork, anatomy: Anatomy) -> Iterator[Any]:
         if role is None or role.block != "mlp" or role.part.name != "down" or role.layer not in widths:
             continue
         gain = _ones(gained.network, widths.pop(role.layer))
-        gained.gains["neurons", role.layer] = gain
+        gained.gains[UnitBlock("neurons", role.layer)] = gain
         yield module.register_forward_pre_hook(lambda _, inputs, gain=gain: (inputs[0] * gain, *inputs[1:]))
     for layer in widths:
         gained.without[layer] = "transformers has no down projection by this layer's name"
@@ -114,7 +114,7 @@ def _hook_experts(gained: GainedNetwork, anatomy: Anatomy) -> Iterator[Any]:
         if role.expert is not None:
             continue  # Experts that are modules of their own, as older transformers has them.
         gain = _ones(gained.network, counts.pop(role.layer))
-        gained.gains["experts", role.layer] = gain
+        gained.gains[UnitBlock("experts", role.layer)] = gain
         module = gained.network.get_submodule(name.rpartition(".")[0])
         yield module.register_forward_pre_hook(_weigh(gained, role.layer, gain))
     for layer in counts:
@@ -132,7 +132,7 @@ def _weigh(gained: GainedNetwork, layer: int, gain: Any) -> Any:
 
     def hook(_: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...] | None:
         if not _is_routed(inputs):
-            gained.gains.pop(("experts", layer), None)
+            gained.gains.pop(UnitBlock("experts", layer), None)
             gained.without[layer] = "its experts don't take the router's choice and weights"
             return None
         states, chosen, weights = inputs

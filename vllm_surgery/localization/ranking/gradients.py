@@ -21,9 +21,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from vllm_surgery.localization.candidates import Block
     from vllm_surgery.localization.transcripts import Passage
-    from vllm_surgery.patch.units import Kind
+    from vllm_surgery.patch.units import Kind, UnitBlock
 
 MAX_ROWS = 96
 """Rows of a loop that are looked at, from its second copy on: several copies of a loop of list entries. Later ones are
@@ -49,15 +48,15 @@ class Gradients:
         without: layers some of whose units are left out, and why.
     """
 
-    margins: dict[Block, NDArray[np.float32]]
-    sensitivities: dict[Block, NDArray[np.float32]]
-    right: dict[Block, NDArray[np.float32]] = field(default_factory=dict)
+    margins: dict[UnitBlock, NDArray[np.float32]]
+    sensitivities: dict[UnitBlock, NDArray[np.float32]]
+    right: dict[UnitBlock, NDArray[np.float32]] = field(default_factory=dict)
     without: dict[int, str] = field(default_factory=dict)
 
     def of_kinds(self, kinds: Collection[Kind]) -> Gradients:
         """The same for units of these kinds alone."""
         margins, sensitivities, right = (
-            {block: values for block, values in part.items() if block[0] in kinds}
+            {block: values for block, values in part.items() if block.kind in kinds}
             for part in (self.margins, self.sensitivities, self.right)
         )
         return Gradients(margins, sensitivities, right, self.without)
@@ -104,14 +103,14 @@ def gain_gradients(  # noqa: PLR0913 - all but three have defaults
         return Gradients(stacked[0], draw.sensitivities(), stacked[1], gained.without)
 
 
-def _margins(gained: GainedNetwork, passage: Passage, where: str) -> dict[Block, NDArray[np.float32]]:
+def _margins(gained: GainedNetwork, passage: Passage, where: str) -> dict[UnitBlock, NDArray[np.float32]]:
     rows = list(passage.after)[:MAX_ROWS]
     logits = gained.logits(passage.tokens, rows)
     came = _next_tokens(passage, rows, logits)
     return _gradients(gained, log_odds(logits, came).mean(), where)
 
 
-def _likelihood(gained: GainedNetwork, passage: Passage, where: str) -> dict[Block, NDArray[np.float32]]:
+def _likelihood(gained: GainedNetwork, passage: Passage, where: str) -> dict[UnitBlock, NDArray[np.float32]]:
     rows = list(passage.before)
     chances = gained.logits(passage.tokens, rows).log_softmax(-1)
     came = _next_tokens(passage, rows, chances)
@@ -157,7 +156,7 @@ class _Draw:
             for block, values in _gradients(self._gained, score, where, again=draw < self._draws - 1).items():
                 self._sums[block] += values.astype(np.float64) ** 2 / self._draws
 
-    def sensitivities(self) -> dict[Block, NDArray[np.float32]]:
+    def sensitivities(self) -> dict[UnitBlock, NDArray[np.float32]]:
         """A token, of all texts so far."""
         return {block: (total / self._rows).astype(np.float32) for block, total in self._sums.items()}
 
@@ -170,7 +169,7 @@ def _next_tokens(passage: Passage, rows: Sequence[int], logits: Any) -> Any:
 
 def _gradients(
     gained: GainedNetwork, value: Any, where: str, *, again: bool = False
-) -> dict[Block, NDArray[np.float32]]:
+) -> dict[UnitBlock, NDArray[np.float32]]:
     """Of `value`, for each block. `again` says that another value of the same forward pass will follow.
 
     Raises:

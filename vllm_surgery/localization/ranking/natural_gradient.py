@@ -15,20 +15,16 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
-from vllm_surgery.patch.units import Kind
+from vllm_surgery.patch.units import Unit
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from numpy.typing import NDArray
 
-    from vllm_surgery.localization.candidates import Block
     from vllm_surgery.localization.ranking.gradients import Gradients
 
     Numbers: TypeAlias = NDArray[np.float64]
-
-Unit: TypeAlias = tuple[Kind, int, int]
-"""Kind, layer, index."""
 
 SIZES = (32, 64, 16, 128, 8, 256, 4, 512, 2)
 """Of sets, in the order in which they are tried: on the demo model's search probes those of some dozens did most."""
@@ -36,14 +32,14 @@ KL_TARGETS = (0.01, 0.03, 0.003)
 """What they may cost by the gradients' own reckoning, in nats a token on healthy text, likewise."""
 
 FLOOR_PERCENTILE = 10.0
-"""Units that healthy text feels less than this share of units does count as felt that much. Else neurons that never
+"""Units that healthy text feels less than this share of units does count as fisher that much. Else neurons that never
 fire there would win by a division by nearly nothing."""
 
 TRIM = 0.2
 """The share of transcripts left out at each end of a unit's margins: a unit must work on most loops, and one transcript
 with a large gradient can't carry it."""
 
-LEAST_CHANGE, MOST_CHANGE = -2.0, 4.0
+MIN_CHANGE, MAX_CHANGE = -2.0, 4.0
 """The farthest that a set's gain goes from 1: to -1 and 5, the ends of the gains that single units are tried with."""
 
 STEP = 0.25
@@ -83,7 +79,7 @@ def single_candidates(gradients: Gradients, gains: Iterable[float], count: int) 
     field = _Field.of(gradients)
     changes = np.array(sorted({gain - 1.0 for gain in gains if gain != 1.0}))
     falls = -changes[:, None] * field.margins
-    score = falls / np.sqrt(0.5 * field.felt * changes[:, None] ** 2 + UNNOTICED_KL)
+    score = falls / np.sqrt(0.5 * field.fisher * changes[:, None] ** 2 + UNNOTICED_KL)
     best = np.argsort(-score, axis=None, kind="stable")[:count]
     chosen = [np.unravel_index(one, score.shape) for one in best if score.flat[one] > 0]
     return [field.direction({int(place): float(changes[number])}) for number, place in chosen]
@@ -99,9 +95,9 @@ def set_candidates(gradients: Gradients, sizes: Sequence[int], kl_targets: Seque
     field = _Field.of(gradients)
     found: dict[tuple[tuple[Unit, float], ...], Direction] = {}
     for size in sizes:
-        sparing = _sparing(field, size)
+        constrained = _constrained(field, size)
         for target in kl_targets:
-            changes = _longest_step(sparing, size, target)
+            changes = _longest_step(constrained, size, target)
             if changes:
                 direction = field.direction(changes)
                 found.setdefault(tuple(direction.gains.items()), direction)
@@ -114,19 +110,23 @@ class _Field:
 
     Attributes:
         margins: of each, robustly over transcripts.
-        felt: sensitivities, none below the floor.
+        fisher: sensitivities, none below the floor.
         right: how right answers feel each, ``[answers, units]``.
     """
 
     units: list[Unit]
     margins: Numbers
-    felt: Numbers
+    fisher: Numbers
     right: Numbers
 
     @classmethod
     def of(cls, gradients: Gradients) -> _Field:
         blocks = sorted(gradients.margins)
-        units = [(kind, layer, index) for kind, layer in blocks for index in range(_width(gradients, (kind, layer)))]
+        units = [
+            Unit(block.kind, block.layer, index)
+            for block in blocks
+            for index in range(len(gradients.sensitivities[block]))
+        ]
         margins = np.concatenate([robust_mean(gradients.margins[block]) for block in blocks])
         sensitivities = np.concatenate([gradients.sensitivities[block] for block in blocks]).astype(np.float64)
         floor = np.percentile(sensitivities, FLOOR_PERCENTILE)
@@ -142,11 +142,7 @@ class _Field:
 
     def cost(self, changes: Mapping[int, float]) -> float:
         """The divergence that these changes of gains cost."""
-        return sum(0.5 * float(self.felt[place]) * change**2 for place, change in changes.items())
-
-
-def _width(gradients: Gradients, block: Block) -> int:
-    return len(gradients.sensitivities[block])
+        return sum(0.5 * float(self.fisher[place]) * change**2 for place, change in changes.items())
 
 
 def robust_mean(margins: NDArray[np.float32]) -> Numbers:
@@ -157,31 +153,31 @@ def robust_mean(margins: NDArray[np.float32]) -> Numbers:
     return trimmed
 
 
-def _sparing(field: _Field, size: int) -> _Field:
+def _constrained(field: _Field, size: int) -> _Field:
     """Margins along which a step of the best `size` units harms no right answer; 0 for all other units."""
     if not len(field.right):
         return field
-    whole = without_harm(field.margins, field.felt, field.right)
-    chosen = np.argsort(-(whole**2) / field.felt, kind="stable")[:size]
+    whole = project_constraints(field.margins, field.fisher, field.right)
+    chosen = np.argsort(-(whole**2) / field.fisher, kind="stable")[:size]
     margins = np.zeros_like(field.margins)
-    margins[chosen] = without_harm(field.margins[chosen], field.felt[chosen], field.right[:, chosen])
+    margins[chosen] = project_constraints(field.margins[chosen], field.fisher[chosen], field.right[:, chosen])
     return replace(field, margins=margins)
 
 
-def without_harm(margins: Numbers, felt: Numbers, right: Numbers) -> Numbers:
-    """The margins m whose step ``-m / felt`` is the best of those that lower no row of `right`.
+def project_constraints(margins: Numbers, fisher: Numbers, right: Numbers) -> Numbers:
+    """The margins m whose step ``-m / fisher`` is the best of those that lower no row of `right`.
 
     That is to minimise ``margins . d + d . F d / 2`` subject to ``right . d >= 0``, by its dual problem, one multiplier
     after another (Hildreth 1957, "A quadratic programming procedure").
     """
-    weighed = right / felt
-    pull, against = right @ weighed.T, weighed @ margins
-    held = np.zeros(len(right))
+    weighed = right / fisher
+    gram, against = right @ weighed.T, weighed @ margins
+    multipliers = np.zeros(len(right))
     for _ in range(_SWEEPS):
-        for row, own in enumerate(np.diag(pull)):
+        for row, own in enumerate(np.diag(gram)):
             if own > 0:
-                held[row] = max(0.0, held[row] + (against[row] - pull[row] @ held) / own)
-    return margins - held @ right
+                multipliers[row] = max(0.0, multipliers[row] + (against[row] - gram[row] @ multipliers) / own)
+    return margins - multipliers @ right
 
 
 def _longest_step(field: _Field, size: int, target: float) -> dict[int, float]:
@@ -189,11 +185,11 @@ def _longest_step(field: _Field, size: int, target: float) -> dict[int, float]:
 
     By halving, for rounding and the ends of gains leave no formula.
     """
-    steps = np.abs(field.margins / field.felt)
+    steps = np.abs(field.margins / field.fisher)
     moved = steps[steps > 0]
     if not len(moved):
         return {}
-    low, high = STEP / 4 / moved.max(), (MOST_CHANGE - LEAST_CHANGE) / moved.min()
+    low, high = STEP / 4 / moved.max(), (MAX_CHANGE - MIN_CHANGE) / moved.min()
     best: dict[int, float] = {}
     for _ in range(_HALVINGS):
         middle = float(np.sqrt(low * high))
@@ -207,9 +203,9 @@ def _longest_step(field: _Field, size: int, target: float) -> dict[int, float]:
 
 def _step(field: _Field, size: int, length: float) -> dict[int, float]:
     """The changes of the `size` units that gain the most by a step of this length, without those that are 0."""
-    changes = np.round(-length * field.margins / field.felt / STEP) * STEP
-    changes = np.clip(changes, LEAST_CHANGE, MOST_CHANGE)
+    changes = np.round(-length * field.margins / field.fisher / STEP) * STEP
+    changes = np.clip(changes, MIN_CHANGE, MAX_CHANGE)
     # What the step maximises: its fall less its cost, in the proportion that makes it the best of its length.
-    gained = -field.margins * changes - field.felt * changes**2 / (2 * length)
+    gained = -field.margins * changes - field.fisher * changes**2 / (2 * length)
     chosen = np.argsort(-gained, kind="stable")[:size]
     return {int(place): float(changes[place]) for place in sorted(chosen) if changes[place]}

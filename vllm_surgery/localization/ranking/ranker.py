@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from vllm_surgery.errors import SurgeryError
 from vllm_surgery.evaluation.backends.offline import OfflineBackend
 from vllm_surgery.localization.attribution import Attribution, by_activity, merged, passages
-from vllm_surgery.localization.candidates import Candidate, UnitKey
+from vllm_surgery.localization.candidates import Candidate
 from vllm_surgery.localization.ranking.activity import measure_activity
 from vllm_surgery.localization.ranking.gradients import gain_gradients
 from vllm_surgery.localization.ranking.natural_gradient import KL_TARGETS, SIZES, set_candidates, single_candidates
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from vllm_surgery.evaluation.records import Record
-    from vllm_surgery.localization.candidates import Block
     from vllm_surgery.localization.ranking.natural_gradient import Direction
     from vllm_surgery.localization.search.evaluator import Lab
     from vllm_surgery.localization.settings import SearchSettings
     from vllm_surgery.model.checkpoint import ModelFolder
+    from vllm_surgery.patch.units import UnitBlock
 
 MOST_PASSAGES = 32
 """Transcripts that are looked into, of looping and of sound ones each: means over more hardly move."""
@@ -48,7 +48,7 @@ class Ranker:
     settings: SearchSettings
     quiet: bool = False
 
-    def rank(self, records: Sequence[Record], matter: Sequence[Block]) -> Attribution:
+    def rank(self, records: Sequence[Record], matter: Sequence[UnitBlock]) -> Attribution:
         """Candidates worth a try.
 
         Args:
@@ -69,8 +69,7 @@ class Ranker:
 
     def _by_activity(self, transcripts: Sequence[Passage]) -> list[Candidate]:
         scored = rank_by_activity(measure_activity(self.llm, transcripts), self.model)
-        wanted = [one for one in scored if one.kind in self.settings.kinds]
-        scores = [(UnitKey(one.kind, one.layer, one.index), one.score) for one in wanted]
+        scores = [one for one in scored if one.unit.kind in self.settings.kinds]
         return by_activity(scores[: 2 * self.settings.singles], mask=self.settings.mask)
 
     def _by_gradients(self, looping: Sequence[Passage]) -> tuple[list[Candidate], list[Candidate], list[str]]:
@@ -109,4 +108,4 @@ class Ranker:
 
 
 def _candidate(direction: Direction, origin: str) -> Candidate:
-    return Candidate.of({UnitKey(*unit): gain for unit, gain in direction.gains.items()}, origin)
+    return Candidate.of(direction.gains, origin)

@@ -12,15 +12,16 @@ from vllm_surgery.engine.capture.worker import CAPTURE_METHOD
 from vllm_surgery.engine.offline import sampling_params
 from vllm_surgery.engine.rpc_errors import error_of
 from vllm_surgery.errors import EngineError
+from vllm_surgery.patch.units import UnitBlock
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from vllm_surgery.localization.candidates import Block, Values
+    from vllm_surgery.localization.candidates import Values
     from vllm_surgery.localization.transcripts import Passage
 
 
-def read_passage(llm: Any, passage: Passage) -> dict[Block, Values]:
+def read_passage(llm: Any, passage: Passage) -> dict[UnitBlock, Values]:
     """The means of every layer over the rows before the loop and inside it, ``[quantities, 2, units]`` by block.
 
     Raises:
@@ -35,12 +36,12 @@ def read_passage(llm: Any, passage: Passage) -> dict[Block, Values]:
         _ask(llm, "start", total=len(prompt), groups=groups)
         sampling = sampling_params(temperature=0, max_tokens=1, detokenize=False)
         llm.generate([{"prompt_token_ids": prompt}], sampling, use_tqdm=False)
-        return merged([answer["layers"] for answer in _ask(llm, "take")])
+        return merge_ranks([answer["layers"] for answer in _ask(llm, "take")])
     finally:
         llm.collective_rpc(CAPTURE_METHOD, args=("stop",))
 
 
-def merged(ranks: Sequence[Sequence[dict[str, Any]]]) -> dict[Block, Values]:
+def merge_ranks(ranks: Sequence[Sequence[dict[str, Any]]]) -> dict[UnitBlock, Values]:
     """One array for each layer, from what `vllm_surgery.engine.capture.recorders` gives on each rank.
 
     Neurons are put together in their order. Experts' numbers are the same on all ranks that have the layer.
@@ -48,19 +49,20 @@ def merged(ranks: Sequence[Sequence[dict[str, Any]]]) -> dict[Block, Values]:
     Raises:
         EngineError: a part of a layer is missing.
     """
-    parts: dict[Block, dict[int, Values]] = defaultdict(dict)
+    parts: dict[UnitBlock, dict[int, Values]] = defaultdict(dict)
     for layer in (layer for rank in ranks for layer in rank):
         quantities = ("mean", "size") if layer["kind"] == "neurons" else ("frequency", "norm")
         values = [_numbers(layer[name]) for name in quantities if layer[name] is not None]
-        parts[layer["kind"], layer["layer"]][layer.get("offset", 0)] = np.stack(values)
+        parts[UnitBlock(layer["kind"], layer["layer"])][layer.get("offset", 0)] = np.stack(values)
     return {block: _joined(block, found) for block, found in parts.items()}
 
 
-def _joined(block: Block, parts: dict[int, Values]) -> Values:
+def _joined(block: UnitBlock, parts: dict[int, Values]) -> Values:
+    kind, layer = block
     whole = 0
     for offset in sorted(parts):
         if offset != whole:
-            raise EngineError(f"layer {block[1]}: {block[0]} from {whole} to {offset - 1} were recorded by no rank")
+            raise EngineError(f"layer {layer}: {kind} from {whole} to {offset - 1} were recorded by no rank")
         whole += parts[offset].shape[-1]
     return np.concatenate([parts[offset] for offset in sorted(parts)], axis=-1)
 

@@ -8,12 +8,12 @@ A neuron's score is its activation inside a loop less that before it, as Hiraoka
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from vllm_surgery.model.output_norms import output_norms
+from vllm_surgery.patch.units import Unit
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -25,17 +25,14 @@ if TYPE_CHECKING:
     from vllm_surgery.patch.units import Kind
 
 
-@dataclass(frozen=True)
-class Scored:
+class ScoredUnit(NamedTuple):
     """A unit, and how much more it adds inside a loop than before it; negative where it adds less."""
 
-    kind: Kind
-    layer: int
-    index: int
+    unit: Unit
     score: float
 
 
-def rank_by_activity(activity: Activity, folder: ModelFolder) -> list[Scored]:
+def rank_by_activity(activity: Activity, folder: ModelFolder) -> list[ScoredUnit]:
     """All units that were measured, the largest absolute score first; of equal ones, neurons, then in their order.
 
     Neurons' and experts' scores are of one scale, a norm in the layer's output, so they stand in one list. Two
@@ -45,10 +42,10 @@ def rank_by_activity(activity: Activity, folder: ModelFolder) -> list[Scored]:
     """
     neurons, experts = _neuron_scores(activity, folder), _expert_scores(activity.experts)
     found = [
-        *(unit for layer, values in neurons.items() for unit in _units("neurons", layer, values)),
-        *(unit for layer, values in experts.items() for unit in _units("experts", layer, values)),
+        *(one for layer, values in neurons.items() for one in _units("neurons", layer, values)),
+        *(one for layer, values in experts.items() for one in _units("experts", layer, values)),
     ]
-    return sorted(found, key=lambda unit: -abs(unit.score))
+    return sorted(found, key=lambda one: -abs(one.score))
 
 
 def _neuron_scores(activity: Activity, folder: ModelFolder) -> dict[int, Values]:
@@ -75,5 +72,5 @@ def _expert_scores(experts: Mapping[int, ExpertActivity]) -> dict[int, Values]:
     return rises
 
 
-def _units(kind: Kind, layer: int, values: Values) -> Iterable[Scored]:
-    return (Scored(kind, layer, index, float(value)) for index, value in enumerate(values))
+def _units(kind: Kind, layer: int, values: Values) -> Iterable[ScoredUnit]:
+    return (ScoredUnit(Unit(kind, layer, index), float(value)) for index, value in enumerate(values))

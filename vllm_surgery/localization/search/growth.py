@@ -6,12 +6,13 @@ from __future__ import annotations
 from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
-from vllm_surgery.localization.candidates import Candidate, UnitKey, distinct, joined, without
+from vllm_surgery.localization.candidates import Candidate, distinct, joined, without
 from vllm_surgery.patch.units import MASK
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
+    from vllm_surgery.localization.candidates import Target
     from vllm_surgery.localization.search.measurements import Measure
     from vllm_surgery.patch.units import Gain
 
@@ -21,15 +22,15 @@ MOST_SHRUNK = 16
 
 def other_gains(candidate: Candidate, gains: Iterable[Gain]) -> list[Candidate]:
     """A single unit with every gain that can be tried with its kind."""
-    ((key, _),) = candidate.gains
-    return [Candidate.of({key: gain}, "gain") for gain in gains if gain != MASK or key.kind == "experts"]
+    ((unit, _),) = candidate.gains
+    return [Candidate.of({unit: gain}, "gain") for gain in gains if gain != MASK or unit.kind == "experts"]
 
 
 def weaker(candidate: Candidate, dose: float) -> Candidate | None:
     """The same edit with every gain nearer to 1: `dose` of the way. None where there are masks: they know no degree."""
     if any(gain == MASK for _, gain in candidate.gains):
         return None
-    return Candidate.of({key: 1.0 + dose * (float(gain) - 1.0) for key, gain in candidate.gains}, "dose")
+    return Candidate.of({target: 1.0 + dose * (float(gain) - 1.0) for target, gain in candidate.gains}, "dose")
 
 
 def likely(best: Sequence[Candidate], ranked: Sequence[Candidate], count: int) -> list[Candidate]:
@@ -38,11 +39,11 @@ def likely(best: Sequence[Candidate], ranked: Sequence[Candidate], count: int) -
     What ranks a unit looks at it alone. Of two units that each keep a loop going it may say that one should be
     amplified, since that weakens the other; so those are also tried silent.
     """
-    known = {key for one in best for key, _ in one.gains}
-    first: dict[UnitKey, Candidate] = {}
+    known = {target for one in best for target, _ in one.gains}
+    first: dict[Target, Candidate] = {}
     for one in ranked:
         first.setdefault(one.gains[0][0], one)
-    others = [one for key, one in first.items() if key not in known][:count]
+    others = [one for target, one in first.items() if target not in known][:count]
     return [*best, *(each for one in others for each in _also_silent(one))]
 
 
@@ -54,9 +55,9 @@ def pairs(candidates: Sequence[Candidate]) -> list[Candidate]:
 
 
 def _also_silent(single: Candidate) -> list[Candidate]:
-    ((key, gain),) = single.gains
+    ((unit, gain),) = single.gains
     amplified = gain != MASK and gain > 1
-    return [single, Candidate.of({key: 0.0}, single.origin)] if amplified else [single]
+    return [single, Candidate.of({unit: 0.0}, single.origin)] if amplified else [single]
 
 
 def grow(
@@ -99,8 +100,8 @@ def shrink(
     shrunk = 1 < best.candidate.units <= MOST_SHRUNK
     while shrunk:
         shrunk = False
-        for key, _ in best.candidate.gains:
-            smaller = measure(without(best.candidate, key, "shrunk"))
+        for target, _ in best.candidate.gains:
+            smaller = measure(without(best.candidate, target, "shrunk"))
             if smaller is not None and rank(smaller)[:2] <= rank(best)[:2]:
                 best, shrunk = smaller, smaller.candidate.units > 1
                 break

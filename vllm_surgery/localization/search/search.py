@@ -10,18 +10,17 @@ from typing import TYPE_CHECKING, Any
 
 from vllm_surgery.errors import CannotSwapError, PatchError
 from vllm_surgery.evaluation.analysis.outcomes import Rates
-from vllm_surgery.localization.candidates import Candidate, UnitKey, distinct
+from vllm_surgery.localization.candidates import Candidate, distinct
 from vllm_surgery.localization.search.growth import grow, likely, other_gains, pairs, shrink, weaker
 from vllm_surgery.localization.search.halving import ROUNDS, affordable, halve, rungs
 from vllm_surgery.localization.search.measurements import Measure, front
-from vllm_surgery.patch.units import MASK
+from vllm_surgery.patch.units import MASK, UnitBlock
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
     from vllm_surgery.evaluation.records import Record
     from vllm_surgery.localization.attribution import Attribution
-    from vllm_surgery.localization.candidates import Block
     from vllm_surgery.localization.search.budget import Budget
     from vllm_surgery.localization.search.evaluator import Lab, Look
     from vllm_surgery.localization.search.measurements import Measure
@@ -56,7 +55,7 @@ class Found:
 
     base: Rates
     layers: list[Measure] = field(default_factory=list)
-    kept: list[Block] = field(default_factory=list)
+    kept: list[UnitBlock] = field(default_factory=list)
     attribution: Attribution | None = None
     looks: dict[str, int] = field(default_factory=dict)
     measured: list[Measure] = field(default_factory=list)
@@ -102,7 +101,7 @@ class Search:
         anatomy: Anatomy,
         settings: SearchSettings,
         budget: Budget,
-        attribute: Callable[[Sequence[Record], Sequence[Block]], Attribution],
+        attribute: Callable[[Sequence[Record], Sequence[UnitBlock]], Attribution],
     ) -> None:
         self._lab, self._anatomy, self._settings = lab, anatomy, settings
         self._budget, self._attribute = budget, attribute
@@ -212,7 +211,6 @@ class Search:
         return one.rank(self._settings)
 
 
-WHOLE_LAYER = -1
 DESTROYED = 3.0
 """Nats a token on sound replies. A model that moved this far speaks another language: no loop there says nothing."""
 SHARE = 1 / 3
@@ -220,18 +218,24 @@ SHARE = 1 / 3
 LEAST = 4
 
 
-def blocks(anatomy: Anatomy, kinds: Iterable[Kind]) -> list[Block]:
+def blocks(anatomy: Anatomy, kinds: Iterable[Kind]) -> list[UnitBlock]:
     """Every layer's MLP and its routed experts, as far as units of these kinds are to be tried."""
     found: dict[Kind, Iterable[int]] = {"neurons": anatomy.widths(), "experts": anatomy.expert_counts()}
-    return [(kind, layer) for kind in kinds for layer in sorted(found[kind])]
+    return [UnitBlock(kind, layer) for kind in kinds for layer in sorted(found[kind])]
 
 
-def ablation(block: Block) -> Candidate:
+def ablation(block: UnitBlock) -> Candidate:
     """All units of a block silenced."""
-    return Candidate.of({UnitKey(*block, WHOLE_LAYER): 0.0}, "layer")
+    return Candidate.of({block: 0.0}, "layer")
 
 
-def that_matter(measures: Sequence[Measure]) -> list[Block]:
+def block_of(candidate: Candidate) -> UnitBlock:
+    """The block of a candidate's first unit."""
+    target = candidate.gains[0][0]
+    return UnitBlock(target.kind, target.layer)
+
+
+def that_matter(measures: Sequence[Measure]) -> list[UnitBlock]:
     """The blocks without which there are fewer loops in a language that is still the model's, the best first.
 
     All of them where none is: two blocks that do the same aren't found by silencing one.
@@ -239,4 +243,4 @@ def that_matter(measures: Sequence[Measure]) -> list[Block]:
     told = [one for one in measures if one.loops.looped < one.loops.base and one.kl is not None and one.kl < DESTROYED]
     ranked = sorted(told, key=lambda one: (one.loops.looped, one.kl or 0.0, one.candidate.gains))
     kept = ranked[: max(LEAST, math.ceil(len(measures) * SHARE))] or list(measures)
-    return [(one.candidate.gains[0][0].kind, one.candidate.gains[0][0].layer) for one in kept]
+    return [block_of(one.candidate) for one in kept]
