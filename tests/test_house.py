@@ -105,3 +105,10 @@ def test_the_page_of_the_architecture_gives_the_same_order() -> None:
     text = (ROOT / "ARCHITECTURE.md").read_text()
     described = [line.split("`")[1].rstrip("/") for line in text.splitlines() if line.startswith("| `")]
     assert described == [name for name in ORDER if name in {room(module) for module in FILES}]
+
+
+def test_the_page_describes_each_package_in_at_most_twelve_words() -> None:
+    rows = [
+        line.split("|")[2] for line in (ROOT / "ARCHITECTURE.md").read_text().splitlines() if line.startswith("| `")
+    ]
+    assert [row for row in rows if len(row.split()) > 12] == []

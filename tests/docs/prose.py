@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,6 +22,7 @@ PAGES = (*AT_THE_ROOT, *(str(page.relative_to(ROOT)) for page in sorted((ROOT / 
 _LINK = re.compile(r"\]\(([^)\s]+)\)")
 _FOLDERS = "vllm_surgery|tests|docs|deploy|patches"
 _PATH = re.compile(rf"`((?:{_FOLDERS})/[\w./-]*)`")
+_PYTHON = re.compile(r"^```py(?:thon)?\n(.*?)^```", re.DOTALL | re.MULTILINE)
 _MODULE = re.compile(r"\b((?:vllm_surgery|tests|deploy)(?:\.[a-z_][a-z0-9_]*)+)\b")
 
 
@@ -57,6 +59,14 @@ def missing_modules(page: str) -> Iterator[str]:
         module = ROOT / name.replace(".", "/")
         if not any(path.exists() for path in (module, module.with_suffix(".py"))) and not _defines(module):
             yield name
+
+
+def imported_names(page: str) -> Iterator[tuple[str, str]]:
+    """What the Python examples of a page import from this package: modules, and names in them."""
+    for example in _PYTHON.findall(text_of(page)):
+        for node in ast.walk(ast.parse(example)):
+            if isinstance(node, ast.ImportFrom) and str(node.module).startswith("vllm_surgery"):
+                yield from ((str(node.module), alias.name) for alias in node.names)
 
 
 def _defines(name: Path) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from importlib import import_module
 from typing import TYPE_CHECKING
 
 import pytest
@@ -81,6 +82,13 @@ def test_links_of_pages_outside_of_the_site_lead_somewhere(page: str) -> None:
 @pytest.mark.parametrize("page", PAGES)
 def test_files_and_modules_that_a_page_names_are_there(page: str) -> None:
     assert [*prose.missing_paths(page), *prose.missing_modules(page)] == []
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_what_the_examples_of_a_page_import_is_there(page: str) -> None:
+    names = prose.imported_names(page)
+
+    assert [(module, name) for module, name in names if not hasattr(import_module(module), name)] == []
 
 
 def test_the_reference_has_every_command() -> None:
