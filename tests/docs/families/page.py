@@ -29,22 +29,21 @@ PAGE = Path(__file__).parents[3] / "docs" / "families.md"
 NO_SUCH = "-"
 
 _INTRODUCTION = """\
-# Families, checkpoints, layouts: what is exact, what is refused, what was served
+# Families and layouts: what is exact, refused, or served
 
-Made by the tests (`make matrix`), which fail when it says anything else than what they find. A family is a small model
-with random weights that transformers itself makes and writes, with the layers, shapes and names of real ones; of a
-multimodal one the language model is edited, and served without pictures (Gemma 3n's is its text model under the names of
-the multimodal one, without towers). Experts that Qwen3-VL-MoE and Qwen3.5-MoE have in one tensor lie in it as on the
-Hugging Face Hub.
+The tests make this page (`make matrix`) and fail when it differs from what they find. A family is a small model with random weights
+that transformers itself creates and writes, with the layers, shapes and names of real ones. Of a multimodal model the language model
+is edited, and served without images (Gemma 3n's is its text model under the names of the multimodal one, without towers). The experts
+that Qwen3-VL-MoE and Qwen3.5-MoE keep in one tensor are stored as on the Hugging Face Hub.
 
-- **An op stands in a cell** where it was baked into such a checkpoint, on units of the first and of the last layer that
-  have some, and every weight came to the original times the gain, rounded once to what stores it (quantised ones after
-  dequantising, by code that shares nothing with the package), with no other byte changed.
-- **[1]** and so on stand for the reasons below a table. In the first tables these are the reasons for which the ops
-  that are missing are refused.
+- **An op in a cell** was baked into such a checkpoint, on units of the first and of the last layer that have some. Every weight
+  became the original times the gain, rounded once to the format that stores it (quantised ones after dequantising, by code that shares
+  nothing with the package), and no other byte changed.
+- **[1]** and so on refer to the reasons below a table. In the first tables these are the reasons why the missing ops are
+  refused.
 - **-**: there are no such units, or the tests store none of the family in this kind.
-- **yes**: a test of a real engine has it: tokens and log-probabilities equal, bit for bit, to those of a checkpoint that
-  the test edited by its own arithmetic. Against transformers, and for masks against its router's logit at minus
+- **yes**: a test with a real engine shows it: tokens and log-probabilities equal, bit for bit, those of a checkpoint that
+  the test edited with its own arithmetic. Compared with transformers, and for masks with the router's logit at minus
   infinity, greedy tokens are equal and log-probabilities differ by rounding.
 - **refused**, **not run**: with the reason. The tests run on an x86 CPU without AMX; nothing here ran on a GPU.
 """
@@ -61,7 +60,7 @@ def page(families: Sequence[Family], without: Sequence[tuple[str, str]], existin
     lines = [
         *_INTRODUCTION.splitlines(),
         *["", "## Where gains go", "", *table(("family", "neurons", "experts", "masks"), map(_places, families))],
-        *["", "Stored as Llama's are, found and baked alike, and served in no test:"],
+        *["", "Stored, found and baked as Llama's are, but served in no test:"],
         f"{', '.join(map(title_of, LIKE_LLAMA))}.",
         *["", "Refused:", "", *table(("family", "reason"), without)],
         *["", "## Kinds of checkpoints", "", "### Neurons", "", *_kinds(families, "neurons")],
