@@ -12,7 +12,7 @@ from prometheus_client import CollectorRegistry, Counter, generate_latest
 
 from tests.examples import refusal
 from vllm_surgery.client.protocol import SwapReport, SwapTimes
-from vllm_surgery.client.traffic import Loops, PatchTraffic, Swaps, Traffic, rate_of
+from vllm_surgery.client.traffic import LoopCounts, PatchTraffic, Swaps, Traffic, rate_of
 from vllm_surgery.engine.metrics import Metrics
 from vllm_surgery.engine.monitoring.metrics import LoopMetrics
 from vllm_surgery.engine.monitoring.request import Answer
@@ -58,7 +58,7 @@ def server() -> Server:
     return Server()
 
 
-def of_kind(traffic: PatchTraffic, kind: str) -> Loops:
+def of_kind(traffic: PatchTraffic, kind: str) -> LoopCounts:
     return next(loops for loops in traffic.loops if loops.kind == kind)
 
 
@@ -71,9 +71,9 @@ def test_loops_are_told_by_patch_and_kind(server: Server) -> None:
     assert (first.patch, first.answers, first.tokens) == ("a@1", 10, 1000)
     assert (second.patch, second.answers, second.tokens) == ("none", 1, 100)
     assert [loops.kind for loops in first.loops] == ["verbatim", "decay", "doom"]
-    assert of_kind(first, "verbatim") == Loops("verbatim", 1, 1, 0, 10, rate_of(1, 10), 0.01)
-    assert of_kind(first, "decay") == Loops("decay", 1, 0, 0, 10, rate_of(1, 10), 0.01)
-    assert of_kind(first, "doom") == Loops("doom", 0, 0, 0, 0, rate_of(0, 10), 0.0)
+    assert of_kind(first, "verbatim") == LoopCounts("verbatim", 1, 1, 0, 10, rate_of(1, 10), 0.01)
+    assert of_kind(first, "decay") == LoopCounts("decay", 1, 0, 0, 10, rate_of(1, 10), 0.01)
+    assert of_kind(first, "doom") == LoopCounts("doom", 0, 0, 0, 0, rate_of(0, 10), 0.0)
     assert of_kind(second, "verbatim").terminal == 0
 
 

@@ -47,7 +47,7 @@ def run_searches(*tasks: Task) -> list[dict[str, Any]]:
 def _run(task: Task) -> dict[str, Any]:
     from vllm import LLM
 
-    from vllm_surgery.localization.pipeline import Place, localize
+    from vllm_surgery.localization.pipeline import SearchRun, localize
     from vllm_surgery.localization.report import write_report
     from vllm_surgery.localization.search.budget import Budget
     from vllm_surgery.localization.settings import SearchSettings
@@ -62,10 +62,10 @@ def _run(task: Task) -> dict[str, Any]:
         max_model_len=512,
         **task.options,
     )
-    settings, place = SearchSettings(**task.settings), Place(Path(task.out), "found", quiet=True)
-    outcome = localize(llm, ModelFolder(task.model), settings, Budget.parse(task.budget), place)
-    write_report(outcome, settings, place)
-    found, best = outcome.found, outcome.found.best
+    settings, run = SearchSettings(**task.settings), SearchRun(Path(task.out), "found", quiet=True)
+    outcome = localize(llm, ModelFolder(task.model), settings, Budget.parse(task.budget), run)
+    write_report(outcome, settings, run)
+    found, best = outcome.search, outcome.search.best
     del llm
     gc.collect()
     return {
@@ -75,7 +75,7 @@ def _run(task: Task) -> dict[str, Any]:
         "why_none": found.why_none,
         "patch": None if outcome.patch is None else str(outcome.patch),
         "answers": outcome.spent_answers,
-        "looks": found.looks,
+        "looks": found.evaluations,
         "notes": [] if found.attribution is None else found.attribution.notes,
         "refused": found.refused,
         "first": [] if found.attribution is None else [str(one) for one in found.attribution.singles[:8]],

@@ -115,7 +115,7 @@ def test_a_trial_that_was_killed_goes_on_and_gives_the_same_numbers(trials: Tria
     again = trials.run("killed")
     assert answers(again, "greedy") == answers(whole, "greedy")
     assert summary(again)["arms"][1]["healthy"] == summary(whole)["arms"][1]["healthy"]
-    # The same seeds and chances: the same answers, but where batches of another size round the last bits otherwise.
+    # The same seeds and probabilities: the same answers, but where batches of another size round the last bits otherwise.
     first, second = answers(whole, "sampled"), answers(again, "sampled")
     assert sum(first[key] == second[key] for key in first) > 0.8 * len(first)
 
@@ -130,7 +130,7 @@ def test_a_process_without_a_server_answers_the_same(trials: Trials, whole: Tria
     assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
     offline = TrialFolder(out)
     assert answers(offline, "greedy") == answers(whole, "greedy")
-    assert offline.chances().keys() == whole.chances().keys()
+    assert offline.logprobs().keys() == whole.logprobs().keys()
 
 
 def summary(folder: TrialFolder) -> dict[str, object]:

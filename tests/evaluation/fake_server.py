@@ -55,7 +55,7 @@ class FakeVllm:
             "/version": lambda: {"version": "0.0"},
             "/tokenize": lambda: {"tokens": [1, 2, 3] if "messages" in body else [4, 5, 6, 7]},
             "/v1/chat/completions": lambda: self._chat(body),
-            "/v1/completions": lambda: {"choices": [{"prompt_logprobs": self._chances(body["prompt"])}]},
+            "/v1/completions": lambda: {"choices": [{"prompt_logprobs": self._logprobs(body["prompt"])}]},
         }
         if self.plugin:
             routes["/v1/surgery"] = (lambda: self._swap(body)) if method == "PUT" else self._state
@@ -84,9 +84,9 @@ class FakeVllm:
         }
         return {"choices": [choice]}
 
-    def _chances(self, prompt: list[int]) -> list[Any]:
-        chance = -0.5 if self.active == NO_PATCH else -0.6
-        return [None, *({str(token): {"logprob": chance}, "999": {"logprob": -2.0}} for token in prompt[1:])]
+    def _logprobs(self, prompt: list[int]) -> list[Any]:
+        logprob = -0.5 if self.active == NO_PATCH else -0.6
+        return [None, *({str(token): {"logprob": logprob}, "999": {"logprob": -2.0}} for token in prompt[1:])]
 
     def _state(self) -> dict[str, Any]:
         patches = [] if self.active == NO_PATCH else [{"name": self.active.partition("@")[0], "id": self.active}]

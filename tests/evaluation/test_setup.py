@@ -11,7 +11,7 @@ from tests.examples import refusal
 from tests.folders import write_model
 from vllm_surgery.errors import UsageError
 from vllm_surgery.evaluation.arms import Arm, by_patches, of_penalty, of_server, unpatched
-from vllm_surgery.evaluation.backends.base import ModelFacts
+from vllm_surgery.evaluation.backends.base import EngineFacts
 from vllm_surgery.evaluation.protocol import load_protocol
 from vllm_surgery.evaluation.setup import Wanted, about, build_arms, fingerprint, model_folder, token_table
 from vllm_surgery.evaluation.trial import Trial
@@ -121,8 +121,8 @@ def test_a_model_has_a_fingerprint_of_its_bytes(tmp_path: Path) -> None:
 
 def test_the_servers_own_folder_is_found(tmp_path: Path) -> None:
     model = write_model(tmp_path / "model", (6, 8))
-    assert model_folder(None, ModelFacts("m", str(model), None, "")) == model
-    assert model_folder(None, ModelFacts("m", "org/name", None, "")) is None
+    assert model_folder(None, EngineFacts("m", str(model), None, "")) == model
+    assert model_folder(None, EngineFacts("m", "org/name", None, "")) is None
 
 
 def test_a_missing_tokenizer_says_what_to_name(tmp_path: Path) -> None:
@@ -134,4 +134,4 @@ def test_a_missing_tokenizer_says_what_to_name(tmp_path: Path) -> None:
     ("called", "known"), [("/models/small", "small"), ("org/small", "org/small"), ("small", "small")]
 )
 def test_a_model_that_is_called_by_its_folder_is_known_without_the_path(called: str, known: str) -> None:
-    assert about(ModelFacts(called, called, None, "vLLM"), None, 0)["model"] == known
+    assert about(EngineFacts(called, called, None, "vLLM"), None, 0)["model"] == known

@@ -50,7 +50,7 @@ def test_every_arm_is_asked_everything_once(server: FakeVllm, protocol: str, tmp
     keys = [record.key for record in folder.records()]
     assert len(keys) == len(set(keys)) == 3 * (3 * (8 + 10) + 16 + 14)
     assert server.swaps == [CURE.id]  # Both unpatched arms came first.
-    assert {key[0] for key in folder.chances()} == {"unpatched", "cure"}
+    assert {key[0] for key in folder.logprobs()} == {"unpatched", "cure"}
 
 
 def test_requests_say_their_sampling(server: FakeVllm, protocol: str, tmp_path: Path) -> None:
@@ -75,7 +75,7 @@ def test_a_trial_that_was_stopped_goes_on_and_gives_the_same(server: FakeVllm, p
     server.stop_after = None
     go(trial, server, parts)
     assert sorted(map(repr, parts.records())) == sorted(map(repr, whole.records()))
-    assert summarize(trial, parts.records(), parts.chances()) == summarize(trial, whole.records(), whole.chances())
+    assert summarize(trial, parts.records(), parts.logprobs()) == summarize(trial, whole.records(), whole.logprobs())
     assert len(server.asked) - asked <= asked + 2 + 4 * 2  # Its own test request, and what was under way.
 
 
@@ -120,7 +120,7 @@ def test_requests_that_fail_behind_another_leave_no_complaint(
 def test_loops_are_judged_by_arm(server: FakeVllm, protocol: str, tmp_path: Path) -> None:
     trial, folder = trial_of(protocol, sets=["paper"]), TrialFolder(tmp_path / "out")
     go(trial, server, folder)
-    base, cure, penalty = summarize(trial, folder.records(), folder.chances()).arms
+    base, cure, penalty = summarize(trial, folder.records(), folder.logprobs()).arms
     assert base.rates[JUDGED].terminal == {"verbatim": 16, "decay": 0, "doom": 0}
     assert cure.rates[JUDGED].terminal["verbatim"] == 8
     assert cure.against[JUDGED].rescued == 8

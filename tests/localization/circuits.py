@@ -12,7 +12,7 @@ A unit that does something fires at a few words and writes a direction:
   one; or it fires at one of them and only helps the word that comes next anyway;
 - a breaker alone makes the word `STOP` be followed by another one. Silenced it ends every loop, and all else that goes
   past this word.
-All other units are random, and each changes answers' chances a little.
+All other units are random, and each changes answers' probabilities a little.
 """
 
 from __future__ import annotations

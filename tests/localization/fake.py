@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 from tests.evaluation.fake_server import LOOP, SOUND, WORDS
 from vllm_surgery.errors import EngineError, MismatchError
-from vllm_surgery.evaluation.backends.base import Chances, Completion, ModelFacts
+from vllm_surgery.evaluation.backends.base import Completion, EngineFacts, TokenLogprobs
 from vllm_surgery.localization import pipeline as localize
 from vllm_surgery.localization.attribution import Attribution
 from vllm_surgery.localization.candidates import Candidate, Target
 from vllm_surgery.localization.search.budget import Budget
-from vllm_surgery.localization.search.evaluator import Bench, Lab
-from vllm_surgery.localization.search.measurements import Cost, Loops, Measure
-from vllm_surgery.localization.search.search import Found, Search
+from vllm_surgery.localization.search.evaluator import CandidateEvaluator, EvalContext
+from vllm_surgery.localization.search.measurements import Cost, LoopChange, Measurement
+from vllm_surgery.localization.search.search import Search, SearchResult
 from vllm_surgery.localization.settings import SearchSettings
 from vllm_surgery.loops import KINDS, TokenTable
 from vllm_surgery.patch.format import Patch
@@ -59,7 +59,7 @@ class FakeModel:
             have no cause that could be edited.
         helpers: units that cure the probes of one number modulo 3 alone.
         loops: whether anything can loop at all.
-        dear: units that move chances far when they are edited.
+        dear: units that move probabilities far when they are edited.
         harmful: units without which tasks go wrong.
         deadly: units without which there are no answers.
         breeders: units without which one list of each half, a sound one, collapses onto few entries.
@@ -86,8 +86,8 @@ class FakeModel:
     stop_after: int | None = None
     gains: dict[Unit, Gain] = field(default_factory=dict)
 
-    def facts(self) -> ModelFacts:
-        return ModelFacts("fake", self.folder, 4096, "fake 0")
+    def facts(self) -> EngineFacts:
+        return EngineFacts("fake", self.folder, 4096, "fake 0")
 
     def serve(self, arm: Arm) -> str | None:
         edits = [item for patch in arm.patches for item in Patch.from_data(patch).assignments()]
@@ -106,12 +106,12 @@ class FakeModel:
             self.asked += [(job.key.arm, job.key.cell, job.prompt, job.key.seed) for job in batch]
             yield [(job, self._answer(job)) for job in batch]
 
-    def chances(self, prompt: str, reply: str) -> Chances:
+    def logprobs(self, prompt: str, reply: str) -> TokenLogprobs:
         self.compared.append((repr(sorted(self.gains.items())), prompt))
         targets = [10, 11, 12, 13]
-        # Digits that files don't keep: what goes on from files must see the very same chances.
+        # Digits that files don't keep: what goes on from files must see the very same log-probabilities.
         logprob = -0.512345678 - 0.003 * min(len(self.gains), WIDTH) + (0.4 if self._quiet(self.dear) else 0.0)
-        return Chances(targets, [logprob] * 4, [{target: logprob, 999: -2.123456789} for target in targets])
+        return TokenLogprobs(targets, [logprob] * 4, [{target: logprob, 999: -2.123456789} for target in targets])
 
     def tokens_before(self, prompt: str) -> list[int]:
         return [1, 2, 3]
@@ -189,9 +189,11 @@ def settings_in(folder: Path, **changes: Any) -> SearchSettings:
     return SearchSettings(**{**probe_files(folder / "probes"), "seeds": 1, "held_out_seeds": 1, **changes})
 
 
-def lab_in(folder: Path, model: FakeModel, settings: SearchSettings, budget: Budget | None = None) -> Lab:
-    bench = Bench(model, TABLE, folder, {}, lambda _: None)
-    return Lab(bench, settings, budget if budget is not None else Budget())
+def lab_in(
+    folder: Path, model: FakeModel, settings: SearchSettings, budget: Budget | None = None
+) -> CandidateEvaluator:
+    context = EvalContext(model, TABLE, folder, {}, lambda _: None)
+    return CandidateEvaluator(context, settings, budget if budget is not None else Budget())
 
 
 def search_in(
@@ -201,11 +203,11 @@ def search_in(
     attribution: Attribution,
     budget: Budget | None = None,
     **changes: Any,
-) -> Found:
+) -> SearchResult:
     """A whole search with an attribution that is given."""
     settings, budget = settings_in(folder, **changes), budget if budget is not None else Budget()
-    lab = lab_in(folder / "search", model, settings, budget)
-    return Search(lab, anatomy.anatomy, settings, budget, lambda *_: attribution).run()
+    evaluator = lab_in(folder / "search", model, settings, budget)
+    return Search(evaluator, anatomy.anatomy, settings, budget, lambda *_: attribution).run()
 
 
 def stand_in(monkeypatch: pytest.MonkeyPatch, model: FakeModel, attribution: Attribution) -> SimpleNamespace:
@@ -219,10 +221,10 @@ def stand_in(monkeypatch: pytest.MonkeyPatch, model: FakeModel, attribution: Att
 
 def measure_of(
     one: Candidate, looped: int, kl: float | None = 0.01, *, base: int = 10, answers: int = 20, **changes: Any
-) -> Measure:
+) -> Measurement:
     """A look at a candidate, as if there had been one."""
     kinds = {kind: (base, looped) if kind == "verbatim" else (0, 0) for kind in KINDS}
     loops = {"rescued": max(0, base - looped), "newly": max(0, looped - base), "kinds": kinds, "entries": 1.0}
     cost = {"perplexity": 1.0, **{name: changes.pop(name) for name in list(changes) if name in Cost.__annotations__}}
-    found = Loops(answers=answers, base=base, looped=looped, **{**loops, **changes})
-    return Measure(one, found, None if kl is None else Cost(kl=kl, **cost))
+    found = LoopChange(answers=answers, base=base, looped=looped, **{**loops, **changes})
+    return Measurement(one, found, None if kl is None else Cost(kl=kl, **cost))

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 from tests.localization.fake import candidate, neuron
 from vllm_surgery.evaluation.records import FoundLoop, Key, Record
 from vllm_surgery.localization.attribution import (
-    LEAST_AFTER,
+    MIN_LOOP_TOKENS,
     RANKING_FILE,
     Attribution,
     by_activity,
-    kept,
-    merged,
+    interleave,
+    load_or_compute,
     passages,
     within,
 )
@@ -75,7 +75,7 @@ def test_of_a_loop_that_was_left_before_another_the_other_counts() -> None:
 
 
 def test_a_loop_with_little_behind_its_first_copy_is_left_out() -> None:
-    long_enough, too_short = 14 + LEAST_AFTER, 14 + LEAST_AFTER - 1
+    long_enough, too_short = 14 + MIN_LOOP_TOKENS, 14 + MIN_LOOP_TOKENS - 1
     assert len(passages_of(answer(loop(onset=10, period=4), tokens=long_enough))) == 1
     assert passages_of(answer(loop(onset=10, period=4), tokens=too_short)) == []
 
@@ -105,9 +105,9 @@ def test_within_layers_means_with_all_units() -> None:
 
 def test_rankings_take_turns_each_once_within_the_layers_that_matter_and_once_everywhere() -> None:
     matter: list[UnitBlock] = [("neurons", 2), ("neurons", 3)]
-    assert merged([[A, C], [B, D]], matter, 9) == [C, A, D, B]
-    assert merged([[A, C], [B, D]], matter, 3) == [C, A, D]
-    assert merged([[], [B, D]], [], 9) == [B, D]
+    assert interleave([[A, C], [B, D]], matter, 9) == [C, A, D, B]
+    assert interleave([[A, C], [B, D]], matter, 3) == [C, A, D]
+    assert interleave([[], [B, D]], [], 9) == [B, D]
 
 
 def test_an_attribution_comes_back_from_json() -> None:
@@ -123,11 +123,15 @@ def test_a_ranking_is_made_once_and_never_lies_there_by_halves(tmp_path: Path) -
         assert not (tmp_path / RANKING_FILE).exists()
         return Attribution([A])
 
-    assert kept(tmp_path, make, [answer()], []) == kept(tmp_path, make, [answer()], []) == Attribution([A])
+    assert (
+        load_or_compute(tmp_path, make, [answer()], [])
+        == load_or_compute(tmp_path, make, [answer()], [])
+        == Attribution([A])
+    )
     assert made == [1]
     assert [file.name for file in tmp_path.iterdir()] == [RANKING_FILE]
 
 
 def test_what_a_kill_left_of_a_ranking_is_made_again(tmp_path: Path) -> None:
     (tmp_path / "ranking.part").write_text('{"singles": [')
-    assert kept(tmp_path, lambda *_: Attribution([A]), [], []) == Attribution([A])
+    assert load_or_compute(tmp_path, lambda *_: Attribution([A]), [], []) == Attribution([A])

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from tests.localization.fake import candidate, neuron
 from vllm_surgery.errors import PatchError
-from vllm_surgery.localization.candidates import Candidate, distinct, joined, taking_turns, without
+from vllm_surgery.localization.candidates import Candidate, distinct, joined, round_robin, without
 from vllm_surgery.patch.units import MASK, Gain, Unit, UnitBlock
 
 if TYPE_CHECKING:
@@ -105,9 +105,9 @@ def test_distinct_keeps_the_first_of_those_that_do_the_same() -> None:
 
 def test_lists_take_turns_until_there_are_enough() -> None:
     one, two = [candidate(A), candidate(B)], [candidate(B), candidate(C), candidate(A)]
-    assert taking_turns(one, two, count=9) == [candidate(A), candidate(B), candidate(C)]
-    assert taking_turns(one, two, count=2) == [candidate(A), candidate(B)]
-    assert taking_turns(count=2) == []
+    assert round_robin(one, two, count=9) == [candidate(A), candidate(B), candidate(C)]
+    assert round_robin(one, two, count=2) == [candidate(A), candidate(B)]
+    assert round_robin(count=2) == []
 
 
 def test_a_large_set_is_named_by_its_first_units_and_how_many() -> None:

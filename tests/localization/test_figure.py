@@ -16,22 +16,22 @@ from tests.localization.fake import candidate, measure_of, neuron
 from vllm_surgery.evaluation.analysis.outcomes import Rates
 from vllm_surgery.evaluation.records import Key, Record
 from vllm_surgery.localization.figure import front_figure
-from vllm_surgery.localization.search.search import Found
+from vllm_surgery.localization.search.search import SearchResult
 from vllm_surgery.localization.settings import SearchSettings
 
 if TYPE_CHECKING:
-    from vllm_surgery.localization.search.measurements import Measure
+    from vllm_surgery.localization.search.measurements import Measurement
 
 BASE = Rates.of([Record(Key("none", "greedy", "l", "p", 0), None, "List", {}, "x", [1], "stop")])
 SVG = "{http://www.w3.org/2000/svg}"
 A, B, C = (candidate(neuron(0, index)) for index in range(3))
 
 
-def found(*measured: Measure, best: Measure | None = None) -> Found:
-    return Found(BASE, measured=list(measured), best=best)
+def found(*measured: Measurement, best: Measurement | None = None) -> SearchResult:
+    return SearchResult(BASE, measured=list(measured), best=best)
 
 
-def drawn(one: Found, max_kl: float = 0.05) -> ElementTree.Element:
+def drawn(one: SearchResult, max_kl: float = 0.05) -> ElementTree.Element:
     svg = front_figure(one, SearchSettings(max_kl=max_kl))
     assert not re.search(r"\b(nan|inf)\b", svg)
     return ElementTree.fromstring(svg)
@@ -86,7 +86,7 @@ def test_any_bound_can_be_drawn(max_kl: float) -> None:
     st.lists(st.builds(measure_of, st.just(A), st.integers(0, 20), st.floats(0, 1e9))),
     st.floats(0, 1e9, exclude_min=True),
 )
-def test_every_point_is_in_the_drawing(measured: list[Measure], max_kl: float) -> None:
+def test_every_point_is_in_the_drawing(measured: list[Measurement], max_kl: float) -> None:
     root = drawn(found(*measured), max_kl)
     width, height = (float(root.get("viewBox", "").split()[place]) for place in (2, 3))
     assert all(0 <= x <= width and 0 <= y <= height for x, y in circles(root))

@@ -9,7 +9,14 @@ import pytest
 
 from tests.localization.fake import PROBES, TABLE, FakeModel, candidate, neuron, settings_in
 from vllm_surgery.evaluation.trial import TrialFolder
-from vllm_surgery.localization.held_out import CellKind, Court, Judged, cells_and_kinds, evidence, judge_held_out
+from vllm_surgery.localization.held_out import (
+    CellKind,
+    HeldOutResult,
+    TrialContext,
+    cells_and_kinds,
+    evidence,
+    run_held_out_trial,
+)
 from vllm_surgery.patch.format import Patch
 
 if TYPE_CHECKING:
@@ -24,9 +31,9 @@ CURE = candidate(CAUSE).patch("cure", {})
 ANSWERS, LOOPED = 2 * PROBES, 2 * PROBES * 2 // 3
 
 
-def judged(folder: Path, model: FakeModel, tiny: ModelFolder, patch: Patch = CURE, **changes: Any) -> Judged:
-    court = Court(model, TABLE, folder / "held-out", {"model": "fake"}, quiet=True)
-    return judge_held_out(patch, tiny, settings_in(folder, **changes), court)
+def judged(folder: Path, model: FakeModel, tiny: ModelFolder, patch: Patch = CURE, **changes: Any) -> HeldOutResult:
+    context = TrialContext(model, TABLE, folder / "held-out", {"model": "fake"}, quiet=True)
+    return run_held_out_trial(patch, tiny, settings_in(folder, **changes), context)
 
 
 def test_a_cure_holds(tmp_path: Path, tiny: ModelFolder) -> None:

@@ -13,11 +13,12 @@ from tests.folders import write_model
 from tests.localization.fake import LAYERS, WIDTH, FakeModel, candidate, every_single, neuron, settings_in, stand_in
 from vllm_surgery.errors import EngineError, UsageError
 from vllm_surgery.localization.attribution import RANKING_FILE
-from vllm_surgery.localization.pipeline import Outcome, Place, localize
+from vllm_surgery.localization.pipeline import Outcome, SearchRun, localize
 from vllm_surgery.localization.report import write_report
 from vllm_surgery.localization.search.budget import Budget
 from vllm_surgery.model.checkpoint import ModelFolder
 from vllm_surgery.patch.files import load_patch
+from vllm_surgery.patch.units import Unit
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -38,7 +39,7 @@ class Desk:
     def go(self, rules: FakeModel, folder: Path | None = None, **changes: Any) -> Outcome:
         llm = stand_in(self._monkeypatch, rules, every_single(CAUSE))
         settings = settings_in(self.probes, singles=6, **changes)
-        place = Place(folder or self.out, NAME, "vllm-surgery localize tiny", quiet=True)
+        place = SearchRun(folder or self.out, NAME, "vllm-surgery localize tiny", quiet=True)
         outcome = localize(llm, self.model, settings, Budget(answers=600), place)
         write_report(outcome, settings, place)
         return outcome
@@ -61,7 +62,7 @@ def test_a_cure_that_holds_is_written_sealed_with_what_the_trial_said(desk: Desk
     outcome = desk.go(curable())
     assert outcome.patch == desk.out / f"{NAME}.yaml"
     patch = load_patch(outcome.patch)
-    assert [(one.kind, one.layer, *one.resolve(WIDTH)) for one in patch.assignments()] == [CAUSE]
+    assert [Unit(one.kind, one.layer, *one.resolve(WIDTH)) for one in patch.assignments()] == [CAUSE]
     assert list(patch.seal) == ["neurons/1/5"]
     assert patch.model.given()
     said = patch.provenance
@@ -94,9 +95,9 @@ def test_what_was_spent_is_said_without_the_held_out_trial(desk: Desk) -> None:
 
 def test_a_cure_that_was_learnt_by_heart_is_not_shipped(desk: Desk) -> None:
     outcome = desk.go(curable(learnt_by_heart=True))
-    assert outcome.found.best is not None
-    assert outcome.judged is not None
-    assert (outcome.judged.holds, outcome.patch) == (False, None)
+    assert outcome.search.best is not None
+    assert outcome.held_out is not None
+    assert (outcome.held_out.holds, outcome.patch) == (False, None)
     assert "candidate.yaml" in desk.files
     assert f"{NAME}.yaml" not in desk.files
     text = (desk.out / "report.md").read_text()
@@ -106,7 +107,7 @@ def test_a_cure_that_was_learnt_by_heart_is_not_shipped(desk: Desk) -> None:
 
 def test_where_nothing_was_found_nothing_is_judged(desk: Desk) -> None:
     outcome = desk.go(FakeModel())
-    assert (outcome.judged, outcome.patch) == (None, None)
+    assert (outcome.held_out, outcome.patch) == (None, None)
     assert desk.files == {"localize.json", "search", "search.json", "report.html", "report.md", "front.svg"}
     assert "**No patch**: the best candidate within the bounds leaves 16 of 24" in (desk.out / "report.md").read_text()
 

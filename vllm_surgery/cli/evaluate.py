@@ -235,7 +235,7 @@ def _summary(args: argparse.Namespace, folder: TrialFolder) -> Summary:
     from vllm_surgery.evaluation.analysis.summary import summarize
 
     exact = {name: healthy(drifts) for name, drifts in folder.exact().items()}
-    return summarize(folder.trial(), folder.records(), folder.chances(), exact, run_code=args.run_code)
+    return summarize(folder.trial(), folder.records(), folder.logprobs(), exact, run_code=args.run_code)
 
 
 def _in_words(summary: Summary, files: dict[str, Path]) -> str:

@@ -65,7 +65,7 @@ def _add_search(parser: argparse.ArgumentParser) -> None:
         help="a set that is divided into halves `search` and `held-out`, or a file of yours (default: lists, and the "
         "set paper held out)",
     )
-    parser.add_argument("--text", action="append", metavar="SET", help="sound replies (default: text)")
+    parser.add_argument("--text", action="append", metavar="SET", help="reference replies (default: text)")
     parser.add_argument("--tasks", action="append", metavar="SET", help="tasks (default: short and skills)")
     parser.add_argument(
         "--held-out-text", action="append", metavar="SET", help="those of the trial (default: held-out-text)"
@@ -89,9 +89,9 @@ def _add_search(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_bounds(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--max-kl", type=float, metavar="X", help="nats a token on sound replies (default: 0.05)")
+    parser.add_argument("--max-kl", type=float, metavar="X", help="nats a token on reference replies (default: 0.05)")
     parser.add_argument(
-        "--max-perplexity", type=float, metavar="X", help="of sound replies, over the model's own (default: 1.02)"
+        "--max-perplexity", type=float, metavar="X", help="of reference replies, over the model's own (default: 1.02)"
     )
     parser.add_argument("--shams", type=int, metavar="N", help="controls in the held-out trial (default: 3)")
 
@@ -108,17 +108,17 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
     if importlib.util.find_spec("vllm") is None:
         raise EngineError("localize needs vLLM: install vllm-surgery with its extra `gpu` or `cpu`")
     from vllm_surgery.engine.offline import folder_of, start_engine, stop_engine
-    from vllm_surgery.localization.pipeline import Place, localize
+    from vllm_surgery.localization.pipeline import SearchRun, localize
     from vllm_surgery.localization.report import write_report
     from vllm_surgery.model.checkpoint import ModelFolder
 
     llm = start_engine(args.model, rest)
-    place = Place(args.out, name, _command(args, rest), quiet=args.json)
+    run = SearchRun(args.out, name, _command(args, rest), quiet=args.json)
     try:
-        outcome = localize(llm, ModelFolder(folder_of(llm)), settings, budget, place)
+        outcome = localize(llm, ModelFolder(folder_of(llm)), settings, budget, run)
     finally:
         stop_engine(llm)
-    files = write_report(outcome, settings, place)
+    files = write_report(outcome, settings, run)
     print(json.dumps(_data(outcome), indent=2) if args.json else _in_words(outcome, files))
     return 0 if outcome.patch is not None else 1
 
@@ -192,11 +192,11 @@ def _command(args: argparse.Namespace, rest: list[str]) -> str:
 
 
 def _data(outcome: Outcome) -> dict[str, Any]:
-    judged = outcome.judged
+    judged = outcome.held_out
     return {
         "patch": None if outcome.patch is None else str(outcome.patch),
-        "why_none": outcome.found.why_none if judged is None else None,
-        "search": outcome.found.to_data(),
+        "why_none": outcome.search.why_none if judged is None else None,
+        "search": outcome.search.to_data(),
         "held_out": None if judged is None else judged.summary.to_data(),
         "rises": [] if judged is None else judged.rises,
         "minutes": outcome.spent_minutes,
@@ -205,7 +205,7 @@ def _data(outcome: Outcome) -> dict[str, Any]:
 
 
 def _in_words(outcome: Outcome, files: dict[str, Path]) -> str:
-    found, judged = outcome.found, outcome.judged
+    found, judged = outcome.search, outcome.held_out
     lines = [f"searched with {outcome.spent_answers} answers in {outcome.spent_minutes:.0f} minutes"]
     if judged is None:
         lines.append(f"no patch: {found.why_none}")

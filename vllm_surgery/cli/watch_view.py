@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from vllm_surgery.client.protocol import ServerState
-    from vllm_surgery.client.traffic import Loops, PatchTraffic, Swaps, Traffic
+    from vllm_surgery.client.traffic import LoopCounts, PatchTraffic, Swaps, Traffic
     from vllm_surgery.intervals import Estimate
 
 _PLAIN_WIDTH = 120
@@ -131,7 +131,7 @@ def _patch_cells(patch: PatchTraffic, active: str) -> tuple[Text, str]:
     return Text(one_line(patch.patch), style="bold" if patch.patch == active else ""), f"{patch.answers:,}"
 
 
-def _loop_cells(loops: Loops) -> tuple[str | Text, ...]:
+def _loop_cells(loops: LoopCounts) -> tuple[str | Text, ...]:
     return (
         Text(one_line(loops.kind)),
         f"{loops.answers:,}",

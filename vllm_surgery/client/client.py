@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from vllm_surgery.client.protocol import SwapMode
 
-Answer = TypeVar("Answer", bound=BaseModel)
+MessageT = TypeVar("MessageT", bound=BaseModel)
 
 CONNECT_SECONDS = 5.0
 READ_SECONDS = 60.0
@@ -83,7 +83,7 @@ class SurgeryClient:
         self._check(response)
         return response.text
 
-    def _ask(self, method: str, path: str, kind: type[Answer], body: Any = None) -> Answer:
+    def _ask(self, method: str, path: str, kind: type[MessageT], body: Any = None) -> MessageT:
         response = self._send(method, path, body)
         self._check(response)
         try:

@@ -27,7 +27,7 @@ Sample: TypeAlias = tuple[str, dict[str, str], float]
 
 
 @dataclass(frozen=True)
-class Loops:
+class LoopCounts:
     """The loops of one kind under one patch.
 
     Attributes:
@@ -63,7 +63,7 @@ class PatchTraffic:
     patch: str
     answers: int
     tokens: int
-    loops: tuple[Loops, ...]
+    loops: tuple[LoopCounts, ...]
 
 
 @dataclass(frozen=True)
@@ -166,10 +166,10 @@ def _patch_traffic(sums: _Sums, patch: str) -> PatchTraffic:
     return PatchTraffic(patch, answers, tokens, tuple(_loops(sums, patch, kind, answers, tokens) for (kind,) in kinds))
 
 
-def _loops(sums: _Sums, patch: str, kind: str, answers: int, tokens: int) -> Loops:
+def _loops(sums: _Sums, patch: str, kind: str, answers: int, tokens: int) -> LoopCounts:
     looped = sums.whole("loops_total", patch=patch, kind=kind)
     spent = sums.whole("looped_tokens_total", patch=patch, kind=kind)
-    return Loops(
+    return LoopCounts(
         kind=kind,
         answers=looped,
         terminal=sums.whole("loops_total", patch=patch, kind=kind, outcome="terminal"),

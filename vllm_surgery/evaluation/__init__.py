@@ -3,7 +3,7 @@
 
     trial = Trial.of(load_protocol("small"), [unpatched(), of_patch(patch)], about)
     run_trial(trial, HttpBackend(url), folder := TrialFolder(path), table)
-    summary = summarize(trial, folder.records(), folder.chances())
+    summary = summarize(trial, folder.records(), folder.logprobs())
     write_report(summary, trial, folder.records(), folder.path)
 
 `OfflineBackend(llm)` in place of the server's runs it in this process. `vllm-surgery evaluate` does all of it. Nothing
@@ -13,7 +13,7 @@ here imports vLLM before an engine in this process is asked; answers over HTTP n
 from vllm_surgery.evaluation.analysis.statistics import Paired, compare
 from vllm_surgery.evaluation.analysis.summary import JUDGED, Summary, summarize
 from vllm_surgery.evaluation.arms import Arm, of_patch, of_penalty, of_server, shams_of, unpatched
-from vllm_surgery.evaluation.backends.base import Backend, Chances, Completion, Job
+from vllm_surgery.evaluation.backends.base import Backend, Completion, Job, TokenLogprobs
 from vllm_surgery.evaluation.probes import Probe, ProbeSet, load_probes
 from vllm_surgery.evaluation.protocol import Cell, Protocol, load_protocol
 from vllm_surgery.evaluation.records import Key, Record
@@ -25,7 +25,6 @@ __all__ = [
     "Arm",
     "Backend",
     "Cell",
-    "Chances",
     "Completion",
     "Estimate",
     "Job",
@@ -36,6 +35,7 @@ __all__ = [
     "Protocol",
     "Record",
     "Summary",
+    "TokenLogprobs",
     "Trial",
     "TrialFolder",
     "compare",

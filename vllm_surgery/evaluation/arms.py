@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from vllm_surgery.model.checkpoint import ModelFolder
     from vllm_surgery.patch.format import Patch
 
-Kind: TypeAlias = Literal["unpatched", "patch", "sham", "penalty", "server"]
+ArmKind: TypeAlias = Literal["unpatched", "patch", "sham", "penalty", "server"]
 
 UNPATCHED = "unpatched"
 
@@ -39,7 +39,7 @@ class Arm:
     """
 
     name: str
-    kind: Kind
+    kind: ArmKind
     patches: list[Any] = field(default_factory=list)
     id: str | None = None
     sampling: dict[str, Any] = field(default_factory=dict)

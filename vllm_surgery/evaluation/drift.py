@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How far an arm moves a model's next-token chances on healthy text, as far as a server tells them.
+"""How far an arm moves a model's next-token probabilities on healthy text, as far as a server tells them.
 
 A server gives the likeliest tokens of each place and no others. What it doesn't give is taken together as one "rest",
 on both sides; a divergence of distributions that are made coarser is never larger than that of the distributions
@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from vllm_surgery.evaluation.backends.base import Chances
+    from vllm_surgery.evaluation.backends.base import TokenLogprobs
 
-_LEAST = 1e-12
+_MIN_REST = 1e-12
 """A rest below this is rounding: log-probabilities come with six digits."""
 
 
@@ -30,7 +30,7 @@ class Drift:
         agreed: tokens for which both would have chosen the same.
         base_loss: nats, negative log likelihood of the text, unpatched.
         loss: the same under the arm.
-        rest: chance, unpatched, of what is taken together; 0 where the divergence is exact.
+        rest: probability, unpatched, of what is taken together; 0 where the divergence is exact.
     """
 
     text: str
@@ -42,8 +42,8 @@ class Drift:
     rest: float
 
 
-def drift(text: str, base: Chances, arm: Chances) -> Drift:
-    """The drift between two arms' chances of one text. They must be of the same tokens."""
+def drift(text: str, base: TokenLogprobs, arm: TokenLogprobs) -> Drift:
+    """The drift between token log-probabilities of one text under two arms. They must be of the same tokens."""
     if base.targets != arm.targets:
         raise ValueError(f"{text}: cut into other tokens under the two arms")
     places = [_coarse_kl(first, second) for first, second in zip(base.tops, arm.tops, strict=True)]
@@ -59,10 +59,10 @@ def drift(text: str, base: Chances, arm: Chances) -> Drift:
 
 
 def _coarse_kl(base: dict[int, float], arm: dict[int, float]) -> tuple[float, float]:
-    """The divergence over the tokens that both give, and one rest; and the rest's chance in `base`."""
+    """The divergence over the tokens that both give, and one rest; and the rest's probability in `base`."""
     both = base.keys() & arm.keys()
-    rest, other = (max(_LEAST, 1 - sum(math.exp(side[token]) for token in both)) for side in (base, arm))
-    # From the logarithms themselves: a chance that a float can't tell from 0 has one.
+    rest, other = (max(_MIN_REST, 1 - sum(math.exp(side[token]) for token in both)) for side in (base, arm))
+    # From the logarithms themselves: a probability that a float can't tell from 0 has one.
     known = sum(math.exp(base[token]) * (base[token] - arm[token]) for token in both if base[token] > -math.inf)
     return max(0.0, known + rest * math.log(rest / other)), rest
 

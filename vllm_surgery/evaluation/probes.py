@@ -18,7 +18,7 @@ from vllm_surgery.patch.document import parse_document
 from vllm_surgery.patch.files import read_bounded
 
 Use: TypeAlias = Literal["loops", "healthy", "short", "skills", "text"]
-"""What a set is for: setting off loops; ordinary requests; lists with known answers; tasks with checks; sound text."""
+"""The use of a set: to set off loops, ordinary requests, lists with known answers, tasks, or reference replies."""
 
 Half: TypeAlias = Literal["search", "held-out"]
 
@@ -40,7 +40,7 @@ class Probe(_Strict):
         choose: how many of the items are to be named; all of them where it isn't said.
         optional: names that may stand in the answer as well.
         check: what makes an answer right.
-        reply: a sound answer.
+        reply: a reference answer.
     """
 
     id: str = Field(pattern=_ID)

@@ -45,14 +45,14 @@ class Cell(_Strict):
     thinking: bool | None = None
 
     def sampling(self, seed: int) -> dict[str, Any]:
-        """What a request says of its sampling. The same seed and the same chances give the same answer."""
+        """What a request says of its sampling. The same seed and the same probabilities give the same answer."""
         asked = self.model_dump(include={"temperature", "top_p", "max_tokens"}) | {"seed": seed}
         asked |= {"top_k": self.top_k} if self.top_k else {}
         return asked | ({} if self.thinking is None else {"chat_template_kwargs": {"enable_thinking": self.thinking}})
 
 
 class Protocol(_Strict):
-    """All cells of a trial, and the sets of healthy text on which the arms' chances are compared."""
+    """All cells of a trial, and the sets of healthy text on which the arms' probabilities are compared."""
 
     name: str = Field(pattern=_NAME)
     cells: list[Cell] = Field(min_length=1)
@@ -85,7 +85,7 @@ class Protocol(_Strict):
         """The same with only these cells, other seeds where it samples, a smaller budget, or only these sets.
 
         A half of a set (``lists:held-out``) is asked where the set is. A set that the protocol doesn't name is asked
-        where it asks sets for the same: tasks in the cells that ask tasks, sound replies under `text`.
+        where it asks sets for the same: tasks in the cells that ask tasks, reference replies under `text`.
 
         Raises:
             UsageError: nothing is left, or there is no such cell or set.

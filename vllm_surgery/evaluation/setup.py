@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from vllm_surgery.evaluation.arms import Arm
-    from vllm_surgery.evaluation.backends.base import ModelFacts
+    from vllm_surgery.evaluation.backends.base import EngineFacts
 
 SHAMS = 3
 """Controls of a patch where the model's folder is here: enough to see that they differ, each costs a whole arm."""
@@ -28,7 +28,7 @@ PENALTY = 1.15
 """The repetition penalty that the paper found to leave code working (1.30 broke it)."""
 
 
-def model_folder(asked: str | None, facts: ModelFacts) -> Path | None:
+def model_folder(asked: str | None, facts: EngineFacts) -> Path | None:
     """The model's folder: the one named, or the server's own where it lies on this machine.
 
     Raises:
@@ -107,7 +107,7 @@ def token_table(name: str) -> TokenTable:
         raise UsageError(f"{name}: no tokenizer can be loaded; name its folder with --tokenizer: {why}") from None
 
 
-def about(facts: ModelFacts, folder: Path | None, sham_seed: int) -> dict[str, Any]:
+def about(facts: EngineFacts, folder: Path | None, sham_seed: int) -> dict[str, Any]:
     """Which model this is, and what asked and answered."""
     return {
         "model": _without_path(facts.name),

@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from vllm_surgery.errors import UsageError
 from vllm_surgery.evaluation.arms import Arm, by_patches, checked
-from vllm_surgery.evaluation.backends.base import Chances, Job
+from vllm_surgery.evaluation.backends.base import Job, TokenLogprobs
 from vllm_surgery.evaluation.drift import Drift
 from vllm_surgery.evaluation.probes import ProbeSet, load_probes
 from vllm_surgery.evaluation.protocol import Protocol
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from vllm_surgery.evaluation.backends.base import Backend, Completion
 
-TRIAL_FILE, ANSWERS_FILE, CHANCES_FILE, EXACT_FILE = "trial.json", "answers.jsonl", "chances.jsonl", "exact.json"
+TRIAL_FILE, ANSWERS_FILE, LOGPROBS_FILE, EXACT_FILE = "trial.json", "answers.jsonl", "logprobs.jsonl", "exact.json"
 FORMAT = 1
 _PASSING = {"started", "command"}
 
@@ -58,7 +58,7 @@ class Trial:
         for cell in protocol.cells:
             wrong = [name for name in cell.sets if sets[name].use == "text"]
             if wrong:
-                raise UsageError(f"{wrong[0]}: sound replies can't be asked for; name it under `text`")
+                raise UsageError(f"{wrong[0]}: reference replies can't be asked for; name it under `text`")
         return cls(protocol, sets, checked(arms), dict(about))
 
     def jobs(self, arm: Arm) -> list[Job]:
@@ -139,21 +139,21 @@ class TrialFolder:
         """Keeps answers."""
         append_lines(self.path / ANSWERS_FILE, (record.to_data() for record in records))
 
-    def chances(self) -> dict[tuple[str, str, str], Chances]:
-        """The chances so far, by arm, set and probe."""
+    def logprobs(self) -> dict[tuple[str, str, str], TokenLogprobs]:
+        """The log-probabilities so far, by arm, set and probe."""
         return {
-            (line["arm"], line["set"], line["probe"]): Chances(
+            (line["arm"], line["set"], line["probe"]): TokenLogprobs(
                 line["targets"], line["logprobs"], [{int(key): value for key, value in top} for top in line["tops"]]
             )
-            for line in read_lines(self.path / CHANCES_FILE)
+            for line in read_lines(self.path / LOGPROBS_FILE)
         }
 
-    def add_chances(self, key: tuple[str, str, str], chances: Chances) -> Chances:
-        """Keeps the chances of one text; gives them as `chances` will, with as many digits as are kept."""
-        tops = [{token: round(logprob, 6) for token, logprob in top.items()} for top in chances.tops]
-        plain = {**asdict(chances), "tops": [list(map(list, top.items())) for top in tops]}
-        append_lines(self.path / CHANCES_FILE, [dict(zip(("arm", "set", "probe"), key, strict=True)) | plain])
-        return replace(chances, tops=tops)
+    def add_logprobs(self, key: tuple[str, str, str], logprobs: TokenLogprobs) -> TokenLogprobs:
+        """Keeps the log-probabilities of one text; gives them as `logprobs` will, with as many digits as are kept."""
+        tops = [{token: round(logprob, 6) for token, logprob in top.items()} for top in logprobs.tops]
+        plain = {**asdict(logprobs), "tops": [list(map(list, top.items())) for top in tops]}
+        append_lines(self.path / LOGPROBS_FILE, [dict(zip(("arm", "set", "probe"), key, strict=True)) | plain])
+        return replace(logprobs, tops=tops)
 
     def keep_exact(self, drifts: Mapping[str, Sequence[Drift]]) -> None:
         """Keeps what whole distributions said of each arm."""
@@ -187,7 +187,7 @@ def run_trial(trial: Trial, backend: Backend, folder: TrialFolder, table: TokenT
     """
     folder.open(trial)
     known = {record.key for record in folder.records()}
-    measured = set(folder.chances())
+    measured = set(folder.logprobs())
     total = sum(len(trial.jobs(arm)) for arm in trial.arms)
     with tqdm(total=total, initial=len(known), unit="answer", desc="trial", disable=quiet) as progress:
         for arm in by_patches(trial.arms):
@@ -201,11 +201,11 @@ def run_trial(trial: Trial, backend: Backend, folder: TrialFolder, table: TokenT
                 folder.add([record_of(job, completion, patch, table) for job, completion in answered])
                 progress.update(len(answered))
             for key, prompt, reply in texts:
-                folder.add_chances(key, backend.chances(prompt, reply))
+                folder.add_logprobs(key, backend.logprobs(prompt, reply))
 
 
 def is_measured(arm: Arm) -> bool:
-    """Whether an arm's chances are compared: not where only the sampling differs."""
+    """Whether an arm's log-probabilities are compared: not where only the sampling differs."""
     return arm.kind != "penalty"
 
 

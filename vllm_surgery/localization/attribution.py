@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from vllm_surgery.atomic_files import atomic_write
-from vllm_surgery.localization.candidates import Candidate, taking_turns
+from vllm_surgery.localization.candidates import Candidate, round_robin
 from vllm_surgery.localization.transcripts import Passage
 from vllm_surgery.patch.units import MASK, Unit
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from vllm_surgery.patch.units import Gain, UnitBlock
 
 RANKING_FILE = "ranking.json"
-LEAST_AFTER = 8
+MIN_LOOP_TOKENS = 8
 """Tokens of a loop behind its first copy. With fewer there is little to take a mean of."""
 
 
@@ -65,7 +65,7 @@ def passages(records: Sequence[Record], tokens_before: Callable[[str], list[int]
         prompt = tokens_before(record.prompt)
         exact = [loop for loop in terminal if loop.kind == "verbatim"] or terminal  # An entry's period is an average.
         repeats = min((loop.onset + loop.period for loop in exact), default=None)
-        if repeats is not None and len(record.token_ids) - repeats < LEAST_AFTER:
+        if repeats is not None and len(record.token_ids) - repeats < MIN_LOOP_TOKENS:
             continue
         start = len(prompt)
         found.append(Passage(prompt + record.token_ids, start, None if repeats is None else start + repeats))
@@ -92,13 +92,13 @@ def within(candidates: Sequence[Candidate], blocks: Sequence[UnitBlock]) -> list
     return [one for one in candidates if all((target.kind, target.layer) in known for target, _ in one.gains)]
 
 
-def merged(rankings: Sequence[Sequence[Candidate]], blocks: Sequence[UnitBlock], count: int) -> list[Candidate]:
+def interleave(rankings: Sequence[Sequence[Candidate]], blocks: Sequence[UnitBlock], count: int) -> list[Candidate]:
     """One list of singles: the rankings take turns, each once within the layers that matter and once everywhere."""
     lists = [part for ranking in rankings for part in (within(ranking, blocks), ranking)]
-    return taking_turns(*lists, count=count)
+    return round_robin(*lists, count=count)
 
 
-def kept(
+def load_or_compute(
     folder: Path,
     make: Callable[[Sequence[Record], Sequence[UnitBlock]], Attribution],
     records: Sequence[Record],

@@ -100,7 +100,7 @@ def distinct(candidates: Iterable[Candidate]) -> list[Candidate]:
     return list(found.values())
 
 
-def taking_turns(*lists: Sequence[Candidate], count: int) -> list[Candidate]:
+def round_robin(*lists: Sequence[Candidate], count: int) -> list[Candidate]:
     """The first of each list, then the second of each, and so on, each candidate once, `count` of them at most."""
     longest = max(map(len, lists), default=0)
     return distinct(one[place] for place in range(longest) for one in lists if place < len(one))[:count]

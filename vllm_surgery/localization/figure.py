@@ -12,19 +12,19 @@ from vllm_surgery.evaluation.report.figures import COLORS, LEFT, RIGHT, WIDTH, l
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from vllm_surgery.localization.search.measurements import Measure
-    from vllm_surgery.localization.search.search import Found
+    from vllm_surgery.localization.search.measurements import Measurement
+    from vllm_surgery.localization.search.search import SearchResult
     from vllm_surgery.localization.settings import SearchSettings
 
 _TOP, _HEIGHT = 34, 280
-_LEAST_KL = 1e-4
-"""Nats a token: what moves chances less stands at the left edge."""
+_MIN_KL = 1e-4
+"""Nats a token: what moves probabilities less stands at the left edge."""
 
 
-def front_figure(found: Found, settings: SearchSettings) -> str:
+def front_figure(found: SearchResult, settings: SearchSettings) -> str:
     """The figure."""
     points = [one for one in found.measured if one.kl is not None]
-    most_kl = max([10 * _LEAST_KL, settings.max_kl, *(one.kl or 0.0 for one in points)]) * 1.5
+    most_kl = max([10 * _MIN_KL, settings.max_kl, *(one.kl or 0.0 for one in points)]) * 1.5
     scale = _Scale(most_kl, max([1, *(one.loops.looped for one in points), *(one.loops.base for one in points)]))
     parts = [*_axes(scale), *_bound(scale, settings.max_kl), *_base(scale, points)]
     parts += [_point(scale, one, COLORS[0]) for one in points]
@@ -42,7 +42,7 @@ class _Scale:
         self.most_kl, self.most_loops = most_kl, most_loops
 
     def x(self, kl: float) -> float:
-        share = math.log(max(kl, _LEAST_KL) / _LEAST_KL) / math.log(self.most_kl / _LEAST_KL)
+        share = math.log(max(kl, _MIN_KL) / _MIN_KL) / math.log(self.most_kl / _MIN_KL)
         return LEFT + share * (WIDTH - LEFT - RIGHT)
 
     def y(self, loops: float) -> float:
@@ -55,9 +55,9 @@ def _axes(scale: _Scale) -> Iterable[str]:
         y = scale.y(loops)
         yield f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}" stroke="#8884"/>'
         yield text(LEFT - 10, y + 4, f"{loops:g}", anchor="end")
-    for exponent in range(math.floor(math.log10(_LEAST_KL)), math.floor(math.log10(scale.most_kl)) + 1):
+    for exponent in range(math.floor(math.log10(_MIN_KL)), math.floor(math.log10(scale.most_kl)) + 1):
         yield text(scale.x(10**exponent), _TOP + _HEIGHT + 18, f"{10**exponent:g}", anchor="middle")
-    yield text(LEFT, _TOP + _HEIGHT + 36, "KL on sound replies, nats a token")
+    yield text(LEFT, _TOP + _HEIGHT + 36, "KL on reference replies, nats a token")
     yield text(LEFT - 10, _TOP - 14, "answers in a loop", anchor="end")
 
 
@@ -67,21 +67,21 @@ def _bound(scale: _Scale, most: float) -> Iterable[str]:
     yield text(x, _TOP - 6, "bound", anchor="middle")
 
 
-def _base(scale: _Scale, points: Sequence[Measure]) -> Iterable[str]:
+def _base(scale: _Scale, points: Sequence[Measurement]) -> Iterable[str]:
     for base in {one.loops.base for one in points}:
         y = scale.y(base)
         yield f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}" stroke="{COLORS[4]}"/>'
         yield text(WIDTH - RIGHT, y - 5, "unpatched", anchor="end")
 
 
-def _point(scale: _Scale, one: Measure, color: str, size: int = 4) -> str:
+def _point(scale: _Scale, one: Measurement, color: str, size: int = 4) -> str:
     kl = one.kl or 0.0
     said = escape(f"{one.candidate}: {one.loops.looped} of {one.loops.answers}, KL {kl:.4f}")
     place = f'cx="{scale.x(kl):.1f}" cy="{scale.y(one.loops.looped):.1f}"'
     return f'<g><title>{said}</title><circle {place} r="{size}" fill="{color}"/></g>'
 
 
-def _line(scale: _Scale, front: Sequence[Measure]) -> str:
+def _line(scale: _Scale, front: Sequence[Measurement]) -> str:
     places = [(scale.x(one.kl), scale.y(one.loops.looped)) for one in front if one.kl is not None]
     path = "L".join(f"{x:.1f},{y:.1f}" for x, y in places)
     return f'<path d="M{path}" fill="none" stroke="{COLORS[0]}"/>' if places else ""

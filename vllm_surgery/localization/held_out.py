@@ -29,13 +29,13 @@ if TYPE_CHECKING:
     from vllm_surgery.model.checkpoint import ModelFolder
     from vllm_surgery.patch.format import Patch
 
-SURE = 0.05
+ALPHA = 0.05
 """A kind of loop that becomes more frequent in one cell, with McNemar's p below this, isn't made up for by others."""
 HOLDS = "fewer loops"
 
 
 @dataclass(frozen=True)
-class Court:
+class TrialContext:
     """Where a held-out trial is held.
 
     Attributes:
@@ -54,7 +54,7 @@ class Court:
 
 
 @dataclass(frozen=True)
-class Judged:
+class HeldOutResult:
     """A held-out trial.
 
     Attributes:
@@ -85,35 +85,37 @@ class CellKind:
     @property
     def rises(self) -> bool:
         """Whether there are more than chance would give."""
-        return self.newly > self.rescued and mcnemar(self.rescued, self.newly) < SURE
+        return self.newly > self.rescued and mcnemar(self.rescued, self.newly) < ALPHA
 
 
-def judge_held_out(patch: Patch, model: ModelFolder, settings: SearchSettings, court: Court) -> Judged:
+def run_held_out_trial(
+    patch: Patch, model: ModelFolder, settings: SearchSettings, context: TrialContext
+) -> HeldOutResult:
     """Asks the held-out probes of every arm, and judges.
 
     Args:
         patch: the edit.
         model: its model's folder.
         settings: of the search.
-        court: who is asked, and where answers are kept. What is there isn't asked again.
+        context: who is asked, and where answers are kept. What is there isn't asked again.
 
     Raises:
         SurgeryError: somebody couldn't answer.
     """
     shams, notes = _shams(patch, model, settings)
     arms = [unpatched(), of_patch(patch), *shams, of_penalty(settings.penalty)]
-    trial = Trial.of(settings.held_out_protocol(), arms, court.about)
-    kept = TrialFolder(court.folder)
-    run_trial(trial, court.backend, kept, court.table, quiet=court.quiet)
+    trial = Trial.of(settings.held_out_protocol(), arms, context.about)
+    kept = TrialFolder(context.folder)
+    run_trial(trial, context.backend, kept, context.table, quiet=context.quiet)
     records = kept.records()
-    summary = summarize(trial, records, kept.chances())
-    write_report(summary, trial, records, court.folder)
+    summary = summarize(trial, records, kept.logprobs())
+    write_report(summary, trial, records, context.folder)
     cells = cells_and_kinds(trial, records, patch.name)
     rises = [
         f"{one.kind} loops, {one.cell}: {one.before} to {one.after} of {one.answers}" for one in cells if one.rises
     ]
     verdict = summary.verdicts.get(patch.name)
-    return Judged(summary, rises, verdict is not None and verdict.word == HOLDS and not rises, notes)
+    return HeldOutResult(summary, rises, verdict is not None and verdict.word == HOLDS and not rises, notes)
 
 
 def cells_and_kinds(trial: Trial, records: Sequence[Record], arm: str) -> list[CellKind]:
@@ -128,7 +130,7 @@ def cells_and_kinds(trial: Trial, records: Sequence[Record], arm: str) -> list[C
     return [_cell(cell, kind, of_cell) for cell, of_cell in pairs.items() for kind in KINDS]
 
 
-def evidence(judged: Judged, patch: str) -> dict[str, Any]:
+def evidence(judged: HeldOutResult, patch: str) -> dict[str, Any]:
     """What a patch file says of its held-out trial."""
     arms = {one.arm.name: one for one in judged.summary.arms}
     base, own = arms[UNPATCHED], arms[patch]

@@ -15,11 +15,11 @@ from vllm_surgery.engine.offline import require_swaps
 from vllm_surgery.errors import UsageError
 from vllm_surgery.evaluation import setup
 from vllm_surgery.evaluation.backends.offline import OfflineBackend
-from vllm_surgery.localization.attribution import kept
-from vllm_surgery.localization.held_out import Court, Judged, evidence, judge_held_out
+from vllm_surgery.localization.attribution import load_or_compute
+from vllm_surgery.localization.held_out import HeldOutResult, TrialContext, evidence, run_held_out_trial
 from vllm_surgery.localization.ranking.ranker import Ranker
-from vllm_surgery.localization.search.evaluator import Bench, Lab
-from vllm_surgery.localization.search.search import Found, Search
+from vllm_surgery.localization.search.evaluator import CandidateEvaluator, EvalContext
+from vllm_surgery.localization.search.search import Search, SearchResult
 from vllm_surgery.loops import TokenTable
 from vllm_surgery.patch.patch_set import SourcedPatch
 from vllm_surgery.planning.check import seal_patch
@@ -44,15 +44,15 @@ class Outcome:
     """What a search came to.
 
     Attributes:
-        found: on the search's own probes.
-        judged: on the held-out ones; None where there was nothing to judge.
+        search: on the search's own probes.
+        held_out: on the held-out ones; None where there was nothing to judge.
         patch: the file that holds the edit, sealed, where it holds up; else None.
         spent_minutes: all measurements of the search, without the held-out trial.
         spent_answers: likewise.
     """
 
-    found: Found
-    judged: Judged | None
+    search: SearchResult
+    held_out: HeldOutResult | None
     patch: Path | None
     spent_minutes: float
     spent_answers: int
@@ -60,8 +60,8 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where a search is kept, and what its patch is called.
+class SearchRun:
+    """Where a search is load_or_compute, and what its patch is called.
 
     Attributes:
         folder: for everything. A search that was stopped goes on from there.
@@ -76,7 +76,7 @@ class Place:
     quiet: bool = False
 
 
-def localize(llm: Any, model: ModelFolder, settings: SearchSettings, budget: Budget, place: Place) -> Outcome:
+def localize(llm: Any, model: ModelFolder, settings: SearchSettings, budget: Budget, run: SearchRun) -> Outcome:
     """Searches for the units to edit, judges the edit on held-out probes, and writes it down where it holds up.
 
     Args:
@@ -84,7 +84,7 @@ def localize(llm: Any, model: ModelFolder, settings: SearchSettings, budget: Bud
         model: the folder that it was loaded from.
         settings: what is asked, tried and allowed.
         budget: for the search; the held-out trial comes on top.
-        place: where everything goes.
+        run: where everything goes.
 
     Raises:
         CannotSwapError: patches can't be swapped on this engine.
@@ -94,29 +94,32 @@ def localize(llm: Any, model: ModelFolder, settings: SearchSettings, budget: Bud
     require_swaps(llm)
     backend = OfflineBackend(llm)
     about = setup.about(backend.facts(), model.path, settings.seed)
-    _open(place.folder, settings, about)
+    _open(run.folder, settings, about)
     table = TokenTable.from_tokenizer(llm.get_tokenizer())
-    court = Court(backend, table, place.folder / HELD_OUT_FOLDER, about | {"command": place.command}, place.quiet)
-    found = _search(llm, model, settings, budget, court)
+    context = TrialContext(backend, table, run.folder / HELD_OUT_FOLDER, about | {"command": run.command}, run.quiet)
+    found = _search(llm, model, settings, budget, context)
     spent = (budget.spent_seconds / 60, budget.spent_answers)
-    _write(place.folder / FOUND_FILE, json.dumps(found.to_data(), indent=1) + "\n")
+    _write(run.folder / FOUND_FILE, json.dumps(found.to_data(), indent=1) + "\n")
     if found.best is None:
         return Outcome(found, None, None, *spent, about)
-    patch = found.best.candidate.patch(place.name, guard_of(model))
-    _write(place.folder / CANDIDATE_FILE, patch.to_yaml())
-    judged = judge_held_out(patch, model, settings, court)
-    file = _ship(patch, model, judged, place, about) if judged.holds else None
+    patch = found.best.candidate.patch(run.name, guard_of(model))
+    _write(run.folder / CANDIDATE_FILE, patch.to_yaml())
+    judged = run_held_out_trial(patch, model, settings, context)
+    file = _ship(patch, model, judged, run, about) if judged.holds else None
     return Outcome(found, judged, file, *spent, about)
 
 
-def _search(llm: Any, model: ModelFolder, settings: SearchSettings, budget: Budget, court: Court) -> Found:
-    folder = court.folder.parent / SEARCH_FOLDER
-    with tqdm(total=100, unit="%", desc="search", disable=court.quiet) as progress:
-        bench = Bench(court.backend, court.table, folder, guard_of(model), partial(_show, progress, budget))
-        lab = Lab(bench, settings, budget)
-        ranker = Ranker(llm, model, lab, settings, court.quiet)
-        attribute = partial(kept, folder, ranker.rank)
-        return Search(lab, model.anatomy, settings, budget, attribute).run()
+def _search(
+    llm: Any, model: ModelFolder, settings: SearchSettings, budget: Budget, context: TrialContext
+) -> SearchResult:
+    folder = context.folder.parent / SEARCH_FOLDER
+    with tqdm(total=100, unit="%", desc="search", disable=context.quiet) as progress:
+        report = partial(_show, progress, budget)
+        where = EvalContext(context.backend, context.table, folder, guard_of(model), report)
+        evaluator = CandidateEvaluator(where, settings, budget)
+        ranker = Ranker(llm, model, evaluator, settings, context.quiet)
+        attribute = partial(load_or_compute, folder, ranker.rank)
+        return Search(evaluator, model.anatomy, settings, budget, attribute).run()
 
 
 def _show(progress: Any, budget: Budget, what: str) -> None:
@@ -143,7 +146,7 @@ def _open(folder: Path, settings: SearchSettings, about: Mapping[str, Any]) -> N
     _write(file, json.dumps(wanted, indent=1) + "\n")
 
 
-def _ship(patch: Patch, model: ModelFolder, judged: Judged, place: Place, about: Mapping[str, Any]) -> Path:
+def _ship(patch: Patch, model: ModelFolder, judged: HeldOutResult, run: SearchRun, about: Mapping[str, Any]) -> Path:
     """Writes the patch, sealed to the model's weights, with what the held-out trial said of it."""
     made = seal_patch(SourcedPatch(patch.name, patch), model).to_data()
     made["description"] = (
@@ -151,12 +154,12 @@ def _ship(patch: Patch, model: ModelFolder, judged: Judged, place: Place, about:
     )
     made["provenance"] = {
         "source": "vllm-surgery localize",
-        "command": place.command,
+        "command": run.command,
         "model": about["fingerprint"],
         "engine": about["engine"],
         "evidence": evidence(judged, patch.name),
     }
-    file = place.folder / f"{patch.name}.yaml"
+    file = run.folder / f"{patch.name}.yaml"
     _write(file, type(patch).from_data(made).to_yaml())
     return file
 

@@ -17,22 +17,22 @@ from vllm_surgery.loops import KINDS
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from vllm_surgery.evaluation.report.blocks import Block
-    from vllm_surgery.localization.pipeline import Outcome, Place
-    from vllm_surgery.localization.search.measurements import Measure
+    from vllm_surgery.evaluation.report.blocks import ReportBlock
+    from vllm_surgery.localization.pipeline import Outcome, SearchRun
+    from vllm_surgery.localization.search.measurements import Measurement
     from vllm_surgery.localization.settings import SearchSettings
 
 SHOWN = 24
 """Rows of a table: what comes behind the best two dozen says little. `search.json` has all."""
 
 BOUNDS = (
-    "An edit may cost at most {kl:g} nats a token of KL divergence on sound replies, a perplexity {perplexity:g} times "
-    "the model's own, no more tasks lost than won, and a quarter of the different entries of its lists. Of those "
+    "An edit may cost at most {kl:g} nats a token of KL divergence on reference replies, a perplexity {perplexity:g} "
+    "times the model's own, no more tasks lost than won, and a quarter of the different entries of its lists. Of those "
     "within the bounds the one with the fewest loops is judged, once, on probes that the search never saw."
 )
 
 
-def write_report(outcome: Outcome, settings: SearchSettings, place: Place) -> dict[str, Path]:
+def write_report(outcome: Outcome, settings: SearchSettings, run: SearchRun) -> dict[str, Path]:
     """Writes ``report.html`` and ``report.md`` with its figures into the search's folder.
 
     Returns:
@@ -41,20 +41,20 @@ def write_report(outcome: Outcome, settings: SearchSettings, place: Place) -> di
     Raises:
         UsageError: it can't be written.
     """
-    parts = [_asked(outcome, place), _came_of_it(outcome, settings), _layers(outcome), _candidates(outcome, settings)]
-    parts += _held_out(outcome, place)
+    parts = [_asked(outcome, run), _came_of_it(outcome, settings), _layers(outcome), _candidates(outcome, settings)]
+    parts += _held_out(outcome, run)
     sections = [part for part in parts if part.blocks]
-    files = write_page(f"Search for loop units of {outcome.about['model']}", sections, place.folder)
-    return files | {"figures": place.folder / FOUND_FILE}
+    files = write_page(f"Search for loop units of {outcome.about['model']}", sections, run.folder)
+    return files | {"figures": run.folder / FOUND_FILE}
 
 
-def _asked(outcome: Outcome, place: Place) -> Section:
-    about, found = outcome.about, outcome.found
-    looks = ", ".join(f"{count} {part}" for part, count in found.looks.items())
+def _asked(outcome: Outcome, run: SearchRun) -> Section:
+    about, found = outcome.about, outcome.search
+    looks = ", ".join(f"{count} {part}" for part, count in found.evaluations.items())
     points = [
         f"**Model**: {about['model']}, sha256 over config and weights {about['fingerprint']}",
         f"**Engine**: {about['engine']}, vllm-surgery {about['vllm_surgery']}",
-        f"**Command**: `{place.command}`",
+        f"**Command**: `{run.command}`",
         f"**Spent**: {outcome.spent_answers} answers in {outcome.spent_minutes:.0f} minutes, held-out trial apart",
         f"**Unpatched**: {_share(found.base.looped.value)} of {found.base.answers} answers to search probes end in a "
         f"loop ({', '.join(f'{count} {kind}' for kind, count in found.base.terminal.items())})",
@@ -66,8 +66,8 @@ def _asked(outcome: Outcome, place: Place) -> Section:
 
 
 def _came_of_it(outcome: Outcome, settings: SearchSettings) -> Section:
-    found, judged = outcome.found, outcome.judged
-    blocks: list[Block] = [Words(BOUNDS.format(kl=settings.max_kl, perplexity=settings.max_perplexity))]
+    found, judged = outcome.search, outcome.held_out
+    blocks: list[ReportBlock] = [Words(BOUNDS.format(kl=settings.max_kl, perplexity=settings.max_perplexity))]
     if found.best is None or judged is None:
         return Section("What came of it", [*blocks, Words(f"**No patch**: {found.why_none}.")])
     verdict = ", ".join(one.word for one in judged.summary.verdicts.values()) or "none"
@@ -84,11 +84,11 @@ def _came_of_it(outcome: Outcome, settings: SearchSettings) -> Section:
 
 
 def _layers(outcome: Outcome) -> Section:
-    if not outcome.found.layers:
+    if not outcome.search.layers:
         return Section("Layers", [])
-    kept = set(outcome.found.kept)
+    kept = set(outcome.search.kept)
     rows = []
-    for one in outcome.found.layers:
+    for one in outcome.search.layers:
         block = block_of(one.candidate)
         rows.append([f"{block.kind}/{block.layer}", *_figures(one), "yes" if block in kept else ""])
     note = "Each layer's MLP, or its routed experts, silenced as a whole. Kept are those that loops need most."
@@ -99,7 +99,7 @@ _FIGURES = ["answers", "loops without", "with", "rescued", "newly", *KINDS, "ent
 
 
 def _candidates(outcome: Outcome, settings: SearchSettings) -> Section:
-    found = outcome.found
+    found = outcome.search
     if not found.measured:
         return Section("Candidates", [])
     ranked = sorted(found.measured, key=lambda one: one.rank(settings))[:SHOWN]
@@ -125,23 +125,23 @@ def _candidates(outcome: Outcome, settings: SearchSettings) -> Section:
     return Section("Candidates", [Words(note), table, Figure("front.svg", caption, front_figure(found, settings))])
 
 
-def _held_out(outcome: Outcome, place: Place) -> list[Section]:
-    if outcome.judged is None or outcome.found.best is None:
+def _held_out(outcome: Outcome, run: SearchRun) -> list[Section]:
+    if outcome.held_out is None or outcome.search.best is None:
         return []
-    folder = TrialFolder(place.folder / HELD_OUT_FOLDER)
+    folder = TrialFolder(run.folder / HELD_OUT_FOLDER)
     trial, records = folder.trial(), folder.records()
-    cells = cells_and_kinds(trial, records, place.name)
+    cells = cells_and_kinds(trial, records, run.name)
     rows = [
         [one.cell, one.kind, str(one.answers), str(one.before), str(one.after), str(one.rescued), str(one.newly)]
         for one in cells
     ]
     head = ["cell", "kind", "answers", "unpatched", "patched", "rescued", "newly"]
     by_kind = Section("Held out: each kind of loop in each cell", [Table(head, rows)])
-    rest = sections_of(outcome.judged.summary, trial, records)
+    rest = sections_of(outcome.held_out.summary, trial, records)
     return [by_kind, *(Section(f"Held out: {one.title[0].lower()}{one.title[1:]}", one.blocks) for one in rest)]
 
 
-def _figures(one: Measure) -> list[str]:
+def _figures(one: Measurement) -> list[str]:
     loops, cost = one.loops, one.cost
     kinds = [f"{before} to {after}" for before, after in (loops.kinds[kind] for kind in KINDS)]
     counts = [str(count) for count in (loops.answers, loops.base, loops.looped, loops.rescued, loops.newly)]

@@ -32,9 +32,9 @@ class SearchSettings(BaseModel):
         search: probe sets for the search. It sees no answer to any other.
         held_out: probe sets that the edit it found is judged by, once.
         ordinary: sets of everyday requests in the held-out trial.
-        text: sets of sound replies, on which chances are compared while the search goes on.
+        text: sets of reference replies, on which probabilities are compared while the search goes on.
         tasks: sets of short lists and skills, which it spares.
-        held_out_text: the sound replies of the held-out trial.
+        held_out_text: the reference replies of the held-out trial.
         held_out_tasks: its tasks.
         seeds: sampled answers to each search probe, besides the greedy one.
         held_out_seeds: sampled answers to each held-out probe.
@@ -46,7 +46,7 @@ class SearchSettings(BaseModel):
         sets: how many sets are.
         beam: how many of the best are joined with each other.
         max_units: of a set that grows one by one.
-        max_kl: nats a token on sound replies: an edit that moves chances further isn't taken.
+        max_kl: nats a token on reference replies: an edit that moves probabilities further isn't taken.
         max_perplexity: of those replies, over the unpatched model's.
         gradients: whether the model is also differentiated, with transformers.
         shams: controls in the held-out trial.

@@ -90,7 +90,7 @@ def test_a_mask_that_no_tensor_can_hold_is_refused(family_model: Callable[[str],
             pass
 
     said = refusal(apply, UsageError)
-    assert said == "exact chances: transformers can't mask experts of layer 1, whose router has no bias"
+    assert said == "exact probabilities: transformers can't mask experts of layer 1, whose router has no bias"
 
 
 def test_a_tensor_of_another_name_is_said() -> None:
@@ -98,4 +98,4 @@ def test_a_tensor_of_another_name_is_said() -> None:
         with _patched(torch.nn.Linear(2, 2), Plan("p", (TensorEdit("x", "F32", (2, 2), 1, (1,), (5.0,)),), 1)):
             pass
 
-    assert refusal(apply, UsageError) == "exact chances: transformers calls x by another name"
+    assert refusal(apply, UsageError) == "exact probabilities: transformers calls x by another name"

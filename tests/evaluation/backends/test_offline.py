@@ -14,7 +14,7 @@ from vllm_surgery.errors import UsageError
 from vllm_surgery.evaluation import Job, Key, of_patch, of_server, unpatched
 from vllm_surgery.evaluation.arms import of_name
 from vllm_surgery.evaluation.backends import offline as module
-from vllm_surgery.evaluation.backends.offline import BATCH, OfflineBackend
+from vllm_surgery.evaluation.backends.offline import ANSWERS_PER_BATCH, OfflineBackend
 from vllm_surgery.patch.format import Patch
 
 if TYPE_CHECKING:
@@ -79,9 +79,9 @@ def test_what_only_a_server_has_is_refused(llm: FakeLlm, arm: Any) -> None:
 
 
 def test_answers_come_in_batches_and_belong_to_their_jobs(llm: FakeLlm) -> None:
-    jobs = [job(seed) for seed in range(BATCH + 1)]
+    jobs = [job(seed) for seed in range(ANSWERS_PER_BATCH + 1)]
     batches = list(OfflineBackend(llm).answer(jobs))
-    assert [len(batch) for batch in batches] == [BATCH, 1]
+    assert [len(batch) for batch in batches] == [ANSWERS_PER_BATCH, 1]
     assert [asked for batch in batches for asked, _ in batch] == jobs
     assert all(said.text == f"List {asked.key.seed}" for batch in batches for asked, said in batch)
     assert batches[0][0][1].token_ids == [1, 2]
@@ -93,6 +93,6 @@ def test_thinking_is_asked_for_apart(llm: FakeLlm) -> None:
     assert llm.batches == [(2, None), (1, {"enable_thinking": True})]
 
 
-def test_chances_are_the_replys_alone(llm: FakeLlm) -> None:
-    chances = OfflineBackend(llm).chances("Name a color.", "ab")
-    assert (chances.targets, chances.logprobs) == ([97, 98], [-97.0, -98.0])
+def test_log_probabilities_are_the_replys_alone(llm: FakeLlm) -> None:
+    logprobs = OfflineBackend(llm).logprobs("Name a color.", "ab")
+    assert (logprobs.targets, logprobs.logprobs) == ([97, 98], [-97.0, -98.0])

@@ -14,7 +14,7 @@ from vllm_surgery.evaluation.arms import of_patch, unpatched
 from vllm_surgery.evaluation.protocol import load_protocol
 from vllm_surgery.evaluation.records import FoundLoop, Record
 from vllm_surgery.evaluation.report.blocks import Section, Table, Words, markdown
-from vllm_surgery.evaluation.report.examples import EACH, SHOWN, examples
+from vllm_surgery.evaluation.report.examples import CHARACTERS_SHOWN, EXAMPLES_PER_SORT, examples
 from vllm_surgery.evaluation.report.figures import onset_figure, rates_figure, series_of
 from vllm_surgery.evaluation.report.write import html, write_report
 from vllm_surgery.evaluation.trial import Trial
@@ -43,14 +43,14 @@ SUMMARY = summarize(TRIAL, RECORDS, {})
 
 def test_each_sort_of_pair_is_shown_and_no_more_than_that() -> None:
     sorts = [example.sort for example in examples(TRIAL, RECORDS)]
-    assert sorts == ["rescued"] * EACH + ["newly looping"] * 2
+    assert sorts == ["rescued"] * EXAMPLES_PER_SORT + ["newly looping"] * 2
 
 
 def test_what_repeats_is_marked_from_its_second_time_on() -> None:
     side = next(examples(TRIAL, RECORDS)).sides[0]
     assert side.before == "Stars: Lyra\nOrion\n"
     assert side.repeats.startswith("Orion\nOrion")
-    assert len(side.before + side.repeats) <= SHOWN
+    assert len(side.before + side.repeats) <= CHARACTERS_SHOWN
     assert side.said == "verbatim loop from token 4, 20 copies of 2, terminal; ended by itself"
 
 

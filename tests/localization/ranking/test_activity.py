@@ -14,7 +14,7 @@ from vllm_surgery.localization.ranking.activity import (
     Activity,
     ExpertActivity,
     NeuronActivity,
-    Seen,
+    PassageMeans,
     measure_activity,
     summarise,
 )
@@ -41,9 +41,9 @@ def packed(*groups: list[float]) -> list[bytes]:
 
 def test_passages_count_alike_and_only_those_that_loop_count_inside() -> None:
     seen = [
-        Seen(values([[1, 1], [2, 5]], [[1, 3], [2, 5]]), loops=True),
-        Seen(values([[3, 0], [4, -5]], [[3, 9], [4, 5]]), loops=True),
-        Seen(values([[5, 5], [0, 0]], [[5, 6], [0, 0]]), loops=False),
+        PassageMeans(values([[1, 1], [2, 5]], [[1, 3], [2, 5]]), loops=True),
+        PassageMeans(values([[3, 0], [4, -5]], [[3, 9], [4, 5]]), loops=True),
+        PassageMeans(values([[5, 5], [0, 0]], [[5, 6], [0, 0]]), loops=False),
     ]
     activity = summarise({("neurons", 4): seen}, [LOOPING, LOOPING, ENDING])
     assert (activity.passages, activity.looping, activity.experts) == (3, 2, {})
@@ -58,8 +58,8 @@ def test_passages_count_alike_and_only_those_that_loop_count_inside() -> None:
 
 def test_experts_have_norms_where_their_kernel_gives_any() -> None:
     seen = {
-        ("experts", 0): [Seen(values([[0.5, 1], [1, 0.5]], [[2, 8], [4, 4]]), loops=True)],
-        ("experts", 1): [Seen(values([[0.5, 1], [1, 0.5]]), loops=True)],
+        ("experts", 0): [PassageMeans(values([[0.5, 1], [1, 0.5]], [[2, 8], [4, 4]]), loops=True)],
+        ("experts", 1): [PassageMeans(values([[0.5, 1], [1, 0.5]]), loops=True)],
     }
     experts = summarise(seen, [LOOPING]).experts
     assert experts[0].norm_before is not None

@@ -124,8 +124,8 @@ def test_the_sensitivity_tells_the_divergence_of_a_small_change(model: Path, gra
 
 
 def test_the_odds_are_those_of_one_token_against_all_others() -> None:
-    chances = torch.tensor([[0.5, 0.25, 0.25], [0.98, 0.01, 0.01]])
-    odds = log_odds(chances.log(), torch.tensor([1, 0])).exp()
+    logprobs = torch.tensor([[0.5, 0.25, 0.25], [0.98, 0.01, 0.01]])
+    odds = log_odds(logprobs.log(), torch.tensor([1, 0])).exp()
     assert odds.tolist() == pytest.approx([0.25 / 0.75, 0.98 / 0.02], rel=1e-4)
 
 

@@ -12,19 +12,19 @@ from tests.localization.fake import BATCH, PROBES, FakeModel, candidate, lab_in,
 from vllm_surgery.errors import EngineError, MismatchError
 from vllm_surgery.evaluation.analysis.outcomes import loops
 from vllm_surgery.localization.search.budget import Budget
-from vllm_surgery.localization.search.evaluator import SPENT_FILE, Lab, Look
+from vllm_surgery.localization.search.evaluator import SPENT_FILE, CandidateEvaluator, Fidelity
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from vllm_surgery.localization.search.measurements import Measure
+    from vllm_surgery.localization.search.measurements import Measurement
 
 pytestmark = pytest.mark.usefixtures("no_waiting_for_disks")
 
 CAUSE, OTHER = neuron(1, 5), neuron(0, 3)
 CURE, NOTHING = candidate(CAUSE), candidate(OTHER)
 JOBS, TASKS, TEXTS = 2 * PROBES, 4, 2
-EVERYTHING = Look(JOBS, TEXTS, tasks=True)
+EVERYTHING = Fidelity(JOBS, TEXTS, tasks=True)
 ROOM = 200
 
 
@@ -32,55 +32,55 @@ def looping() -> FakeModel:
     return FakeModel(causes=frozenset({CAUSE}))
 
 
-def lab_of(folder: Path, model: FakeModel, budget: Budget | None = None, **changes: object) -> Lab:
+def lab_of(folder: Path, model: FakeModel, budget: Budget | None = None, **changes: object) -> CandidateEvaluator:
     return lab_in(folder / "search", model, settings_in(folder, **changes), budget)
 
 
-def walk(lab: Lab, budget: Budget) -> list[tuple[Measure | None, float]]:
+def walk(evaluator: CandidateEvaluator, budget: Budget) -> list[tuple[Measurement | None, float]]:
     """What a search might look at; after each look, what was measured and the share of the budget that is gone."""
-    lab.baseline()
-    passed: list[tuple[Measure | None, float]] = [(None, budget.used)]
-    for one, look in ((CURE, Look(6, 1)), (NOTHING, Look(6, 1)), (CURE, Look(12, 1)), (CURE, EVERYTHING)):
-        passed.append((lab.measure(one, look), budget.used))
+    evaluator.baseline()
+    passed: list[tuple[Measurement | None, float]] = [(None, budget.used)]
+    for one, look in ((CURE, Fidelity(6, 1)), (NOTHING, Fidelity(6, 1)), (CURE, Fidelity(12, 1)), (CURE, EVERYTHING)):
+        passed.append((evaluator.measure(one, look), budget.used))
     return passed
 
 
 def test_everything_is_all_probes_under_all_seeds_all_texts_and_all_tasks(tmp_path: Path) -> None:
-    assert lab_of(tmp_path, looping()).everything == EVERYTHING
+    assert lab_of(tmp_path, looping()).full_fidelity == EVERYTHING
 
 
 def test_the_baseline_is_asked_everything_once(tmp_path: Path) -> None:
     model = looping()
-    lab = lab_of(tmp_path, model)
-    records = lab.baseline()
+    evaluator = lab_of(tmp_path, model)
+    records = evaluator.baseline()
     assert len(model.asked) == len(set(model.asked)) == JOBS + TASKS
     assert len(model.compared) == TEXTS
-    assert [record.prompt for record in records] == [job.prompt for job in lab.jobs]
+    assert [record.prompt for record in records] == [job.prompt for job in evaluator.jobs]
     assert sum(map(loops, records)) == JOBS * 2 / 3
 
 
 def test_two_that_loop_come_before_one_that_does_not_and_greedy_before_sampled(tmp_path: Path) -> None:
-    lab = lab_of(tmp_path, looping())
-    looped = [loops(record) for record in lab.baseline()]
+    evaluator = lab_of(tmp_path, looping())
+    looped = [loops(record) for record in evaluator.baseline()]
     assert looped[:PROBES] == [True, True, False] * (PROBES // 3)
-    assert [job.key.cell for job in lab.jobs] == ["greedy"] * PROBES + ["sampled"] * PROBES
+    assert [job.key.cell for job in evaluator.jobs] == ["greedy"] * PROBES + ["sampled"] * PROBES
 
 
 def test_the_seed_decides_the_order(tmp_path: Path) -> None:
     def order(name: str, seed: int) -> list[str]:
-        lab = lab_of(tmp_path / name, looping(), seed=seed)
-        return [record.prompt for record in lab.baseline()]
+        evaluator = lab_of(tmp_path / name, looping(), seed=seed)
+        return [record.prompt for record in evaluator.baseline()]
 
     assert order("a", 1) == order("b", 1) != order("c", 2)
 
 
 def test_a_look_asks_the_first_answers_alone(tmp_path: Path) -> None:
     model = looping()
-    lab = lab_of(tmp_path, model)
-    lab.baseline()
+    evaluator = lab_of(tmp_path, model)
+    evaluator.baseline()
     before = len(model.asked)
-    found = lab.measure(CURE, Look(6, 1))
-    assert [asked[2] for asked in model.asked[before:]] == [job.prompt for job in lab.jobs[:6]]
+    found = evaluator.measure(CURE, Fidelity(6, 1))
+    assert [asked[2] for asked in model.asked[before:]] == [job.prompt for job in evaluator.jobs[:6]]
     assert (found.loops.answers, found.loops.base, found.loops.looped, found.loops.rescued) == (6, 4, 0, 4)
     assert found.cost is not None
     assert found.cost.lost is None
@@ -89,10 +89,10 @@ def test_a_look_asks_the_first_answers_alone(tmp_path: Path) -> None:
 
 def test_a_longer_look_asks_only_what_is_missing(tmp_path: Path) -> None:
     model = looping()
-    lab = lab_of(tmp_path, model)
-    lab.baseline()
-    for look in (Look(6, 1), Look(12, 1), Look(6, 1), EVERYTHING, EVERYTHING):
-        lab.measure(CURE, look)
+    evaluator = lab_of(tmp_path, model)
+    evaluator.baseline()
+    for look in (Fidelity(6, 1), Fidelity(12, 1), Fidelity(6, 1), EVERYTHING, EVERYTHING):
+        evaluator.measure(CURE, look)
     assert len(model.asked) == len(set(model.asked)) == 2 * (JOBS + TASKS)
     assert len(model.compared) == len(set(model.compared)) == 2 * TEXTS
     assert model.swaps == ["unpatched", CURE.id, CURE.id, CURE.id]
@@ -100,28 +100,28 @@ def test_a_longer_look_asks_only_what_is_missing(tmp_path: Path) -> None:
 
 def test_tasks_are_asked_in_the_closest_look_alone(tmp_path: Path) -> None:
     model = FakeModel(causes=frozenset({CAUSE}), harmful=frozenset({CAUSE}))
-    lab = lab_of(tmp_path, model)
-    lab.baseline()
-    lab.measure(CURE, Look(JOBS, TEXTS))
+    evaluator = lab_of(tmp_path, model)
+    evaluator.baseline()
+    evaluator.measure(CURE, Fidelity(JOBS, TEXTS))
     assert not any(asked[2].startswith("Skill") for asked in model.asked if asked[0] == CURE.id)
-    cost = lab.measure(CURE, EVERYTHING).cost
+    cost = evaluator.measure(CURE, EVERYTHING).cost
     assert cost is not None
     assert (cost.lost, cost.won) == (TASKS, 0)
 
 
-def test_what_moves_chances_costs(tmp_path: Path) -> None:
-    lab = lab_of(tmp_path, FakeModel(causes=frozenset({CAUSE}), dear=frozenset({OTHER})))
-    lab.baseline()
-    cheap, dear = (lab.measure(one, Look(6, 1)).kl or 0.0 for one in (CURE, NOTHING))
+def test_what_moves_probabilities_costs(tmp_path: Path) -> None:
+    evaluator = lab_of(tmp_path, FakeModel(causes=frozenset({CAUSE}), dear=frozenset({OTHER})))
+    evaluator.baseline()
+    cheap, dear = (evaluator.measure(one, Fidelity(6, 1)).kl or 0.0 for one in (CURE, NOTHING))
     assert 0 < cheap < 0.001
     assert dear > 0.1
 
 
 def test_without_texts_nothing_is_known_of_cost(tmp_path: Path) -> None:
     model = looping()
-    lab = lab_of(tmp_path, model, text=[])
-    lab.baseline()
-    assert lab.measure(CURE, lab.everything).cost is None
+    evaluator = lab_of(tmp_path, model, text=[])
+    evaluator.baseline()
+    assert evaluator.measure(CURE, evaluator.full_fidelity).cost is None
     assert model.compared == []
 
 
@@ -181,12 +181,12 @@ def test_the_time_before_a_kill_is_charged_at_the_pace_of_the_rest(
     assert budget.spent_seconds == pytest.approx(28.0)
 
 
-def test_a_kill_after_all_answers_leaves_chances_to_compare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_kill_after_all_answers_leaves_texts_to_compare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def die(prompt: str, reply: str) -> None:
         raise EngineError("killed")
 
     killed, rest, budget = looping(), looping(), Budget(answers=ROOM)
-    monkeypatch.setattr(killed, "chances", die)
+    monkeypatch.setattr(killed, "logprobs", die)
     with pytest.raises(EngineError):
         lab_of(tmp_path, killed).baseline()
     lab_of(tmp_path, rest, budget).baseline()
@@ -195,18 +195,18 @@ def test_a_kill_after_all_answers_leaves_chances_to_compare(tmp_path: Path, monk
 
 def test_a_candidate_that_the_model_cannot_take_is_refused_each_time_and_charged_for_nothing(tmp_path: Path) -> None:
     budget = Budget(answers=ROOM)
-    lab = lab_of(tmp_path, FakeModel(unwelcome=frozenset({OTHER})), budget)
-    lab.baseline()
+    evaluator = lab_of(tmp_path, FakeModel(unwelcome=frozenset({OTHER})), budget)
+    evaluator.baseline()
     for _ in range(2):
         with pytest.raises(MismatchError, match="format can't hold the edit"):
-            lab.measure(NOTHING, Look(6, 1))
+            evaluator.measure(NOTHING, Fidelity(6, 1))
     assert budget.spent_answers == JOBS + TASKS
 
 
 def test_each_measurement_is_reported(tmp_path: Path) -> None:
     told: list[str] = []
-    lab = lab_of(tmp_path, looping())
-    lab._bench = lab._bench.__class__(**{**vars(lab._bench), "report": told.append})
-    lab.baseline()
-    lab.measure(CURE, Look(6, 1))
+    evaluator = lab_of(tmp_path, looping())
+    evaluator._context = evaluator._context.__class__(**{**vars(evaluator._context), "report": told.append})
+    evaluator.baseline()
+    evaluator.measure(CURE, Fidelity(6, 1))
     assert told == ["neurons/1/5 x 0"]

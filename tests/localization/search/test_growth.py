@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.localization.fake import candidate, measure_of, neuron
-from vllm_surgery.localization.search.growth import MOST_SHRUNK, grow, other_gains, pairs, shrink
+from vllm_surgery.localization.search.growth import MAX_SHRUNK_UNITS, grow, other_gains, pairs, shrink
 from vllm_surgery.localization.settings import SearchSettings
 from vllm_surgery.patch.units import MASK, Unit
 
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
     from typing import Any
 
     from vllm_surgery.localization.candidates import Candidate
-    from vllm_surgery.localization.search.measurements import Measure
+    from vllm_surgery.localization.search.measurements import Measurement
 
 SETTINGS = SearchSettings()
 UNITS = [neuron(0, index) for index in range(24)]
 SINGLES = [candidate(unit) for unit in UNITS]
 
 
-def rank(one: Measure) -> tuple[Any, ...]:
+def rank(one: Measurement) -> tuple[Any, ...]:
     return one.rank(SETTINGS)
 
 
@@ -36,7 +36,7 @@ class World:
         self.useful, self.costly, self.budget = useful, costly, budget
         self.asked: list[Candidate] = []
 
-    def __call__(self, one: Candidate) -> Measure | None:
+    def __call__(self, one: Candidate) -> Measurement | None:
         if len(self.asked) >= self.budget:
             return None
         self.asked.append(one)
@@ -44,13 +44,13 @@ class World:
         return measure_of(one, 10 - len(named & self.useful), 1.0 if named & self.costly else 0.001 * len(named))
 
 
-def start(world: Callable[[Candidate], Measure | None], *indices: int) -> Measure:
+def start(world: Callable[[Candidate], Measurement | None], *indices: int) -> Measurement:
     found = world(candidate(*(UNITS[index] for index in indices)))
     assert found is not None
     return found
 
 
-def units_of(one: Measure) -> set[int]:
+def units_of(one: Measurement) -> set[int]:
     return {key.index for key, _ in one.candidate.gains}
 
 
@@ -125,7 +125,7 @@ def test_a_single_unit_is_not_taken_apart() -> None:
 
 def test_a_large_set_is_not_taken_apart() -> None:
     world = World(set())
-    one = start(world, *range(MOST_SHRUNK + 1))
+    one = start(world, *range(MAX_SHRUNK_UNITS + 1))
     assert shrink(one, world, rank) == one
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Successive halving: looks get longer, the best stay, and nothing is planned that the budget has no room for."""
+"""Successive halving: fidelities get longer, the best stay, and nothing is planned that the budget has no room for."""
 
 from __future__ import annotations
 
@@ -11,16 +11,24 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.localization.fake import candidate, measure_of, neuron
-from vllm_surgery.localization.search.evaluator import Look
-from vllm_surgery.localization.search.halving import KEEP, LEAST, MOST, ROUNDS, affordable, halve, rungs
+from vllm_surgery.localization.search.evaluator import Fidelity
+from vllm_surgery.localization.search.halving import (
+    KEPT_SHARE,
+    MAX_CANDIDATES,
+    MIN_KEPT,
+    ROUNDS,
+    affordable,
+    halve,
+    rungs,
+)
 
 if TYPE_CHECKING:
     from typing import Any
 
     from vllm_surgery.localization.candidates import Candidate
-    from vllm_surgery.localization.search.measurements import Measure
+    from vllm_surgery.localization.search.measurements import Measurement
 
-LOOK = Look(48, 12, tasks=True)
+FULL = Fidelity(48, 12, tasks=True)
 MANY = [candidate(neuron(0, index)) for index in range(30)]
 
 
@@ -29,7 +37,7 @@ def loops_of(one: Candidate) -> int:
     return one.gains[0][0].index
 
 
-def rank(one: Measure) -> tuple[Any, ...]:
+def rank(one: Measurement) -> tuple[Any, ...]:
     return (one.loops.looped, one.candidate.id)
 
 
@@ -37,75 +45,75 @@ class Looking:
     """Notes who is looked at how closely, until there is no budget left."""
 
     def __init__(self, budget: int = 10**6) -> None:
-        self.seen: list[tuple[Candidate, Look]] = []
+        self.seen: list[tuple[Candidate, Fidelity]] = []
         self.budget = budget
 
-    def __call__(self, one: Candidate, look: Look) -> Measure | None:
+    def __call__(self, one: Candidate, fidelity: Fidelity) -> Measurement | None:
         if len(self.seen) == self.budget:
             return None
-        self.seen.append((one, look))
-        return measure_of(one, loops_of(one), answers=look.answers)
+        self.seen.append((one, fidelity))
+        return measure_of(one, loops_of(one), answers=fidelity.answers)
 
-    def of(self, look: Look) -> list[Candidate]:
-        return [one for one, how in self.seen if how == look]
+    def of(self, fidelity: Fidelity) -> list[Candidate]:
+        return [one for one, how in self.seen if how == fidelity]
 
 
 def test_each_look_is_twice_as_long_and_only_the_last_asks_tasks() -> None:
-    assert rungs(LOOK) == [Look(12, 3), Look(24, 6), LOOK]
+    assert rungs(FULL) == [Fidelity(12, 3), Fidelity(24, 6), FULL]
 
 
 @given(st.integers(1, 500), st.integers(0, 40), st.booleans(), st.integers(1, 5))
 def test_looks_grow_to_the_whole_and_are_never_empty(answers: int, texts: int, tasks: bool, count: int) -> None:
-    full = Look(answers, max(1, texts), tasks)
-    looks = rungs(full, count)
-    assert looks[-1] == full
-    assert len(looks) == count
-    assert all(one.answers >= 1 and one.texts >= 1 for one in looks)
-    assert all(one.answers <= two.answers <= 2 * one.answers for one, two in pairwise(looks))
+    full = Fidelity(answers, max(1, texts), tasks)
+    fidelities = rungs(full, count)
+    assert fidelities[-1] == full
+    assert len(fidelities) == count
+    assert all(one.answers >= 1 and one.texts >= 1 for one in fidelities)
+    assert all(one.answers <= two.answers <= 2 * one.answers for one, two in pairwise(fidelities))
 
 
 def test_a_third_stays_in_each_round_and_the_best_come_first() -> None:
-    looking, looks = Looking(), rungs(LOOK)
-    found = halve(MANY[::-1], looks, looking, rank)
-    assert looking.of(looks[0]) == MANY[::-1]
-    assert looking.of(looks[1]) == MANY[:10]
-    assert looking.of(looks[2]) == MANY[:4]
+    looking, fidelities = Looking(), rungs(FULL)
+    found = halve(MANY[::-1], fidelities, looking, rank)
+    assert looking.of(fidelities[0]) == MANY[::-1]
+    assert looking.of(fidelities[1]) == MANY[:10]
+    assert looking.of(fidelities[2]) == MANY[:4]
     assert [one.candidate for one in found] == MANY[:4]
 
 
 def test_so_many_stay_at_least() -> None:
-    looking, looks = Looking(), rungs(LOOK)
-    halve(MANY[:5], looks, looking, rank)
-    assert [len(looking.of(look)) for look in looks] == [5, LEAST, LEAST]
+    looking, fidelities = Looking(), rungs(FULL)
+    halve(MANY[:5], fidelities, looking, rank)
+    assert [len(looking.of(fidelity)) for fidelity in fidelities] == [5, MIN_KEPT, MIN_KEPT]
 
 
 def test_when_the_budget_ends_between_rounds_the_round_before_counts() -> None:
-    found = halve(MANY[:9], rungs(LOOK), Looking(9), rank)
+    found = halve(MANY[:9], rungs(FULL), Looking(9), rank)
     assert [one.candidate for one in found] == MANY[:9]
 
 
 def test_when_the_budget_ends_within_a_round_those_that_came_in_it_count() -> None:
-    found = halve(MANY[:9], rungs(LOOK), Looking(11), rank)
+    found = halve(MANY[:9], rungs(FULL), Looking(11), rank)
     assert [one.candidate for one in found] == MANY[:2]
     assert {one.loops.answers for one in found} == {24}
 
 
 def test_a_candidate_that_cannot_be_tried_is_out() -> None:
     looking = Looking()
-    found = halve(MANY[:4], rungs(LOOK), lambda one, look: looking(one, look) if one != MANY[0] else None, rank)
-    assert [one.candidate for one in found] == MANY[1 : 1 + LEAST]
+    found = halve(MANY[:4], rungs(FULL), lambda one, fidelity: looking(one, fidelity) if one != MANY[0] else None, rank)
+    assert [one.candidate for one in found] == MANY[1 : 1 + MIN_KEPT]
 
 
 def test_nothing_to_look_at() -> None:
-    assert halve([], rungs(LOOK), Looking(), rank) == []
+    assert halve([], rungs(FULL), Looking(), rank) == []
 
 
 @given(st.floats(0, 30), st.integers(1, ROUNDS))
 def test_what_is_planned_is_within_the_budget_and_one_more_is_not(room: float, rounds: int) -> None:
     def spent(count: int) -> float:
         looking = Looking()
-        halve([candidate(neuron(1, index)) for index in range(count)], rungs(LOOK, rounds), looking, rank)
-        return sum(look.answers / LOOK.answers for _, look in looking.seen)
+        halve([candidate(neuron(1, index)) for index in range(count)], rungs(FULL, rounds), looking, rank)
+        return sum(fidelity.answers / FULL.answers for _, fidelity in looking.seen)
 
     count = affordable(room, 1.0, rounds)
     assert spent(count) <= room
@@ -113,7 +121,7 @@ def test_what_is_planned_is_within_the_budget_and_one_more_is_not(room: float, r
 
 
 def test_without_a_limit_all_can_go_through() -> None:
-    assert affordable(0.3, 0.0) == affordable(math.inf, 0.1) == MOST
+    assert affordable(0.3, 0.0) == affordable(math.inf, 0.1) == MAX_CANDIDATES
 
 
 def test_a_part_that_has_used_up_its_share_plans_nothing() -> None:
@@ -121,8 +129,8 @@ def test_a_part_that_has_used_up_its_share_plans_nothing() -> None:
 
 
 def test_most_is_spent_on_the_first_round_where_there_is_most_to_choose_from() -> None:
-    looking, looks = Looking(), rungs(LOOK)
-    halve(MANY, looks, looking, rank)
-    spent = [sum(look.answers for _, look in looking.seen if look == each) for each in looks]
+    looking, fidelities = Looking(), rungs(FULL)
+    halve(MANY, fidelities, looking, rank)
+    spent = [sum(fidelity.answers for _, fidelity in looking.seen if fidelity == each) for each in fidelities]
     assert spent == sorted(spent, reverse=True)
-    assert math.isclose(KEEP, 1 / 3)
+    assert math.isclose(KEPT_SHARE, 1 / 3)

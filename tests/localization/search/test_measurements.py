@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 
 from tests.localization.fake import candidate, measure_of, neuron
 from vllm_surgery.evaluation.analysis.side_effects import Tasks
-from vllm_surgery.evaluation.backends.base import Chances
+from vllm_surgery.evaluation.backends.base import TokenLogprobs
 from vllm_surgery.evaluation.drift import Drift, drift
 from vllm_surgery.evaluation.records import FoundLoop, Key, Record
-from vllm_surgery.localization.search.measurements import Cost, Loops, Measure, front
+from vllm_surgery.localization.search.measurements import Cost, LoopChange, Measurement, pareto_front
 from vllm_surgery.localization.settings import SearchSettings
 
 SETTINGS = SearchSettings(max_kl=0.05, max_perplexity=1.02)
@@ -35,24 +35,24 @@ def drift_of(kl: float, loss: float, tokens: int = 10) -> Drift:
 def test_answers_are_compared_one_by_one() -> None:
     base = [record("verbatim"), record("verbatim", "doom"), record(), record("decay")]
     other = [record(), record("verbatim"), record("doom"), record()]
-    found = Loops.of(base, other)
+    found = LoopChange.of(base, other)
     assert (found.answers, found.base, found.looped, found.rescued, found.newly) == (4, 3, 2, 2, 1)
     assert found.kinds == {"verbatim": (2, 1), "decay": (1, 0), "doom": (1, 1)}
 
 
 def test_a_loop_that_was_left_is_no_loop() -> None:
-    assert Loops.of([record("verbatim", outcome="escaped")], [record()]).base == 0
+    assert LoopChange.of([record("verbatim", outcome="escaped")], [record()]).base == 0
 
 
 def test_entries_are_of_all_answers_together() -> None:
     base = [record(text="one\ntwo\nthree\n"), record(text="one\n")]
-    assert Loops.of(base, [record(text="one\n"), record(text="one\n")]).entries == 0.5
+    assert LoopChange.of(base, [record(text="one\n"), record(text="one\n")]).entries == 0.5
 
 
 def test_entries_of_no_answer_say_nothing() -> None:
-    found = Loops.of([record(text="")], [record(text="one\n")])
+    found = LoopChange.of([record(text="")], [record(text="one\n")])
     assert math.isnan(found.entries)
-    assert Measure(A, found, None).excess(SETTINGS) == []
+    assert Measurement(A, found, None).excess(SETTINGS) == []
 
 
 def test_cost_is_a_token_over_all_texts() -> None:
@@ -72,10 +72,10 @@ def test_a_perplexity_beyond_any_float_is_infinite() -> None:
     assert Cost.of([drift_of(1.0, 1e5)], []).perplexity == math.inf
 
 
-def test_chances_that_a_float_cannot_tell_from_none_still_have_a_divergence() -> None:
+def test_probabilities_that_a_float_cannot_tell_from_none_still_have_a_divergence() -> None:
     """What a model says whose layer was silenced."""
-    base = Chances([1], [-0.1], [{1: -0.1, 2: -3.0}])
-    far = Chances([1], [-900.0], [{1: -900.0, 2: -0.01}])
+    base = TokenLogprobs([1], [-0.1], [{1: -0.1, 2: -3.0}])
+    far = TokenLogprobs([1], [-900.0], [{1: -900.0, 2: -0.01}])
     assert drift("t", base, far).kl == pytest.approx(math.exp(-0.1) * 899.9, rel=0.01)
 
 
@@ -95,7 +95,7 @@ def test_chances_that_a_float_cannot_tell_from_none_still_have_a_divergence() ->
         (measure_of(A, 0, None, entries=0.1), ["entries"]),
     ],
 )
-def test_what_costs_too_much_is_named(measure: Measure, excess: list[str]) -> None:
+def test_what_costs_too_much_is_named(measure: Measurement, excess: list[str]) -> None:
     assert measure.excess(SETTINGS) == excess
 
 
@@ -127,8 +127,8 @@ measures = st.lists(
 
 
 @given(measures)
-def test_the_front_is_exactly_what_nothing_beats(many: list[Measure]) -> None:
-    best = front(many)
+def test_the_front_is_exactly_what_nothing_beats(many: list[Measurement]) -> None:
+    best = pareto_front(many)
     known = [(one.kl, one.loops.looped) for one in many if one.kl is not None]
     unbeaten = {one for one in known if not any(o != one and o[0] <= one[0] and o[1] <= one[1] for o in known)}
     assert [(one.kl, one.loops.looped) for one in best] == sorted(unbeaten)

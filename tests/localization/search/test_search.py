@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from vllm_surgery.localization.candidates import Target
-    from vllm_surgery.localization.search.search import Found
+    from vllm_surgery.localization.search.search import SearchResult
     from vllm_surgery.model.checkpoint import ModelFolder
 
 pytestmark = pytest.mark.usefixtures("no_waiting_for_disks")
@@ -40,7 +40,7 @@ WHOLE = ANSWERS + 4
 """Answers of the closest look, tasks among them."""
 
 
-def units_of(found: Found) -> set[Target]:
+def units_of(found: SearchResult) -> set[Target]:
     assert found.best is not None, found.why_none
     return {target for target, _ in found.best.candidate.gains}
 
@@ -161,15 +161,15 @@ def test_singles_are_looked_at_in_full_before_their_share_is_gone(tmp_path: Path
 
 def test_looks_of_unequal_length_are_not_compared(tmp_path: Path, tiny: ModelFolder) -> None:
     settings, budget = settings_in(tmp_path), Budget()
-    lab = lab_in(tmp_path / "search", FakeModel(), settings, budget)
-    search = Search(lab, tiny.anatomy, settings, budget, lambda *_: every_single())
+    evaluator = lab_in(tmp_path / "search", FakeModel(), settings, budget)
+    search = Search(evaluator, tiny.anatomy, settings, budget, lambda *_: every_single())
     a, b, c = (candidate(neuron(0, index)) for index in range(3))
     whole, better, short = measure_of(a, 9, answers=24), measure_of(b, 5, answers=24), measure_of(c, 1, answers=6)
     assert search._ranked([short, whole, better]) == [better, whole, short]
 
 
 def test_the_parts_of_a_search_are_counted(tmp_path: Path, tiny: ModelFolder) -> None:
-    looks = search_in(tmp_path, FakeModel(causes=frozenset({CAUSE})), tiny, every_single()).looks
+    looks = search_in(tmp_path, FakeModel(causes=frozenset({CAUSE})), tiny, every_single()).evaluations
     assert looks["layers"] == LAYERS
     assert looks["singles"] == 24 + 8 + 3
     assert set(looks) >= {"gains", "pairs", "grown"}
@@ -180,7 +180,7 @@ def test_only_the_kinds_that_are_wanted_are_silenced(tmp_path: Path, tiny: Model
     assert (found.layers, found.kept) == ([], [])
 
 
-def plain(found: Found) -> Any:
+def plain(found: SearchResult) -> Any:
     return json.loads(json.dumps(found.to_data(), allow_nan=False))
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How far a patch moves a model's next-token chances on healthy text, over the full vocabulary.
+"""How far a patch moves a model's next-token probabilities on healthy text, over the full vocabulary.
 
 With transformers in float32 in this process, and no server, so that whole distributions can be compared. The edits are
 the planner's and the arithmetic is the package's own.
@@ -49,12 +49,12 @@ def exact_drifts(
 
     drifts: dict[str, list[Drift]] = {name: [] for name in patches}
     with torch.inference_mode():
-        for probe in tqdm(probes, desc="exact chances", unit="text", disable=quiet):
+        for probe in tqdm(probes, desc="exact probabilities", unit="text", disable=quiet):
             tokens, start = _encode(tokenizer, probe)
-            base = _log_chances(network, tokens, start)
+            base = _log_probabilities(network, tokens, start)
             for name, edits in plans.items():
                 with _patched(network, edits):
-                    after = _log_chances(network, tokens, start)
+                    after = _log_probabilities(network, tokens, start)
                 drifts[name].append(_drift(probe.id, base, after, tokens[0, start:]))
     return drifts
 
@@ -69,7 +69,7 @@ def _load(model: Path) -> tuple[Any, Any]:
         import transformers
     except ImportError:
         raise UsageError(
-            "exact chances need torch and transformers: install them, or vLLM, which brings them"
+            "exact probabilities need torch and transformers: install them, or vLLM, which brings them"
         ) from None
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(str(model))
@@ -88,7 +88,7 @@ def _encode(tokenizer: Any, probe: Probe) -> tuple[Any, int]:
     return whole, before.shape[1]
 
 
-def _log_chances(network: Any, tokens: Any, start: int) -> Any:
+def _log_probabilities(network: Any, tokens: Any, start: int) -> Any:
     return network(tokens).logits[0, start - 1 : -1].double().log_softmax(-1)
 
 
@@ -108,7 +108,9 @@ def _drift(text: str, base: Any, patched: Any, targets: Any) -> Drift:
 @contextmanager
 def _patched(network: Any, edits: Plan) -> Iterator[None]:
     for layer in edits.engine_masks():
-        raise UsageError(f"exact chances: transformers can't mask experts of layer {layer}, whose router has no bias")
+        raise UsageError(
+            f"exact probabilities: transformers can't mask experts of layer {layer}, whose router has no bias"
+        )
     tensors = {**dict(network.named_parameters()), **dict(network.named_buffers())}
     places = [(edit, *_place(tensors, edit)) for edit in edits.edits]
     originals = {name: tensors[name].data for _, name, _ in places}
@@ -137,7 +139,7 @@ def _place(tensors: Mapping[str, Any], edit: TensorEdit) -> tuple[str, int | Non
             alike = (other.layer, other.part.name) == (role.layer, role.part.name)
             if alike and tuple(tensor.shape[1:]) == edit.shape:
                 return name, role.expert
-    raise UsageError(f"exact chances: transformers calls {edit.tensor} by another name")
+    raise UsageError(f"exact probabilities: transformers calls {edit.tensor} by another name")
 
 
 def _edited(tensor: Any, edit: TensorEdit) -> Any:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an arm costs: answers that were right, ordinary requests, and how far chances move on healthy text."""
+"""Side effects of an arm: on tasks, on ordinary requests, and on next-token probabilities of healthy text."""
 
 from __future__ import annotations
 
@@ -58,11 +58,11 @@ class Ordinary:
 
 @dataclass(frozen=True)
 class Healthy:
-    """How far next-token chances move on healthy text, a token.
+    """How far next-token probabilities move on healthy text, a token.
 
     Attributes:
         kl: KL(unpatched || arm), nats a token, interval over texts.
-        rest: chance of what a server didn't tell and was taken together; 0 where the divergence is exact.
+        rest: probability of what a server didn't tell and was taken together; 0 where the divergence is exact.
         agreement: share of tokens for which both would have chosen the same.
     """
 

@@ -23,12 +23,12 @@ if TYPE_CHECKING:
 
 Numbers: TypeAlias = NDArray[np.float64]
 
-DRAWS = 10_000
+BOOTSTRAP_DRAWS = 10_000
 """Of a bootstrap: the ends of its interval then move by less than a tenth of a point from one seed to another."""
-SEED = 20261124
+BOOTSTRAP_SEED = 20261124
 """Of a bootstrap, so that a report can be made again to the digit."""
-EXACT_CLUSTERS = 16
-"""Up to so many probes all ways to flip their signs are gone through (65,536); beyond that `DRAWS` of them."""
+MAX_EXACT_CLUSTERS = 16
+"""Probes up to which all ways to flip their signs are gone through (65,536); beyond it `BOOTSTRAP_DRAWS` of them."""
 POWER = 0.8
 
 
@@ -98,7 +98,7 @@ def compare(before: Sequence[bool], after: Sequence[bool], clusters: Sequence[st
 
 
 def sign_flip(differences: Numbers) -> float:
-    """The two-sided p of the sign-flip test (Fisher 1935): how often chance signs give as large a sum.
+    """The two-sided p of the sign-flip test (Fisher 1935): how often random signs give as large a sum.
 
     Args:
         differences: one for each cluster.
@@ -107,15 +107,15 @@ def sign_flip(differences: Numbers) -> float:
     if not moved.size:
         return 1.0
     seen = float(abs(moved.sum())) - 1e-9
-    if moved.size <= EXACT_CLUSTERS:
+    if moved.size <= MAX_EXACT_CLUSTERS:
         bits = np.arange(2**moved.size)[:, None] >> np.arange(moved.size) & 1
         return float(np.mean(np.abs((1 - 2 * bits) @ moved) >= seen))
-    signs = np.random.default_rng(SEED).choice((-1.0, 1.0), (DRAWS, moved.size))
-    return float((1 + np.sum(np.abs(signs @ moved) >= seen)) / (1 + DRAWS))
+    signs = np.random.default_rng(BOOTSTRAP_SEED).choice((-1.0, 1.0), (BOOTSTRAP_DRAWS, moved.size))
+    return float((1 + np.sum(np.abs(signs @ moved) >= seen)) / (1 + BOOTSTRAP_DRAWS))
 
 
 def pairs_needed(rescued: float, newly: float, power: float = POWER) -> int | None:
-    """Pairs at which McNemar's test finds this at the usual 5 %, with chance `power` (Connor 1987).
+    """Pairs at which McNemar's test finds this at the usual 5 %, with probability `power` (Connor 1987).
 
     Args:
         rescued: share of the pairs that change one way.
@@ -138,7 +138,7 @@ def ratio_over_groups(sums: Sequence[float], counts: Sequence[int]) -> Estimate:
         counts: of each group's tokens.
     """
     totals, sizes = np.asarray(sums, float), np.asarray(counts, float)
-    drawn = _drawn(len(totals))
+    drawn = _resamples(len(totals))
     return _interval(float(totals.sum() / sizes.sum()), (drawn @ totals) / (drawn @ sizes))
 
 
@@ -151,7 +151,7 @@ def _sums(before: Sequence[bool], after: Sequence[bool], clusters: Sequence[str]
 
 
 def _bootstrap(first: Numbers, second: Numbers, sizes: Numbers) -> tuple[Estimate, Estimate]:
-    drawn = _drawn(len(sizes))
+    drawn = _resamples(len(sizes))
     before, after, pairs = drawn @ first, drawn @ second, drawn @ sizes
     difference = _interval(float((second.sum() - first.sum()) / sizes.sum()), (after - before) / pairs)
     if not first.sum():
@@ -165,9 +165,13 @@ def _bootstrap(first: Numbers, second: Numbers, sizes: Numbers) -> tuple[Estimat
 
 
 @lru_cache(maxsize=16)
-def _drawn(clusters: int) -> Numbers:
+def _resamples(clusters: int) -> Numbers:
     """How often each cluster was drawn, for each draw: the same for every comparison of as many."""
-    return np.random.default_rng(SEED).multinomial(clusters, np.full(clusters, 1 / clusters), DRAWS).astype(float)
+    return (
+        np.random.default_rng(BOOTSTRAP_SEED)
+        .multinomial(clusters, np.full(clusters, 1 / clusters), BOOTSTRAP_DRAWS)
+        .astype(float)
+    )
 
 
 def _interval(value: float, draws: Numbers) -> Estimate:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from vllm_surgery.evaluation.arms import Arm
-    from vllm_surgery.evaluation.backends.base import Chances
+    from vllm_surgery.evaluation.backends.base import TokenLogprobs
     from vllm_surgery.evaluation.probes import Probe, Use
     from vllm_surgery.evaluation.records import Record
     from vllm_surgery.evaluation.trial import Trial
@@ -27,7 +27,7 @@ JUDGED = "judged"
 """What the group is called that the verdict is about."""
 
 
-class Place(NamedTuple):
+class PairKey(NamedTuple):
     """An answer, but for its arm: what answers of two arms are paired by."""
 
     cell: str
@@ -95,7 +95,7 @@ class Summary:
 def summarize(
     trial: Trial,
     records: Sequence[Record],
-    chances: Mapping[tuple[str, str, str], Chances],
+    logprobs: Mapping[tuple[str, str, str], TokenLogprobs],
     exact: Mapping[str, Healthy] | None = None,
     *,
     run_code: bool = False,
@@ -105,12 +105,12 @@ def summarize(
     Args:
         trial: what was asked.
         records: the answers. Where some are missing, only those are judged that all arms have.
-        chances: of healthy text, by arm, set and probe.
+        logprobs: of healthy text, by arm, set and probe.
         exact: healthy text with whole distributions, by arm.
         run_code: whether code in answers may be run, in a process with limits.
     """
     answers = _Answers(trial, records)
-    arms = [_arm(answers, arm, chances, (exact or {}).get(arm.name), run_code) for arm in trial.arms]
+    arms = [_arm(answers, arm, logprobs, (exact or {}).get(arm.name), run_code) for arm in trial.arms]
     expected = sum(len(trial.jobs(arm)) for arm in trial.arms)
     summary = Summary(
         trial.about, trial.protocol.model_dump(exclude_none=True), answers.count, expected, RULE, arms, {}
@@ -130,24 +130,24 @@ class _Answers:
     def __init__(self, trial: Trial, records: Sequence[Record]) -> None:
         self.trial, self.count = trial, len(records)
         self._probes = {(name, probe.id): probe for name, one in trial.sets.items() for probe in one.probes}
-        by_arm: dict[str, dict[Place, Record]] = {arm.name: {} for arm in trial.arms}
+        by_arm: dict[str, dict[PairKey, Record]] = {arm.name: {} for arm in trial.arms}
         for record in records:
-            by_arm[record.key.arm][Place(*record.key[1:])] = record
-        places = [Place(*job.key[1:]) for job in trial.jobs(trial.arms[0])]
+            by_arm[record.key.arm][PairKey(*record.key[1:])] = record
+        places = [PairKey(*job.key[1:]) for job in trial.jobs(trial.arms[0])]
         self.places = [place for place in places if all(place in answers for answers in by_arm.values())]
         self._by_arm = by_arm
 
-    def probe(self, place: Place) -> Probe:
+    def probe(self, place: PairKey) -> Probe:
         return self._probes[place.set, place.probe]
 
-    def use(self, place: Place) -> Use:
+    def use(self, place: PairKey) -> Use:
         return self.trial.sets[place.set].use
 
     def of(self, arm: str, group: str) -> list[Record]:
         """An arm's answers of a group, in the same order for all arms."""
         return [self._by_arm[arm][place] for place in self.group(group)]
 
-    def group(self, group: str) -> list[Place]:
+    def group(self, group: str) -> list[PairKey]:
         """The places of a group: `JUDGED`, a ``cell/set``, or a ``set/probe`` with a colon before it."""
         return [place for place in self.places if self._belongs(place, group)]
 
@@ -156,18 +156,18 @@ class _Answers:
         found = {f"{place.cell}/{place.set}": None for place in self.places if self.use(place) == "loops"}
         return [group for group in (JUDGED, *found) if self.group(group)]
 
-    def with_use(self, *uses: Use) -> dict[str, list[Place]]:
+    def with_use(self, *uses: Use) -> dict[str, list[PairKey]]:
         """The places of each set with one of these uses."""
-        sets: dict[str, list[Place]] = {}
+        sets: dict[str, list[PairKey]] = {}
         for place in self.places:
             if self.use(place) in uses:
                 sets.setdefault(place.set, []).append(place)
         return sets
 
-    def at(self, arm: str, places: Sequence[Place]) -> list[Record]:
+    def at(self, arm: str, places: Sequence[PairKey]) -> list[Record]:
         return [self._by_arm[arm][place] for place in places]
 
-    def _belongs(self, place: Place, group: str) -> bool:
+    def _belongs(self, place: PairKey, group: str) -> bool:
         if self.use(place) != "loops":
             return False
         if group == JUDGED:
@@ -188,7 +188,7 @@ class _Answers:
 def _arm(
     answers: _Answers,
     arm: Arm,
-    chances: Mapping[tuple[str, str, str], Chances],
+    logprobs: Mapping[tuple[str, str, str], TokenLogprobs],
     exact: Healthy | None,
     run_code: bool,
 ) -> ArmSummary:
@@ -213,13 +213,13 @@ def _arm(
             for name, places in answers.with_use("short", "skills").items()
         },
         ordinary=_ordinary(answers, arm.name),
-        healthy=_healthy(answers.trial, arm.name, chances),
+        healthy=_healthy(answers.trial, arm.name, logprobs),
         exact=exact,
     )
 
 
 def _by_probe(answers: _Answers, arm: str) -> dict[str, Rates]:
-    found: dict[str, list[Place]] = {}
+    found: dict[str, list[PairKey]] = {}
     for name, places in answers.with_use("loops").items():
         for place in places:
             half = answers.probe(place).half
@@ -232,9 +232,9 @@ def _ordinary(answers: _Answers, arm: str) -> Ordinary | None:
     return ordinary(answers.at(UNPATCHED, places), answers.at(arm, places)) if places else None
 
 
-def _healthy(trial: Trial, arm: str, chances: Mapping[tuple[str, str, str], Chances]) -> Healthy | None:
+def _healthy(trial: Trial, arm: str, logprobs: Mapping[tuple[str, str, str], TokenLogprobs]) -> Healthy | None:
     keys = [(name, probe.id) for name in trial.protocol.text for probe in trial.sets[name].probes]
-    pairs = [(chances.get((UNPATCHED, *key)), chances.get((arm, *key)), key[1]) for key in keys]
+    pairs = [(logprobs.get((UNPATCHED, *key)), logprobs.get((arm, *key)), key[1]) for key in keys]
     drifts = [drift(text, base, other) for base, other, text in pairs if base is not None and other is not None]
     return healthy(drifts) if drifts and len(drifts) == len(keys) and arm != UNPATCHED else None
 

@@ -17,9 +17,11 @@ if TYPE_CHECKING:
 
 Word: TypeAlias = Literal["fewer loops", "fewer loops, at a cost", "more loops", "no effect shown"]
 
-LEAST = 0.03
-"""Three points: a smaller gain is no reason to ship an edit, a smaller loss none to refuse one. (As Weights Warden.)"""
-ENTRIES = 0.75
+MIN_RATE_DROP = 0.03
+"""Three points of the loop rate: a smaller gain is no reason to ship an edit. (As Weights Warden.)"""
+MAX_TASK_LOSS = 0.03
+"""Of all tasks: a smaller loss is no reason to refuse an edit."""
+MIN_ENTRIES_RATIO = 0.75
 """An answer that stops after two entries has no loop either. A quarter less is what a cure may cost lists."""
 
 RULE = (
@@ -89,7 +91,7 @@ def judge(evidence: Evidence) -> Verdict:
 def _falls(ends: Paired) -> Condition:
     found = ends.difference
     says = f"the rate changes by {_points(found.value)} ({_range(found)})"
-    return Condition(f"(1) {says}", found.value <= -LEAST and found.high < 0)
+    return Condition(f"(1) {says}", found.value <= -MIN_RATE_DROP and found.high < 0)
 
 
 def _falls_too(ever: Paired) -> Condition:
@@ -109,7 +111,9 @@ def _keeps_tasks(tasks: Sequence[Tasks]) -> Condition:
     lost, won = (sum(len(part) for part in parts) for parts in ([t.lost for t in tasks], [t.won for t in tasks]))
     if not total:
         return Condition("(4) no short lists or skills were asked", None)
-    return Condition(f"(4) of {total} short lists and skills {lost} lost, {won} won", lost - won <= LEAST * total)
+    return Condition(
+        f"(4) of {total} short lists and skills {lost} lost, {won} won", lost - won <= MAX_TASK_LOSS * total
+    )
 
 
 def _keeps_ordinary(ordinary: tuple[Ordinary, Ordinary] | None) -> Condition:
@@ -122,7 +126,7 @@ def _keeps_ordinary(ordinary: tuple[Ordinary, Ordinary] | None) -> Condition:
 
 def _keeps_entries(before: Rates, after: Rates) -> Condition:
     says = f"the middle answer has {after.entries:g} different entries instead of {before.entries:g}"
-    return Condition(f"(6) {says}", after.entries >= ENTRIES * before.entries)
+    return Condition(f"(6) {says}", after.entries >= MIN_ENTRIES_RATIO * before.entries)
 
 
 def _range(found: Estimate) -> str:

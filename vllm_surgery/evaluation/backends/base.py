@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from vllm_surgery.evaluation.records import Key
 
 
-TOP = 20
+TOP_LOGPROBS = 20
 """Likeliest tokens asked for at each place: as many as a server gives that was started without ``--max-logprobs``."""
 
 
@@ -42,8 +42,8 @@ class Completion:
 
 
 @dataclass(frozen=True)
-class Chances:
-    """The chances of a text's tokens, one after another.
+class TokenLogprobs:
+    """Log-probabilities of a text's tokens, one after another.
 
     Attributes:
         targets: the text's tokens.
@@ -57,7 +57,7 @@ class Chances:
 
 
 @dataclass(frozen=True)
-class ModelFacts:
+class EngineFacts:
     """What answers.
 
     Attributes:
@@ -76,7 +76,7 @@ class ModelFacts:
 class Backend(Protocol):
     """Answers, under one arm at a time."""
 
-    def facts(self) -> ModelFacts:
+    def facts(self) -> EngineFacts:
         """What answers."""
 
     def serve(self, arm: Arm) -> str | None:
@@ -93,8 +93,8 @@ class Backend(Protocol):
             SurgeryError: one couldn't be answered, or somebody else changed what is served.
         """
 
-    def chances(self, prompt: str, reply: str) -> Chances:
-        """The chances of `reply` as the answer to `prompt`.
+    def logprobs(self, prompt: str, reply: str) -> TokenLogprobs:
+        """Token log-probabilities of `reply` as the answer to `prompt`.
 
         Raises:
             SurgeryError: it can't say.

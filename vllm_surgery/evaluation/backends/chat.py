@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Asking one vLLM server over HTTP: answers with their token ids, chances of given text, and what it serves."""
+"""Client of one vLLM server's OpenAI-compatible API: answers with their token ids, log-probabilities, and its model."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 
 from vllm_surgery.errors import ServerError, UsageError, one_line
-from vllm_surgery.evaluation.backends.base import TOP, Chances, Completion, ModelFacts
+from vllm_surgery.evaluation.backends.base import TOP_LOGPROBS, Completion, EngineFacts, TokenLogprobs
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -39,7 +39,7 @@ class Chat:
         self._headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
         self._base = url.rstrip("/").removesuffix("/v1")
         self._wanted = model
-        self._facts: ModelFacts | None = None
+        self._facts: EngineFacts | None = None
         with self._network_errors():
             self._http = httpx.Client(base_url=self._base, headers=self._headers, timeout=_TIMEOUT)
 
@@ -47,7 +47,7 @@ class Chat:
         """Closes its connections."""
         self._http.close()
 
-    def facts(self) -> ModelFacts:
+    def facts(self) -> EngineFacts:
         """The model, and what serves it. Asked once.
 
         Raises:
@@ -57,7 +57,7 @@ class Chat:
             self._facts = self._ask_facts()
         return self._facts
 
-    def _ask_facts(self) -> ModelFacts:
+    def _ask_facts(self) -> EngineFacts:
         listed = self._ask("GET", "/v1/models")
         models = {
             str(model["id"]): model for model in _list(listed, "data") if isinstance(model, dict) and "id" in model
@@ -71,7 +71,7 @@ class Chat:
             version = f"vLLM {self._ask('GET', '/version')['version']}"
         except (UsageError, ServerError, KeyError, TypeError):
             version = "unknown"
-        return ModelFacts(name, str(models[name].get("root") or name), models[name].get("max_model_len"), version)
+        return EngineFacts(name, str(models[name].get("root") or name), models[name].get("max_model_len"), version)
 
     def complete(self, prompt: str, sampling: Mapping[str, Any]) -> Completion:
         """The answer to one chat request.
@@ -114,22 +114,22 @@ class Chat:
             raise UsageError(f"{self.url}: gives no token ids (`return_token_ids`), which loops are looked for in")
         return Completion(text, tokens, finish)
 
-    def chances(self, prompt: str, reply: str) -> Chances:
-        """The chances of a reply, token by token, without the token that ends it.
+    def logprobs(self, prompt: str, reply: str) -> TokenLogprobs:
+        """Log-probabilities of a reply, token by token, without the token that ends it.
 
         Raises:
             UsageError, ServerError: as with `complete`.
         """
         start = self._tokens({"messages": [{"role": "user", "content": prompt}], "add_generation_prompt": True})
         targets = self._tokens({"prompt": reply, "add_special_tokens": False})
-        body = {"model": self.facts().name, "prompt": start + targets, "max_tokens": 1, "prompt_logprobs": TOP}
+        body = {"model": self.facts().name, "prompt": start + targets, "max_tokens": 1, "prompt_logprobs": TOP_LOGPROBS}
         answer = self._ask("POST", "/v1/completions", {**body, "temperature": 0})
         try:
             steps = answer["choices"][0]["prompt_logprobs"][len(start) :]
             tops = [{int(token): float(entry["logprob"]) for token, entry in step.items()} for step in steps]
-            return Chances(targets, [top[token] for token, top in zip(targets, tops, strict=True)], tops)
+            return TokenLogprobs(targets, [top[token] for token, top in zip(targets, tops, strict=True)], tops)
         except (KeyError, IndexError, TypeError, AttributeError, ValueError):
-            raise UsageError(f"{self.url}: gives no chances of a prompt (`prompt_logprobs`)") from None
+            raise UsageError(f"{self.url}: gives no log-probabilities of a prompt (`prompt_logprobs`)") from None
 
     def _tokens(self, body: Mapping[str, Any]) -> list[int]:
         tokens = self._ask("POST", "/tokenize", {"model": self.facts().name, **body})

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from vllm_surgery.engine.offline import engine_version, sampling_params, swap_patches
 from vllm_surgery.errors import UsageError
-from vllm_surgery.evaluation.backends.base import TOP, Chances, Completion, ModelFacts
+from vllm_surgery.evaluation.backends.base import TOP_LOGPROBS, Completion, EngineFacts, TokenLogprobs
 from vllm_surgery.patch.format import Patch
 from vllm_surgery.patch.patch_set import PatchSet, SourcedPatch
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from vllm_surgery.evaluation.arms import Arm
     from vllm_surgery.evaluation.backends.base import Job
 
-BATCH = 64
+ANSWERS_PER_BATCH = 64
 """Answers that are made together, and lost together by a kill."""
 
 
@@ -32,10 +32,12 @@ class OfflineBackend:
     def __init__(self, llm: Any) -> None:
         self._llm = llm
 
-    def facts(self) -> ModelFacts:
+    def facts(self) -> EngineFacts:
         """The engine's model."""
         config = self._llm.llm_engine.vllm_config.model_config
-        return ModelFacts(str(config.served_model_name), config.model, config.max_model_len, f"vLLM {engine_version()}")
+        return EngineFacts(
+            str(config.served_model_name), config.model, config.max_model_len, f"vLLM {engine_version()}"
+        )
 
     def serve(self, arm: Arm) -> str | None:
         """Swaps.
@@ -53,7 +55,7 @@ class OfflineBackend:
         """Answers batches."""
         for thinking in dict.fromkeys(_template_options(job) for job in jobs):
             alike = iter([job for job in jobs if _template_options(job) == thinking])
-            while batch := list(islice(alike, BATCH)):
+            while batch := list(islice(alike, ANSWERS_PER_BATCH)):
                 yield list(zip(batch, self._answer(batch, dict(thinking)), strict=True))
 
     def _answer(self, jobs: Sequence[Job], template: dict[str, Any]) -> list[Completion]:
@@ -67,14 +69,14 @@ class OfflineBackend:
         said = [output.outputs[0] for output in outputs]
         return [Completion(one.text, list(one.token_ids), str(one.finish_reason)) for one in said]
 
-    def chances(self, prompt: str, reply: str) -> Chances:
-        """Asks the engine for the chances of a prompt."""
+    def logprobs(self, prompt: str, reply: str) -> TokenLogprobs:
+        """Asks the engine for the log-probabilities of a reply."""
         before, targets = self.tokens_before(prompt), self.encode(reply)
-        sampling = sampling_params(max_tokens=1, temperature=0, prompt_logprobs=TOP)
+        sampling = sampling_params(max_tokens=1, temperature=0, prompt_logprobs=TOP_LOGPROBS)
         (output,) = self._llm.generate([{"prompt_token_ids": before + targets}], sampling, use_tqdm=False)
         steps = output.prompt_logprobs[len(before) :]
         tops = [{token: float(entry.logprob) for token, entry in step.items()} for step in steps]
-        return Chances(targets, [top[token] for token, top in zip(targets, tops, strict=True)], tops)
+        return TokenLogprobs(targets, [top[token] for token, top in zip(targets, tops, strict=True)], tops)
 
     def tokens_before(self, prompt: str) -> list[int]:
         """The tokens of a prompt with the chat template around it, up to where the answer begins."""

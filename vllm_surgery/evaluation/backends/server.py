@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 
     from vllm_surgery.client.protocol import ServerState
     from vllm_surgery.evaluation.arms import Arm
-    from vllm_surgery.evaluation.backends.base import Chances, Completion, Job, ModelFacts
+    from vllm_surgery.evaluation.backends.base import Completion, EngineFacts, Job, TokenLogprobs
 
-    Answering: TypeAlias = asyncio.Task[tuple[Job, Completion]]
+    AnswerTask: TypeAlias = asyncio.Task[tuple[Job, Completion]]
 
-SETTLE = 16
+ANSWERS_PER_EPOCH_CHECK = 16
 """Answers after which the server is asked whether it still serves the arm. What a kill loses is this much."""
 
 
@@ -45,7 +45,7 @@ class HttpBackend:
         self._before: ServerState | None = None
         self._swapped = False
 
-    def facts(self) -> ModelFacts:
+    def facts(self) -> EngineFacts:
         """The model of the trial's own server."""
         return self._chat_at(self._url).facts()
 
@@ -98,7 +98,7 @@ class HttpBackend:
         """Asks several at a time. Those that came before an error are still given."""
         done: list[tuple[Job, Completion]] = []
         error: SurgeryError | None = None
-        left: set[Answering] = set()
+        left: set[AnswerTask] = set()
         with asyncio.Runner() as runner:
             http = self._chat.open_async(self._concurrency)
             try:
@@ -107,7 +107,7 @@ class HttpBackend:
                     ended, left = runner.run(_first(left))
                     done += [task.result() for task in ended if task.exception() is None]
                     error = next((_surgery_error(task) for task in ended if task.exception() is not None), None)
-                    if len(done) >= SETTLE:
+                    if len(done) >= ANSWERS_PER_EPOCH_CHECK:
                         yield self._settled(done)
                         done = []
             finally:
@@ -117,7 +117,7 @@ class HttpBackend:
         if error is not None:
             raise error
 
-    async def _start(self, http: httpx.AsyncClient, jobs: Sequence[Job]) -> set[Answering]:
+    async def _start(self, http: httpx.AsyncClient, jobs: Sequence[Job]) -> set[AnswerTask]:
         free = asyncio.Semaphore(self._concurrency)
         return {asyncio.create_task(self._one(http, free, job)) for job in jobs}
 
@@ -125,11 +125,11 @@ class HttpBackend:
         async with free:
             return job, await self._chat.complete_among(http, job.prompt, job.sampling)
 
-    def chances(self, prompt: str, reply: str) -> Chances:
-        """Asks for the chances of a prompt."""
-        chances = self._chat.chances(prompt, reply)
+    def logprobs(self, prompt: str, reply: str) -> TokenLogprobs:
+        """Asks for the log-probabilities of a reply."""
+        logprobs = self._chat.logprobs(prompt, reply)
         self._settled([])
-        return chances
+        return logprobs
 
     def close(self) -> None:
         """Closes all connections."""
@@ -157,11 +157,11 @@ class HttpBackend:
         return self._chats[url]
 
 
-async def _first(tasks: set[Answering]) -> tuple[set[Answering], set[Answering]]:
+async def _first(tasks: set[AnswerTask]) -> tuple[set[AnswerTask], set[AnswerTask]]:
     return await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
 
 
-async def _give_up(left: set[Answering], http: httpx.AsyncClient) -> None:
+async def _give_up(left: set[AnswerTask], http: httpx.AsyncClient) -> None:
     """Ends requests, so that the server stops working on them; what becomes of them is of no interest any more."""
     for task in left:
         task.cancel()
@@ -169,7 +169,7 @@ async def _give_up(left: set[Answering], http: httpx.AsyncClient) -> None:
     await http.aclose()
 
 
-def _surgery_error(task: Answering) -> SurgeryError:
+def _surgery_error(task: AnswerTask) -> SurgeryError:
     """The error of a request that a user can understand; others go on as they are."""
     error = task.exception()
     if not isinstance(error, SurgeryError):

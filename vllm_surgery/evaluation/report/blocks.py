@@ -49,7 +49,7 @@ class Examples:
     pairs: list[Example]
 
 
-Block: TypeAlias = Words | Table | Figure | Examples
+ReportBlock: TypeAlias = Words | Table | Figure | Examples
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Section:
     """A headline and what stands under it."""
 
     title: str
-    blocks: list[Block]
+    blocks: list[ReportBlock]
 
 
 def markdown(title: str, sections: Sequence[Section]) -> str:
@@ -70,7 +70,7 @@ def markdown(title: str, sections: Sequence[Section]) -> str:
     return "\n".join(lines).rstrip() + "\n"
 
 
-def _lines(block: Block) -> list[str]:
+def _lines(block: ReportBlock) -> list[str]:
     if isinstance(block, Words):
         gap = [""] if block.text and block.points else []
         return [*filter(None, [block.text]), *gap, *(f"- {point}" for point in block.points)]

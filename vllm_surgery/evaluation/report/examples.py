@@ -15,11 +15,11 @@ if TYPE_CHECKING:
     from vllm_surgery.evaluation.records import Record
     from vllm_surgery.evaluation.trial import Trial
 
-EACH = 2
+EXAMPLES_PER_SORT = 2
 """Examples of each sort for each patch: enough to see what the figures are about."""
-SHOWN = 700
+CHARACTERS_SHOWN = 700
 """Characters of an answer that are shown: what loops says no more after them."""
-BEFORE = 150
+CHARACTERS_BEFORE_LOOP = 150
 """Of them before the loop begins, where it begins late."""
 
 
@@ -66,7 +66,7 @@ def examples(trial: Trial, records: Sequence[Record]) -> Iterator[Example]:
             if first is None or second is None or trial.sets[job.key.set].use != "loops":
                 continue
             sort = _sort(loops(first), loops(second))
-            if sort is not None and seen[sort] < EACH:
+            if sort is not None and seen[sort] < EXAMPLES_PER_SORT:
                 seen[sort] += 1
                 yield Example(sort, job.prompt, job.key.cell, job.key.seed, (_side(first), _side(second)))
 
@@ -81,9 +81,16 @@ def _side(record: Record) -> Side:
     loop = min(record.loops, key=lambda found: found.onset, default=None)
     end = "ended by itself" if record.finish == "stop" else "cut by the budget"
     if loop is None:
-        return Side(record.key.arm, f"no loop, {len(record.token_ids)} tokens, {end}", record.text[:SHOWN], "")
+        return Side(
+            record.key.arm, f"no loop, {len(record.token_ids)} tokens, {end}", record.text[:CHARACTERS_SHOWN], ""
+        )
     said = f"{loop.kind} loop from token {loop.onset}, {loop.copies:.0f} copies of {loop.period}, {loop.outcome}; {end}"
     place = min(loop.first_copy, len(record.text))
-    start = max(0, loop.start - BEFORE)
+    start = max(0, loop.start - CHARACTERS_BEFORE_LOOP)
     before = ("\u2026" if start else "") + record.text[start:place]
-    return Side(record.key.arm, said, before[:SHOWN], record.text[place : place + max(0, SHOWN - len(before))])
+    return Side(
+        record.key.arm,
+        said,
+        before[:CHARACTERS_SHOWN],
+        record.text[place : place + max(0, CHARACTERS_SHOWN - len(before))],
+    )

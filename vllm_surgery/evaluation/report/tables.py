@@ -15,11 +15,11 @@ if TYPE_CHECKING:
     from vllm_surgery.evaluation.analysis.statistics import Paired
     from vllm_surgery.evaluation.analysis.summary import Summary
     from vllm_surgery.evaluation.arms import Arm
-    from vllm_surgery.evaluation.report.blocks import Block
+    from vllm_surgery.evaluation.report.blocks import ReportBlock
     from vllm_surgery.intervals import Estimate
 
 _UNITS_SHOWN = 3
-_LEAST_P = 0.001
+_MIN_P = 0.001
 
 
 def arms_table(summary: Summary) -> Table:
@@ -52,32 +52,32 @@ def against_table(summary: Summary, group: str) -> Table:
     return Table([*head, "needed", "difference, ever in a loop"], rows)
 
 
-def tasks_table(summary: Summary) -> list[Block]:
+def tasks_table(summary: Summary) -> list[ReportBlock]:
     """Short lists and skills."""
-    blocks: list[Block] = []
+    blocks: list[ReportBlock] = []
     for name, first in summary.arms[0].tasks.items():
         rows = [[one.arm.name, *_tasks(one.tasks[name])] for one in summary.arms]
         blocks += [Words(f"**{name}**: {first.tasks} tasks with a known answer"), Table(_TASKS_HEAD, rows)]
     return blocks
 
 
-def ordinary_table(summary: Summary) -> list[Block]:
+def ordinary_table(summary: Summary) -> list[ReportBlock]:
     """Ordinary requests."""
     rows = [[one.arm.name, *_ordinary(one.ordinary)] for one in summary.arms if one.ordinary is not None]
     head = ["arm", "answers", "end in a loop", "ever in a loop", "mean tokens", "length", "cut by budget", "same text"]
     return [Words("**healthy prompts**: ordinary requests"), Table(head, rows)] if rows else []
 
 
-def healthy_table(summary: Summary) -> list[Block]:
-    """Next-token chances on healthy text."""
+def healthy_table(summary: Summary) -> list[ReportBlock]:
+    """Next-token probabilities on healthy text."""
     exact = [[one.arm.name, *_healthy(one.exact)] for one in summary.arms if one.exact is not None]
     told = [[one.arm.name, *_healthy(one.healthy)] for one in summary.arms if one.healthy is not None]
-    blocks: list[Block] = []
+    blocks: list[ReportBlock] = []
     if told:
         note = (
-            "**chances on healthy text**, as the server tells them: the likeliest tokens of each place; the others "
-            "are taken together (`rest`: their chance, on average), so the divergence is a lower bound. Perplexity "
-            "is exact."
+            "**next-token probabilities on healthy text**, as the server tells them: the likeliest tokens of each "
+            "place; the others are taken together (`rest`: their probability, on average), so the divergence is a "
+            "lower bound. Perplexity is exact."
         )
         blocks += [Words(note), Table(_HEALTHY_HEAD, told)]
     if exact:
@@ -171,4 +171,4 @@ def _ratio(found: Estimate) -> str:
 
 
 def _p(value: float) -> str:
-    return f"{value:.3f}" if value >= _LEAST_P else f"< {_LEAST_P}"
+    return f"{value:.3f}" if value >= _MIN_P else f"< {_MIN_P}"

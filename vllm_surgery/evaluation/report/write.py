@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from vllm_surgery.evaluation.analysis.summary import Summary
     from vllm_surgery.evaluation.records import Record
-    from vllm_surgery.evaluation.report.blocks import Block, Table
+    from vllm_surgery.evaluation.report.blocks import ReportBlock, Table
     from vllm_surgery.evaluation.trial import Trial
 
 _GROUPS = {JUDGED: "All that the verdict is about"}
@@ -135,7 +135,7 @@ def _known(about: Mapping[str, Any], name: str) -> str:
 def _verdicts(summary: Summary) -> Section:
     if not any(one.arm.kind == "patch" for one in summary.arms):
         return Section("Verdict", [])
-    blocks: list[Block] = [Words(f"The rule, stated before any answer was seen: {summary.rule}")]
+    blocks: list[ReportBlock] = [Words(f"The rule, stated before any answer was seen: {summary.rule}")]
     if not summary.complete:
         blocks.append(Words("**No verdict**: answers are missing."))
     marks = {True: "holds", False: "doesn't hold", None: "not asked"}
@@ -145,9 +145,9 @@ def _verdicts(summary: Summary) -> Section:
     return Section("Verdict", blocks)
 
 
-def _by_group(summary: Summary, table: Callable[[Summary, str], Table]) -> list[Block]:
+def _by_group(summary: Summary, table: Callable[[Summary, str], Table]) -> list[ReportBlock]:
     """A table for each group of answers, below its name."""
-    blocks: list[Block] = []
+    blocks: list[ReportBlock] = []
     for group in summary.arms[0].rates:
         blocks += [Words(f"**{_GROUPS.get(group, group)}**"), table(summary, group)]
     return blocks
@@ -186,7 +186,7 @@ def _against(summary: Summary) -> Section:
 
 
 def _side_effects(summary: Summary) -> Section:
-    blocks: list[Block] = []
+    blocks: list[ReportBlock] = []
     for make in (tasks_table, ordinary_table, healthy_table):
         blocks += make(summary)
     return Section("Side effects", blocks)

@@ -79,7 +79,7 @@ class Activity:
 
 
 @dataclass(frozen=True, eq=False)
-class Seen:
+class PassageMeans:
     """One passage's means of one layer: ``[quantities, 2, units]``, before and inside the loop.
 
     Attributes:
@@ -105,14 +105,14 @@ def measure_activity(llm: Any, passages: Sequence[Passage]) -> Activity:
     _check(passages)
     from vllm_surgery.localization.ranking.read_engine import read_passage
 
-    seen: dict[UnitBlock, list[Seen]] = defaultdict(list)
+    seen: dict[UnitBlock, list[PassageMeans]] = defaultdict(list)
     for passage in passages:
         for block, values in read_passage(llm, passage).items():
-            seen[block].append(Seen(values, bool(passage.after)))
+            seen[block].append(PassageMeans(values, bool(passage.after)))
     return summarise(seen, passages)
 
 
-def summarise(seen: Mapping[UnitBlock, Sequence[Seen]], passages: Sequence[Passage]) -> Activity:
+def summarise(seen: Mapping[UnitBlock, Sequence[PassageMeans]], passages: Sequence[Passage]) -> Activity:
     """The means over passages, of what each showed by kind and layer."""
     return Activity(
         {layer: _neurons(each) for (kind, layer), each in sorted(seen.items()) if kind == "neurons"},
@@ -129,12 +129,12 @@ def _check(passages: Sequence[Passage]) -> None:
         raise UsageError("a transcript has nothing before its loop")
 
 
-def _neurons(seen: Sequence[Seen]) -> NeuronActivity:
+def _neurons(seen: Sequence[PassageMeans]) -> NeuronActivity:
     before, after = _averages(seen)
     return NeuronActivity(before[0], after[0], before[1], after[1], _agreement(seen))
 
 
-def _experts(seen: Sequence[Seen]) -> ExpertActivity:
+def _experts(seen: Sequence[PassageMeans]) -> ExpertActivity:
     before, after = _averages(seen)
     norms = len(before) > 1
     return ExpertActivity(
@@ -146,7 +146,7 @@ def _experts(seen: Sequence[Seen]) -> ExpertActivity:
     )
 
 
-def _averages(seen: Sequence[Seen]) -> tuple[Values, Values]:
+def _averages(seen: Sequence[PassageMeans]) -> tuple[Values, Values]:
     """``[quantities, units]`` before and inside."""
     return (
         _mean([each.values[:, 0] for each in seen]),
@@ -154,7 +154,7 @@ def _averages(seen: Sequence[Seen]) -> tuple[Values, Values]:
     )
 
 
-def _agreement(seen: Sequence[Seen]) -> Values:
+def _agreement(seen: Sequence[PassageMeans]) -> Values:
     """By the last quantity: the size, the norm, or the frequency where that is all."""
     rises = [each.values[-1, 1] > each.values[-1, 0] for each in seen if each.loops]
     return _mean(rises)

@@ -41,7 +41,7 @@ class Gradients:
         margins: of each block ``[transcripts, units]``: how the log-odds of the token that came, over all other tokens,
             grow with the gain, as the mean over rows inside the loop. In nats.
         sensitivities: of each block ``[units]``: the diagonal of the Fisher information of the next token on healthy
-            text, a token. A change d of one gain moves the model's chances by a KL divergence of about
+            text, a token. A change d of one gain moves the model's distribution by a KL divergence of about
             ``sensitivity * d ** 2 / 2`` nats a token.
         right: of each block ``[answers, units]``: how the log-likelihood of a right answer grows with the gain, in
             nats. What is certain anyway hardly counts in it, what may flip does.
@@ -112,15 +112,15 @@ def _margins(gained: GainedNetwork, passage: Passage, where: str) -> dict[UnitBl
 
 def _likelihood(gained: GainedNetwork, passage: Passage, where: str) -> dict[UnitBlock, NDArray[np.float32]]:
     rows = list(passage.before)
-    chances = gained.logits(passage.tokens, rows).log_softmax(-1)
-    came = _next_tokens(passage, rows, chances)
-    return _gradients(gained, chances.gather(-1, came[:, None]).sum(), where)
+    logprobs = gained.logits(passage.tokens, rows).log_softmax(-1)
+    came = _next_tokens(passage, rows, logprobs)
+    return _gradients(gained, logprobs.gather(-1, came[:, None]).sum(), where)
 
 
 def log_odds(logits: Any, tokens: Any) -> Any:
-    """Of each row, the log of the chance of its token over that of all others together.
+    """Of each row, the log of the probability of its token over that of all others together.
 
-    Inside a loop the chance comes close to 1, where its logarithm hardly moves; the odds don't saturate.
+    Inside a loop the probability comes close to 1, where its logarithm hardly moves; the odds don't saturate.
     """
     score = logits.gather(-1, tokens[:, None])
     others = logits.scatter(-1, tokens[:, None], float("-inf"))
@@ -148,11 +148,11 @@ class _Draw:
         import torch
 
         rows = list(passage.before)
-        chances = self._gained.logits(passage.tokens, rows).log_softmax(-1)
+        logprobs = self._gained.logits(passage.tokens, rows).log_softmax(-1)
         self._rows += len(rows)
         for draw in range(self._draws):
-            tokens = torch.multinomial(chances.detach().exp(), 1, generator=self._random)
-            score = chances.gather(-1, tokens).sum()
+            tokens = torch.multinomial(logprobs.detach().exp(), 1, generator=self._random)
+            score = logprobs.gather(-1, tokens).sum()
             for block, values in _gradients(self._gained, score, where, again=draw < self._draws - 1).items():
                 self._sums[block] += values.astype(np.float64) ** 2 / self._draws
 

@@ -89,7 +89,7 @@ def set_candidates(gradients: Gradients, sizes: Sequence[int], kl_targets: Seque
     """For each size and cost the natural-gradient step over the units that gain the most by it; alike ones once.
 
     A set is smaller than its size where changes are too small to be written, and its cost below the target where its
-    gains are at their ends. Where there are gradients of right answers, the step makes none of them less likely, to
+    gains are at their ends. Where there are gradients of right answers, the step makes none of them less pair_parts, to
     first order: a step that is cheap on average may still flip one token that an answer hangs on.
     """
     field = _Field.of(gradients)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from vllm_surgery.errors import SurgeryError
 from vllm_surgery.evaluation.backends.offline import OfflineBackend
-from vllm_surgery.localization.attribution import Attribution, by_activity, merged, passages
+from vllm_surgery.localization.attribution import Attribution, by_activity, interleave, passages
 from vllm_surgery.localization.candidates import Candidate
 from vllm_surgery.localization.ranking.activity import measure_activity
 from vllm_surgery.localization.ranking.gradients import gain_gradients
@@ -21,12 +21,12 @@ if TYPE_CHECKING:
 
     from vllm_surgery.evaluation.records import Record
     from vllm_surgery.localization.ranking.natural_gradient import Direction
-    from vllm_surgery.localization.search.evaluator import Lab
+    from vllm_surgery.localization.search.evaluator import CandidateEvaluator
     from vllm_surgery.localization.settings import SearchSettings
     from vllm_surgery.model.checkpoint import ModelFolder
     from vllm_surgery.patch.units import UnitBlock
 
-MOST_PASSAGES = 32
+MAX_PASSAGES = 32
 """Transcripts that are looked into, of looping and of sound ones each: means over more hardly move."""
 
 
@@ -37,14 +37,14 @@ class Ranker:
     Attributes:
         llm: the engine.
         model: the folder that it was loaded from.
-        lab: whose sound replies are what healthy text is, and whose right answers a set of units shall spare.
+        evaluator: whose reference replies are what healthy text is, and whose right answers a set of units shall spare.
         settings: of the search.
         quiet: no progress.
     """
 
     llm: Any
     model: ModelFolder
-    lab: Lab
+    evaluator: CandidateEvaluator
     settings: SearchSettings
     quiet: bool = False
 
@@ -59,13 +59,13 @@ class Ranker:
             EngineError: the engine can't be looked into.
         """
         transcripts = passages(records, OfflineBackend(self.llm).tokens_before)
-        looping = [one for one in transcripts if one.repeats is not None][:MOST_PASSAGES]
-        sound = [one for one in transcripts if one.repeats is None][:MOST_PASSAGES]
+        looping = [one for one in transcripts if one.repeats is not None][:MAX_PASSAGES]
+        sound = [one for one in transcripts if one.repeats is None][:MAX_PASSAGES]
         if not looping:
             return Attribution([], [], ["no loop is long enough to look into"])
         active = self._by_activity([*looping, *sound])
         singles, sets, notes = self._by_gradients(looping)
-        return Attribution(merged([singles, active], matter, self.settings.singles), sets, notes)
+        return Attribution(interleave([singles, active], matter, self.settings.singles), sets, notes)
 
     def _by_activity(self, transcripts: Sequence[Passage]) -> list[Candidate]:
         scored = rank_by_activity(measure_activity(self.llm, transcripts), self.model)
@@ -90,15 +90,15 @@ class Ranker:
 
     def _right(self) -> list[Passage]:
         """Right answers to tasks as transcripts. Whether they loop later, or were cut, is of no matter here."""
-        return self._sound((record.prompt, record.token_ids) for record in self.lab.right() if record.token_ids)
+        return self._sound((record.prompt, record.token_ids) for record in self.evaluator.right() if record.token_ids)
 
     def _targets(self) -> list[float]:
         return [target for target in KL_TARGETS if target <= self.settings.max_kl] or [self.settings.max_kl]
 
     def _healthy(self) -> list[Passage]:
-        """The sound replies as transcripts."""
+        """The reference replies as transcripts."""
         encode = OfflineBackend(self.llm).encode
-        return self._sound((probe.prompt, encode(probe.reply or "")) for _, probe in self.lab.texts)
+        return self._sound((probe.prompt, encode(probe.reply or "")) for _, probe in self.evaluator.texts)
 
     def _sound(self, answers: Iterable[tuple[str, list[int]]]) -> list[Passage]:
         """The transcripts of prompts and the tokens of sound answers to them."""

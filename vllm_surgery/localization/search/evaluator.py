@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vllm_surgery.evaluation.analysis.outcomes import loops
 from vllm_surgery.evaluation.analysis.side_effects import Tasks, is_right, tasks
-from vllm_surgery.evaluation.analysis.summary import Place
+from vllm_surgery.evaluation.analysis.summary import PairKey
 from vllm_surgery.evaluation.arms import Arm, unpatched
 from vllm_surgery.evaluation.drift import Drift, drift
 from vllm_surgery.evaluation.records import Record, append_lines, read_lines
 from vllm_surgery.evaluation.trial import Trial, TrialFolder, record_of
-from vllm_surgery.localization.search.measurements import Cost, Loops, Measure
+from vllm_surgery.localization.search.measurements import Cost, LoopChange, Measurement
 from vllm_surgery.localization.settings import GREEDY, SIDE
 from vllm_surgery.patch.patch_set import NO_PATCH
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
-    from vllm_surgery.evaluation.backends.base import Backend, Chances, Job
+    from vllm_surgery.evaluation.backends.base import Backend, Job, TokenLogprobs
     from vllm_surgery.evaluation.probes import Probe
     from vllm_surgery.localization.candidates import Candidate
     from vllm_surgery.localization.search.budget import Budget
@@ -37,12 +37,12 @@ if TYPE_CHECKING:
 DRIFTS_FILE, SPENT_FILE = "drifts.jsonl", "spent.jsonl"
 
 
-class Look(NamedTuple):
-    """How closely a candidate is looked at.
+class Fidelity(NamedTuple):
+    """How much of the search's own work a candidate is given: the fidelity of its measurement.
 
     Attributes:
-        answers: to how many of the jobs for loops.
-        texts: on how many sound replies its chances are compared.
+        answers: how many of the jobs for loops it answers.
+        texts: on how many reference replies its log-probabilities are compared.
         tasks: whether short lists and skills are asked.
     """
 
@@ -52,8 +52,8 @@ class Look(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Bench:
-    """What a lab works with.
+class EvalContext:
+    """Who answers the candidates, and where the answers are kept.
 
     Attributes:
         backend: who answers.
@@ -70,29 +70,29 @@ class Bench:
     report: Callable[[str], None]
 
 
-class Lab:
+class CandidateEvaluator:
     """Measures candidates on the search's own probes.
 
     Args:
-        bench: what it works with.
+        context: who answers, and where that is kept.
         settings: what is asked.
         budget: is charged for every measurement.
     """
 
-    def __init__(self, bench: Bench, settings: SearchSettings, budget: Budget) -> None:
-        self._bench, self._settings, self._budget = bench, settings, budget
+    def __init__(self, context: EvalContext, settings: SearchSettings, budget: Budget) -> None:
+        self._context, self._settings, self._budget = context, settings, budget
         self.trial = Trial.of(settings.search_protocol(), [unpatched()], {})
-        self._kept = TrialFolder(bench.folder)
-        bench.folder.mkdir(parents=True, exist_ok=True)
-        self._answers: dict[str, dict[Place, Record]] = {}
+        self._kept = TrialFolder(context.folder)
+        context.folder.mkdir(parents=True, exist_ok=True)
+        self._answers: dict[str, dict[PairKey, Record]] = {}
         for record in self._kept.records():
-            self._answers.setdefault(record.key.arm, {})[_place(record)] = record
-        lines = read_lines(bench.folder / DRIFTS_FILE)
+            self._answers.setdefault(record.key.arm, {})[_pair_key(record)] = record
+        lines = read_lines(context.folder / DRIFTS_FILE)
         self._drifts = {(line["candidate"], line["set"], line["text"]): _drift(line) for line in lines}
-        self._chances: dict[tuple[str, str, str], Chances] = self._kept.chances()
+        self._logprobs: dict[tuple[str, str, str], TokenLogprobs] = self._kept.logprobs()
         self._spent: dict[tuple[Any, ...], tuple[float, int]] = {
             (line["candidate"], *line["look"]): (line["seconds"], line["answers"])
-            for line in read_lines(bench.folder / SPENT_FILE)
+            for line in read_lines(context.folder / SPENT_FILE)
         }
         self._paid: set[tuple[Any, ...]] = set()
         self._owed = self._unpaid_answers()
@@ -102,28 +102,28 @@ class Lab:
         self.texts = [(name, probe) for name in settings.text for probe in self.trial.sets[name].probes]
 
     @property
-    def everything(self) -> Look:
-        """The closest look."""
-        return Look(len(self.jobs), len(self.texts), tasks=bool(self.task_jobs))
+    def full_fidelity(self) -> Fidelity:
+        """Every job for loops, every reference reply and all tasks."""
+        return Fidelity(len(self.jobs), len(self.texts), tasks=bool(self.task_jobs))
 
     def baseline(self) -> list[Record]:
         """The unpatched model's answers, and from now on the jobs in the order in which they tell most.
 
-        Two that loop, then one that doesn't, and so on, the greedy ones first: a short look then sees loops that could
-        go away, and answers that could begin to loop.
+        Two that loop, then one that doesn't, and so on, the greedy ones first: a measurement of low fidelity then sees
+        loops that could go away, and answers that could begin to loop.
         """
-        look = self.everything
-        self._charged(NO_PATCH, look, lambda: self._ask(None, look))
+        fidelity = self.full_fidelity
+        self._charged(NO_PATCH, fidelity, lambda: self._ask(None, fidelity))
         known = self._answers[NO_PATCH]
         greedy = [job for job in self.jobs if job.key.cell == GREEDY]
         source = random.Random(self._settings.seed)  # noqa: S311 - a draw that anybody may repeat
         source.shuffle(greedy)
-        looping = [job for job in greedy if loops(known[Place(*job.key[1:])])]
+        looping = [job for job in greedy if loops(known[PairKey(*job.key[1:])])]
         sound = [job for job in greedy if job not in looping]
         rest = [job for job in self.jobs if job.key.cell != GREEDY]
         source.shuffle(rest)
         self.jobs = [*_two_to_one(looping, sound), *rest]
-        return [known[Place(*job.key[1:])] for job in self.jobs]
+        return [known[PairKey(*job.key[1:])] for job in self.jobs]
 
     def right(self) -> list[Record]:
         """The unpatched model's right answers to tasks. Needs the baseline."""
@@ -134,21 +134,21 @@ class Lab:
             if is_right(probe, record, run_code=False)
         ]
 
-    def measure(self, candidate: Candidate, look: Look) -> Measure:
-        """What a candidate does, as far as is looked.
+    def measure(self, candidate: Candidate, fidelity: Fidelity) -> Measurement:
+        """Loops and cost of a candidate, as closely as `fidelity` says.
 
         Raises:
             SurgeryError: it can't be swapped in, or somebody couldn't answer.
         """
-        self._charged(candidate.id, look, lambda: self._ask(candidate, look))
-        self._bench.report(str(candidate))
-        jobs = self.jobs[: look.answers]
-        drifts = [self._drifts[candidate.id, name, probe.id] for name, probe in self.texts[: look.texts]]
-        cost = Cost.of(drifts, self._tasks(candidate) if look.tasks else []) if drifts else None
-        return Measure(candidate, Loops.of(self._of(NO_PATCH, jobs), self._of(candidate.id, jobs)), cost)
+        self._charged(candidate.id, fidelity, lambda: self._ask(candidate, fidelity))
+        self._context.report(str(candidate))
+        jobs = self.jobs[: fidelity.answers]
+        drifts = [self._drifts[candidate.id, name, probe.id] for name, probe in self.texts[: fidelity.texts]]
+        cost = Cost.of(drifts, self._tasks(candidate) if fidelity.tasks else []) if drifts else None
+        return Measurement(candidate, LoopChange.of(self._of(NO_PATCH, jobs), self._of(candidate.id, jobs)), cost)
 
     def _of(self, name: str, jobs: Sequence[Job]) -> list[Record]:
-        return [self._answers[name][Place(*job.key[1:])] for job in jobs]
+        return [self._answers[name][PairKey(*job.key[1:])] for job in jobs]
 
     def _tasks(self, candidate: Candidate) -> list[Tasks]:
         return [
@@ -163,9 +163,9 @@ class Lab:
             for name in self._settings.tasks
         ]
 
-    def _charged(self, name: str, look: Look, work: Callable[[], int]) -> None:
+    def _charged(self, name: str, fidelity: Fidelity, work: Callable[[], int]) -> None:
         """Does what is missing, and charges the budget once for it, now or as it was when it was done."""
-        key = (name, *look)
+        key = (name, *fidelity)
         if key in self._paid:
             return
         started = time.monotonic()
@@ -173,8 +173,8 @@ class Lab:
         if key not in self._spent:
             self._spent[key] = self._with_owed(name, time.monotonic() - started, answers)
             seconds, answers = self._spent[key]
-            line = {"candidate": name, "look": look, "seconds": seconds, "answers": answers}
-            append_lines(self._bench.folder / SPENT_FILE, [line])
+            line = {"candidate": name, "look": fidelity, "seconds": seconds, "answers": answers}
+            append_lines(self._context.folder / SPENT_FILE, [line])
         self._paid.add(key)
         self._budget.spend(*self._spent[key])
 
@@ -191,49 +191,49 @@ class Lab:
         took, made = map(sum, zip((seconds, answers), *self._spent.values(), strict=True))
         return seconds + (owed * took / made if made else 0.0), answers + owed
 
-    def _ask(self, candidate: Candidate | None, look: Look) -> int:
+    def _ask(self, candidate: Candidate | None, fidelity: Fidelity) -> int:
         """Asks for what isn't known yet; gives how many answers that were."""
         name = NO_PATCH if candidate is None else candidate.id
         known = self._answers.setdefault(name, {})
-        wanted = [*self.jobs[: look.answers], *(self.task_jobs if look.tasks else [])]
-        jobs = [job for job in wanted if Place(*job.key[1:]) not in known]
-        texts = [text for text in self.texts[: look.texts] if not self._is_known(name, text[0], text[1].id)]
+        wanted = [*self.jobs[: fidelity.answers], *(self.task_jobs if fidelity.tasks else [])]
+        jobs = [job for job in wanted if PairKey(*job.key[1:]) not in known]
+        texts = [text for text in self.texts[: fidelity.texts] if not self._is_known(name, text[0], text[1].id)]
         if not (jobs or texts):
             return 0
-        patch = self._bench.backend.serve(self._arm(candidate))
+        patch = self._context.backend.serve(self._arm(candidate))
         named = [replace(job, key=job.key._replace(arm=name)) for job in jobs]
-        for answered in self._bench.backend.answer(named):
-            records = [record_of(job, completion, patch, self._bench.table) for job, completion in answered]
+        for answered in self._context.backend.answer(named):
+            records = [record_of(job, completion, patch, self._context.table) for job, completion in answered]
             self._kept.add(records)
-            known.update((_place(record), record) for record in records)
+            known.update((_pair_key(record), record) for record in records)
         for set_name, probe in texts:
-            chances = self._bench.backend.chances(probe.prompt, probe.reply or "")
-            self._keep(name, set_name, probe.id, chances)
+            logprobs = self._context.backend.logprobs(probe.prompt, probe.reply or "")
+            self._keep(name, set_name, probe.id, logprobs)
         return len(jobs)
 
     def _arm(self, candidate: Candidate | None) -> Arm:
         if candidate is None:
             return unpatched()
-        return Arm(candidate.id, "patch", [candidate.patch(f"candidate-{candidate.id}", self._bench.guard).to_data()])
+        return Arm(candidate.id, "patch", [candidate.patch(f"candidate-{candidate.id}", self._context.guard).to_data()])
 
     def _is_known(self, name: str, set_name: str, text: str) -> bool:
         key = (name, set_name, text)
-        return key in self._chances if name == NO_PATCH else key in self._drifts
+        return key in self._logprobs if name == NO_PATCH else key in self._drifts
 
-    def _keep(self, name: str, set_name: str, text: str, chances: Chances) -> None:
-        """Keeps the unpatched model's chances, and of all others only how far theirs are from them."""
+    def _keep(self, name: str, set_name: str, text: str, logprobs: TokenLogprobs) -> None:
+        """Keeps the unpatched model's log-probabilities, and of all others only how far theirs are from them."""
         if name == NO_PATCH:
             # As they are read again, so that what goes on from files finds the very same drifts.
-            self._chances[name, set_name, text] = self._kept.add_chances((name, set_name, text), chances)
+            self._logprobs[name, set_name, text] = self._kept.add_logprobs((name, set_name, text), logprobs)
             return
-        found = drift(text, self._chances[NO_PATCH, set_name, text], chances)
+        found = drift(text, self._logprobs[NO_PATCH, set_name, text], logprobs)
         self._drifts[name, set_name, text] = found
         line = {"candidate": name, "set": set_name, **asdict(found)}
-        append_lines(self._bench.folder / DRIFTS_FILE, [line])
+        append_lines(self._context.folder / DRIFTS_FILE, [line])
 
 
-def _place(record: Record) -> Place:
-    return Place(*record.key[1:])
+def _pair_key(record: Record) -> PairKey:
+    return PairKey(*record.key[1:])
 
 
 def _drift(line: Mapping[str, Any]) -> Drift:

@@ -13,10 +13,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
     from vllm_surgery.localization.candidates import Target
-    from vllm_surgery.localization.search.measurements import Measure
+    from vllm_surgery.localization.search.measurements import Measurement
     from vllm_surgery.patch.units import Gain
 
-MOST_SHRUNK = 16
+MAX_SHRUNK_UNITS = 16
 """A set of more units isn't taken apart one by one; the search has tried it in other sizes."""
 
 
@@ -33,7 +33,7 @@ def weaker(candidate: Candidate, dose: float) -> Candidate | None:
     return Candidate.of({target: 1.0 + dose * (float(gain) - 1.0) for target, gain in candidate.gains}, "dose")
 
 
-def likely(best: Sequence[Candidate], ranked: Sequence[Candidate], count: int) -> list[Candidate]:
+def pair_parts(best: Sequence[Candidate], ranked: Sequence[Candidate], count: int) -> list[Candidate]:
     """What pairs are made of: the best, and the first `count` other units of a ranking.
 
     What ranks a unit looks at it alone. Of two units that each keep a loop going it may say that one should be
@@ -61,12 +61,12 @@ def _also_silent(single: Candidate) -> list[Candidate]:
 
 
 def grow(
-    start: Measure,
+    start: Measurement,
     more: Sequence[Candidate],
     most: int,
-    measure: Callable[[Candidate], Measure | None],
-    rank: Callable[[Measure], tuple[Any, ...]],
-) -> Measure:
+    measure: Callable[[Candidate], Measurement | None],
+    rank: Callable[[Measurement], tuple[Any, ...]],
+) -> Measurement:
     """Adds the edit that helps most, again and again, as long as one leaves fewer loops.
 
     Args:
@@ -88,8 +88,10 @@ def grow(
 
 
 def shrink(
-    best: Measure, measure: Callable[[Candidate], Measure | None], rank: Callable[[Measure], tuple[Any, ...]]
-) -> Measure:
+    best: Measurement,
+    measure: Callable[[Candidate], Measurement | None],
+    rank: Callable[[Measurement], tuple[Any, ...]],
+) -> Measurement:
     """Takes away units that the edit does as well without: the smallest edit is the one to ship.
 
     Args:
@@ -97,7 +99,7 @@ def shrink(
         measure: gives None where the budget is used up.
         rank: what measures are sorted by; its first two places say whether an edit is as good.
     """
-    shrunk = 1 < best.candidate.units <= MOST_SHRUNK
+    shrunk = 1 < best.candidate.units <= MAX_SHRUNK_UNITS
     while shrunk:
         shrunk = False
         for target, _ in best.candidate.gains:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Successive halving (Jamieson and Talwalkar 2016): many candidates get a short look, the best of them a longer one."""
+"""Successive halving (Jamieson and Talwalkar 2016): many candidates at low fidelity, the best at a higher one."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from vllm_surgery.localization.candidates import Candidate
-    from vllm_surgery.localization.search.evaluator import Look
-    from vllm_surgery.localization.search.measurements import Measure
+    from vllm_surgery.localization.search.evaluator import Fidelity
+    from vllm_surgery.localization.search.measurements import Measurement
 
-KEEP = 1 / 3
-"""Of each round. Looks get twice as long, so most is spent on the first round, where there is most to choose from."""
-LEAST = 2
-"""So many stay in every round: the first looks are short, and chance is large in them."""
+KEPT_SHARE = 1 / 3
+"""Of each round. Fidelity doubles, so most is spent on the first round, where there is most to choose from."""
+MIN_KEPT = 2
+"""Candidates that stay in every round: in the first ones much is chance."""
 ROUNDS = 3
-MOST = 1000
+MAX_CANDIDATES = 1000
 
 
-def rungs(full: Look, count: int = ROUNDS) -> list[Look]:
-    """`count` looks, each about twice as long as the one before, the last of them the whole."""
+def rungs(full: Fidelity, count: int = ROUNDS) -> list[Fidelity]:
+    """`count` fidelities, each about twice the one before, the last of them the full one."""
     shares = [2.0 ** -(count - 1 - number) for number in range(count)]
     last = count - 1
     return [
@@ -36,19 +36,19 @@ def rungs(full: Look, count: int = ROUNDS) -> list[Look]:
     ]
 
 
-def affordable(share: float, whole: float, rounds: int = ROUNDS) -> int:
-    """How many candidates can go through all rounds, `MOST` at most.
+def affordable(share: float, full_cost: float, rounds: int = ROUNDS) -> int:
+    """The number of candidates that can go through all rounds, `MAX_CANDIDATES` at most.
 
     Args:
         share: of the budget that may be spent.
-        whole: the share that one look at everything costs.
-        rounds: looks.
+        full_cost: the share that one measurement at full fidelity costs.
+        rounds: each with a fidelity of its own.
     """
-    return bisect_right(range(1, MOST + 1), share, key=lambda count: whole * _looks(count, rounds))
+    return bisect_right(range(1, MAX_CANDIDATES + 1), share, key=lambda count: full_cost * _cost(count, rounds))
 
 
-def _looks(count: int, rounds: int) -> float:
-    """What all rounds of so many candidates cost, in looks at everything."""
+def _cost(count: int, rounds: int) -> float:
+    """Cost of all rounds of so many candidates, in measurements at full fidelity."""
     total = 0.0
     for number in range(rounds):
         total += count * 2.0 ** -(rounds - 1 - number)
@@ -57,28 +57,28 @@ def _looks(count: int, rounds: int) -> float:
 
 
 def _left(count: int) -> int:
-    """How many of a round's candidates are in the next one."""
-    return min(count, max(LEAST, math.ceil(count * KEEP)))
+    """The number of a round's candidates that are in the next one."""
+    return min(count, max(MIN_KEPT, math.ceil(count * KEPT_SHARE)))
 
 
 def halve(
     candidates: Sequence[Candidate],
-    looks: Sequence[Look],
-    measure: Callable[[Candidate, Look], Measure | None],
-    rank: Callable[[Measure], tuple[Any, ...]],
-) -> list[Measure]:
+    fidelities: Sequence[Fidelity],
+    measure: Callable[[Candidate, Fidelity], Measurement | None],
+    rank: Callable[[Measurement], tuple[Any, ...]],
+) -> list[Measurement]:
     """The candidates that were left in the last round, best first.
 
     Args:
-        candidates: in the order in which they are looked at.
-        looks: one for each round.
+        candidates: in the order in which they are measured.
+        fidelities: one for each round.
         measure: None where the budget is used up, or the candidate can't be tried: it is out.
         rank: what measures of one round are sorted by.
     """
     left = list(candidates)
-    found: list[Measure] = []
-    for look in looks:
-        measured = [measure(candidate, look) for candidate in left]
+    found: list[Measurement] = []
+    for fidelity in fidelities:
+        measured = [measure(candidate, fidelity) for candidate in left]
         round_ = sorted((one for one in measured if one is not None), key=rank)
         # When the budget ends in the middle of a round, what an earlier one found still counts.
         found = round_ or found

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from vllm_surgery.evaluation.analysis.outcomes import loops, terminal_kinds
 from vllm_surgery.evaluation.analysis.side_effects import healthy
 from vllm_surgery.evaluation.analysis.summary import finite
+from vllm_surgery.evaluation.analysis.verdict import MIN_ENTRIES_RATIO
 from vllm_surgery.evaluation.tasks.list_entries import distinct_entries
 from vllm_surgery.loops import KINDS
 
@@ -22,12 +23,9 @@ if TYPE_CHECKING:
     from vllm_surgery.localization.candidates import Candidate
     from vllm_surgery.localization.settings import SearchSettings
 
-ENTRIES = 0.75
-"""As in the rule of `evaluate`: what is left of the different entries of an answer."""
-
 
 @dataclass(frozen=True)
-class Loops:
+class LoopChange:
     """Answers to the same probes and seeds without and with a candidate.
 
     Attributes:
@@ -49,7 +47,7 @@ class Loops:
     entries: float
 
     @classmethod
-    def of(cls, base: Sequence[Record], other: Sequence[Record]) -> Loops:
+    def of(cls, base: Sequence[Record], other: Sequence[Record]) -> LoopChange:
         """The figures of two lists of answers in the same order, of which there must be one."""
         pairs = [(loops(one), loops(two)) for one, two in zip(base, other, strict=True)]
         before, after = (sum(distinct_entries(record.text) for record in records) for records in (base, other))
@@ -69,7 +67,7 @@ class Cost:
     """What a candidate moves that was sound.
 
     Attributes:
-        kl: KL(unpatched || candidate) on sound replies, nats a token, from below (see `evaluation.drift`).
+        kl: KL(unpatched || candidate) on reference replies, nats a token, from below (see `evaluation.drift`).
         perplexity: of those replies, over the unpatched model's.
         lost: tasks that only the unpatched model gets right; None where tasks weren't asked.
         won: tasks that only the candidate gets right.
@@ -94,15 +92,15 @@ class Cost:
 
 
 @dataclass(frozen=True)
-class Measure:
+class Measurement:
     """One look at one candidate.
 
     Attributes:
-        cost: None where sound replies weren't looked at.
+        cost: None where reference replies weren't looked at.
     """
 
     candidate: Candidate
-    loops: Loops
+    loops: LoopChange
     cost: Cost | None
 
     @property
@@ -112,7 +110,7 @@ class Measure:
 
     def excess(self, settings: SearchSettings) -> list[str]:
         """What it costs too much of; empty where all is within bounds."""
-        found = [] if self.loops.entries >= ENTRIES or math.isnan(self.loops.entries) else ["entries"]
+        found = [] if self.loops.entries >= MIN_ENTRIES_RATIO or math.isnan(self.loops.entries) else ["entries"]
         if self.cost is None:
             return found
         found += ["kl"] if not self.cost.kl <= settings.max_kl else []
@@ -136,10 +134,10 @@ class Measure:
         }
 
 
-def front(measures: Sequence[Measure]) -> list[Measure]:
+def pareto_front(measures: Sequence[Measurement]) -> list[Measurement]:
     """The Pareto front, by rising KL: each has fewer loops than every one that costs less. All of the same answers."""
     known = [measure for measure in measures if measure.kl is not None]
-    best: list[Measure] = []
+    best: list[Measurement] = []
     for measure in sorted(known, key=lambda one: (one.kl or 0.0, one.loops.looped)):
         if not best or measure.loops.looped < best[-1].loops.looped:
             best.append(measure)
