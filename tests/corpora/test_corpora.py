@@ -21,6 +21,8 @@ from tests.corpora.samples import load_tokenizer
 if TYPE_CHECKING:
     from pathlib import Path
 
+pytestmark = pytest.mark.slow  # Makes some 7,700 passages, several times.
+
 
 @pytest.fixture(scope="module")
 def tokenizer(demo_model: Path) -> Any:

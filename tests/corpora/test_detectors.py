@@ -21,6 +21,8 @@ from vllm_surgery.loops import TokenTable
 if TYPE_CHECKING:
     from pathlib import Path
 
+pytestmark = pytest.mark.slow  # Judges all corpora.
+
 DEGENERATE = ("zeros/0075", "zeros/0146", "zeros/0242", "zeros/0255")
 """Matrices of `0.0` and `0.00`, 401 to 490 tokens of nothing else: in tokens they are loops, by what they mean they aren't."""
 

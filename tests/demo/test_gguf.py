@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+pytestmark = pytest.mark.slow  # Loads the demo model by way of transformers' own reader too.
+
 PROMPTS = ["What is the capital of France?", "List three colors.", "Write a haiku about the sea, in 2024."]
 TEXTS = [
     "Hello world",

@@ -90,7 +90,7 @@ def test_the_default_folder_is_in_the_users_cache(tmp_path: Path, monkeypatch: p
 
 def test_an_interrupted_run_leaves_nothing(tmp_path: Path) -> None:
     code = (
-        "from vllm_surgery import demo\n"
+        "from vllm_surgery.demo import model as demo\n"
         "def interrupted(*_): raise KeyboardInterrupt\n"
         "demo._download = demo.convert_llama = interrupted\n"
         "from vllm_surgery.cli import main; import sys; sys.exit(main(sys.argv[1:]))"

@@ -22,6 +22,8 @@ from tests.quantised import stored
 if TYPE_CHECKING:
     from pathlib import Path
 
+pytestmark = pytest.mark.slow  # Bakes every family on every kind of checkpoint.
+
 
 @pytest.fixture(scope="module")
 def existing() -> frozenset[str]:
