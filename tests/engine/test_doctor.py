@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from vllm_surgery.cli import main
-from vllm_surgery.engine import doctor, touchpoints
+from vllm_surgery.engine import attributes, doctor, touchpoints
+from vllm_surgery.engine.attributes import Attributes
 from vllm_surgery.engine.doctor import OFFERS, Finding, examine, offered
 from vllm_surgery.engine.touchpoints import FOR_LOADING, FOR_SERVING, TouchPoint
 
@@ -57,6 +58,17 @@ def test_a_moved_touch_point_fails(monkeypatch: pytest.MonkeyPatch, capsys: pyte
     assert main(["doctor"]) == 1
     assert "fail  vllm.v1.worker.gpu_worker.Worker.gone: this vLLM has no" in capsys.readouterr().out
     assert offered(examine()) == {name: name != "load" for name in OFFERS}
+
+
+def test_a_moved_attribute_of_vllms_objects_fails(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    gone = Attributes("vllm.v1.engine.output_processor", "RequestState", "watching", names=("gone",))
+    monkeypatch.setattr(attributes, "FOR_WATCHING", (gone,))
+    assert main(["doctor"]) == 1
+    subject = "vllm.v1.engine.output_processor.RequestState"
+    assert f"fail  {subject}: {subject} has no gone in this vLLM (watching)" in capsys.readouterr().out.splitlines()
+    assert offered(examine()) == {name: name != "watch" for name in OFFERS}
 
 
 def test_outputs_without_weight_versions_are_noted(

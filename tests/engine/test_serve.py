@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 PATCHES = PatchSet((SourcedPatch("a.yaml", Patch.from_data(patch_of({(0, 0): -1.0}))),))
 
 
+SPAWNING = "VLLM_WORKER_MULTIPROC_METHOD"
+
+
 class Command:
     """Stands for vLLM's serve command; keeps the arguments that it was run with."""
 
@@ -51,7 +54,6 @@ def serve(monkeypatch: pytest.MonkeyPatch) -> Callable[..., argparse.Namespace]:
     command = Command()
     for point, value in {
         "SERVE_COMMAND": lambda: [command],
-        "CLI_SETUP": lambda: None,
         "CLI_LOGGING": lambda args: None,
         "CLI_PARSER": argparse.ArgumentParser,
     }.items():
@@ -59,6 +61,8 @@ def serve(monkeypatch: pytest.MonkeyPatch) -> Callable[..., argparse.Namespace]:
         monkeypatch.setattr(touched.owner(), touched.name, value)
 
     monkeypatch.setenv("VLLM_PLUGINS", "vllm_surgery")
+    monkeypatch.setenv(SPAWNING, "")
+    monkeypatch.delenv(SPAWNING)
 
     def run(patches: PatchSet, *arguments: str, **options: Any) -> argparse.Namespace:
         module.serve(patches, arguments, **options)
@@ -71,6 +75,19 @@ def serve(monkeypatch: pytest.MonkeyPatch) -> Callable[..., argparse.Namespace]:
 def test_vllm_gets_its_own_arguments(serve: Callable[..., argparse.Namespace]) -> None:
     args = serve(PatchSet(), "model", "--port", "1")
     assert (args.model_tag, args.port, args.additional_config) == ("model", 1, {})
+
+
+def test_workers_are_spawned_as_by_vllms_own_command_line(serve: Callable[..., argparse.Namespace]) -> None:
+    serve(PatchSet(), "model")
+    assert os.environ[SPAWNING] == "spawn"
+
+
+def test_another_way_to_start_workers_is_left_as_it_was_asked_for(
+    serve: Callable[..., argparse.Namespace], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(SPAWNING, "fork")
+    serve(PatchSet(), "model")
+    assert os.environ[SPAWNING] == "fork"
 
 
 def test_the_patches_travel_in_the_config(serve: Callable[..., argparse.Namespace]) -> None:

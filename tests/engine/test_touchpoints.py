@@ -9,6 +9,8 @@ import types
 import pytest
 
 from vllm_surgery import EngineError
+from vllm_surgery.engine import attributes
+from vllm_surgery.engine.attributes import Attributes
 from vllm_surgery.engine.touchpoints import (
     FOR_EXPERT_SLOTS,
     FOR_LOADING,
@@ -33,11 +35,30 @@ def test_this_vllm_has_it(point: TouchPoint) -> None:
     assert point.get() is not None
 
 
+OF_OBJECTS = [each for name, group in vars(attributes).items() if name.startswith("FOR_") for each in group]
+
+
+@pytest.mark.parametrize("point", OF_OBJECTS, ids=lambda point: f"{point.module}.{point.path}-{point.purpose}")
+def test_this_vllms_objects_have_it(point: TouchPoint) -> None:
+    assert point.get() is not None
+
+
 @pytest.fixture
 def module(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
     """A module with a class `Owner` whose method `double` can be touched."""
 
     class Owner:
+        declared: int
+
+        def __init__(self) -> None:
+            self.assigned = 1
+            self.both = self.at_once = 2
+
+        def register_parameter(self, name: str) -> None: ...
+
+        def register(self) -> None:
+            self.register_parameter("registered")
+
         def double(self, number: int) -> int:
             return 2 * number
 
@@ -97,3 +118,20 @@ def test_what_is_missing_is_named_with_what_is_lost(name: str, path: str, said: 
 def test_another_signature_is_named() -> None:
     with pytest.raises(EngineError, match=r"touched\.Owner\.double takes no factor in this vLLM \(testing\)"):
         TouchPoint("touched", "Owner.double", "testing", ("number", "factor")).get()
+
+
+@pytest.mark.parametrize("name", ["declared", "assigned", "both", "at_once", "registered", "double"])
+@pytest.mark.usefixtures("module")
+def test_an_attribute_is_found_however_objects_get_it(name: str) -> None:
+    assert Attributes("touched", "Owner", "testing", names=(name,)).there
+
+
+@pytest.mark.usefixtures("module")
+def test_an_attribute_that_objects_lack_is_named() -> None:
+    lacking = Attributes("touched", "Owner", "testing", names=("assigned", "number"))
+    with pytest.raises(EngineError, match=r"touched\.Owner has no number in this vLLM \(testing\)"):
+        lacking.get()
+
+
+def test_the_attribute_of_one_object(module: types.ModuleType) -> None:
+    assert TouchPoint("touched", "Owner.double", "testing").of(module.Owner())(4) == 8

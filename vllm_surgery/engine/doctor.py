@@ -12,7 +12,7 @@ import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
-from vllm_surgery.engine import touchpoints
+from vllm_surgery.engine import attributes, touchpoints
 from vllm_surgery.engine.plugin import ENDPOINT_GROUP, GROUP, NAME
 from vllm_surgery.engine.settings import DISABLE_VARIABLE, disabled
 from vllm_surgery.errors import EngineError, one_line
@@ -54,7 +54,8 @@ OFFERS = {
     "slots for experts": "FOR_EXPERT_SLOTS",
     "patches by model name": "FOR_NAMING",
 }
-"""What the plugin does with vLLM, and the touch points that each takes, in `vllm_surgery.engine.touchpoints`."""
+"""What the plugin does with vLLM, and the touch points that each takes: the groups of this name in
+`vllm_surgery.engine.touchpoints` and `vllm_surgery.engine.attributes`."""
 
 _RUNNERS = {"V1": "slots on model runner V1", "V2": "slots on model runner V2"}
 
@@ -88,11 +89,15 @@ def _engine() -> Iterator[Finding]:
     if _distribution("vllm") is None:
         yield Finding("`vllm` script", "note", "can't run: no distribution is called vllm; use `vllm-surgery serve`")
     for offer, group in OFFERS.items():
-        for point in getattr(touchpoints, group):
+        for point in _points(group):
             yield _noted(_touch(point, offer)) if offer in _SPARED else _touch(point, offer)
     for point in touchpoints.NICE_TO_HAVE:
         yield _noted(_touch(point, None))
     yield _runner()
+
+
+def _points(group: str) -> tuple[TouchPoint, ...]:
+    return (*getattr(touchpoints, group), *getattr(attributes, group, ()))
 
 
 def _runner() -> Finding:
@@ -104,7 +109,7 @@ def _runner() -> Finding:
         return Finding("model runner", "note", one_line(f"can't be told: {type(error).__name__}: {error}"))
     version = "V2" if chosen or (chosen is None and triton) else "V1"
     why = "VLLM_USE_V2_MODEL_RUNNER says so" if chosen is not None else f"there is {'' if triton else 'no '}Triton here"
-    missing = [point.path for point in getattr(touchpoints, OFFERS[_RUNNERS[version]]) if not point.there]
+    missing = [point.path for point in _points(OFFERS[_RUNNERS[version]]) if not point.there]
     if missing:
         return Finding("model runner", "note", f"{version}, since {why}; no slots: it has no {missing[0]}")
     return Finding("model runner", "pass", f"{version}, since {why}; --patch-slots hooks it")

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vllm_surgery.engine import touchpoints
 from vllm_surgery.engine.swap.engines import OfflineEngine, run_sync
@@ -74,16 +74,33 @@ def folder_of(llm: Any) -> Path:
     return found
 
 
+class ServedModel(NamedTuple):
+    """The model in an engine, and the engine.
+
+    Attributes:
+        name: as vLLM's metrics name it.
+        path: its folder, or its name on the Hub.
+        max_tokens: of a prompt and its answer together.
+        engine: with its version.
+    """
+
+    name: str
+    path: str
+    max_tokens: int
+    engine: str
+
+
+def served_model(llm: Any) -> ServedModel:
+    """What is served."""
+    import vllm
+
+    config = llm.llm_engine.vllm_config.model_config
+    return ServedModel(str(config.served_model_name), config.model, config.max_model_len, f"vLLM {vllm.__version__}")
+
+
 def swap_patches(llm: Any, patches: PatchSet) -> SwapReport:
     """Replaces the patches of an idle ``vllm.LLM`` as one transaction; see `vllm_surgery.swap` for what it raises."""
     return run_sync(SwapCoordinator(OfflineEngine(llm)).swap(patches))
-
-
-def engine_version() -> str:
-    """The version of the installed vLLM."""
-    import vllm
-
-    return str(vllm.__version__)
 
 
 def sampling_params(**values: Any) -> Any:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 PLUGINS_VARIABLE = "VLLM_PLUGINS"
 RUST_VARIABLE = "VLLM_USE_RUST_FRONTEND"
+PROCESSES_VARIABLE = "VLLM_WORKER_MULTIPROC_METHOD"
 
 
 def serve(
@@ -47,7 +48,7 @@ def serve(
     for point in touchpoints.FOR_SERVING:
         point.get()
     _let_plugin_load()
-    touchpoints.CLI_SETUP.get()()
+    os.environ.setdefault(PROCESSES_VARIABLE, "spawn")  # As vLLM's own command line does.
     (command,) = touchpoints.SERVE_COMMAND.get()()
     parser = touchpoints.CLI_PARSER.get()(prog="vllm-surgery")
     command.subparser_init(parser.add_subparsers(required=True, dest="subparser"))

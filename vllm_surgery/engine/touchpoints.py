@@ -81,6 +81,10 @@ class TouchPoint:
             return False
         return True
 
+    def of(self, instance: Any) -> Any:
+        """The attribute of one object, or of a class below the one that owns it."""
+        return getattr(instance, self.name)
+
     def wrap(self, make: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
         """Replaces the function by ``make(original)``, once in this process, however often it is called."""
         original = self.get()
@@ -140,7 +144,6 @@ CONFIG_HASH = TouchPoint(
     "vllm.config.vllm", "VllmConfig.compute_hash", "keeping vLLM's compile cache when a patch is edited"
 )
 SERVE_COMMAND = TouchPoint("vllm.entrypoints.cli.serve", "cmd_init", "`vllm-surgery serve`")
-CLI_SETUP = TouchPoint("vllm.entrypoints.serve.utils.api_utils", "cli_env_setup", "`vllm-surgery serve`")
 CLI_LOGGING = TouchPoint("vllm.logger", "configure_logging_from_args", "taking vLLM's options for its log")
 CLI_PARSER = TouchPoint("vllm.utils.argparse_utils", "FlexibleArgumentParser", "`vllm-surgery serve`")
 
@@ -176,6 +179,7 @@ UNCHOSEN_EXPERTS = TouchPoint(
     _EXPERTS_MODULE, "RoutedExperts.forward_monolithic", _LOCALIZING, ("x", "router_logits", "input_ids")
 )
 ALL_REDUCE = TouchPoint("vllm.distributed", "tensor_model_parallel_all_reduce", _LOCALIZING)
+OUTPUT_REDUCED = TouchPoint(MASKING.module, "MoERunner._fused_output_is_reduced", _LOCALIZING)
 _CLIENT = "vllm.v1.engine.core_client"
 PAUSE = TouchPoint(
     _CLIENT, "AsyncMPClient.pause_scheduler_async", "holding tokens during a swap", ("mode", "clear_cache")
@@ -239,7 +243,7 @@ MOE_DISPATCH = TouchPoint(
 MOE_ROUTING = TouchPoint(
     "vllm.model_executor.layers.fused_moe.router.base_router",
     "BaseRouter._compute_routing",
-    "giving experts gains for single requests",
+    "asking a router which experts it chooses",
     ("hidden_states", "router_logits"),
 )
 _BY_NAME = "choosing a patch by the model's name"
@@ -281,13 +285,13 @@ FOR_SWAPPING = (
 )
 """Without any one of these a server still serves its patches, but says that it can't swap them."""
 
-FOR_MASKING = (MASKING,)
+FOR_MASKING = (MASKING, MOE_ROUTING)
 """Without any one of these a server refuses masks in layers whose router has no bias of its own."""
 
-FOR_LOCALIZING = (CHOSEN_EXPERTS, UNCHOSEN_EXPERTS, ALL_REDUCE)
+FOR_LOCALIZING = (CHOSEN_EXPERTS, UNCHOSEN_EXPERTS, ALL_REDUCE, OUTPUT_REDUCED, MOE_ROUTING)
 """Without any one of these `localize` measures the neurons of models without experts, and refuses others."""
 
-FOR_SERVING = (SERVE_COMMAND, CLI_SETUP, CLI_PARSER)
+FOR_SERVING = (SERVE_COMMAND, CLI_PARSER)
 """What the command line alone needs. Without these, `vllm serve` with the plugin still works."""
 
 ENDPOINT_PLUGINS = TouchPoint("vllm.plugins", "load_endpoint_plugins", "the routes under /v1/surgery")

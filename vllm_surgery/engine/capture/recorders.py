@@ -191,8 +191,9 @@ class ExpertRecorder(_Recorder):
         return hook
 
     def _record_logits(self, x: torch.Tensor, logits: torch.Tensor, input_ids: torch.Tensor | None) -> None:
-        # The router may change the logits in place.
-        weights, ids = self.module.router._compute_routing(x, logits.clone(), torch.int32, input_ids=input_ids)
+        route = touchpoints.MOE_ROUTING.of(self.module.router)
+        # It may change the logits in place.
+        weights, ids = route(x, logits.clone(), torch.int32, input_ids=input_ids)
         self._record(x, weights, ids, None)
 
     def _record(
@@ -234,7 +235,7 @@ class ExpertRecorder(_Recorder):
     def _whole(self, output: torch.Tensor) -> torch.Tensor:
         """The sum over all ranks. They all come here alike, since they choose alike."""
         config = self.module.moe_config
-        if (config.tp_size > 1 or config.ep_size > 1) and not self.module._fused_output_is_reduced:
+        if (config.tp_size > 1 or config.ep_size > 1) and not touchpoints.OUTPUT_REDUCED.of(self.module):
             reduced: torch.Tensor = touchpoints.ALL_REDUCE.get()(output)
             return reduced
         return output

@@ -58,7 +58,7 @@ class MaskableRouter:
     def why_not(self) -> str | None:
         """Why logits can't be masked here; None where they can."""
         known, own = touchpoints.MASKING.owner(), type(self.runner)
-        if own.forward is not known.forward or own._apply_quant_method is not known._apply_quant_method:
+        if own.forward is not known.forward or touchpoints.MASKING.of(own) is not touchpoints.MASKING.of(known):
             return f"{self.path}: {own.__name__} chooses experts in its own way, so none can be masked"
         if getattr(self.runner.router, "e_score_correction_bias", None) is not None:
             return f"{self.path}: its router has a correction bias under a name that isn't known, so none can be masked"
@@ -72,7 +72,7 @@ class MaskableRouter:
         device = next((parameter.device for parameter in self.runner.parameters()), torch.device("cpu"))
         buffer = torch.zeros(count, dtype=torch.bool, device=device)
         self.runner.__dict__[_BUFFER] = buffer
-        self.runner.__dict__[touchpoints.MASKING.name] = _masking(self.runner._apply_quant_method, buffer)
+        self.runner.__dict__[touchpoints.MASKING.name] = _masking(touchpoints.MASKING.of(self.runner), buffer)
 
     def remove(self) -> None:
         """Undoes `install`."""
@@ -126,7 +126,8 @@ class MaskableRouter:
             if gate is not None:
                 biases = gate(states[:, : gate.input_size])
                 logits = logits + (biases[0] if isinstance(biases, tuple) else biases)
-            _, experts = self.runner.router._compute_routing(states, masked_logits(logits, self.buffer), torch.int32)
+            route = touchpoints.MOE_ROUTING.of(self.runner.router)
+            _, experts = route(states, masked_logits(logits, self.buffer), torch.int32)
         return {*experts.flatten().tolist()}
 
 

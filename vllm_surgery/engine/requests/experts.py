@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from vllm_surgery.engine import touchpoints
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -69,9 +71,11 @@ def install_experts(router: MaskableRouter, slots: int, tokens: TokenSlots, *, t
     table = ExpertTable(slots, count, device, _no_gains(path, runner), router.why_not() or _not_local(path, runner))
     if table.no_masks is None:
         # Before tokens of other ranks join: `tokens` knows this rank's alone. And where no swap of masks takes it out.
-        runner.__dict__["_maybe_dispatch"] = _masking(runner._maybe_dispatch, table, tokens, traced)
+        dispatch = touchpoints.MOE_DISPATCH
+        runner.__dict__[dispatch.name] = _masking(dispatch.of(runner), table, tokens, traced)
     if table.no_gains is None:
-        runner.router.__dict__["_compute_routing"] = _gaining(runner.router._compute_routing, table, tokens, traced)
+        routing = touchpoints.MOE_ROUTING
+        runner.router.__dict__[routing.name] = _gaining(routing.of(runner.router), table, tokens, traced)
     return table
 
 
@@ -81,7 +85,7 @@ def _no_gains(path: str, runner: Any) -> str | None:
         return f"{path}: its kernel chooses and weighs experts by itself, so in slots they can have masks but no gains"
     if getattr(runner.routed_experts, "apply_router_weight_on_input", False):
         return f"{path}: the router's weight multiplies what experts get, not what they give, so slots can't"
-    if type(runner.router).__name__ == "ZeroExpertRouter" or not hasattr(runner.router, "_compute_routing"):
+    if type(runner.router).__name__ == "ZeroExpertRouter" or not hasattr(runner.router, touchpoints.MOE_ROUTING.name):
         return f"{path}: {type(runner.router).__name__} weighs experts in its own way, so slots can't"
     if runner.do_naive_dispatch_combine:
         return f"{path}: tokens of other ranks are routed here too, and their slots aren't known"

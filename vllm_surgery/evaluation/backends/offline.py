@@ -6,7 +6,7 @@ from __future__ import annotations
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from vllm_surgery.engine.offline import engine_version, sampling_params, swap_patches
+from vllm_surgery.engine.offline import sampling_params, served_model, swap_patches
 from vllm_surgery.errors import UsageError
 from vllm_surgery.evaluation.backends.base import TOP_LOGPROBS, Completion, EngineFacts, TokenLogprobs
 from vllm_surgery.patch.format import Patch
@@ -34,10 +34,7 @@ class OfflineBackend:
 
     def facts(self) -> EngineFacts:
         """The engine's model."""
-        config = self._llm.llm_engine.vllm_config.model_config
-        return EngineFacts(
-            str(config.served_model_name), config.model, config.max_model_len, f"vLLM {engine_version()}"
-        )
+        return EngineFacts(*served_model(self._llm))
 
     def serve(self, arm: Arm) -> str | None:
         """Swaps.
