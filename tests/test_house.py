@@ -16,6 +16,7 @@ PACKAGE = "vllm_surgery"
 # From the ground up; the same order stands in ARCHITECTURE.md. Each may import itself and those before it.
 ORDER = [
     "errors",
+    "installed",
     "intervals",
     "atomic_files",
     "loops",
@@ -33,7 +34,7 @@ ORDER = [
     "localization",
     "cli",
 ]
-LOOSE = {"api", "atomic_files", "errors", "intervals"}
+LOOSE = {"api", "atomic_files", "errors", "installed", "intervals"}
 """The modules that stand beside the packages."""
 
 

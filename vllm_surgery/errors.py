@@ -47,6 +47,14 @@ class MixedWeightsError(EngineError):
     """A swap that failed and couldn't be undone: the server must not answer any more."""
 
 
+class ServerUnreachableError(SurgeryError):
+    """Nothing answers at a server's address, or not in time, or the connection broke."""
+
+
+class PluginMissingError(UsageError):
+    """A server that answers, and has no vllm-surgery."""
+
+
 class ServerError(SurgeryError):
     """A running server's refusal, as it came over HTTP.
 

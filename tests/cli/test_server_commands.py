@@ -229,11 +229,11 @@ def test_wrong_usage_is_exit_code_2(arguments: list[str]) -> None:
 
 
 @pytest.mark.parametrize("command", [["status"], ["patches"], ["swap", "a"]], ids=lambda command: command[0])
-def test_nobody_there_is_exit_code_2(
+def test_nobody_there_is_exit_code_1(
     server: FakeServer, capsys: pytest.CaptureFixture[str], command: list[str]
 ) -> None:
     server.stop()
-    assert main([*command, "--url", server.url]) == 2
+    assert main([*command, "--url", server.url]) == 1
     assert said(capsys).startswith(f"{server.url}: ")
 
 

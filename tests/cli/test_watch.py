@@ -129,9 +129,9 @@ def test_a_server_that_goes_away_is_told_and_the_last_look_stays(
     assert shown.count("active a@1") == 2
 
 
-def test_a_server_that_was_never_there_is_exit_code_2(server: FakeServer, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_server_that_was_never_there_is_exit_code_1(server: FakeServer, capsys: pytest.CaptureFixture[str]) -> None:
     server.stop()
-    assert main(["watch", "--url", server.url]) == 2
+    assert main(["watch", "--url", server.url]) == 1
     assert capsys.readouterr().err.startswith(f"vllm-surgery: error: {server.url}: ")
 
 
@@ -156,15 +156,17 @@ def test_an_interval_that_is_none_is_exit_code_2(interval: str, capsys: pytest.C
 
 
 @pytest.mark.parametrize(
-    ("gone", "missing"), [(["prometheus_client", "rich"], "prometheus_client and rich"), (["rich"], "rich")]
+    ("gone", "missing"),
+    [(["prometheus_client", "rich"], ("prometheus_client and rich", "them")), (["rich"], ("rich", "it"))],
 )
 def test_without_what_vllm_brings_it_is_said_what_to_install(
-    gone: list[str], missing: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    gone: list[str], missing: tuple[str, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     hide(monkeypatch, *gone)
     assert main(["watch"]) == 2
     said = capsys.readouterr().err
-    assert said == f"vllm-surgery: error: watch needs {missing}: install it, or vLLM, which brings it\n"
+    names, them = missing
+    assert said == f"vllm-surgery: error: watch needs {names}: install {them}, or vLLM, which brings {them}\n"
 
 
 def test_json_needs_no_rich(server: FakeServer, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ import pytest
 
 from tests.examples import patch_data, refusal
 from vllm_surgery.client.client import SurgeryClient
-from vllm_surgery.errors import ServerError, UsageError
+from vllm_surgery.errors import PluginMissingError, ServerError, ServerUnreachableError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -159,7 +159,7 @@ def test_a_server_that_wants_a_key_says_so(server: FakeServer) -> None:
 @pytest.mark.parametrize("status", [404, 405])
 def test_a_server_without_the_plugin_says_how_to_get_it(server: FakeServer, status: int) -> None:
     server.answers["/v1/surgery"] = (status, {"detail": "Not Found"})
-    said = refusal(lambda: SurgeryClient(server.url).state(), UsageError)
+    said = refusal(lambda: SurgeryClient(server.url).state(), PluginMissingError)
     assert said == (
         f"{server.url}: has no vllm-surgery: start it with `vllm-surgery serve`, or name vllm_surgery in VLLM_PLUGINS"
     )
@@ -180,12 +180,16 @@ def test_a_redirection_is_not_followed(server: FakeServer) -> None:
 
 def test_nobody_there_is_one_line(server: FakeServer) -> None:
     server.stop()
-    assert refusal(lambda: SurgeryClient(server.url).state(), UsageError).startswith(f"{server.url}: ")
+    assert refusal(lambda: SurgeryClient(server.url).state(), ServerUnreachableError).startswith(f"{server.url}: ")
 
 
-@pytest.mark.parametrize("url", ["", "localhost:8000", "ftp://localhost", "http://", "http://[", "http://x:port", "\n"])
+@pytest.mark.parametrize("url", ["", "localhost:8000", "ftp://localhost", "http://", "http://x:port", "\n"])
 def test_what_is_no_address_is_one_line(url: str) -> None:
     refusal(lambda: SurgeryClient(url).state(), UsageError)
+
+
+def test_an_address_of_no_machine_is_one_line() -> None:
+    refusal(lambda: SurgeryClient("http://[").state(), ServerUnreachableError)
 
 
 def test_a_server_that_never_answers_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -193,7 +197,7 @@ def test_a_server_that_never_answers_is_given_up(monkeypatch: pytest.MonkeyPatch
         raise httpx.ReadTimeout("") if timeout.read else AssertionError
 
     monkeypatch.setattr("vllm_surgery.client.client.httpx.request", request)
-    said = refusal(lambda: SurgeryClient("http://slow").state(), UsageError)
+    said = refusal(lambda: SurgeryClient("http://slow").state(), ServerUnreachableError)
     assert said == "http://slow: no answer in time"
 
 

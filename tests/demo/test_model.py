@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -78,7 +79,7 @@ def test_another_file_than_the_known_one_is_refused(tmp_path: Path, monkeypatch:
 
 
 def test_without_its_extra_it_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(demo.importlib.util, "find_spec", lambda name: None if name == "gguf" else object())
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "gguf" else object())
     with pytest.raises(UsageError, match=r"^demo-model needs gguf: install vllm-surgery with its extra `demo`"):
         demo.make_demo_model(tmp_path / "model")
 

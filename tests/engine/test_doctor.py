@@ -85,7 +85,7 @@ def test_outputs_without_weight_versions_are_noted(
 
 def test_without_vllm_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     find = importlib.util.find_spec
-    monkeypatch.setattr(doctor.importlib.util, "find_spec", lambda name: None if name == "vllm" else find(name))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "vllm" else find(name))
     expected = Finding("vllm", "fail", "is not installed: install vllm-surgery with its extra `gpu` or `cpu`")
     assert of("vllm") == expected
 

@@ -170,7 +170,7 @@ def test_side_effects_alone(evaluate: Callable[..., int], cure: str, tmp_path: P
 
 
 def test_a_server_that_is_down(refused: Callable[..., str]) -> None:
-    assert refused("--url", "http://127.0.0.1:1").startswith("http://127.0.0.1:1: ")
+    assert refused("--url", "http://127.0.0.1:1", code=1).startswith("http://127.0.0.1:1: ")
 
 
 def test_a_wrong_key(server: FakeVllm, refused: Callable[..., str]) -> None:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The command line: `vllm-surgery COMMAND …`.
 
-Exit codes: 0 done; 1 the answer is no (a patch or a check failed); 2 wrong usage or a missing file. Results go to
-stdout, everything else to stderr.
+Exit codes: 0 done; 1 the answer is no (a patch or a check failed, a server that doesn't answer); 2 wrong usage or a
+missing file. Results go to stdout, everything else to stderr.
 """
 
 from __future__ import annotations

@@ -8,7 +8,8 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vllm_surgery.cli.options import add_command, add_json, needs_torch
+from vllm_surgery.cli.options import add_command, add_json
+from vllm_surgery.installed import require
 from vllm_surgery.model.checkpoint import ModelFolder
 from vllm_surgery.patch.describe import count
 from vllm_surgery.patch.patch_set import PatchSet
@@ -35,7 +36,7 @@ def add_to(subparsers: Subparsers) -> None:
 
 def run(args: argparse.Namespace, _rest: list[str]) -> int:
     """Carries the command out."""
-    needs_torch("bake")
+    require("bake", "torch")
     from vllm_surgery.offline.bake import bake
 
     patches = PatchSet.load(args.patches)

@@ -9,7 +9,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vllm_surgery.cli.options import add_command, add_json, needs_torch
+from vllm_surgery.cli.options import add_command, add_json
+from vllm_surgery.installed import require
 from vllm_surgery.model.checkpoint import ModelFolder
 from vllm_surgery.patch.describe import count
 from vllm_surgery.patch.files import write_patch
@@ -42,7 +43,7 @@ def add_to(subparsers: Subparsers) -> None:
 
 def run(args: argparse.Namespace, _rest: list[str]) -> int:
     """Carries the command out."""
-    needs_torch("diff")
+    require("diff", "torch")
     from vllm_surgery.offline.diff import diff
 
     base = ModelFolder(args.base)

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import datetime
-import importlib.util
 import json
 import shlex
 import signal
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from vllm_surgery.cli.options import add_command, add_json
 from vllm_surgery.cli.server_options import add_server, key_of
 from vllm_surgery.errors import UsageError
+from vllm_surgery.installed import require
 
 if TYPE_CHECKING:
     import argparse
@@ -112,9 +112,7 @@ def _check(args: argparse.Namespace) -> None:
             raise UsageError(f"--{name.replace('_', '-')}: 1 or more")
     if args.shams is not None and args.shams < 0:
         raise UsageError("--shams: 0 or more")
-    for module in ("httpx", "jinja2"):
-        if importlib.util.find_spec(module) is None:
-            raise UsageError(f"evaluate needs {module}: install it, or vLLM, which brings it")
+    require("evaluate", "httpx", "jinja2")
 
 
 def _ask(args: argparse.Namespace, folder: TrialFolder) -> None:

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import shlex
 from pathlib import Path
@@ -12,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from vllm_surgery.cli.options import add_command, add_json
-from vllm_surgery.errors import EngineError, UsageError
+from vllm_surgery.errors import UsageError
+from vllm_surgery.installed import require_vllm
 
 if TYPE_CHECKING:
     import argparse
@@ -105,8 +105,7 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
     budget = Budget.parse(args.budget) if args.budget else Budget()
     name = default_name(args.model) if args.name is None else args.name
     check_name(name, settings.penalty)
-    if importlib.util.find_spec("vllm") is None:
-        raise EngineError("localize needs vLLM: install vllm-surgery with its extra `gpu` or `cpu`")
+    require_vllm("localize")
     from vllm_surgery.engine.offline import folder_of, start_engine, stop_engine
     from vllm_surgery.localization.pipeline import SearchRun, localize
     from vllm_surgery.localization.report import write_report

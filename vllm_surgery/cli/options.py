@@ -3,10 +3,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 from typing import TYPE_CHECKING, Any, TypeAlias
-
-from vllm_surgery.errors import UsageError
 
 if TYPE_CHECKING:
     import argparse
@@ -37,13 +34,3 @@ def add_command(
 def add_json(parser: argparse.ArgumentParser) -> None:
     """The option ``--json``."""
     parser.add_argument("--json", action="store_true", help="report as JSON")
-
-
-def needs_torch(command: str) -> None:
-    """Refuses where torch, which does the arithmetic, isn't there.
-
-    Raises:
-        UsageError: what to install.
-    """
-    if importlib.util.find_spec("torch") is None:
-        raise UsageError(f"{command} needs torch: install it, or vLLM, which brings it")

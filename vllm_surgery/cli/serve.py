@@ -3,12 +3,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vllm_surgery.cli.options import add_command
-from vllm_surgery.errors import EngineError, UsageError
+from vllm_surgery.errors import UsageError
+from vllm_surgery.installed import require_vllm
 from vllm_surgery.patch.folders import check_folder
 from vllm_surgery.patch.patch_set import PatchSet
 
@@ -55,8 +55,7 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
     patches = PatchSet.load(args.patch)
     patch_dirs = [check_folder(folder) for folder in args.patch_dir]
     watch = [Path(file).absolute() for file in args.patch] if args.watch else []
-    if importlib.util.find_spec("vllm") is None:
-        raise EngineError("serve needs vLLM: install vllm-surgery with its extra `gpu` or `cpu`")
+    require_vllm("serve")
     from vllm_surgery.engine.serve import serve
 
     serve(patches, rest, patch_dirs=patch_dirs, watch=watch)

@@ -3,11 +3,10 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 from typing import TYPE_CHECKING
 
-from vllm_surgery.errors import UsageError
+from vllm_surgery.installed import require
 
 if TYPE_CHECKING:
     import argparse
@@ -32,8 +31,7 @@ def client_of(args: argparse.Namespace) -> SurgeryClient:
     Raises:
         UsageError: httpx isn't there.
     """
-    if importlib.util.find_spec("httpx") is None:
-        raise UsageError("talking to a server needs httpx: install it, or vLLM, which brings it")
+    require("talking to a server", "httpx")
     from vllm_surgery.client.client import SurgeryClient
 
     return SurgeryClient(args.url, key_of(args))

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import json
 import math
 import time
@@ -13,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 from vllm_surgery.cli.options import add_command, add_json
 from vllm_surgery.cli.server_options import add_server, client_of
 from vllm_surgery.errors import SurgeryError, UsageError
+from vllm_surgery.installed import require
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Sequence
 
     from vllm_surgery.cli.options import Subparsers
     from vllm_surgery.cli.watch_view import Screen
@@ -44,18 +43,12 @@ def run(args: argparse.Namespace, _rest: list[str]) -> int:
     if not (math.isfinite(args.interval) and args.interval > 0):
         raise UsageError("--interval: must be more than 0 seconds")
     client = client_of(args)
-    _need(["prometheus_client"] if args.json else ["prometheus_client", "rich"])
+    require("watch", "prometheus_client", *([] if args.json else ["rich"]))
     if args.json:
         _write_lines(client, args)
     else:
         _draw(client, args)
     return 0
-
-
-def _need(packages: Sequence[str]) -> None:
-    missing = [name for name in packages if importlib.util.find_spec(name) is None]
-    if missing:
-        raise UsageError(f"watch needs {' and '.join(missing)}: install it, or vLLM, which brings it")
 
 
 def _look(client: SurgeryClient) -> tuple[ServerState, Traffic]:

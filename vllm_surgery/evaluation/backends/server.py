@@ -6,8 +6,8 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, TypeAlias
 
-from vllm_surgery.client.client import NO_PLUGIN, SurgeryClient
-from vllm_surgery.errors import CannotSwapError, ConflictError, SurgeryError, UsageError
+from vllm_surgery.client.client import SurgeryClient
+from vllm_surgery.errors import CannotSwapError, ConflictError, PluginMissingError, SurgeryError, UsageError
 from vllm_surgery.evaluation.backends.chat import Chat
 from vllm_surgery.patch.patch_set import NO_PATCH
 
@@ -137,11 +137,11 @@ class HttpBackend:
             chat.close()
 
     def _state(self, *, needed: bool) -> ServerState | None:
-        """What the server says of its patches; None where it has no vllm-surgery and none is needed."""
+        """The server's state; None where it has no vllm-surgery and none is needed."""
         try:
             return self._surgery.state()
-        except UsageError as error:
-            if needed or NO_PLUGIN not in str(error):
+        except PluginMissingError:
+            if needed:
                 raise
             return None
 

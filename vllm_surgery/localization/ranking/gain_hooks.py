@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from vllm_surgery.errors import UsageError, one_line
+from vllm_surgery.installed import require
 from vllm_surgery.model.checkpoint import ModelFolder
 from vllm_surgery.model.conventions import classify_tensor
 from vllm_surgery.patch.units import UnitBlock
@@ -74,11 +75,10 @@ def _plain_anatomy(folder: Path) -> Anatomy:
 
 
 def _load(folder: Path) -> Any:
-    try:
-        import torch
-        import transformers
-    except ImportError:
-        raise UsageError("gradients need torch and transformers: install them, or vLLM, which brings them") from None
+    require("a search by gradients", "torch", "transformers")
+    import torch
+    import transformers
+
     # Experts in plain operations: the fused ones want bfloat16, and the weights' own gradients.
     options = {"dtype": torch.float32, "experts_implementation": "eager", "output_loading_info": True}
     try:

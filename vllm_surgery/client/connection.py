@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One server's address and API key, and HTTP failures as this package's errors. Needs httpx, which vLLM brings."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import httpx
+
+from vllm_surgery.errors import ServerError, ServerUnreachableError, SurgeryError, UsageError, one_line
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+CONNECT_SECONDS = 5.0
+
+
+class Connection:
+    """Base of the clients of one server.
+
+    Attributes:
+        url: as the user wrote it, such as ``http://localhost:8000``.
+        api_key: the key that the server was started with, where it was.
+        base: the address that paths are added to: `url` without a ``/v1`` at the end, as OpenAI's clients have it.
+        headers: of every request.
+
+    Raises:
+        UsageError: no header can hold the key.
+    """
+
+    def __init__(self, url: str, api_key: str | None = None) -> None:
+        if api_key and not (api_key.isascii() and api_key.isprintable()):
+            raise UsageError("the API key holds a character that no header can hold")
+        self.url, self.api_key = url, api_key
+        self.base = url.rstrip("/").removesuffix("/v1")
+        self.headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+
+    @contextmanager
+    def network_errors(self) -> Iterator[None]:
+        """Turns what httpx raises inside it into errors with the server's address.
+
+        Raises:
+            ServerUnreachableError: nothing answers there, or not in time, or the connection broke.
+            UsageError: the address is none.
+        """
+        try:
+            yield
+        except httpx.TimeoutException:
+            raise ServerUnreachableError(f"{self.url}: no answer in time") from None
+        except (httpx.InvalidURL, httpx.UnsupportedProtocol, ValueError) as error:
+            raise UsageError(f"{self.url}: {one_line(str(error))}") from None
+        except httpx.HTTPError as error:
+            reason = one_line(str(error)) or f"the connection broke ({type(error).__name__})"
+            raise ServerUnreachableError(f"{self.url}: {reason}") from None
+
+    def check(self, response: httpx.Response) -> None:
+        """Raises the server's refusal, where `response` is one.
+
+        Raises:
+            UsageError: the server wants an API key, or another one.
+            SurgeryError: what `refusal` makes of all others.
+        """
+        if response.status_code == httpx.codes.UNAUTHORIZED:
+            raise UsageError(f"{self.url}: wants {'another' if self.api_key else 'an'} API key")
+        if not response.is_success:
+            raise self.refusal(response)
+
+    def refusal(self, response: httpx.Response) -> SurgeryError:
+        """The server's error in its own words, or by its status where it has none."""
+        try:
+            error = response.json()["error"]
+            kind, said = str(error["type"]), f"the server refused: {error['message']}"
+        except (ValueError, KeyError, TypeError):
+            kind, said = "ServerError", f"the server answered {response.status_code} {response.reason_phrase}"
+        return ServerError(response.status_code, kind, said)
