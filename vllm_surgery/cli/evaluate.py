@@ -153,7 +153,7 @@ def _stopped_like_by_hand() -> Iterator[None]:
 
 
 def _questions(args: argparse.Namespace) -> Trial:
-    """What will be asked, before anybody is: a wrong file is said first."""
+    """The questions, before anybody is asked: a wrong file is said first."""
     from vllm_surgery.evaluation.arms import unpatched
     from vllm_surgery.evaluation.protocol import load_protocol
     from vllm_surgery.evaluation.trial import Trial

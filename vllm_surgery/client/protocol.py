@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What goes over HTTP between a running server and its callers, as data. Knows neither vLLM nor a web framework."""
+"""The messages between a running server and its callers, as data. Knows neither vLLM nor a web framework."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 from pydantic import BaseModel, ConfigDict, Field
 
 SwapMode: TypeAlias = Literal["keep", "wait", "abort"]
-"""What becomes of running requests: they pause and go on, are waited for, or are ended."""
+"""The fate of running requests during a swap: they pause and go on, are waited for, or are ended."""
 
 STATE_PATH = "/v1/surgery"
 PATCHES_PATH = "/v1/surgery/patches"
@@ -78,7 +78,7 @@ class SwapReport(_Message):
 
 
 class Desired(_Message):
-    """What the server's patch files ask for.
+    """The patch set that the server's patch files ask for.
 
     Attributes:
         id: of the patches in them; None where they are refused.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a server's ``/metrics`` says about loops and swaps, as figures. Needs prometheus_client, which vLLM brings.
+"""Figures about loops and swaps from a server's ``/metrics``. Needs prometheus_client, which vLLM brings.
 
 ``GET /surgery`` does the same arithmetic in the browser; a test holds the two against each other.
 """
@@ -51,7 +51,7 @@ class LoopCounts:
 
 @dataclass(frozen=True)
 class PatchTraffic:
-    """What was answered with one patch set, since the server was started or had first room for its figures.
+    """Answers under one patch set, since the server was started or had first room for its figures.
 
     Attributes:
         patch: its id.

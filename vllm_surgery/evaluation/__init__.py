@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How often does a model loop, does a patch help, and at what cost? Trials with controls, intervals and a stated rule.
+"""Trials of patches: loop rates and side effects, with controls, intervals and a rule that is stated beforehand.
 
     trial = Trial.of(load_protocol("small"), [unpatched(), of_patch(patch)], about)
     run_trial(trial, HttpBackend(url), folder := TrialFolder(path), table)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is compared: the model as it is, under patches, under shams, under a repetition penalty, or another server."""
+"""Arms of a trial: the model as it is, under patches, under shams, under a repetition penalty, or another server."""
 
 from __future__ import annotations
 

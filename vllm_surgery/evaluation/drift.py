@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How far an arm moves a model's next-token probabilities on healthy text, as far as a server tells them.
+"""Drift of an arm's next-token distributions on healthy text, as far as a server tells them.
 
 A server gives the likeliest tokens of each place and no others. What it doesn't give is taken together as one "rest",
 on both sides; a divergence of distributions that are made coarser is never larger than that of the distributions

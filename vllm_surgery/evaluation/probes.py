@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is asked: sets of prompts as data files, those that come with the package and those of a user."""
+"""Probe sets: prompts as data files, those that come with the package and those of a user."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ class ProbeSet(_Strict):
         return hashlib.sha256(json.dumps(self.model_dump(exclude_defaults=True), sort_keys=True).encode()).hexdigest()
 
     def halves(self) -> dict[str, int]:
-        """How many probes there are of each half; empty where it isn't divided."""
+        """The number of probes in each half; empty where the set isn't divided."""
         marks = [probe.half for probe in self.probes if probe.half is not None]
         return {half: marks.count(half) for half in sorted(set(marks))}
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How a trial asks: cells, each some probe sets under one sampling. Data files, the package's and a user's own."""
+"""Protocols of trials: cells, each some probe sets under one sampling. Data files, the package's and a user's own."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Cell(_Strict):
     thinking: bool | None = None
 
     def sampling(self, seed: int) -> dict[str, Any]:
-        """What a request says of its sampling. The same seed and the same probabilities give the same answer."""
+        """The sampling parameters of a request. The same seed and the same probabilities give the same answer."""
         asked = self.model_dump(include={"temperature", "top_p", "max_tokens"}) | {"seed": seed}
         asked |= {"top_k": self.top_k} if self.top_k else {}
         return asked | ({} if self.thinking is None else {"chat_template_kwargs": {"enable_thinking": self.thinking}})
@@ -124,7 +124,7 @@ def _changed(
 
 
 def _sort(name: str) -> str:
-    """What a set is for: its use, but short lists and skills are one sort, tasks."""
+    """The use of a set; short lists and skills are one sort, tasks."""
     use = load_probes(name).use
     return "tasks" if use in {"short", "skills"} else use
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a trial keeps: a line of JSON for every answer, written as they come, so that a killed trial goes on."""
+"""Records of answers: a line of JSON each, written as they come, so that a killed trial goes on."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class Key(NamedTuple):
-    """Which answer it is. `seed` is what tells the answers to one probe apart."""
+    """The identity of an answer. `seed` tells the answers to one probe apart."""
 
     arm: str
     cell: str

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a trial needs to know before it asks: the arms, what the tokens are as text, and which model this is."""
+"""The set-up of a trial: its arms, the tokens as text, and the identity of the model."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def model_folder(asked: str | None, facts: EngineFacts) -> Path | None:
 
 @dataclass(frozen=True)
 class Wanted:
-    """Which arms there shall be besides the unpatched one.
+    """The arms that a user wants besides the unpatched one.
 
     Attributes:
         patches: files, or names of patches in the server's folders.
@@ -101,7 +101,7 @@ def token_table(name: str) -> TokenTable:
 
 
 def about(facts: EngineFacts, folder: Path | None, sham_seed: int) -> dict[str, Any]:
-    """Which model this is, and what asked and answered."""
+    """The identity of the model, of the engine and of this package, for a report."""
     return {
         "model": _without_path(facts.name),
         "engine": facts.engine,
@@ -112,7 +112,7 @@ def about(facts: EngineFacts, folder: Path | None, sham_seed: int) -> dict[str, 
 
 
 def _without_path(name: str) -> str:
-    """What a model is called. A server that wasn't told calls it by its folder, which is a machine's own business."""
+    """The name of a model. A server that wasn't told calls it by its folder, which is a machine's own business."""
     return Path(name).name if Path(name).is_absolute() or Path(name).is_dir() else name
 
 

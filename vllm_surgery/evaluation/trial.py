@@ -31,7 +31,7 @@ _PASSING = {"started", "command"}
 
 @dataclass(frozen=True)
 class Trial:
-    """What is asked of whom; with the answers' file all that a report needs.
+    """The questions and the arms; with the answers' file all that a report needs.
 
     Attributes:
         sets: the probe sets, by the names that the protocol has for them.
@@ -99,7 +99,7 @@ class Trial:
 
 @dataclass(frozen=True)
 class TrialFolder:
-    """Where a trial is kept."""
+    """The files of a trial."""
 
     path: Path
 
@@ -118,7 +118,7 @@ class TrialFolder:
             raise UsageError(f"{self.path}: {error.strerror or error}") from None
 
     def trial(self) -> Trial:
-        """What is asked.
+        """The questions and the arms.
 
         Raises:
             UsageError: there is no trial in this folder.
@@ -156,12 +156,12 @@ class TrialFolder:
         return replace(logprobs, tops=tops)
 
     def keep_exact(self, drifts: Mapping[str, Sequence[Drift]]) -> None:
-        """Keeps what whole distributions said of each arm."""
+        """Keeps the drift over whole distributions of each arm."""
         plain = {name: [asdict(drift) for drift in found] for name, found in drifts.items()}
         (self.path / EXACT_FILE).write_text(json.dumps(plain, indent=1) + "\n")
 
     def exact(self) -> dict[str, list[Drift]]:
-        """What whole distributions said of each arm; nothing where they weren't asked for."""
+        """Drift over whole distributions, by arm; nothing where it wasn't asked for."""
         file = self.path / EXACT_FILE
         plain = json.loads(file.read_text()) if file.exists() else {}
         return {name: [Drift(**drift) for drift in found] for name, found in plain.items()}
@@ -205,7 +205,7 @@ def run_trial(trial: Trial, backend: Backend, folder: TrialFolder, table: TokenT
 
 
 def is_measured(arm: Arm) -> bool:
-    """Whether an arm's log-probabilities are compared: not where only the sampling differs."""
+    """True if an arm's log-probabilities are compared: not where only the sampling differs."""
     return arm.kind != "penalty"
 
 
@@ -219,7 +219,7 @@ def _texts(trial: Trial, arm: Arm, measured: set[tuple[str, str, str]]) -> list[
 
 
 def record_of(job: Job, completion: Completion, patch: str | None, table: TokenTable) -> Record:
-    """What is kept of an answer that was given under a patch set."""
+    """The record of an answer that was given under a patch set."""
     tokens = completion.token_ids
     loops = detect(tokens, table)
     offsets = _offsets(tokens, table) if loops else []
@@ -236,6 +236,6 @@ def _offsets(tokens: Sequence[int], table: TokenTable) -> list[int]:
 
 
 def _lasting(data: Any) -> Any:
-    """What must be the same when a trial goes on: as JSON has it, and not when it began or how it was asked for."""
+    """The data that must be the same when a trial goes on: as JSON has it, without its start and its command."""
     plain = json.loads(json.dumps(data))
     return {key: value for key, value in plain.items() if key not in _PASSING} if isinstance(plain, dict) else plain

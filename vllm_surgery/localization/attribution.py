@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which units look as if they took part: from activations in the engine, and from gradients where they can be had."""
+"""Attribution of loops to units: from activations in the engine, and from gradients where they can be had."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ MIN_LOOP_TOKENS = 8
 
 @dataclass(frozen=True)
 class Attribution:
-    """What looks worth trying, the best first.
+    """Candidates worth trying, the best first.
 
     Attributes:
         singles: one unit each.
@@ -104,7 +104,7 @@ def load_or_compute(
     records: Sequence[Record],
     matter: Sequence[UnitBlock],
 ) -> Attribution:
-    """What `make` gives, or gave when the search came by here before."""
+    """The attribution that `make` gives, or gave before the search was stopped."""
     file = folder / RANKING_FILE
     if file.exists():
         return Attribution.from_data(json.loads(file.read_text()))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is tried: a sparse map from units to gains, and the patch that says the same."""
+"""Candidate edits: a sparse map from units to gains, and the patch that says the same."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Candidate:
 
     @property
     def units(self) -> int:
-        """How many units it names; a whole layer counts as one."""
+        """The number of units it names; a whole block counts as one."""
         return len(self.gains)
 
     def patch(self, name: str, guard: Mapping[str, Any]) -> Patch:

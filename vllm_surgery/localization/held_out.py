@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The edit that was found, on probes that the search never saw: once, with shams, a penalty and intervals."""
+"""The held-out trial: the edit that was found, once, on probes that the search never saw, with shams and a penalty."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ if TYPE_CHECKING:
     from vllm_surgery.patch.format import Patch
 
 ALPHA = 0.05
-"""A kind of loop that becomes more frequent in one cell, with McNemar's p below this, isn't made up for by others."""
+"""Of McNemar's test: a kind of loop that rises in one cell with a p below it isn't made up for by others."""
 HOLDS = "fewer loops"
 
 
 @dataclass(frozen=True)
 class TrialContext:
-    """Where a held-out trial is held.
+    """The surroundings of a held-out trial.
 
     Attributes:
         backend: who answers.
@@ -84,7 +84,7 @@ class CellKind:
 
     @property
     def rises(self) -> bool:
-        """Whether there are more than chance would give."""
+        """True if there are significantly more with the patch."""
         return self.newly > self.rescued and mcnemar(self.rescued, self.newly) < ALPHA
 
 
@@ -131,7 +131,7 @@ def cells_and_kinds(trial: Trial, records: Sequence[Record], arm: str) -> list[C
 
 
 def evidence(judged: HeldOutResult, patch: str) -> dict[str, Any]:
-    """What a patch file says of its held-out trial."""
+    """The evidence in a patch file: the figures of its held-out trial."""
     arms = {one.arm.name: one for one in judged.summary.arms}
     base, own = arms[UNPATCHED], arms[patch]
     shams = [one for one in arms.values() if one.arm.control_of == patch]

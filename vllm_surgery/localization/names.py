@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the patch of a search may be called: nothing that another arm of its trial, or another file, is called."""
+"""Names for the patch of a search: none that another arm of its trial, or another file, has."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _LONGEST = 56
 
 
 def default_name(model: str) -> str:
-    """What a patch for a model is called: the last part of the model's name, as patch names may be spelled."""
+    """The name of a patch for a model: the last part of the model's name, as patch names may be spelled."""
     last = re.sub(r"[^a-z0-9._-]+", "-", Path(model).name.lower()).strip("-._")
     return f"{last[:_LONGEST] or 'model'}-noloop"
 

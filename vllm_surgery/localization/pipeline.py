@@ -41,7 +41,7 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a search came to.
+    """The outcome of a search and its held-out trial.
 
     Attributes:
         search: on the search's own probes.
@@ -61,7 +61,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class SearchRun:
-    """Where a search is kept, and what its patch is called.
+    """One run of a search: its folder, and the name of its patch.
 
     Attributes:
         folder: for everything. A search that was stopped goes on from there.

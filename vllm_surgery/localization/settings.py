@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a search asks, what it may try, and what an edit may cost. The same settings give the same search."""
+"""Settings of a search: its probes, the edits it may try, and their bounds. The same settings give the same search."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 GREEDY, SAMPLED, SIDE = "greedy", "sampled", "side"
 
 GAINS = (0.0, -1.0, 3.0, 0.5, -0.8, 5.0, 2.0)
-"""What single units are tried with. Silence and inversion are the paper's; amplifying has helped where they didn't."""
+"""Gains of single units. Silence and inversion are the paper's; amplifying has helped where they didn't."""
 
 
 class SearchSettings(BaseModel):
@@ -95,11 +95,11 @@ class SearchSettings(BaseModel):
         return gains
 
     def search_protocol(self) -> Protocol:
-        """What is asked while the search goes on."""
+        """The protocol of the search itself."""
         return Protocol(name="search", cells=self._cells(self.search, [], self.seeds, self.tasks), text=self.text)
 
     def held_out_protocol(self) -> Protocol:
-        """What the edit that was found is judged by."""
+        """The protocol by which the edit that was found is judged."""
         cells = self._cells(self.held_out, self.ordinary, self.held_out_seeds, self.held_out_tasks)
         return Protocol(name="held-out", cells=cells, text=self.held_out_text)
 

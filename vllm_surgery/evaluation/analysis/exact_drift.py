@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How far a patch moves a model's next-token probabilities on healthy text, over the full vocabulary.
+"""Drift of a patch's next-token distributions on healthy text, over the full vocabulary.
 
 With transformers in float32 in this process, and no server, so that whole distributions can be compared. The edits are
 the planner's and the arithmetic is the package's own.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What became of answers: each one's own outcome, and the figures of many."""
+"""Outcomes of answers, one by one and as rates."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Rates:
-    """How some answers ended.
+    """Counts and rates of some answers.
 
     Attributes:
         answers: how many there are.
@@ -67,12 +67,12 @@ def terminal_kinds(record: Record) -> list[str]:
 
 
 def loops(record: Record) -> bool:
-    """Whether an answer ends in a loop of any kind."""
+    """True if an answer ends in a loop of any kind."""
     return bool(terminal_kinds(record))
 
 
 def ever_loops(record: Record) -> bool:
-    """Whether an answer was in a loop of any kind."""
+    """True if an answer was ever in a loop of any kind."""
     return bool(record.loops)
 
 

@@ -58,7 +58,7 @@ class Ordinary:
 
 @dataclass(frozen=True)
 class Healthy:
-    """How far next-token probabilities move on healthy text, a token.
+    """Drift of next-token distributions on healthy text, a token.
 
     Attributes:
         kl: KL(unpatched || arm), nats a token, interval over texts.
@@ -115,7 +115,7 @@ def _perplexity(loss: float) -> float:
 
 
 def is_right(probe: Probe, record: Record, *, run_code: bool) -> bool:
-    """Whether an answer to a task is right."""
+    """True if an answer to a task is right."""
     if probe.check is not None:
         return probe.check.is_right(record.text, run=run_code)
     return probe.short_list().is_right(record.text, complete=record.finish == "stop")

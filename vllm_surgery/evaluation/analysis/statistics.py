@@ -166,7 +166,7 @@ def _bootstrap(first: Numbers, second: Numbers, sizes: Numbers) -> tuple[Estimat
 
 @lru_cache(maxsize=16)
 def _resamples(clusters: int) -> Numbers:
-    """How often each cluster was drawn, for each draw: the same for every comparison of as many."""
+    """Bootstrap weights ``[draws, clusters]``: the same for every comparison of as many clusters."""
     return (
         np.random.default_rng(BOOTSTRAP_SEED)
         .multinomial(clusters, np.full(clusters, 1 / clusters), BOOTSTRAP_DRAWS)

@@ -24,11 +24,11 @@ if TYPE_CHECKING:
     from vllm_surgery.evaluation.trial import Trial
 
 JUDGED = "judged"
-"""What the group is called that the verdict is about."""
+"""The name of the group that the verdict is about."""
 
 
 class PairKey(NamedTuple):
-    """An answer, but for its arm: what answers of two arms are paired by."""
+    """The key by which answers of two arms are paired: all of an answer's identity but its arm."""
 
     cell: str
     set: str
@@ -83,7 +83,7 @@ class Summary:
 
     @property
     def complete(self) -> bool:
-        """Whether every answer is there."""
+        """True if every answer is there."""
         return self.answers == self.expected
 
     def to_data(self) -> dict[str, Any]:

@@ -51,7 +51,7 @@ class Condition:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the rule says of one patch."""
+    """The rule's word on one patch."""
 
     word: Word
     conditions: list[Condition]
@@ -59,7 +59,7 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Evidence:
-    """What the rule looks at.
+    """The figures that the rule looks at.
 
     Attributes:
         ends: answers that end in a loop, unpatched and patched.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a trial needs of whatever answers: a server, or an engine in this process."""
+"""The interface of backends: a server, or an engine in this process, that answers the jobs of a trial."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class TokenLogprobs:
 
 @dataclass(frozen=True)
 class EngineFacts:
-    """What answers.
+    """The model that answers, and the engine that serves it.
 
     Attributes:
         name: what requests call the model.
@@ -77,10 +77,10 @@ class Backend(Protocol):
     """Answers, under one arm at a time."""
 
     def facts(self) -> EngineFacts:
-        """What answers."""
+        """The model and the engine."""
 
     def serve(self, arm: Arm) -> str | None:
-        """From now on serves what `arm` says. Gives the patch set's id; None where it can't be known.
+        """Serves what `arm` says from now on. Gives the patch set's id; None where it can't be known.
 
         Raises:
             SurgeryError: it can't.

@@ -26,7 +26,7 @@ _PLOT_HEIGHT = 260
 
 @dataclass(frozen=True)
 class Series:
-    """What has one colour: an arm, or all shams together."""
+    """One colour of a figure: an arm, or all shams together."""
 
     name: str
     arms: list[ArmSummary]
@@ -49,7 +49,7 @@ def series_of(summary: Summary) -> list[Series]:
 
 
 def rates_figure(summary: Summary) -> str:
-    """How often answers to each probe end in a loop, by arm, with Wilson's intervals."""
+    """Loop rates of each probe, by arm, with Wilson's intervals."""
     series = series_of(summary)
     groups = list(summary.arms[0].by_probe)
     block = _ROW * len(series) + _BAND
@@ -139,7 +139,7 @@ def _whisker(rate: Estimate, y: float, color: str, name: str) -> str:
 
 
 def legend(names: Sequence[str], top: float) -> list[str]:
-    """What each colour means, one below the other, in the order of `COLORS`."""
+    """The meaning of each colour, one below the other, in the order of `COLORS`."""
     parts = []
     for place, name in enumerate(names):
         y = top + 16 * place

@@ -23,19 +23,19 @@ _MIN_P = 0.001
 
 
 def arms_table(summary: Summary) -> Table:
-    """What was compared."""
+    """The arms that were compared."""
     rows = [[one.arm.name, one.arm.kind, one.arm.id or "", _remarks(one.arm)] for one in summary.arms]
     return Table(["arm", "kind", "patch id", ""], rows)
 
 
 def cells_table(summary: Summary) -> Table:
-    """How it was asked."""
+    """The cells: probe sets and their sampling."""
     rows = [[cell["name"], ", ".join(cell["sets"]), str(cell["seeds"]), *_sampling(cell)] for cell in _cells(summary)]
     return Table(["cell", "probe sets", "seeds", "temperature", "top-p", "top-k", "tokens", "thinking"], rows)
 
 
 def rates_table(summary: Summary, group: str) -> Table:
-    """How many answers end in loops."""
+    """Counts and rates of answers that end in loops."""
     head = ["arm", "answers", *KINDS, "any", "rate", "left", "ever in a loop", "cut by budget", "mean tokens"]
     rows = [[one.arm.name, *_rates(one.rates[group])] for one in summary.arms]
     return Table([*head, "wasted", "entries"], rows)

@@ -127,7 +127,7 @@ def _asked(summary: Summary) -> Section:
 
 
 def _known(about: Mapping[str, Any], name: str) -> str:
-    """What a trial says of itself; whoever runs one from Python needn't say everything."""
+    """One fact about a trial. Whoever runs one from Python needn't give them all."""
     value = about.get(name)
     return "not known" if value is None else str(value)
 

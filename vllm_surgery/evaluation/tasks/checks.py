@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What makes the answer to a small task right."""
+"""Checks of answers to small tasks."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Says(_Check):
     exact: bool = False
 
     def is_right(self, text: str, *, run: bool) -> bool:
-        """Whether it does."""
+        """True if the answer holds one of the words."""
         flags = re.NOFLAG if self.exact else re.IGNORECASE
         return any(re.search(rf"(?<!\w){re.escape(words)}(?!\w)", text, flags) for words in self.any)
 
@@ -40,7 +40,7 @@ class Number(_Check):
     value: float
 
     def is_right(self, text: str, *, run: bool) -> bool:
-        """Whether it is."""
+        """True if the answer's last number is the value."""
         found = _NUMBER.findall(text)
         return bool(found) and float(found[-1].replace(",", "")) == self.value
 
@@ -52,7 +52,7 @@ class Json(_Check):
     keys: list[str]
 
     def is_right(self, text: str, *, run: bool) -> bool:
-        """Whether it is."""
+        """True if the answer is a JSON object with all keys."""
         try:
             data = json.loads(_code(text))
         except (ValueError, RecursionError):
@@ -68,7 +68,7 @@ class Python(_Check):
     value: Any
 
     def is_right(self, text: str, *, run: bool) -> bool:
-        """Whether it does. Runs the model's code in a process with limits if `run`; else only parses it."""
+        """True if the code compiles, and with `run`, in a process with limits, its call gives the value."""
         code = _code(text)
         try:
             defined = any(isinstance(node, ast.FunctionDef) for node in ast.parse(code).body)

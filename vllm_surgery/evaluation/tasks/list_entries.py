@@ -33,12 +33,12 @@ _DECORATION = re.compile(r"[*_`\"'\u2018\u2019\u201c\u201d.,;:!?]+")
 
 
 def distinct_entries(text: str) -> int:
-    """How many different lines or pieces an answer has, right or wrong. An answer without a list has few."""
+    """The number of different lines or pieces of an answer, right or wrong. An answer without a list has few."""
     return len(set(entries(text)) - {""})
 
 
 def form(text: str) -> Form:
-    """How an answer lists: most of its lines numbered, or bulleted, or else plain (lines, or a sentence)."""
+    """The form of an answer: most of its lines numbered, or bulleted, or else plain (lines, or a sentence)."""
     lines = [line for line in text.splitlines() if line.strip()]
     numbered, bulleted = (sum(marker.match(line) is not None for line in lines) for marker in (_NUMBERED, _BULLETED))
     if lines and 2 * max(numbered, bulleted) >= len(lines):

@@ -15,7 +15,7 @@ _SEPARATOR = re.compile(r"[,;]|\band\b")
 
 @dataclass(frozen=True)
 class ShortList:
-    """What a right answer names.
+    """The items that a right answer names.
 
     Attributes:
         items: each with the names that it goes by, lower case.
@@ -28,7 +28,7 @@ class ShortList:
     optional: tuple[str, ...] = ()
 
     def is_right(self, text: str, *, complete: bool) -> bool:
-        """Whether the answer ends by itself, names as many items as wanted, none twice, and nothing else.
+        """True if the answer ends by itself, names as many items as wanted, none twice, and nothing else.
 
         Where some lines are marked as entries, they are the answer, each for its head alone (before a colon or a dash).
         Else it is the first sentence that names two items or more, cut at commas and "and"; else all that name one.

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which units to look at first: scores from activities, router choices and gradients."""
+"""The order in which units are tried: scores from activities, router choices and gradients."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What each unit does before a loop and inside it, from forward passes alone, inside the engine that serves."""
+"""Activity of units before a loop and inside it, from forward passes alone, in the engine that serves."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class ExpertActivity:
 
 @dataclass(frozen=True, eq=False)
 class Activity:
-    """What was measured.
+    """Activity of all units that were measured.
 
     Attributes:
         neurons: by layer; only layers with a dense MLP.

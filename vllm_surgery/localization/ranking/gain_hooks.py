@@ -142,7 +142,7 @@ def _weigh(gained: GainedNetwork, layer: int, gain: Any) -> Any:
 
 
 def _is_routed(inputs: tuple[Any, ...]) -> bool:
-    """Whether a module was given hidden states, the experts chosen for each token, and their weights."""
+    """True if a module was given hidden states, the experts chosen for each token, and their weights."""
     if len(inputs) != len(("states", "chosen", "weights")):
         return False
     _, chosen, weights = inputs

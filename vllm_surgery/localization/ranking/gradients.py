@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What all gains would do at once: to a loop's hold on the next token, and to healthy text.
+"""Gradients with respect to all gains at once: of a loop's hold on the next token, and of healthy text.
 
 With transformers, in float32, and no server. One backward pass a transcript gives the effect of every neuron and every
 routed expert to first order, where trying them one by one would take a generation each.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which edits the gradients promise the most of: single units with given gains, and sets of many small changes.
+"""Edits that the gradients promise the most of: single units with given gains, and sets of many small changes.
 
 To first order a change d of a gain moves the log-odds of a loop's next token by ``m * d``; to second order it costs
 healthy text a KL divergence of ``F * d ** 2 / 2``. Most fall of the odds for a given cost is had by going along
@@ -29,11 +29,11 @@ if TYPE_CHECKING:
 SIZES = (32, 64, 16, 128, 8, 256, 4, 512, 2)
 """Of sets, in the order in which they are tried: on the demo model's search probes those of some dozens did most."""
 KL_TARGETS = (0.01, 0.03, 0.003)
-"""What they may cost by the gradients' own reckoning, in nats a token on healthy text, likewise."""
+"""Their cost by the gradients' own reckoning, in nats a token on healthy text, in the order in which it is tried."""
 
 FLOOR_PERCENTILE = 10.0
-"""Units that healthy text feels less than this share of units does count as fisher that much. Else neurons that never
-fire there would win by a division by nearly nothing."""
+"""The percentile of sensitivities below which units count as if at it. Else neurons that never fire on healthy text
+would win by a division by nearly nothing."""
 
 TRIM = 0.2
 """The share of transcripts left out at each end of a unit's margins: a unit must work on most loops, and one transcript
@@ -89,7 +89,7 @@ def set_candidates(gradients: Gradients, sizes: Sequence[int], kl_targets: Seque
     """For each size and cost the natural-gradient step over the units that gain the most by it; alike ones once.
 
     A set is smaller than its size where changes are too small to be written, and its cost below the target where its
-    gains are at their ends. Where there are gradients of right answers, the step makes none of them less pair_parts, to
+    gains are at their ends. Where there are gradients of right answers, the step makes none of them less likely, to
     first order: a step that is cheap on average may still flip one token that an answer hangs on.
     """
     field = _Field.of(gradients)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How long a search may go on: minutes or answers.
+"""Budget of a search, in minutes or answers.
 
 What was spent is counted from what was written down, so a search that was killed and goes on decides as if it had never
 been.
@@ -19,7 +19,7 @@ _SECONDS = {"": 60.0, "m": 60.0, "h": 3600.0}
 
 @dataclass
 class Budget:
-    """What may be spent, and what was.
+    """A limit, and how much of it was spent.
 
     Attributes:
         seconds: that all measurements together may take.

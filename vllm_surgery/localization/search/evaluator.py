@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where candidates are measured: swapped in, asked, compared with the unpatched model, and every answer kept.
+"""Evaluation of candidates: swapped in, asked, compared with the unpatched model, and every answer kept.
 
 Nothing is asked twice: a search that was killed walks the same way again through what is known and goes on from there.
 """
@@ -38,7 +38,7 @@ DRIFTS_FILE, SPENT_FILE = "drifts.jsonl", "spent.jsonl"
 
 
 class Fidelity(NamedTuple):
-    """How much of the search's own work a candidate is given: the fidelity of its measurement.
+    """Fidelity of a measurement: how many answers and texts it takes.
 
     Attributes:
         answers: how many of the jobs for loops it answers.
@@ -53,7 +53,7 @@ class Fidelity(NamedTuple):
 
 @dataclass(frozen=True)
 class EvalContext:
-    """Who answers the candidates, and where the answers are kept.
+    """The surroundings of an evaluation: a backend, and a folder for the answers.
 
     Attributes:
         backend: who answers.
@@ -186,7 +186,7 @@ class CandidateEvaluator:
         return +owed
 
     def _with_owed(self, name: str, seconds: float, answers: int) -> tuple[float, int]:
-        """What a measurement took, with what was done of it before a kill; how long that took is no longer known."""
+        """Cost of a measurement, with what was done of it before a kill; how long that took is no longer known."""
         owed = self._owed.pop(name, 0)
         took, made = map(sum, zip((seconds, answers), *self._spent.values(), strict=True))
         return seconds + (owed * took / made if made else 0.0), answers + owed

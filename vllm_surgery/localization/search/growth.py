@@ -34,7 +34,7 @@ def weaker(candidate: Candidate, dose: float) -> Candidate | None:
 
 
 def pair_parts(best: Sequence[Candidate], ranked: Sequence[Candidate], count: int) -> list[Candidate]:
-    """What pairs are made of: the best, and the first `count` other units of a ranking.
+    """Parts of pairs: the best, and the first `count` other units of a ranking.
 
     What ranks a unit looks at it alone. Of two units that each keep a loop going it may say that one should be
     amplified, since that weakens the other; so those are also tried silent.

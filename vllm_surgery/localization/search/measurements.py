@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a candidate does to loops, and what it costs, on the search's own probes."""
+"""Measurements of a candidate: its effect on loops, and its cost, on the search's own probes."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class LoopChange:
 
 @dataclass(frozen=True)
 class Cost:
-    """What a candidate moves that was sound.
+    """Side effects of a candidate.
 
     Attributes:
         kl: KL(unpatched || candidate) on reference replies, nats a token, from below (see `evaluation.drift`).
@@ -93,10 +93,10 @@ class Cost:
 
 @dataclass(frozen=True)
 class Measurement:
-    """One look at one candidate.
+    """One measurement of one candidate.
 
     Attributes:
-        cost: None where reference replies weren't looked at.
+        cost: None where reference replies weren't measured.
     """
 
     candidate: Candidate
@@ -105,11 +105,11 @@ class Measurement:
 
     @property
     def kl(self) -> float | None:
-        """What it costs in nats a token; None where that wasn't looked at, or is no number."""
+        """Its cost in nats a token; None where that wasn't measured, or is no number."""
         return self.cost.kl if self.cost is not None and math.isfinite(self.cost.kl) else None
 
     def excess(self, settings: SearchSettings) -> list[str]:
-        """What it costs too much of; empty where all is within bounds."""
+        """Bounds that it exceeds, by name; empty where it keeps all."""
         found = [] if self.loops.entries >= MIN_ENTRIES_RATIO or math.isnan(self.loops.entries) else ["entries"]
         if self.cost is None:
             return found
@@ -118,9 +118,9 @@ class Measurement:
         return found + (["tasks"] if (self.cost.lost or 0) > (self.cost.won or 0) else [])
 
     def rank(self, settings: SearchSettings) -> tuple[Any, ...]:
-        """What measures are sorted by, the best first: fewest loops within the bounds, then what costs least.
+        """The sort key of measurements, the best first: fewest loops within the bounds, then the lowest cost.
 
-        All compared must be of the same answers.
+        All that are compared must be of the same answers.
         """
         kl = math.inf if self.kl is None else self.kl
         return (bool(self.excess(settings)), self.loops.looped, kl, self.candidate.units, self.candidate.id)

@@ -40,7 +40,7 @@ DOSES = (0.5, 0.25)
 
 @dataclass
 class SearchResult:
-    """What a search came to.
+    """The result of a search.
 
     Attributes:
         base: of the unpatched model's answers.
