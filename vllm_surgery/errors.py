@@ -7,6 +7,11 @@ HTTP status.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
+
 # A place may hold a key from a hostile file. Cut here, so that the reason behind it is never cut away.
 _PLACE_LIMIT = 120
 
@@ -90,6 +95,12 @@ class PatchError(SurgeryError):
 
 class MismatchError(PatchError):
     """A patch that is sound but not for this model: guard, range, seal, or a format that can't hold it."""
+
+
+def first_problem(error: ValidationError) -> tuple[tuple[int | str, ...], str]:
+    """The place and the message of the first thing that pydantic found wrong."""
+    first = error.errors(include_url=False)[0]
+    return first["loc"], str(first["msg"]).removeprefix("Value error, ")
 
 
 def one_line(text: str, limit: int = 500) -> str:

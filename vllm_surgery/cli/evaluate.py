@@ -9,10 +9,9 @@ import shlex
 import signal
 import sys
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vllm_surgery.cli.options import add_command, add_json
+from vllm_surgery.cli.options import add_command, add_json, add_out, flag, words_of
 from vllm_surgery.cli.server_options import add_server, key_of
 from vllm_surgery.errors import UsageError
 from vllm_surgery.installed import require
@@ -20,6 +19,7 @@ from vllm_surgery.installed import require
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Iterator
+    from pathlib import Path
 
     from vllm_surgery.cli.options import Subparsers
     from vllm_surgery.evaluation.analysis.summary import Summary
@@ -38,13 +38,7 @@ def add_to(subparsers: Subparsers) -> None:
     )
     _add_arms(parser)
     _add_questions(parser)
-    parser.add_argument(
-        "--out",
-        type=Path,
-        default=Path("evaluation"),
-        metavar="DIR",
-        help="where answers and report go; a trial that was stopped goes on from there (default: %(default)s)",
-    )
+    add_out(parser, "evaluation", "trial")
     parser.add_argument("--concurrency", type=int, default=32, metavar="N", help="requests at a time (default: 32)")
     parser.add_argument("--report-only", action="store_true", help="judge the answers in --out again; ask nobody")
     parser.add_argument("--run-code", action="store_true", help="run code that the model wrote, in a limited process")
@@ -109,7 +103,7 @@ def _check(args: argparse.Namespace) -> None:
     for name in ("seeds", "max_tokens", "concurrency"):
         value = getattr(args, name)
         if value is not None and value < 1:
-            raise UsageError(f"--{name.replace('_', '-')}: 1 or more")
+            raise UsageError(f"{flag(name)}: 1 or more")
     if args.shams is not None and args.shams < 0:
         raise UsageError("--shams: 0 or more")
     require("evaluate", "httpx", "jinja2")
@@ -186,17 +180,12 @@ def _with_arms(args: argparse.Namespace, trial: Trial, backend: HttpBackend) -> 
 
 def _command(args: argparse.Namespace) -> str:
     """The command without what is this machine's own, and without the key."""
-    words = ["vllm-surgery", "evaluate"]
-    words += [word for patch in args.patch for word in ("--patch", Path(patch).name)]
-    plain = ("shams", "protocol", "cells", "seeds", "max_tokens", "concurrency")
-    for name in plain:
-        if getattr(args, name) not in {None, "default"}:
-            words += [f"--{name.replace('_', '-')}", str(getattr(args, name))]
-    words += [word for name in args.probes or [] for word in ("--probes", Path(name).name)]
-    words += [word for value in args.penalty or [] for word in ("--penalty", f"{value:g}")]
+    protocol = ["protocol"] if args.protocol != "default" else []
+    words = words_of(args, ["patch", "shams", *protocol, "cells", "seeds", "max_tokens", "concurrency"])
+    words += words_of(args, ["probes", "penalty"])
     words += [word for server in args.server for word in ("--server", f"{server.partition('=')[0]}=URL")]
-    words += [f"--{name.replace('_', '-')}" for name in ("no_penalty", "exact", "run_code") if getattr(args, name)]
-    return shlex.join(words)
+    words += words_of(args, ["no_penalty", "exact", "run_code"])
+    return shlex.join(["vllm-surgery", "evaluate", *words])
 
 
 def _restore(backend: HttpBackend) -> None:

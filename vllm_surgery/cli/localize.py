@@ -10,20 +10,23 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from vllm_surgery.cli.options import add_command, add_json
-from vllm_surgery.errors import UsageError
+from vllm_surgery.cli.options import add_command, add_json, add_out, flag, words_of
+from vllm_surgery.errors import UsageError, first_problem
 from vllm_surgery.installed import require_vllm
+from vllm_surgery.localization.settings import SearchSettings
 
 if TYPE_CHECKING:
     import argparse
 
     from vllm_surgery.cli.options import Subparsers
     from vllm_surgery.localization.pipeline import Outcome
-    from vllm_surgery.localization.settings import SearchSettings
 
 
-_SETS = ("text", "tasks", "held_out_text", "held_out_tasks", "ordinary")
-"""Options that name probe sets, beside ``--probes``."""
+_OPTIONS = (
+    "kinds", "text", "tasks", "held_out_text", "held_out_tasks", "ordinary", "seeds", "held_out_seeds", "max_tokens",
+    "gains", "singles", "sets", "max_units", "seed", "max_kl", "max_perplexity", "shams",
+)  # fmt: skip
+"""The settings of a search that have an option of their own; ``--probes`` and ``--no-gradients`` are for others."""
 
 
 def add_to(subparsers: Subparsers) -> None:
@@ -37,13 +40,7 @@ def add_to(subparsers: Subparsers) -> None:
         usage="vllm-surgery localize MODEL [--out DIR] [--budget 90m] [any engine option of `vllm serve`]",
     )
     parser.add_argument("model", metavar="MODEL", help="its folder, or its name on the Hugging Face Hub")
-    parser.add_argument(
-        "--out",
-        type=Path,
-        default=Path("localization"),
-        metavar="DIR",
-        help="where everything goes; a search that was stopped goes on from there (default: %(default)s)",
-    )
+    add_out(parser, "localization", "search")
     parser.add_argument(
         "--budget",
         metavar="TIME",
@@ -51,13 +48,6 @@ def add_to(subparsers: Subparsers) -> None:
         "(default: none, the search ends by itself)",
     )
     parser.add_argument("--name", help="of the patch (default: the model's, with -noloop)")
-    _add_search(parser)
-    _add_bounds(parser)
-    add_json(parser)
-
-
-def _add_search(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--kinds", metavar="A,B", help="units to try: neurons, experts (default: both)")
     parser.add_argument(
         "--probes",
         action="append",
@@ -65,35 +55,23 @@ def _add_search(parser: argparse.ArgumentParser) -> None:
         help="a set that is divided into halves `search` and `held-out`, or a file of yours (default: lists, and the "
         "set paper held out)",
     )
-    parser.add_argument("--text", action="append", metavar="SET", help="reference replies (default: text)")
-    parser.add_argument("--tasks", action="append", metavar="SET", help="tasks (default: short and skills)")
-    parser.add_argument(
-        "--held-out-text", action="append", metavar="SET", help="those of the trial (default: held-out-text)"
-    )
-    parser.add_argument(
-        "--held-out-tasks",
-        action="append",
-        metavar="SET",
-        help="those of the trial (default: held-out-short and held-out-skills)",
-    )
-    parser.add_argument("--ordinary", action="append", metavar="SET", help="everyday requests (default: healthy)")
-    parser.add_argument("--seeds", type=int, metavar="N", help="sampled answers to each search probe (default: 2)")
-    parser.add_argument("--held-out-seeds", type=int, metavar="N", help="and to each held-out probe (default: 2)")
-    parser.add_argument("--max-tokens", type=int, metavar="N", help="of an answer that may loop (default: 512)")
-    parser.add_argument("--gains", metavar="A,B", help="tried with single units (default: 0,-1,3,0.5,-0.8,5,2)")
-    parser.add_argument("--singles", type=int, metavar="N", help="single units tried at most (default: 96)")
-    parser.add_argument("--sets", type=int, metavar="N", help="sets of units tried at most (default: 24)")
-    parser.add_argument("--max-units", type=int, metavar="N", help="of a set that grows one by one (default: 8)")
     parser.add_argument("--no-gradients", action="store_true", help="rank units by their activations alone")
-    parser.add_argument("--seed", type=int, metavar="N", help="of all draws")
+    for name in _OPTIONS:
+        _add_setting(parser, name)
+    add_json(parser)
 
 
-def _add_bounds(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--max-kl", type=float, metavar="X", help="nats a token on reference replies (default: 0.05)")
-    parser.add_argument(
-        "--max-perplexity", type=float, metavar="X", help="of reference replies, over the model's own (default: 1.02)"
-    )
-    parser.add_argument("--shams", type=int, metavar="N", help="controls in the held-out trial (default: 3)")
+def _add_setting(parser: argparse.ArgumentParser, name: str) -> None:
+    """The option of a setting, with its text, default and type."""
+    field, separator = SearchSettings.model_fields[name], ","
+    default = field.default if isinstance(field.default, list) else [field.default]
+    options: dict[str, Any] = {"metavar": "A,B"}
+    if field.annotation in {int, float}:
+        options = {"type": field.annotation, "metavar": "N" if field.annotation is int else "X"}
+    elif field.annotation == list[str]:
+        options, separator = {"action": "append", "metavar": "SET"}, " and "
+    told = separator.join(f"{one:g}" if isinstance(one, float) else str(one) for one in default)
+    parser.add_argument(flag(name), help=f"{field.description} (default: {told})", **options)
 
 
 def run(args: argparse.Namespace, rest: list[str]) -> int:
@@ -128,12 +106,7 @@ def settings_of(args: argparse.Namespace) -> SearchSettings:
     Raises:
         UsageError: one can't be, or a probe set is missing, isn't divided or is for something else.
     """
-    from vllm_surgery.localization.settings import SearchSettings
-
-    plain = (*_SETS, "seeds", "held_out_seeds", "max_tokens", "singles", "sets", "max_units")
-    given: dict[str, Any] = {
-        name: getattr(args, name) for name in (*plain, "seed", "max_kl", "max_perplexity", "shams")
-    }
+    given: dict[str, Any] = {name: getattr(args, name) for name in _OPTIONS}
     given |= {"kinds": _words(args.kinds), "gains": _gains(args.gains)}
     if args.probes:
         given |= {half: [f"{name}:{half.replace('_', '-')}" for name in args.probes] for half in ("search", "held_out")}
@@ -141,9 +114,8 @@ def settings_of(args: argparse.Namespace) -> SearchSettings:
     try:
         settings = SearchSettings(gradients=not args.no_gradients, **given)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        option, said = str(first["loc"][0]), first["msg"].removeprefix("Value error, ")
-        raise UsageError(f"--{option.replace('_', '-')} {getattr(args, option)}: {said[0].lower()}{said[1:]}") from None
+        (option, *_), said = first_problem(error)
+        raise UsageError(f"{flag(str(option))} {getattr(args, str(option))}: {said[0].lower()}{said[1:]}") from None
     _check_sets(settings)
     return settings
 
@@ -151,17 +123,19 @@ def settings_of(args: argparse.Namespace) -> SearchSettings:
 def _check_sets(settings: SearchSettings) -> None:
     from vllm_surgery.evaluation.probes import load_probes
 
+    text, tasks = ("text",), ("short", "skills")
     for option, names, uses in (
         ("probes", [*settings.search, *settings.held_out], ("loops",)),
-        ("text", settings.text, ("text",)),
-        ("tasks", settings.tasks, ("short", "skills")),
-        ("held-out-text", settings.held_out_text, ("text",)),
-        ("held-out-tasks", settings.held_out_tasks, ("short", "skills")),
+        ("text", settings.text, text),
+        ("tasks", settings.tasks, tasks),
+        ("held_out_text", settings.held_out_text, text),
+        ("held_out_tasks", settings.held_out_tasks, tasks),
         ("ordinary", settings.ordinary, ("healthy",)),
     ):
         for name in names:
             if (use := load_probes(name).use) not in uses:
-                raise UsageError(f"--{option} {name}: is a set for `{use}`; wanted is one for `{'` or `'.join(uses)}`")
+                wanted = "` or `".join(uses)
+                raise UsageError(f"{flag(option)} {name}: is a set for `{use}`; wanted is one for `{wanted}`")
 
 
 def _words(text: str | None) -> list[str] | None:
@@ -177,17 +151,9 @@ def _gains(text: str | None) -> list[float] | None:
 
 def _command(args: argparse.Namespace, rest: list[str]) -> str:
     """The command without what is this machine's own."""
-    words = ["vllm-surgery", "localize", Path(args.model).name if Path(args.model).is_dir() else args.model]
-    words += ["--budget", args.budget] if args.budget else []
-    for option in ("probes", *_SETS):
-        names = [Path(name).name for name in getattr(args, option) or []]
-        words += [word for name in names for word in (f"--{option.replace('_', '-')}", name)]
-    plain = ("name", "kinds", "gains", "seeds", "held_out_seeds", "max_tokens", "singles", "sets", "max_units")
-    for option in (*plain, "seed", "max_kl", "max_perplexity", "shams"):
-        value = getattr(args, option)
-        words += [f"--{option.replace('_', '-')}", str(value)] if value is not None else []
-    words += ["--no-gradients"] if args.no_gradients else []
-    return shlex.join([*words, *rest])
+    model = Path(args.model).name if Path(args.model).is_dir() else args.model
+    words = words_of(args, ["budget", "probes", "name", *_OPTIONS, "no_gradients"])
+    return shlex.join(["vllm-surgery", "localize", model, *words, *rest])
 
 
 def _data(outcome: Outcome) -> dict[str, Any]:

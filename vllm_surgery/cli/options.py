@@ -3,11 +3,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     Subparsers: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
     Run: TypeAlias = Callable[[argparse.Namespace, list[str]], int]
@@ -34,3 +35,25 @@ def add_command(
 def add_json(parser: argparse.ArgumentParser) -> None:
     """The option ``--json``."""
     parser.add_argument("--json", action="store_true", help="report as JSON")
+
+
+def add_out(parser: argparse.ArgumentParser, default: str, job: str) -> None:
+    """The option ``--out``, for a job whose files let it go on."""
+    text = f"where everything goes; a {job} that was stopped goes on from there (default: %(default)s)"
+    parser.add_argument("--out", type=Path, default=Path(default), metavar="DIR", help=text)
+
+
+def flag(name: str) -> str:
+    """The option whose value `argparse` keeps under `name`."""
+    return f"--{name.replace('_', '-')}"
+
+
+def words_of(args: argparse.Namespace, names: Iterable[str]) -> list[str]:
+    """The options that were given, as they would be typed again, files without their folders."""
+    words: list[str] = []
+    for name in names:
+        value = getattr(args, name)
+        for one in value if isinstance(value, list) else [value]:
+            if one is not None and one is not False:
+                words += [flag(name)] if one is True else [flag(name), Path(str(one)).name]
+    return words

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
-from vllm_surgery.errors import UsageError
+from vllm_surgery.errors import UsageError, first_problem
 from vllm_surgery.patch.files import load_patch
 from vllm_surgery.patch.format import Patch
 from vllm_surgery.patch.patch_set import PatchSet, SourcedPatch
@@ -78,9 +78,9 @@ class Settings(BaseModel):
         try:
             return cls.model_validate(additional_config[KEY])
         except ValidationError as error:
-            first = error.errors(include_url=False)[0]
-            place = ".".join([f"additional_config.{KEY}", *(str(step) for step in first["loc"][:2])])
-            raise UsageError(f"{place}: {first['msg']}") from None
+            steps, reason = first_problem(error)
+            place = ".".join([f"additional_config.{KEY}", *map(str, steps[:2])])
+            raise UsageError(f"{place}: {reason}") from None
 
     def carrying(self, patches: PatchSet) -> Settings:
         """These settings with the patches themselves in them, so that no other process or node needs their files."""

@@ -7,11 +7,11 @@ import hashlib
 import json
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Literal, TypeAlias, get_args
+from typing import Annotated, Any, Literal, TypeAlias, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from vllm_surgery.errors import PatchError, UsageError
+from vllm_surgery.errors import PatchError, UsageError, first_problem
 from vllm_surgery.evaluation.tasks.checks import Check  # noqa: TC001 - pydantic reads it
 from vllm_surgery.evaluation.tasks.short_lists import ShortList
 from vllm_surgery.patch.document import parse_document
@@ -21,6 +21,8 @@ Use: TypeAlias = Literal["loops", "healthy", "short", "skills", "text"]
 """The use of a set: to set off loops, ordinary requests, lists with known answers, tasks, or reference replies."""
 
 Half: TypeAlias = Literal["search", "held-out"]
+
+Model = TypeVar("Model", bound=BaseModel)
 
 _ID = r"^[a-z0-9][a-z0-9._-]{0,63}$"
 _NEEDED: dict[str, str] = {"short": "items", "skills": "check", "text": "reply"}
@@ -65,6 +67,15 @@ class ProbeSet(_Strict):
     use: Use
     about: str = ""
     probes: list[Probe] = Field(min_length=1)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _is_probe_file(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            raise ValueError("is no probe file: expected a mapping with `name`, `use` and `probes`")
+        if data.get("probes") == []:
+            raise ValueError("the probe file has no probes")
+        return data
 
     @model_validator(mode="after")
     def _whole(self) -> ProbeSet:
@@ -131,20 +142,22 @@ def _folder() -> resources.abc.Traversable:
     return resources.files("vllm_surgery.evaluation") / "data" / "probes"
 
 
+def read_model(kind: type[Model], content: bytes, source: str) -> Model:
+    """A data file as its model.
+
+    Raises:
+        UsageError: it isn't one; one line with the place.
+    """
+    try:
+        return kind.model_validate(parse_document(content, source))
+    except PatchError as error:
+        raise UsageError(str(error)) from None
+    except ValidationError as error:
+        steps, reason = first_problem(error)
+        raise UsageError(": ".join(filter(None, [source, ".".join(map(str, steps)), reason]))) from None
+
+
 def _parse(content: bytes, source: str) -> ProbeSet:
     if not content.strip():
         raise UsageError(f"{source}: the probe file is empty")
-    try:
-        data = parse_document(content, source)
-    except PatchError as error:
-        raise UsageError(str(error)) from None
-    if not isinstance(data, dict):
-        raise UsageError(f"{source}: is no probe file: expected a mapping with `name`, `use` and `probes`")
-    try:
-        return ProbeSet.model_validate(data)
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        if first["loc"] == ("probes",) and first["type"] == "too_short":
-            raise UsageError(f"{source}: the probe file has no probes") from None
-        place = ".".join(map(str, first["loc"]))
-        raise UsageError(": ".join(filter(None, [source, place, first["msg"].removeprefix("Value error, ")]))) from None
+    return read_model(ProbeSet, content, source)

@@ -7,11 +7,10 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from vllm_surgery.errors import PatchError, UsageError
-from vllm_surgery.evaluation.probes import base_name, load_probes, names_in
-from vllm_surgery.patch.document import parse_document
+from vllm_surgery.errors import UsageError
+from vllm_surgery.evaluation.probes import base_name, load_probes, names_in, read_model
 from vllm_surgery.patch.files import read_bounded
 
 if TYPE_CHECKING:
@@ -140,11 +139,4 @@ def load_protocol(name: str) -> Protocol:
     if not Path(name).suffix and not own.is_file():
         raise UsageError(f"{name}: no such protocol; there are {', '.join(names_in(folder))}, and files of your own")
     content = own.read_bytes() if not Path(name).suffix else read_bounded(Path(name))
-    try:
-        return Protocol.model_validate(parse_document(content, name))
-    except PatchError as error:
-        raise UsageError(str(error)) from None
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        place = ".".join(map(str, first["loc"]))
-        raise UsageError(": ".join(filter(None, [name, place, first["msg"].removeprefix("Value error, ")]))) from None
+    return read_model(Protocol, content, name)

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Settings of a search: its probes, the edits it may try, and their bounds. The same settings give the same search."""
+"""Settings of a search: its probes, the edits it may try, and their bounds. The same settings give the same search.
+
+The command line makes its options of them, so what takes long to import is imported where it is used.
+"""
 
 from __future__ import annotations
 
@@ -8,15 +11,12 @@ from typing import TYPE_CHECKING
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from vllm_surgery.errors import PatchError
-from vllm_surgery.evaluation.protocol import Cell, Protocol
-from vllm_surgery.localization.candidates import NAME, Candidate
-from vllm_surgery.patch.units import (
-    Kind,
-    Unit,
-)
+from vllm_surgery.patch.units import Kind, Unit
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from vllm_surgery.evaluation.protocol import Cell, Protocol
 
 GREEDY, SAMPLED, SIDE = "greedy", "sampled", "side"
 
@@ -27,66 +27,68 @@ GAINS = (0.0, -1.0, 3.0, 0.5, -0.8, 5.0, 2.0)
 class SearchSettings(BaseModel):
     """Everything that a search depends on but the model and the budget.
 
-    Attributes:
-        kinds: of units that are tried; those that the model has not are left out.
-        search: probe sets for the search. It sees no answer to any other.
-        held_out: probe sets that the edit it found is judged by, once.
-        ordinary: sets of everyday requests in the held-out trial.
-        text: sets of reference replies, on which probabilities are compared while the search goes on.
-        tasks: sets of short lists and skills, which it spares.
-        held_out_text: the reference replies of the held-out trial.
-        held_out_tasks: its tasks.
-        seeds: sampled answers to each search probe, besides the greedy one.
-        held_out_seeds: sampled answers to each held-out probe.
-        max_tokens: of an answer to a probe for loops.
-        task_tokens: of an answer to a task.
-        gains: tried with single units.
-        mask: whether masking an expert is tried too.
-        singles: how many single units are tried at the first, shortest look.
-        sets: how many sets are.
-        beam: how many of the best are joined with each other.
-        max_units: of a set that grows one by one.
-        max_kl: nats a token on reference replies: an edit that moves probabilities further isn't taken.
-        max_perplexity: of those replies, over the unpatched model's.
-        gradients: whether the model is also differentiated, with transformers.
-        shams: controls in the held-out trial.
-        penalty: repetition penalty of another control.
-        seed: of all draws.
+    The texts of the fields are also the help of their options.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
     kinds: list[Kind] = Field(default=["neurons", "experts"], min_length=1)
+    """units to try: neurons, experts; those that the model has not are left out"""
     search: list[str] = ["lists:search"]
+    """probe sets for the search, which sees no answer to any other"""
     held_out: list[str] = ["paper", "lists:held-out"]
+    """probe sets that the edit it found is judged by, once"""
     ordinary: list[str] = ["healthy"]
+    """everyday requests in the held-out trial"""
     text: list[str] = ["text"]
+    """reference replies, on which probabilities are compared while the search goes on"""
     tasks: list[str] = ["short", "skills"]
+    """tasks that the search spares"""
     held_out_text: list[str] = ["held-out-text"]
+    """reference replies of the held-out trial"""
     held_out_tasks: list[str] = ["held-out-short", "held-out-skills"]
+    """tasks of the held-out trial"""
     seeds: int = Field(default=2, ge=0)
+    """sampled answers to each search probe, besides the greedy one"""
     held_out_seeds: int = Field(default=2, ge=0)
+    """sampled answers to each held-out probe"""
     temperature: float = Field(default=0.7, gt=0)
     top_p: float = Field(default=0.95, gt=0, le=1)
     top_k: int = Field(default=64, ge=0)
     max_tokens: int = Field(default=512, ge=16)
+    """of an answer that may loop"""
     task_tokens: int = Field(default=128, ge=1)
+    """of an answer to a task"""
     gains: list[float] = Field(default=list(GAINS), min_length=1)
+    """tried with single units"""
     mask: bool = True
+    """whether masking an expert is tried too"""
     singles: int = Field(default=96, ge=1)
+    """single units tried at most, at the first, lowest fidelity"""
     sets: int = Field(default=24, ge=0)
+    """sets of units tried at most"""
     beam: int = Field(default=4, ge=1)
+    """how many of the best are joined with each other"""
     max_units: int = Field(default=8, ge=1)
+    """of a set that grows one by one"""
     max_kl: float = Field(default=0.05, gt=0)
+    """nats a token on reference replies: an edit that moves probabilities further isn't taken"""
     max_perplexity: float = Field(default=1.02, gt=1)
+    """of reference replies, over the model's own"""
     gradients: bool = True
+    """whether the model is also differentiated, with transformers"""
     shams: int = Field(default=3, ge=1)
+    """controls in the held-out trial"""
     penalty: float = 1.15
+    """repetition penalty of another control"""
     seed: int = 20261124
+    """of all draws"""
 
     @field_validator("gains")
     @classmethod
     def _can_be_written(cls, gains: list[float]) -> list[float]:
+        from vllm_surgery.localization.candidates import NAME, Candidate
+
         for gain in gains:
             try:
                 Candidate.of({Unit("neurons", 0, 0): gain}, "settings").patch(NAME, {})
@@ -96,14 +98,20 @@ class SearchSettings(BaseModel):
 
     def search_protocol(self) -> Protocol:
         """The protocol of the search itself."""
+        from vllm_surgery.evaluation.protocol import Protocol
+
         return Protocol(name="search", cells=self._cells(self.search, [], self.seeds, self.tasks), text=self.text)
 
     def held_out_protocol(self) -> Protocol:
         """The protocol by which the edit that was found is judged."""
+        from vllm_surgery.evaluation.protocol import Protocol
+
         cells = self._cells(self.held_out, self.ordinary, self.held_out_seeds, self.held_out_tasks)
         return Protocol(name="held-out", cells=cells, text=self.held_out_text)
 
     def _cells(self, sets: Sequence[str], ordinary: Sequence[str], seeds: int, tasks: Sequence[str]) -> list[Cell]:
+        from vllm_surgery.evaluation.protocol import Cell
+
         cells = [Cell(name=GREEDY, sets=[*sets, *ordinary], temperature=0, max_tokens=self.max_tokens)]
         if seeds:
             how = {"temperature": self.temperature, "top_p": self.top_p, "top_k": self.top_k}
