@@ -114,14 +114,14 @@ def test_the_command_line_works(arguments: list[str], patch_file: Path, model: P
 def test_a_server_can_be_talked_to(command: str) -> None:
     done = run(MAIN, command, "--url", "http://127.0.0.1:1")
 
-    assert (done.returncode, done.stdout) == (2, "")
+    assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.startswith("vllm-surgery: error: http://127.0.0.1:1: ")
 
 
 def test_a_trial_needs_neither() -> None:
     done = run(MAIN, "evaluate", "--url", "http://127.0.0.1:1")
 
-    assert (done.returncode, done.stdout) == (2, "")
+    assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.startswith("vllm-surgery: error: http://127.0.0.1:1: ")
 
 

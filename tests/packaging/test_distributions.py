@@ -74,7 +74,7 @@ def names_in(wheel: Path) -> set[str]:
 
 def test_the_wheel_has_every_file_of_the_package(wheel: Path) -> None:
     package = (ROOT / "vllm_surgery").rglob("*")
-    source = {str(path.relative_to(ROOT)) for path in package if path.is_file() and path.suffix != ".pyc"}
+    source = {str(path.relative_to(ROOT)) for path in package if path.is_file() and "__pycache__" not in path.parts}
 
     assert {name for name in names_in(wheel) if ".dist-info/" not in name} == source
 
