@@ -1,19 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The demo model against transformers' own reading of the same GGUF file."""
+"""Demo models against the GGUF files that they are made of: weights, tokens, and greedy text."""
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+from gguf import GGUFReader
+from gguf.quants import dequantize
 
-from vllm_surgery import SurgeryError
-from vllm_surgery.demo import gguf as gguf_conversion
+from vllm_surgery import ModelFolder
+from vllm_surgery.demo import gguf as conversion
 from vllm_surgery.demo import model as demo
+from vllm_surgery.demo.sources import SOURCES
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
 pytestmark = pytest.mark.slow  # Loads the demo model by way of transformers' own reader too.
@@ -29,29 +32,35 @@ TEXTS = [
 
 @pytest.fixture(scope="module")
 def gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return demo._download(tmp_path_factory.mktemp("gguf"))
+    return demo._download(SOURCES["smollm2"], tmp_path_factory.mktemp("gguf"))
+
+
+def read_by_transformers(source: Path, **options: Any) -> tuple[Any, Any]:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, **options)
+    return model, AutoTokenizer.from_pretrained(source, **options)
 
 
 @pytest.fixture(scope="module")
-def reference(gguf: Path) -> Iterator[tuple[Any, Any]]:
+def reference(gguf: Path) -> tuple[Any, Any]:
     """Model and tokenizer as transformers reads them from the GGUF file."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    source: dict[str, Any] = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
-    yield AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32), AutoTokenizer.from_pretrained(**source)
+    return read_by_transformers(gguf.parent, gguf_file=gguf.name)
 
 
 @pytest.fixture(scope="module")
 def converted(demo_model: Path) -> tuple[Any, Any]:
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    return AutoModelForCausalLM.from_pretrained(demo_model), AutoTokenizer.from_pretrained(demo_model)
+    return read_by_transformers(demo_model)
 
 
-def test_every_weight_is_the_same(reference: tuple[Any, Any], converted: tuple[Any, Any]) -> None:
-    expected, actual = reference[0].state_dict(), converted[0].state_dict()
-    assert expected.keys() == actual.keys()
-    assert [name for name in expected if not torch.equal(expected[name], actual[name])] == []
+def test_weights_are_what_the_file_says(gguf: Path, converted: tuple[Any, Any]) -> None:
+    # Parts whose rows GGUF stores in the checkpoint's order, dequantised by the format's own library.
+    names = {"token_embd.weight": "model.embed_tokens.weight", "output_norm.weight": "model.norm.weight"}
+    parts = {"ffn_gate": "gate_proj", "ffn_up": "up_proj", "ffn_down": "down_proj"}
+    names |= {f"blk.{n}.{a}.weight": f"model.layers.{n}.mlp.{b}.weight" for n in (0, 29) for a, b in parts.items()}
+    weights = converted[0].state_dict()
+    found = {tensor.name: dequantize(tensor.data, tensor.tensor_type) for tensor in GGUFReader(gguf).tensors}
+    assert [name for name in names if not torch.equal(torch.tensor(found[name]), weights[names[name]])] == []
 
 
 @pytest.mark.parametrize("text", TEXTS)
@@ -77,7 +86,7 @@ def answer(model: Any, tokenizer: Any, prompt: str) -> str:
 def test_bfloat16_is_float32_rounded_once(gguf: Path, demo_model: Path, tmp_path: Path) -> None:
     from safetensors import safe_open
 
-    gguf_conversion.convert_llama(gguf, tmp_path, "bfloat16")
+    conversion.convert_gguf(gguf, tmp_path, "bfloat16")
     name = "model.layers.3.mlp.down_proj.weight"
     with (
         safe_open(demo_model / "model.safetensors", "pt") as wide,
@@ -86,10 +95,28 @@ def test_bfloat16_is_float32_rounded_once(gguf: Path, demo_model: Path, tmp_path
         assert torch.equal(half.get_tensor(name), wide.get_tensor(name).to(torch.bfloat16))
 
 
-def test_another_tokenizer_is_refused(gguf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    field = gguf_conversion._field
-    monkeypatch.setattr(
-        gguf_conversion, "_field", lambda reader, name: "gpt-2" if name.endswith("ggml.pre") else field(reader, name)
-    )
-    with pytest.raises(SurgeryError, match="the GGUF file's tokenizer is gpt-2, not smollm"):
-        gguf_conversion.convert_llama(gguf, tmp_path, "float32")
+def test_a_tokenizer_without_a_chat_template_begins_with_its_first_token() -> None:
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    backend = Tokenizer(models.WordLevel({"<bos>": 0, "<unk>": 1, "list": 2}, unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    plain = PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<bos>", unk_token="<unk>")
+    assert plain("list").input_ids == [2]
+    assert conversion._begin_with_bos(plain)("list").input_ids == [0, 2]
+    plain.chat_template = "{{ bos_token }}{{ messages[0].content }}"
+    assert conversion._begin_with_bos(plain) is plain
+
+
+@pytest.mark.skipif("VLLM_SURGERY_ACCEPT_TERMS" not in os.environ, reason="Gemma's terms are a user's to accept")
+def test_a_model_in_parts_that_completes_text_begins_with_its_first_token(tmp_path: Path) -> None:
+    folder = tmp_path / "gemma"
+    assert demo.make_demo_model(folder, family="gemma3", accept_terms=True)
+    model, tokenizer = read_by_transformers(folder)
+    assert "Gemma" in (folder / "GEMMA_TERMS.html").read_text()
+    assert {info.dtype for info in ModelFolder(folder).tensors} == {"F32"}
+    assert tokenizer("A list").input_ids[0] == model.config.bos_token_id
+    assert tokenizer.chat_template is None
+    tokens = tokenizer("A list of all the moons of Jupiter:\n1.", return_tensors="pt")
+    said = tokenizer.decode(model.generate(**tokens, max_new_tokens=16, do_sample=False)[0], skip_special_tokens=True)
+    assert said.split("1.", 1)[1].split()[0] == "Io"
