@@ -49,3 +49,40 @@ def wilson(part: str, whole: str, bound: Literal["lower", "upper"], matching: st
 
 def _spaced(matching: str) -> str:
     return f" {matching} " if matching else " "
+
+
+Counted = tuple[str, str]
+"""Two expressions: how many answers looped, and how many there were."""
+
+EACH = "on () group_left ()"
+"""Matches every series on the left with the one on the right that has no labels."""
+
+POWER = 7.849
+"""(1.960 + 0.842) squared: for a two-sided test at 5 % that finds the difference four times out of five."""
+
+
+def difference(arm: Counted, control: Counted) -> str:
+    """The rate of each arm, less that of the control, which has no labels."""
+    return f"(({ratio(*arm)}) - {EACH} ({ratio(*control)}))"
+
+
+def newcombe(arm: Counted, control: Counted, bound: Literal["lower", "upper"]) -> str:
+    """A bound of the 95 % interval for `difference`, from the Wilson intervals of both.
+
+    Source: R. G. Newcombe, Statistics in Medicine 17 (1998), 873-890, method 10.
+    """
+    other: Literal["lower", "upper"] = "upper" if bound == "lower" else "lower"
+    own = f"(({ratio(*arm)}) - ({wilson(*arm, bound)})) ^ 2"
+    others = f"(({ratio(*control)}) - ({wilson(*control, other)})) ^ 2"
+    sign = "-" if bound == "lower" else "+"
+    return f"{difference(arm, control)} {sign} sqrt({own} + {EACH} {others})"
+
+
+def still_needed(arm: Counted, control: Counted) -> str:
+    """Answers that each arm needs beyond those it has, to tell a difference as large as the one that is seen.
+
+    Nothing where no difference is seen: no number of answers would tell it.
+    """
+    mine, others = f"({ratio(*arm)})", f"({ratio(*control)})"
+    spread = f"({mine} * (1 - {mine}) + {EACH} ({others} * (1 - {others})))"
+    return f"clamp_min({POWER} * {spread} / ({difference(arm, control)} ^ 2 > 0) - {arm[1]}, 0)"

@@ -217,6 +217,32 @@ def test_promql_computes_the_wilson_interval(tmp_path: Path, loops: int, answers
 
 
 @needs_prometheus
+@pytest.mark.parametrize(
+    ("arm", "control", "low", "high"),
+    [((56, 70), (48, 80), 0.0524, 0.3339), ((9, 10), (3, 10), 0.1705, 0.8090), ((0, 10), (0, 10), -0.2775, 0.2775)],
+    ids=["large", "small", "nothing"],
+)
+def test_promql_computes_newcombes_interval(
+    tmp_path: Path, arm: tuple[int, int], control: tuple[int, int], low: float, high: float
+) -> None:
+    """The examples (a), (c) and (h) of Newcombe's Table II."""
+    values = dict(zip("knlm", (*arm, *control), strict=True))
+    found = {bound: queries.newcombe(("k", "n"), ("l", "m"), bound) for bound in ("lower", "upper")}
+    _holds(
+        tmp_path, values, [f"abs({found['lower']} - {low}) < bool 1e-4", f"abs({found['upper']} - {high}) < bool 1e-4"]
+    )
+
+
+@needs_prometheus
+def test_promql_says_how_many_answers_are_still_needed(tmp_path: Path) -> None:
+    needed = queries.still_needed(("k", "n"), ("l", "m"))
+    # Of rates of 20 % and 10 %, by the usual formula: 7.849 (0.2 x 0.8 + 0.1 x 0.9) / 0.1 ^ 2 = 196.2 an arm.
+    _holds(tmp_path, {"k": 20, "n": 100, "l": 10, "m": 100}, [f"abs({needed} - 96.2) < bool 0.1"])
+    _holds(tmp_path, {"k": 200, "n": 1000, "l": 100, "m": 1000}, [f"{needed} == bool 0"])
+    _holds(tmp_path, {"k": 10, "n": 100, "l": 10, "m": 100}, [f"absent({needed})"])
+
+
+@needs_prometheus
 def test_more_loops_than_answers_are_no_more_than_all(tmp_path: Path) -> None:
     between = f"{queries.wilson('k', 'n', 'lower')} < bool {queries.wilson('k', 'n', 'upper')}"
     _holds(tmp_path, {"k": 13, "n": 12}, [between, f"{queries.wilson('k', 'n', 'upper')} <= bool 1"])

@@ -6,7 +6,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from deploy.monitoring.panels import row
-from deploy.monitoring.rows import cost, effect, health, looping
+from deploy.monitoring.rows import cost, effect, health, looping, trial
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -19,6 +19,7 @@ def all_panels() -> Iterator[Data]:
     for question, panels in (
         ("Is it looping?", looping.panels()),
         ("Did the surgery work?", effect.panels()),
+        ("A/B on the same traffic", trial.panels()),
         ("What does it cost?", cost.panels()),
         ("Health", health.panels()),
     ):
