@@ -29,7 +29,7 @@ BIN := $(VENV)/bin
 DEMO_OPTIONS := --served-model-name smollm2 --dtype float32 --max-model-len 4096 --enforce-eager \
 	--kv-cache-memory-bytes 1073741824
 
-.PHONY: help serve demo test check docs lint pytest system-packages monitoring bench bench-swaps bench-watching compat evidence \
+.PHONY: help serve demo test check docs lint pytest system-packages monitoring bench bench-swaps bench-slots bench-watching compat evidence \
 	search schema matrix install demo-model clean
 
 help:
@@ -38,7 +38,8 @@ help:
 	@echo "make test       lint, types and all tests"
 	@echo "make check      lint, types and the tests that need no engine, in a minute or two"
 	@echo "make docs       build the documentation site in $(VENV)/site"
-	@echo "make bench      what a patch costs while a model is loaded (bench-swaps: a swap; bench-watching: the detectors)"
+	@echo "make bench      what a patch costs while a model is loaded (bench-swaps: a swap; bench-slots: a patch per request;"
+	@echo "                bench-watching: the detectors)"
 	@echo "make matrix     write docs/families.md again, which the tests hold against what they find"
 	@echo "make evidence   measure again what the example of one neuron does, and what it costs"
 	@echo "make search     find the demo model's patch again, and judge it on held-out prompts (two hours)"
@@ -87,6 +88,11 @@ bench: demo-model
 bench-swaps: EXTRAS = --extra test
 bench-swaps: demo-model
 	$(BIN)/python -m tests.benchmarks.swap_cost --model $(DEMO_MODEL) --patch $(PATCH) $(ARGS)
+
+bench-slots: EXTRAS = --extra test
+bench-slots: PATCH = patches/smollm2-135m-instruct-noloop.yaml
+bench-slots: demo-model
+	$(BIN)/python -m tests.benchmarks.slot_cost --model $(DEMO_MODEL) --patch $(PATCH) $(ARGS)
 
 bench-watching: EXTRAS = --extra test
 bench-watching: demo-model

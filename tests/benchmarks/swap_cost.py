@@ -4,7 +4,8 @@
     python -m tests.benchmarks.swap_cost --model DIR --patch FILE [--rounds 10] [--streams 4] [--json OUT]
 
 One server, idle and with a few streams going all the time: swaps of the patch in and out, and vLLM's own reload of all
-weights. A second server, with LoRA enabled: the same edit as an adapter. Restarts are those two starts. Prints Markdown.
+weights. A second server, with slots: the same swaps, which move the default of requests. A third, with LoRA enabled: the
+same edit as an adapter. Restarts are those three starts. Prints Markdown.
 """
 
 from __future__ import annotations
@@ -35,7 +36,13 @@ from vllm_surgery.patch.patch_set import PatchSet
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-SWAP, RELOAD, ADAPTER, RESTART = "swap", "reload of all weights", "load of a LoRA adapter", "restart"
+SWAP, SLOT, RELOAD, ADAPTER, RESTART = (
+    "swap of weights",
+    "swap by a slot",
+    "reload of all weights",
+    "load of a LoRA adapter",
+    "restart",
+)
 _HELD = ("pause", "apply", "verify")
 TOKENS = 400
 OPTIONS = ("--served-model-name", MODEL, "--dtype", "float32", "--max-model-len", "1024", "--enforce-eager")
@@ -95,10 +102,10 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def measure(model: Path, patches: PatchSet, work: Path, rounds: int, streams: int) -> Costs:
-    """Runs both servers, one after the other."""
+    """Runs the servers, one after the other."""
     costs = Costs()
     data = [member.patch.to_data() for member in patches.members]
-    with tqdm(total=4 * rounds, desc="measurements under traffic") as progress:
+    with tqdm(total=6 * rounds, desc="measurements under traffic") as progress:
         with _server(costs, work / "plain", model, VLLM_SERVER_DEV_MODE="1") as server:
             for _ in range(rounds):
                 for wanted in (data, []):
@@ -118,6 +125,9 @@ def measure(model: Path, patches: PatchSet, work: Path, rounds: int, streams: in
                     progress.update()
             for _ in range(rounds):  # Last, since there is no swap after a reload: it may have been of other weights.
                 _time(costs.idle[RELOAD], lambda: _reload(server))
+        with _server(costs, work / "slots", model, "--patch-slots", "4") as server:
+            _by_slots(costs, server, data, rounds, streams)
+            progress.update(2 * rounds)
         adapter = export_lora(patches, ModelFolder(model), work / "adapter")
         lora = ("--enable-lora", "--max-loras", "2", "--max-lora-rank", str(adapter.max_lora_rank))
         with _server(costs, work / "lora", model, *lora, VLLM_ALLOW_RUNTIME_LORA_UPDATING="True") as server:
@@ -130,6 +140,17 @@ def measure(model: Path, patches: PatchSet, work: Path, rounds: int, streams: in
                     _measure(costs, going, ADAPTER, lambda: _load_adapter(server, adapter.folder, next(names)))
                     progress.update()
     return costs
+
+
+def _by_slots(costs: Costs, server: Server, data: list[Any], rounds: int, streams: int) -> None:
+    for _ in range(rounds):
+        for wanted in (data, []):
+            _time(costs.idle[SLOT], lambda wanted=wanted: _swap(server, wanted))
+    with Streams(server.url, streams, TOKENS) as going:
+        time.sleep(WARM_UP_SECONDS)
+        for _ in range(rounds):
+            for wanted in (data, []):
+                _measure(costs, going, SLOT, lambda wanted=wanted: _swap(server, wanted))
 
 
 @contextmanager
@@ -205,7 +226,7 @@ def render(costs: Costs, patch_id: str, streams: int) -> list[str]:
             _times(costs.calls[way], [held]),
             _milliseconds(costs.stalls.get(way, [])),
         ]
-        for way in (SWAP, RELOAD, ADAPTER, RESTART)
+        for way in (SWAP, SLOT, RELOAD, ADAPTER, RESTART)
     ]
     steps = [[name, _milliseconds(seconds)] for name, seconds in costs.steps.items()]
     return [
@@ -226,7 +247,8 @@ def render(costs: Costs, patch_id: str, streams: int) -> list[str]:
             rows,
         ),
         "",
-        "A swap's hold is its pause, apply and verify: tokens stand still in it. Before it tokens go on, and each question",
+        "A swap by a slot holds nothing: requests that run end under the patch they began with.",
+        "A swap of weights' hold is its pause, apply and verify: tokens stand still in it. Before it tokens go on, and each question",
         "to the engine waits for the step that runs. After it, what the running requests had is computed again with the",
         "new weights, which is most of the gap where answers are long. The other ways don't: after a reload or a new",
         "adapter the caches still hold what the old weights made.",

@@ -221,7 +221,70 @@ def test_an_epoch_below_0_is_exit_code_2(server: FakeServer, capsys: pytest.Capt
     assert (said(capsys), server.asked) == ("--if-epoch: an epoch is 0 or more", [])
 
 
-@pytest.mark.parametrize("arguments", [["swap"], ["swap", "a", "--mode", "now"], ["swap", "a", "--if-epoch", "x"]])
+SLOTS = {
+    "count": 3,
+    "default": {"lists": 0.5, "none": 0.5},
+    "patches": [
+        {"name": "lists", "id": "lists@0123abcd", "units": 2, "users": 4, "leaving": False},
+        {"name": "old", "id": "old@0123abcd", "units": 1, "users": 1, "leaving": True},
+    ],
+    "unpatched": 7,
+}
+CHANGED = {"epoch": 9, "slots": SLOTS, "milliseconds": {"fill": 1.0, "total": 2.0}}
+
+
+def test_status_of_a_server_with_slots(server: FakeServer, capsys: pytest.CaptureFixture[str]) -> None:
+    server.answers["/v1/surgery"] = (200, STATE | {"slots": SLOTS})
+    assert main(["status", "--url", server.url]) == 0
+    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    assert lines[3:8] == [
+        "slots 2 of 3 filled, 1 free",
+        "default lists 0.5, none 0.5",
+        "lists lists@0123abcd, 2 units, 4 requests",
+        "old old@0123abcd, 1 unit, 1 request, leaving",
+        "none 7 requests",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "body"),
+    [
+        (["a", "b", "--fill"], {"fill": ["a", "b"]}),
+        (
+            ["a", "--fill", "--share", "a=0.25", "--share", "none=0.75"],
+            {"fill": ["a"], "default": {"a": 0.25, "none": 0.75}},
+        ),
+        (["--free", "a", "--free", "b", "--if-epoch", "3"], {"free": ["a", "b"], "if_epoch": 3}),
+        (["--share", "a=1"], {"default": {"a": 1.0}}),
+    ],
+)
+def test_slots_are_changed(
+    arguments: list[str], body: dict[str, Any], server: FakeServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server.answers["/v1/surgery"] = (200, CHANGED)
+    assert main(["swap", *arguments, "--url", server.url]) == 0
+    assert [request[3] for request in server.asked] == [body]
+    assert capsys.readouterr().out == "slots: lists@0123abcd; default: lists 0.5, none 0.5; epoch 9\n2.0 ms\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        ([], "name the patches to serve, or `none`"),
+        (["a", "--free", "b"], "--free and --share change no patch: to add patches beside them say --fill"),
+        (["--fill"], "--fill needs patches to put into slots"),
+        (["--share", "a"], "--share a: expected a name and a number, such as none=0.5"),
+        (["a", "--promote"], "--promote writes the default that there is; swap to other patches before it"),
+    ],
+)
+def test_slots_in_wrong_words(
+    arguments: list[str], reason: str, server: FakeServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["swap", *arguments, "--url", server.url]) == 2
+    assert (said(capsys), server.asked) == (reason, [])
+
+
+@pytest.mark.parametrize("arguments", [["swap", "a", "--mode", "now"], ["swap", "a", "--if-epoch", "x"]])
 def test_wrong_usage_is_exit_code_2(arguments: list[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         main(arguments)
@@ -289,4 +352,17 @@ def test_serve_hands_folders_and_files_on_by_their_absolute_paths(file: Path, mo
     assert main(["serve", "model", "--patch", "local.yaml", "--watch", "--patch-dir", ".", "--port", "1"]) == 0
     ((patches, rest), options) = calls[0]
     assert (len(patches), rest) == (1, ["model", "--port", "1"])
-    assert options == {"patch_dirs": [file.parent], "watch": [file]}
+    assert options == {"patch_dirs": [file.parent], "watch": [file], "slots": 0}
+
+
+def test_serve_hands_the_number_of_slots_on(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[Any] = []
+    monkeypatch.setattr("vllm_surgery.engine.serve.serve", lambda *_, **options: calls.append(options))
+    assert main(["serve", "model", "--patch", str(file), "--patch-slots", "8"]) == 0
+    assert calls[0]["slots"] == 8
+
+
+@pytest.mark.parametrize("count", ["-1", "65"])
+def test_a_number_of_slots_that_cannot_be_is_exit_code_2(count: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["serve", "model", "--patch-slots", count]) == 2
+    assert said(capsys) == "--patch-slots: from 0 to 64"

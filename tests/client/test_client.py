@@ -30,6 +30,7 @@ STATE = {
     "ranks": 1,
     "desired": {"id": "a@1", "error": None},
     "watching": False,
+    "slots": None,
     "can_swap": True,
     "cannot_swap_reason": None,
     "model": {"name": "demo", "architectures": ["LlamaForCausalLM"], "layers": 30, "experts": None},

@@ -16,6 +16,7 @@ from typing import Any
 
 from tests.engine.circumstances import circumstances
 from tests.engine.digest import digests
+from tests.engine.hooked import hooked
 from tests.engine.program import run_program
 from tests.engine.settled import in_turn
 
@@ -125,6 +126,7 @@ def _answer_there(arm: Arm) -> dict[str, Any]:
         "config_hash": llm.llm_engine.vllm_config.compute_hash(),
         "reports": None if disabled() else llm.collective_rpc("vllm_surgery_report"),
         "slots": None if disabled() else llm.collective_rpc("vllm_surgery_slots"),
+        "hooked": hooked(llm),
         "swaps": swaps,
         **(digests(llm) if arm.digest else {"digest": None}),
         "before": before,

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vllm_surgery.cli.options import add_command
+from vllm_surgery.client.protocol import MOST_SLOTS
 from vllm_surgery.errors import UsageError
 from vllm_surgery.installed import require_vllm
 from vllm_surgery.patch.folders import check_folder
@@ -29,7 +30,8 @@ def add_to(subparsers: Subparsers) -> None:
         "Start vLLM's OpenAI-compatible server with patches applied to the model.",
         takes_rest=True,
         add_help=False,  # A bare --help shows both sets of options; --help=GROUP is vLLM's alone.
-        usage="vllm-surgery serve MODEL [--patch FILE]... [--patch-dir DIR]... [--watch] [any option of `vllm serve`]",
+        usage="vllm-surgery serve MODEL [--patch FILE]... [--patch-dir DIR]... [--watch] [--patch-slots N] "
+        "[any option of `vllm serve`]",
     )
     parser.add_argument(
         "--patch", action="append", default=[], metavar="FILE", help="a patch file; may be given more than once"
@@ -42,6 +44,14 @@ def add_to(subparsers: Subparsers) -> None:
         help="a folder whose patches can be swapped in by name while the server runs; may be given more than once",
     )
     parser.add_argument("--watch", action="store_true", help="follow the patch files: an edit is swapped in")
+    parser.add_argument(
+        "--patch-slots",
+        type=int,
+        default=0,
+        metavar="N",
+        help="serve up to N patches beside the unpatched model: a request chooses one as MODEL@NAME, swaps hold up no "
+        "request, and --patch is the default of requests that choose none (default: 0, patches are in the weights)",
+    )
     parser.set_defaults(print_help=parser.print_help)
 
 
@@ -52,11 +62,13 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
         print("\nAll other options are those of `vllm serve`:\n")
     if args.watch and not args.patch:
         raise UsageError("--watch needs --patch: it follows the files that are given there")
+    if not 0 <= args.patch_slots <= MOST_SLOTS:
+        raise UsageError(f"--patch-slots: from 0 to {MOST_SLOTS}")
     patches = PatchSet.load(args.patch)
     patch_dirs = [check_folder(folder) for folder in args.patch_dir]
     watch = [Path(file).absolute() for file in args.patch] if args.watch else []
     require_vllm("serve")
     from vllm_surgery.engine.serve import serve
 
-    serve(patches, rest, patch_dirs=patch_dirs, watch=watch)
+    serve(patches, rest, patch_dirs=patch_dirs, watch=watch, slots=args.patch_slots)
     return 0

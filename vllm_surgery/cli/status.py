@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import argparse
 
     from vllm_surgery.cli.options import Subparsers
-    from vllm_surgery.client.protocol import ModelSummary, ServerState
+    from vllm_surgery.client.protocol import ModelSummary, ServerState, SlotPatch, SlotsState
 
 
 def add_to(subparsers: Subparsers) -> None:
@@ -39,10 +39,27 @@ def _in_words(state: ServerState) -> str:
             ("since", f"{state.since}, epoch {state.epoch}"),
             ("changes", f"{changed}, on {count(state.ranks, 'rank')}"),
             *([("desired", _desired(state))] if state.watching else []),
+            *_slots(state.slots),
             ("swaps", "possible" if state.can_swap else f"not possible: {one_line(state.cannot_swap_reason or '')}"),
             ("model", _model(state.model)),
         ]
     )
+
+
+def _slots(slots: SlotsState | None) -> list[tuple[str, str]]:
+    """The default, and a line for each slot that is filled."""
+    if slots is None:
+        return []
+    shares = ", ".join(f"{name} {share:.4g}" for name, share in slots.default.items())
+    free = slots.count - len(slots.patches)
+    rows = [("slots", f"{len(slots.patches)} of {slots.count} filled, {free} free"), ("default", shares)]
+    rows += [(f"  {patch.name}", _slot(patch)) for patch in slots.patches]
+    return [*rows, ("  none", count(slots.unpatched, "request"))]
+
+
+def _slot(patch: SlotPatch) -> str:
+    words = [patch.id, count(patch.units, "unit"), count(patch.users, "request")]
+    return ", ".join([*words, *(["leaving"] if patch.leaving else [])])
 
 
 def _desired(state: ServerState) -> str:

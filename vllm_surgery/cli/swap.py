@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from vllm_surgery.cli.options import Subparsers
-    from vllm_surgery.client.protocol import SwapReport
+    from vllm_surgery.client.protocol import SlotsReport, SwapReport
 
 
 def add_to(subparsers: Subparsers) -> None:
@@ -27,7 +27,7 @@ def add_to(subparsers: Subparsers) -> None:
     parser = add_command(subparsers, "swap", run, "Serve with these patches, and no others, from now on.")
     parser.add_argument(
         "patches",
-        nargs="+",
+        nargs="*",
         metavar="PATCH",
         help=f"a patch file, the name of a patch in the server's folders, or `{NO_PATCH}` for the model as it is",
     )
@@ -38,6 +38,19 @@ def add_to(subparsers: Subparsers) -> None:
         help="what becomes of running requests: they go on, are waited for, or are ended (default: %(default)s)",
     )
     parser.add_argument("--if-epoch", type=int, metavar="N", help="refuse unless the server's epoch is N; see `status`")
+    slots = parser.add_argument_group("slots", "on a server that was started with --patch-slots; no request waits")
+    slots.add_argument(
+        "--fill", action="store_true", help="put each PATCH into a slot, for requests that choose it; the default stays"
+    )
+    slots.add_argument("--free", action="append", default=[], metavar="NAME", help="offer a patch no more")
+    slots.add_argument(
+        "--share",
+        action="append",
+        default=[],
+        metavar="NAME=SHARE",
+        help=f"draw the default: `--share p=0.5 --share {NO_PATCH}=0.5`",
+    )
+    slots.add_argument("--promote", action="store_true", help="write the default into the weights")
     add_server(parser)
     add_json(parser)
 
@@ -46,10 +59,60 @@ def run(args: argparse.Namespace, _rest: list[str]) -> int:
     """Carries the command out."""
     if args.if_epoch is not None and args.if_epoch < 0:
         raise UsageError("--if-epoch: an epoch is 0 or more")
+    if args.fill or args.free or args.share:
+        return _change_slots(args)
+    if args.promote:
+        return _promote(args)
+    if not args.patches:
+        raise UsageError(f"name the patches to serve, or `{NO_PATCH}`")
     wanted = wanted_patches(args.patches)
     report = client_of(args).swap(wanted, mode=args.mode, if_epoch=args.if_epoch)
     print(report.model_dump_json(indent=2) if args.json else _in_words(report))
     return 0
+
+
+def _promote(args: argparse.Namespace) -> int:
+    if args.patches:
+        raise UsageError("--promote writes the default that there is; swap to other patches before it")
+    report = client_of(args).promote(mode=args.mode, if_epoch=args.if_epoch)
+    print(report.model_dump_json(indent=2) if args.json else _in_words(report))
+    return 0
+
+
+def _change_slots(args: argparse.Namespace) -> int:
+    if args.patches and not args.fill:
+        raise UsageError("--free and --share change no patch: to add patches beside them say --fill")
+    if args.fill and not args.patches:
+        raise UsageError("--fill needs patches to put into slots")
+    fill = wanted_patches(args.patches) if args.patches else []
+    report = client_of(args).change_slots(
+        fill, free=args.free, default=_shares(args.share) or None, if_epoch=args.if_epoch
+    )
+    print(report.model_dump_json(indent=2) if args.json else _slots_in_words(report))
+    return 0
+
+
+def _shares(words: Sequence[str]) -> dict[str, float]:
+    """The shares of the default.
+
+    Raises:
+        UsageError: a word isn't a name and a number.
+    """
+    shares = {}
+    for word in words:
+        name, _, share = word.rpartition("=")
+        try:
+            shares[name] = float(share)
+        except ValueError:
+            raise UsageError(f"--share {word}: expected a name and a number, such as {NO_PATCH}=0.5") from None
+    return shares
+
+
+def _slots_in_words(report: SlotsReport) -> str:
+    slots = report.slots
+    names = ", ".join(patch.id for patch in slots.patches if not patch.leaving) or "no patch"
+    shares = ", ".join(f"{name} {share:.4g}" for name, share in slots.default.items())
+    return f"slots: {names}; default: {shares}; epoch {report.epoch}\n{report.milliseconds.total:.1f} ms"
 
 
 def wanted_patches(words: Sequence[str]) -> list[str | dict[str, Any]]:

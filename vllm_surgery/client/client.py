@@ -9,7 +9,15 @@ import httpx
 from pydantic import BaseModel, ValidationError
 
 from vllm_surgery.client.connection import CONNECT_SECONDS, Connection
-from vllm_surgery.client.protocol import METRICS_PATH, PATCHES_PATH, STATE_PATH, PatchListing, ServerState, SwapReport
+from vllm_surgery.client.protocol import (
+    METRICS_PATH,
+    PATCHES_PATH,
+    STATE_PATH,
+    PatchListing,
+    ServerState,
+    SlotsReport,
+    SwapReport,
+)
 from vllm_surgery.errors import PluginMissingError, SurgeryError, UsageError
 
 if TYPE_CHECKING:
@@ -59,6 +67,44 @@ class SurgeryClient(Connection):
             SurgeryError: as with `state`.
         """
         body: dict[str, Any] = {"patches": list(patches), "mode": mode}
+        if if_epoch is not None:
+            body["if_epoch"] = if_epoch
+        return self._ask("PUT", STATE_PATH, SwapReport, body)
+
+    def change_slots(
+        self,
+        fill: Sequence[str | Mapping[str, Any]] = (),
+        *,
+        free: Sequence[str] = (),
+        default: str | Mapping[str, float] | None = None,
+        if_epoch: int | None = None,
+    ) -> SlotsReport:
+        """Puts patches into slots, frees others and sets the default: all of it or nothing. No request waits.
+
+        Args:
+            fill: names of the server's patches, or patches as plain data, each into a slot of its own.
+            free: names that are to be offered no more.
+            default: what requests get that choose no patch: a name, or names with their shares.
+            if_epoch: refuse unless the server's epoch is this one.
+
+        Raises:
+            UsageError, ServerError: as with `state`.
+        """
+        asked = {"fill": list(fill), "free": list(free), "default": default, "if_epoch": if_epoch}
+        body = {key: value for key, value in asked.items() if value not in (None, [])}
+        return self._ask("PUT", STATE_PATH, SlotsReport, body)
+
+    def promote(self, *, mode: SwapMode = "keep", if_epoch: int | None = None) -> SwapReport:
+        """Writes the default into the weights; requests under it go on as they were. Waits as long as it takes.
+
+        Args:
+            mode: what becomes of running requests.
+            if_epoch: refuse unless the server's epoch is this one.
+
+        Raises:
+            UsageError, ServerError: as with `state`.
+        """
+        body: dict[str, Any] = {"promote": True, "mode": mode}
         if if_epoch is not None:
             body["if_epoch"] = if_epoch
         return self._ask("PUT", STATE_PATH, SwapReport, body)

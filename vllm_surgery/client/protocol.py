@@ -5,7 +5,8 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
 
 SwapMode: TypeAlias = Literal["keep", "wait", "abort"]
 """The fate of running requests during a swap: they pause and go on, are waited for, or are ended."""
@@ -18,24 +19,57 @@ METRICS_PATH = "/metrics"
 """vLLM's own, where the plugin's metrics are too."""
 
 
+MOST_SLOTS = 64
+"""Slots that a server may have. Each takes eight bytes for every neuron and expert, so many are cheap; the prefix cache
+is what patches share."""
+
+
 class _Message(BaseModel):
     model_config = ConfigDict(frozen=True)
 
 
 class SwapRequest(BaseModel):
-    """The body of ``PUT /v1/surgery``: from now on serve with these patches and no others.
+    """The body of ``PUT /v1/surgery``: from now on serve with these patches and no others; or a change of the slots.
 
     Attributes:
         patches: names of patches in the server's folders, or patches themselves. None of them: the model as it is.
+        fill: the same, each to be put into a slot of its own, for requests that choose it.
+        free: names of patches in slots that are not to be offered any more.
+        default: what requests get that choose no patch: a patch in a slot, or several with their shares.
+        promote: whether the default is to be written into the weights.
         if_epoch: refuse with 409 unless the server's epoch is this one.
         mode: what becomes of running requests.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
-    patches: list[str | dict[str, Any]]
+    patches: list[str | dict[str, Any]] | None = None
+    fill: list[str | dict[str, Any]] = []
+    free: list[str] = []
+    default: str | dict[str, float] | None = None
+    promote: bool = False
     if_epoch: Annotated[int, Field(ge=0)] | None = None
     mode: SwapMode = "keep"
+
+    @model_validator(mode="after")
+    def _asks_for_one_thing(self) -> SwapRequest:
+        if self.patches is None and not self.changes_slots and not self.promote:
+            raise PydanticCustomError("nothing", "asks for nothing: give `patches`, or `fill`, `free` and `default`")
+        if self.patches is not None and (self.changes_slots or self.promote):
+            raise PydanticCustomError("both", "`patches` stands alone: it says all that is to be served")
+        if self.promote and self.changes_slots:
+            raise PydanticCustomError("both", "`promote` stands alone: it writes the default that there is")
+        return self
+
+    @property
+    def changes_slots(self) -> bool:
+        """Whether it asks for a change of the slots, rather than a swap."""
+        return bool(self.fill or self.free) or self.default is not None
+
+    @property
+    def shares(self) -> dict[str, float] | None:
+        """The default by name; None for the one that there is."""
+        return {self.default: 1.0} if isinstance(self.default, str) else self.default
 
 
 class SwapTimes(_Message):
@@ -75,6 +109,65 @@ class SwapReport(_Message):
     tensors: int
     modules: int
     milliseconds: SwapTimes
+
+
+class SlotPatch(_Message):
+    """A patch set in a slot.
+
+    Attributes:
+        name: by which requests choose it; of several patches, their names joined by ``+``.
+        id: of the patch set.
+        units: neurons and experts that it changes.
+        users: requests that run or wait under it.
+        leaving: whether it isn't offered any more, and only stays for those.
+    """
+
+    name: str
+    id: str
+    units: int
+    users: int
+    leaving: bool
+
+
+class SlotsState(_Message):
+    """What is in a server's slots.
+
+    Attributes:
+        count: how many slots there are.
+        default: what requests get that choose no patch: names with their shares.
+        patches: those in slots.
+        unpatched: requests that run or wait without a patch.
+    """
+
+    count: int
+    default: dict[str, float]
+    patches: list[SlotPatch]
+    unpatched: int
+
+
+class SlotTimes(_Message):
+    """Milliseconds. No token waits.
+
+    Attributes:
+        fill: filling the slots, on the slowest engine.
+        total: from the call to the answer.
+    """
+
+    fill: float
+    total: float
+
+
+class SlotsReport(_Message):
+    """The answer to a change of the slots that was carried out.
+
+    Attributes:
+        epoch: counts the changes since the server was started.
+        slots: what is in them now.
+    """
+
+    epoch: int
+    slots: SlotsState
+    milliseconds: SlotTimes
 
 
 class Desired(_Message):
@@ -121,6 +214,7 @@ class ServerState(_Message):
         can_swap: whether ``PUT`` can work on this server.
         cannot_swap_reason: why not.
         model: what is served.
+        slots: what is in its slots; null on a server without. There the fields above tell of the default.
     """
 
     active: str
@@ -135,6 +229,7 @@ class ServerState(_Message):
     can_swap: bool
     cannot_swap_reason: str | None
     model: ModelSummary
+    slots: SlotsState | None = None
 
 
 class ListedPatch(_Message):

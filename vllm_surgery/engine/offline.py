@@ -7,6 +7,8 @@ import os
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vllm_surgery.engine import touchpoints
+from vllm_surgery.engine.requests.admission import board_of
+from vllm_surgery.engine.requests.offline import slot_swapper
 from vllm_surgery.engine.swap.engines import OfflineEngine, run_sync
 from vllm_surgery.engine.swap.source_checkpoint import local_folder
 from vllm_surgery.engine.swap.transaction import SwapCoordinator
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from vllm_surgery.client.protocol import SwapReport
+    from vllm_surgery.engine.swap.transaction import Swapper
     from vllm_surgery.patch.patch_set import PatchSet
 
 _FIXED = {"enforce_eager": True, "enable_prefix_caching": False}
@@ -59,7 +62,7 @@ def require_swaps(llm: Any) -> None:
     Raises:
         CannotSwapError: they can't, and why.
     """
-    status = run_sync(SwapCoordinator(OfflineEngine(llm)).status())
+    status = run_sync(swapper_of(llm).status())
     if status.cannot_swap_reason is not None:
         raise CannotSwapError(f"a search swaps patches, and here they can't be swapped: {status.cannot_swap_reason}")
 
@@ -100,7 +103,13 @@ def served_model(llm: Any) -> ServedModel:
 
 def swap_patches(llm: Any, patches: PatchSet) -> SwapReport:
     """Replaces the patches of an idle ``vllm.LLM`` as one transaction; see `vllm_surgery.swap` for what it raises."""
-    return run_sync(SwapCoordinator(OfflineEngine(llm)).swap(patches))
+    return run_sync(swapper_of(llm).swap(patches))
+
+
+def swapper_of(llm: Any) -> Swapper:
+    """What swaps patches on an idle ``vllm.LLM``: by slots where it has them, by its weights elsewhere."""
+    board = board_of(llm.llm_engine.input_processor)
+    return SwapCoordinator(OfflineEngine(llm)) if board is None else slot_swapper(llm, board)
 
 
 def sampling_params(**values: Any) -> Any:

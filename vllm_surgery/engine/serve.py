@@ -29,7 +29,12 @@ PROCESSES_VARIABLE = "VLLM_WORKER_MULTIPROC_METHOD"
 
 
 def serve(
-    patches: PatchSet, vllm_arguments: Sequence[str], *, patch_dirs: Sequence[Path] = (), watch: Sequence[Path] = ()
+    patches: PatchSet,
+    vllm_arguments: Sequence[str],
+    *,
+    patch_dirs: Sequence[Path] = (),
+    watch: Sequence[Path] = (),
+    slots: int = 0,
 ) -> None:
     """Runs the server until it is told to stop.
 
@@ -38,6 +43,7 @@ def serve(
         vllm_arguments: everything that ``vllm serve`` takes, the model among it.
         patch_dirs: folders whose patches callers may ask for by name.
         watch: the files of `patches`, where they are to be followed.
+        slots: how many patches requests can choose from; 0: `patches` are in the weights, for all requests.
 
     Raises:
         UsageError: patches are named here and in ``--additional-config``, or are to be swapped on a server without our
@@ -53,13 +59,15 @@ def serve(
     parser = touchpoints.CLI_PARSER.get()(prog="vllm-surgery")
     command.subparser_init(parser.add_subparsers(required=True, dest="subparser"))
     args = parser.parse_args(["serve", *vllm_arguments])
-    if patch_dirs or watch:
+    if patch_dirs or watch or slots:
         _check_has_routes(args)
     settings = Settings.of(args.additional_config)
     if patches:
         settings = _with_patches(settings, patches, watch)
     if patch_dirs:
         settings = settings.model_copy(update={"patch_dirs": [*settings.patch_dirs, *map(str, patch_dirs)]})
+    if slots:
+        settings = settings.model_copy(update={"slots": slots})
     if settings != Settings():
         args.additional_config = settings.put_into(args.additional_config or {})
     if touchpoints.CLI_LOGGING.there:
@@ -76,7 +84,9 @@ def _check_has_routes(args: Any) -> None:
         RUST_VARIABLE: os.environ.get(RUST_VARIABLE, "0") not in {"", "0"},
     }
     if without := [name for name, given in servers.items() if given]:
-        raise UsageError(f"--patch-dir and --watch need vLLM's HTTP server in Python, which {without[0]} leaves out")
+        raise UsageError(
+            f"--patch-dir, --watch and --patch-slots need vLLM's HTTP server in Python, which {without[0]} leaves out"
+        )
 
 
 def _let_plugin_load() -> None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
+from vllm_surgery.client.protocol import MOST_SLOTS
 from vllm_surgery.errors import UsageError, first_problem
 from vllm_surgery.patch.files import load_patch
 from vllm_surgery.patch.format import Patch
@@ -23,10 +24,6 @@ if TYPE_CHECKING:
 
 KEY = "vllm_surgery"
 DISABLE_VARIABLE = "VLLM_SURGERY_DISABLE"
-
-
-MOST_SLOTS = 64
-"""Each slot takes eight bytes for every neuron and expert, so many are cheap; the prefix cache is what they share."""
 
 
 class Settings(BaseModel):

@@ -89,14 +89,22 @@ def test_what_is_no_json_is_malformed(body: bytes) -> None:
     ("data", "said"),
     [
         ([], "the body: Input should be"),
-        ({}, "patches: Field required"),
+        ({}, "the body: asks for nothing: give `patches`, or `fill`, `free` and `default`"),
+        ({"if_epoch": 3}, "the body: asks for nothing"),
+        ({"patches": [], "free": ["a"]}, "the body: `patches` stands alone: it says all that is to be served"),
+        ({"fill": [{}, None]}, "fill.1: must be a name or a patch"),
+        ({"free": [7]}, "free.0: Input should be a valid string"),
+        ({"default": 7}, "default."),
         ({"patches": "a"}, "patches: Input should be a valid list"),
         ({"patches": [1]}, "patches.0: must be a name or a patch"),
         ({"patches": ["a", None]}, "patches.1: must be a name or a patch"),
         ({"patches": [], "if_epoch": -1}, "if_epoch: Input should be greater than or equal to 0"),
         ({"patches": [], "if_epoch": "3"}, "if_epoch: Input should be a valid integer"),
         ({"patches": [], "mode": "now"}, "mode: Input should be 'keep', 'wait' or 'abort'"),
-        ({"patches": [], "path": "/etc"}, "path: is not a key here; there are patches, if_epoch, mode"),
+        (
+            {"patches": [], "path": "/etc"},
+            "path: is not a key here; there are patches, fill, free, default, promote, if_epoch, mode",
+        ),
     ],
 )
 def test_what_is_no_request_says_where(data: Any, said: str) -> None:

@@ -165,6 +165,7 @@ def test_the_state_is_told(ask: Callable[..., httpx.Response]) -> None:
         "ranks": 4,
         "desired": {"id": A_ID, "error": None},
         "watching": False,
+        "slots": None,
         "can_swap": True,
         "cannot_swap_reason": None,
         "model": {"name": "served", "architectures": ["LlamaForCausalLM"], "layers": 4, "experts": 8},
@@ -462,6 +463,10 @@ def test_the_routes_describe_themselves(ask: Callable[..., httpx.Response]) -> N
     assert all(answer["description"] for answer in (*put["responses"].values(), *get["responses"].values()))
     assert set(put["requestBody"]["content"]["application/json"]["schema"]["properties"]) == {
         "patches",
+        "fill",
+        "free",
+        "default",
+        "promote",
         "if_epoch",
         "mode",
     }

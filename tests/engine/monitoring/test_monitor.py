@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
-from tests.engine.monitoring.watched import HEALTHY, LOOPED, Watched, output
+from tests.engine.monitoring.watched import HEALTHY, LOOPED, Watched, output, samples
 from vllm_surgery.engine.monitoring.log import LoopLog
+from vllm_surgery.engine.requests.admission import REQUEST_PATCH
 from vllm_surgery.loops import Watcher
 
 
@@ -314,3 +315,33 @@ def test_one_line_in_ten_seconds_says_how_many_were_left_out(caplog: pytest.LogC
     first, second = (record.getMessage() for record in caplog.records)
     assert first.endswith("patch none")
     assert second.endswith("patch none (and 4 such lines left out)")
+
+
+# Requests with patches of their own.
+
+
+def test_each_request_counts_for_its_own_patch(watched: Watched) -> None:
+    watched.add("a", **{REQUEST_PATCH: "fix@12345678"})
+    watched.add("b", **{REQUEST_PATCH: "none"})
+    watched.add("c")
+    version = "held@12345678"
+    watched.put_out(
+        output("a", LOOPED, "length"), output("b", HEALTHY, "stop"), output("c", [7], "stop"), version=version
+    )
+    counted = watched.counted
+    assert counted["loops_total", "verbatim", "terminal", "fix@12345678"] == 1
+    assert {key: value for key, value in counted.items() if key[0] in {"requests_total", "output_tokens_total"}} == {
+        ("requests_total", "length", "fix@12345678"): 1,
+        ("output_tokens_total", "fix@12345678"): len(LOOPED),
+        ("requests_total", "stop", "none"): 1,
+        ("output_tokens_total", "none"): len(HEALTHY),
+        ("requests_total", "stop", version): 1,
+        ("output_tokens_total", version): 1,
+    }
+
+
+def test_a_patch_has_its_counters_before_its_first_answer_ends(watched: Watched) -> None:
+    watched.add("a", **{REQUEST_PATCH: "fix@12345678"})
+    watched.put_out(output("a", [7]))
+    zeros = samples(watched.registry, zeros=True)
+    assert zeros["requests_total", "stop", "fix@12345678"] == 0

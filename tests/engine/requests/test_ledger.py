@@ -226,6 +226,15 @@ def request(name: str = "request", salt: str | None = None, **extra: Any) -> Any
     return SimpleNamespace(request_id=name, cache_salt=salt, sampling_params=SimpleNamespace(extra_args=extra or None))
 
 
+def test_an_engine_that_starts_has_its_default_before_it_has_a_scheduler(engine: Engine) -> None:
+    served = core(engine)
+    del served.scheduler
+    ledger = attach_ledger(served, 2, fill("a", kept=False))
+    assert ledger.offer.only_default is not None
+    assert (ledger.offer.only_default.name, ledger.offer.epoch) == ("a", 0)
+    assert served.vllm_surgery_ledger("state")["ok"]
+
+
 def test_a_request_is_pinned_and_its_blocks_are_keyed(engine: Engine) -> None:
     served = core(engine)
     attach_ledger(served, 2, fill("a"))
@@ -270,3 +279,31 @@ def test_requests_without_tokens_to_make_pass(engine: Engine) -> None:
     attach_ledger(served, 2, fill("a"))
     pooling = SimpleNamespace(request_id="pooling", sampling_params=None, cache_salt=None)
     assert served.preprocess_add_request(pooling) is pooling
+
+
+def test_while_the_weights_hold_a_patch_no_request_is_without_it(ledger: Ledger) -> None:
+    change(ledger, fill("a"), shares={"a": 1.0})
+    change(ledger, unpatched=False)
+    with pytest.raises(UnknownPatchError, match="the weights hold a, so no request can do without it"):
+        ledger.admit("request", {CHOICE_KEY: "none"})
+    with pytest.raises(UnknownPatchError, match="the weights hold a"):
+        ledger.admit("request", {PINNED_KEY: ""})
+    assert ledger.admit("request", None) == "digest of a"
+    assert ledger.offer.names == ["a"]
+
+
+def test_the_ranks_heed_what_the_weights_hold(ledger: Ledger, engine: Engine) -> None:
+    held: list[str] = []
+    ledger.call = lambda _method, digest: held.append(digest) or [{"ok": True}]  # type: ignore[func-returns-value]
+    assert ledger.answer("hold", "", {"digest": "digest of a"}) == {"ok": True}
+    assert (held, ledger.state()["held"]) == (["digest of a"], "digest of a")
+    ledger.call = lambda _method, _digest: [{"ok": False, "kind": "EngineError", "error": "gone"}]
+    assert ledger.answer("hold", "", {"digest": ""})["error"] == "rank 0: gone"
+    assert ledger.held == "digest of a"
+
+
+def test_what_was_filled_can_be_had_back(ledger: Ledger) -> None:
+    change(ledger, fill("a"))
+    assert ledger.patches("digest of a") == {"patches": []}
+    with pytest.raises(ConflictError, match="in no slot any more"):
+        ledger.patches("absent")

@@ -83,7 +83,7 @@ def _unique(members: Sequence[tuple[str, Any]]) -> dict[str, Any]:
 def _explain(error: ValidationError) -> str:
     first = error.errors(include_url=False, include_input=False)[0]
     place, reason = ".".join(map(str, first["loc"][:2])) or "the body", str(first["msg"])
-    if first["loc"][:1] == ("patches",) and len(first["loc"]) > 1:
+    if first["loc"][:1] in {("patches",), ("fill",)} and len(first["loc"]) > 1:
         reason = "must be a name or a patch"
     if first["type"] == "extra_forbidden":
         reason = f"is not a key here; there are {', '.join(SwapRequest.model_fields)}"

@@ -14,12 +14,19 @@ from vllm_surgery.engine.http.routes import ACCESS, SERVICE, answer_error, route
 from vllm_surgery.engine.http.service import SurgeryService
 from vllm_surgery.engine.metrics import process_metrics
 from vllm_surgery.engine.plugin import NAME
+from vllm_surgery.engine.requests.admission import board_of
+from vllm_surgery.engine.requests.engines import ServedLedgers
+from vllm_surgery.engine.requests.header import PatchHeader
+from vllm_surgery.engine.requests.leader import SlotLeader
+from vllm_surgery.engine.requests.openai import install_model_names
+from vllm_surgery.engine.requests.planning import SlotPlanner
+from vllm_surgery.engine.requests.swapper import SlotSwapper
 from vllm_surgery.engine.server_config import logger, model_facts
 from vllm_surgery.engine.settings import Settings, disabled
 from vllm_surgery.engine.swap.engines import ServedEngine
 from vllm_surgery.engine.swap.metrics import InstrumentedSwapper
 from vllm_surgery.engine.swap.transaction import SwapCoordinator
-from vllm_surgery.errors import SurgeryError
+from vllm_surgery.errors import EngineError, SurgeryError
 from vllm_surgery.patch.folders import PatchLibrary, check_folder
 from vllm_surgery.patch.watched_files import WatchedFiles
 
@@ -30,7 +37,9 @@ if TYPE_CHECKING:
     from fastapi import FastAPI
     from starlette.datastructures import State
 
+    from vllm_surgery.engine.requests.ledger import Fill
     from vllm_surgery.engine.swap.transaction import Swapper
+    from vllm_surgery.patch.patch_set import PatchSet
 
 
 class SurgeryEndpoint:
@@ -46,10 +55,12 @@ class SurgeryEndpoint:
     def __init__(self, make_swapper: Callable[[Any], Swapper] | None = None) -> None:
         self._make_swapper = make_swapper or _coordinator
         self._following: asyncio.Task[None] | None = None
+        self._app: FastAPI | None = None
 
     def attach_router(self, app: FastAPI) -> None:
         """Adds the routes to vLLM's application."""
         if not disabled():
+            self._app = app
             app.include_router(router)
             app.add_exception_handler(SurgeryError, answer_error)
 
@@ -67,7 +78,8 @@ class SurgeryEndpoint:
         config = engine_client.vllm_config
         settings = Settings.of(config.additional_config)
         summary = _summary(config, args)
-        swapper = InstrumentedSwapper(self._make_swapper(engine_client), process_metrics(), summary.name)
+        slots = self._slots(engine_client) if settings.slots else None
+        swapper = InstrumentedSwapper(slots or self._make_swapper(engine_client), process_metrics(), summary.name)
         with suppress(SurgeryError):  # For `/metrics`. What is wrong is told to whoever asks for the state.
             await swapper.status()
         paths = settings.watched_files()
@@ -80,6 +92,7 @@ class SurgeryEndpoint:
             inline=settings.allow_inline,
             files=files,
             watcher=watcher,
+            slots=slots,
         )
         setattr(state, ACCESS, Access.of(args, remote=settings.allow_remote_swaps))
         setattr(state, SERVICE, service)
@@ -88,6 +101,33 @@ class SurgeryEndpoint:
             self._following = asyncio.create_task(watcher.run(), name="vllm-surgery follows files")
             self._following.add_done_callback(_report_end)
             logger.info("vllm-surgery: following %s", ", ".join(paths))
+
+    def _slots(self, engine_client: Any) -> SlotSwapper:
+        """Changes the slots of this server; from now on models can be named with a patch, and answers name theirs.
+
+        Raises:
+            EngineError: this vLLM lacks a touch point.
+        """
+        board = board_of(engine_client.input_processor)
+        if board is None:
+            raise EngineError("the plugin did not see this server's requests being set up, so they can't have slots")
+        install_model_names()
+        if self._app is not None:
+            _add_header(self._app)
+        planner = SlotPlanner(engine_client.vllm_config)
+
+        async def plan(patches: PatchSet, kept: bool) -> Fill:
+            return await asyncio.to_thread(planner.fill, patches, kept=kept)
+
+        return SlotSwapper(ServedEngine(engine_client), SlotLeader(ServedLedgers(engine_client), board), plan)
+
+
+def _add_header(app: FastAPI) -> None:
+    """Puts the header into answers. An application that has started, as vLLM's has, takes no middleware any more."""
+    if app.middleware_stack is None:
+        app.add_middleware(PatchHeader)
+    else:
+        app.middleware_stack = PatchHeader(app.middleware_stack)
 
 
 def _coordinator(engine_client: Any) -> SwapCoordinator:

@@ -16,6 +16,7 @@ from vllm_surgery.client.protocol import (
     STATE_PATH,
     PatchListing,
     ServerState,
+    SlotsReport,
     SwapReport,
     SwapRequest,
 )
@@ -100,7 +101,7 @@ _ENGINE_ERRORS = _errors(
 _SWAP_ERRORS = _errors(
     _400="The body is not JSON. Nothing was changed.",
     _403="The caller may not swap here, or may not send patches. Nothing was changed.",
-    _409="Another swap runs, the engine sleeps, or `if_epoch` is stale. Nothing was changed.",
+    _409="Another swap runs, the engine sleeps, all slots are in use, or `if_epoch` is stale. Nothing was changed.",
     _413="The body is too long. Nothing was changed.",
     _415="The content type is not application/json. Nothing was changed.",
     _422="The patches are refused: unknown, wrong, or not for this model. Nothing was changed.",
@@ -131,8 +132,11 @@ async def get_patches(request: Request) -> PatchListing:
 
 
 @router.put(STATE_PATH, summary="Swap patches", responses=_SWAP_ERRORS, openapi_extra=_SWAP_BODY)
-async def put_state(request: Request) -> SwapReport:
+async def put_state(request: Request) -> SwapReport | SlotsReport:
     """From the answer on the model is served with these patches and no others; an empty list is the model as it is.
+
+    Where the server has slots, `patches` become the default of requests that choose none, and `fill`, `free` and
+    `default` change what requests can choose.
 
     All of it is done or none. A caller that goes away doesn't stop a swap that has begun.
     """
@@ -144,7 +148,7 @@ async def put_state(request: Request) -> SwapReport:
         body = await read_body(request.stream())
     except ClientDisconnect:
         raise MalformedError("the connection ended in the middle of the body") from None
-    return await service.swap(parse_request(body))
+    return await service.put(parse_request(body))
 
 
 @router.get(PAGE_PATH, include_in_schema=False)

@@ -10,15 +10,16 @@ from typing import TYPE_CHECKING, Any
 from vllm_surgery.client.protocol import Desired, ListedPatch, PatchListing, ServerState
 from vllm_surgery.engine.http.access import ForbiddenError
 from vllm_surgery.engine.server_config import logger
-from vllm_surgery.errors import SurgeryError
+from vllm_surgery.errors import CannotSwapError, SurgeryError
 from vllm_surgery.patch.format import Patch
 from vllm_surgery.patch.patch_set import PatchSet, SourcedPatch
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Coroutine, Sequence
 
-    from vllm_surgery.client.protocol import ModelSummary, SwapReport, SwapRequest
+    from vllm_surgery.client.protocol import ModelSummary, SlotsReport, SwapReport, SwapRequest
     from vllm_surgery.engine.file_watcher import FileWatcher
+    from vllm_surgery.engine.requests.swapper import SlotSwapper
     from vllm_surgery.engine.swap.transaction import Swapper
     from vllm_surgery.patch.folders import PatchLibrary
     from vllm_surgery.patch.watched_files import WatchedFiles
@@ -35,6 +36,7 @@ class SurgeryService:
         inline: whether callers may send patches themselves.
         files: the files that are followed; None where none are.
         watcher: what follows them; None in every process but one.
+        slots: changes the slots; None on a server without.
     """
 
     swapper: Swapper
@@ -43,7 +45,8 @@ class SurgeryService:
     inline: bool = True
     files: WatchedFiles | None = None
     watcher: FileWatcher | None = None
-    _swaps: set[asyncio.Task[SwapReport]] = field(default_factory=set, init=False)
+    slots: SlotSwapper | None = None
+    _swaps: set[asyncio.Task[Any]] = field(default_factory=set, init=False)
 
     async def state(self) -> ServerState:
         """What is served, what is asked for, and what can be done.
@@ -65,12 +68,54 @@ class SurgeryService:
             can_swap=status.cannot_swap_reason is None,
             cannot_swap_reason=status.cannot_swap_reason,
             model=self.model,
+            slots=None if self.slots is None else await self.slots.slots(),
         )
 
     async def listing(self) -> PatchListing:
         """What can be asked for by name."""
         named = await asyncio.to_thread(self.library.listing)
         return PatchListing(patches=[ListedPatch(name=one.name, id=one.id, error=one.error) for one in named])
+
+    async def put(self, request: SwapRequest) -> SwapReport | SlotsReport:
+        """Carries out what is asked for.
+
+        Raises:
+            SurgeryError: as `swap` and `change_slots`.
+        """
+        if request.promote:
+            return await self.promote(request)
+        return await (self.change_slots(request) if request.changes_slots else self.swap(request))
+
+    async def promote(self, request: SwapRequest) -> SwapReport:
+        """Writes the default into the weights. Once begun it is carried out, whether or not anybody still waits.
+
+        Raises:
+            CannotSwapError: this server has no slots, or can't write weights.
+            SurgeryError: it is refused or failed; the type says which.
+        """
+        slots = self._with_slots()
+        report: SwapReport = await self._to_the_end(slots.promote(mode=request.mode, if_epoch=request.if_epoch))
+        return report
+
+    def _with_slots(self) -> SlotSwapper:
+        if self.slots is None:
+            raise CannotSwapError("this server has no slots: it was started without --patch-slots")
+        return self.slots
+
+    async def change_slots(self, request: SwapRequest) -> SlotsReport:
+        """Changes what requests can choose. Once begun it is carried out, whether or not anybody still waits.
+
+        Raises:
+            CannotSwapError: this server has no slots.
+            ForbiddenError: patches may not be sent here.
+            SurgeryError: it is refused; the type says how.
+        """
+        slots = self._with_slots()
+        singles = [[item] for item in request.fill]
+        fill = await asyncio.to_thread(lambda: [self._resolve(item, "fill") for item in singles])
+        change = slots.change(fill, free=request.free, shares=request.shares, if_epoch=request.if_epoch)
+        report: SlotsReport = await self._to_the_end(change)
+        return report
 
     async def swap(self, request: SwapRequest) -> SwapReport:
         """Serves what is asked for from now on. Once begun it is carried out, whether or not anybody still waits.
@@ -79,9 +124,13 @@ class SurgeryService:
             ForbiddenError: patches may not be sent here.
             SurgeryError: it is refused or failed; the type says which.
         """
-        patches = await asyncio.to_thread(self._resolve, request.patches)
+        patches = await asyncio.to_thread(self._resolve, request.patches or [])
         swap = self.swapper.swap(patches, mode=request.mode, if_epoch=request.if_epoch)
-        task: asyncio.Task[SwapReport] = asyncio.create_task(self._logged(swap, patches))
+        report: SwapReport = await self._to_the_end(self._logged(swap, patches))
+        return report
+
+    async def _to_the_end(self, work: Coroutine[Any, Any, Any]) -> Any:
+        task = asyncio.create_task(work)
         self._swaps.add(task)
         task.add_done_callback(self._forget)
         return await asyncio.shield(task)
@@ -94,7 +143,7 @@ class SurgeryService:
             raise
         return report
 
-    def _forget(self, task: asyncio.Task[SwapReport]) -> None:
+    def _forget(self, task: asyncio.Task[Any]) -> None:
         self._swaps.discard(task)
         if not task.cancelled():
             task.exception()  # Looked at, so that asyncio doesn't complain where the caller has gone away.
@@ -106,13 +155,12 @@ class SurgeryService:
         failure = self.watcher.error_of(snapshot) if self.watcher else None
         return Desired(id=snapshot.id, error=snapshot.error or failure)
 
-    def _resolve(self, wanted: Sequence[str | dict[str, Any]]) -> PatchSet:
-        return PatchSet(tuple(self._resolve_one(number, item) for number, item in enumerate(wanted)))
+    def _resolve(self, wanted: Sequence[str | dict[str, Any]], field: str = "patches") -> PatchSet:
+        return PatchSet(tuple(self._resolve_one(f"{field}[{number}]", item) for number, item in enumerate(wanted)))
 
-    def _resolve_one(self, number: int, item: str | dict[str, Any]) -> SourcedPatch:
+    def _resolve_one(self, source: str, item: str | dict[str, Any]) -> SourcedPatch:
         if isinstance(item, str):
             return self.library.load(item)
         if not self.inline:
             raise ForbiddenError("this server takes no patches from callers, only names (allow_inline is off)")
-        source = f"patches[{number}]"
         return SourcedPatch(source, Patch.from_data(item, source))

@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 from vllm_surgery.engine import touchpoints
 from vllm_surgery.engine.monitoring.llvmlite import let_vllm_look_through_llvmlite
-from vllm_surgery.engine.server_config import logger, requested_patches
+from vllm_surgery.engine.requests.admission import REQUEST_PATCH, patch_id
+from vllm_surgery.engine.server_config import logger, weight_patches
 from vllm_surgery.engine.settings import Settings
 from vllm_surgery.engine.weight_version import noted_version
 from vllm_surgery.errors import EngineError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from vllm_surgery.engine.monitoring.monitor import LoopMonitor
 
@@ -42,7 +43,7 @@ def engine_hook(original: Callable[..., Any]) -> Callable[..., Any]:
 
     def __init__(self: Any, vllm_config: Any, *args: Any, **kwargs: Any) -> None:  # noqa: N807
         original(self, vllm_config, *args, **kwargs)
-        _unless_it_fails(_watch, self.output_processor, vllm_config)
+        _unless_it_fails(_watch, self, vllm_config)
 
     return __init__
 
@@ -53,7 +54,7 @@ def async_engine_hook(original: Callable[..., Any]) -> Callable[..., Any]:
     def __init__(self: Any, vllm_config: Any, *args: Any, **kwargs: Any) -> None:  # noqa: N807
         _unless_it_fails(_get_ready, vllm_config)
         original(self, vllm_config, *args, **kwargs)
-        _unless_it_fails(_watch, self.output_processor, vllm_config)
+        _unless_it_fails(_watch, self, vllm_config)
 
     return __init__
 
@@ -118,10 +119,25 @@ def _get_ready(vllm_config: Any) -> None:
         compile_beside()
 
 
-def _watch(output_processor: Any, vllm_config: Any) -> None:
-    settings = Settings.of(vllm_config.additional_config)
+def _watch(engine: Any, vllm_config: Any) -> None:
+    settings, processor = Settings.of(vllm_config.additional_config), engine.output_processor
     if settings.detect_loops and _knows_patches(vllm_config):
-        setattr(output_processor, _MONITOR, _loop_monitor(output_processor.tokenizer, vllm_config, settings))
+        setattr(processor, _MONITOR, _loop_monitor(processor.tokenizer, vllm_config, settings))
+        if settings.slots:
+            processor.add_request = _labelling(processor.add_request, engine.input_processor, processor.request_states)
+
+
+def _labelling(original: Callable[..., Any], admitted_by: Any, states: Mapping[str, Any]) -> Callable[..., Any]:
+    """Around `OutputProcessor.add_request`, which is told of every request and what was pinned for it."""
+
+    def add_request(request: Any, *args: Any, **kwargs: Any) -> Any:
+        result = original(request, *args, **kwargs)
+        state, patch = states.get(request.request_id), patch_id(admitted_by, request)
+        if state is not None and patch is not None:
+            setattr(state, REQUEST_PATCH, patch)
+        return result
+
+    return add_request
 
 
 def _knows_patches(vllm_config: Any) -> bool:
@@ -147,5 +163,5 @@ def _loop_monitor(tokenizer: Any, vllm_config: Any, settings: Settings) -> LoopM
         LoopMetrics(process_metrics(), vllm_config.model_config.served_model_name),
         detectors.new,
         LoopLog(detectors.text if settings.log_text else None),
-        requested_patches(vllm_config).id,
+        weight_patches(vllm_config).id,
     )

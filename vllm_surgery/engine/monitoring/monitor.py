@@ -8,10 +8,13 @@ request lies on vLLM's own state of that request and goes when it goes.
 from __future__ import annotations
 
 import functools
+from collections import Counter
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
+from vllm_surgery.engine.metrics import PATCHES_KEPT
 from vllm_surgery.engine.monitoring.request import RequestWatch
+from vllm_surgery.engine.requests.admission import REQUEST_PATCH
 from vllm_surgery.engine.server_config import logger
 from vllm_surgery.engine.weight_version import patch_of
 
@@ -58,8 +61,9 @@ class LoopMonitor:
     def __init__(self, metrics: LoopMetrics, new_detector: Callable[[], Detector], log: LoopLog, patch: str) -> None:
         self._metrics, self._new_detector, self._log = metrics, new_detector, log
         self._patch = patch
+        self._opened: set[str] = set()
         self.on = True
-        metrics.open(patch)
+        self._open(patch)
 
     @never_raises
     def step(self, taken: Sequence[tuple[Any, Any]], unfinished: Mapping[str, Any], weight_version: str | None) -> None:
@@ -73,11 +77,11 @@ class LoopMonitor:
         started = perf_counter()
         if weight_version is not None:
             self._turn_to(patch_of(weight_version))
-        tokens = 0
+        tokens: Counter[str] = Counter()
         for output, state in taken:
             if not _generates(state):
                 continue
-            tokens += len(output.new_token_ids)
+            tokens[self._patch_of(state)] += len(output.new_token_ids)
             watch = self._watch_of(state)
             self._feed(watch, state, output.new_token_ids)
             if output.finish_reason is not None:
@@ -85,7 +89,9 @@ class LoopMonitor:
             elif output.request_id not in unfinished:
                 # vLLM itself found a stop string; the engine doesn't know of it.
                 self._finish(watch, state, "stop")
-        self._metrics.spent(self._patch, tokens, perf_counter() - started)
+        for patch, count in tokens.items():
+            self._metrics.spent(patch, count, 0.0)
+        self._metrics.spent(self._patch, 0, perf_counter() - started)
 
     @never_raises
     def aborted(self, states: Iterable[Any]) -> None:
@@ -98,8 +104,21 @@ class LoopMonitor:
 
     def _turn_to(self, patch: str) -> None:
         if patch != self._patch:
-            self._metrics.open(patch)
+            self._opened.clear()  # Series of patches that went unused may have been removed.
+            self._open(patch)
             self._patch = patch
+
+    def _open(self, patch: str) -> None:
+        if patch not in self._opened:
+            if len(self._opened) >= PATCHES_KEPT:
+                self._opened.clear()
+            self._metrics.open(patch)
+            self._opened.add(patch)
+
+    def _patch_of(self, state: Any) -> str:
+        """The request's own patch, or the one that the weights hold."""
+        own: str | None = getattr(state, REQUEST_PATCH, None)
+        return self._patch if own is None else own
 
     def _watch_of(self, state: Any) -> RequestWatch:
         watch: RequestWatch | None = getattr(state, _WATCH, None)
@@ -109,10 +128,12 @@ class LoopMonitor:
         return watch
 
     def _begin(self, state: Any) -> RequestWatch:
+        patch = self._patch_of(state)
+        self._open(patch)
         try:
-            return RequestWatch(self._new_detector(), self._patch)
+            return RequestWatch(self._new_detector(), patch)
         except Exception as error:
-            blind = RequestWatch(None, self._patch)
+            blind = RequestWatch(None, patch)
             self._give_up(blind, state, error)
             return blind
 
@@ -121,7 +142,7 @@ class LoopMonitor:
             return
         before = watch.looping
         try:
-            news = watch.feed(token_ids, self._patch)
+            news = watch.feed(token_ids, self._patch_of(state))
         except Exception as error:
             self._give_up(watch, state, error)
             return

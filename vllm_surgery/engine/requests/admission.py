@@ -18,13 +18,17 @@ from vllm_surgery.engine.requests.choice import (
     pinned,
 )
 from vllm_surgery.engine.requests.content import digest_of, name_of
-from vllm_surgery.engine.requests.header import note_choice
+from vllm_surgery.engine.requests.header import note_choice, noted_choice
 from vllm_surgery.engine.settings import Settings
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from vllm_surgery.patch.patch_set import PatchSet
+
+
+REQUEST_PATCH = "_vllm_surgery_patch"
+"""Where vLLM's state of a request says the id of its patch, if requests have patches of their own."""
 
 
 def input_processor_hook(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -85,13 +89,28 @@ def _chosen(given: dict[str, Any], request_id: str, offer: Offer) -> Offered:
     digest = pinned(given)
     if digest is not None:
         return offer.holding(digest)
-    return offer.named(given[CHOICE_KEY]) if CHOICE_KEY in given else offer.default(request_id)
+    if CHOICE_KEY in given:
+        return offer.named(given[CHOICE_KEY])
+    # One HTTP request may become several: the beams of a search, a tool's turns.
+    return noted_choice() or offer.default(request_id)
 
 
 def refusal(reason: str, value: object) -> Exception:
     """What vLLM answers with HTTP status 400."""
     error: Exception = touchpoints.VALIDATION_ERROR.get()(reason, parameter=CHOICE_KEY, value=value)
     return error
+
+
+def patch_id(processor: Any, request: Any) -> str | None:
+    """The id of the patch that an admitted request has; None where requests have none of their own."""
+    board, params = board_of(processor), request.sampling_params
+    digest = None if board is None or params is None else pinned(params.extra_args)
+    if board is None or digest is None:
+        return None
+    try:
+        return board.offer().holding(digest).id
+    except UnknownPatchError:  # It left a moment ago, and the engine will refuse the request.
+        return None
 
 
 def board_of(processor: Any) -> Board | None:

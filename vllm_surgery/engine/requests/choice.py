@@ -10,7 +10,7 @@ import hashlib
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from vllm_surgery.errors import SurgeryError, UsageError
+from vllm_surgery.errors import UsageError
 from vllm_surgery.patch.patch_set import NO_PATCH
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ PINNED_KEY = "vllm_surgery_patch"
 _DRAWS = float(1 << 64)
 
 
-class UnknownPatchError(SurgeryError):
+class UnknownPatchError(UsageError):
     """A request names a patch that is in no slot."""
 
 
@@ -56,22 +56,25 @@ class Offer:
         patches: those in slots, by name.
         shares: of the default: names with weights that add up to 1.
         epoch: counts the changes since the start.
+        unpatched: whether a request can choose no patch; it can't while the weights hold one.
     """
 
     patches: Mapping[str, Offered] = field(default_factory=dict)
     shares: Mapping[str, float] = field(default_factory=lambda: {NO_PATCH: 1.0})
     epoch: int = 0
+    unpatched: bool = True
 
     @classmethod
     def from_data(cls, data: Mapping[str, Any]) -> Offer:
         """The offer whose `to_data` this is."""
         patches = {item["name"]: Offered(item["name"], item["id"], item["digest"]) for item in data["patches"]}
-        return cls(patches, dict(data["shares"]), int(data["epoch"]))
+        return cls(patches, dict(data["shares"]), int(data["epoch"]), bool(data["unpatched"]))
 
     def to_data(self) -> dict[str, Any]:
         """Plain data, for other processes."""
         patches = [vars(item) for item in self.patches.values()]
-        return {"patches": patches, "shares": dict(self.shares), "epoch": self.epoch}
+        told = {"shares": dict(self.shares), "epoch": self.epoch, "unpatched": self.unpatched}
+        return {"patches": patches, **told}
 
     def at_start(self) -> Offer:
         """The same as what a server begins with."""
@@ -80,7 +83,7 @@ class Offer:
     @property
     def names(self) -> list[str]:
         """Everything that a request can name."""
-        return [NO_PATCH, *sorted(self.patches)]
+        return [*([NO_PATCH] if self.unpatched else []), *sorted(self.patches)]
 
     def named(self, name: object) -> Offered:
         """The patch of this name.
@@ -89,7 +92,7 @@ class Offer:
             UnknownPatchError: there is none.
         """
         if name == NO_PATCH:
-            return UNPATCHED
+            return self._unpatched()
         found = self.patches.get(name) if isinstance(name, str) else None
         if found is None:
             raise UnknownPatchError(f"no slot holds a patch named {_shown(name)}; there are {', '.join(self.names)}")
@@ -102,11 +105,17 @@ class Offer:
             UnknownPatchError: there is none.
         """
         if not digest:
-            return UNPATCHED
+            return self._unpatched()
         found = next((item for item in self.patches.values() if item.digest == digest), None)
         if found is None:
             raise UnknownPatchError("the patch of this request is in no slot any more")
         return found
+
+    def _unpatched(self) -> Offered:
+        if not self.unpatched:
+            held = ", ".join(self.patches)
+            raise UnknownPatchError(f"the weights hold {held}, so no request can do without it; {NO_PATCH} isn't there")
+        return UNPATCHED
 
     def default(self, key: str) -> Offered:
         """What a request gets that names no patch.

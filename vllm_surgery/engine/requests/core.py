@@ -51,7 +51,8 @@ def attach_ledger(core: Any, count: int, fill: Fill | None) -> Ledger:
 
 
 def _running(core: Any) -> Iterator[str]:
-    for request in list(core.scheduler.requests.values()):
+    scheduler = getattr(core, "scheduler", None)  # An engine that starts has none yet.
+    for request in list(scheduler.requests.values()) if scheduler is not None else ():
         params = request.sampling_params
         yield ("" if params is None else pinned(params.extra_args)) or ""
 

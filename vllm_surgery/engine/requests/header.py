@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, MutableMapping
 
     from vllm_surgery.engine.requests.choice import Offered
 
-    Message = dict[str, Any]
+    Message = MutableMapping[str, Any]
     Receive = Callable[[], Awaitable[Message]]
     Send = Callable[[Message], Awaitable[None]]
 
@@ -24,12 +24,12 @@ class _Exchange:
     """One HTTP request and its answer. It is shared by all tasks that work on it.
 
     Attributes:
-        id: of the patch that was chosen for it, or drawn.
+        chosen: the patch that was chosen for it, or drawn.
         model: as the client named it, where that name chose the patch.
         request_id: that the client gave it, or that a proxy did.
     """
 
-    id: str | None = None
+    chosen: Offered | None = None
     model: str | None = None
     request_id: str | None = None
 
@@ -41,7 +41,13 @@ def note_choice(chosen: Offered) -> None:
     """Says which patch the answer is by, if an HTTP request is being worked on."""
     exchange = _EXCHANGE.get()
     if exchange is not None:
-        exchange.id = chosen.id
+        exchange.chosen = chosen
+
+
+def noted_choice() -> Offered | None:
+    """The patch of the HTTP request that is being worked on, if it has one: what it asks of the engine has it too."""
+    exchange = _EXCHANGE.get()
+    return None if exchange is None else exchange.chosen
 
 
 def note_model(name: str) -> None:
@@ -81,8 +87,8 @@ class PatchHeader:
         exchange = _Exchange(request_id=_header(scope, b"x-request-id"))
 
         async def telling(message: Message) -> None:
-            if message["type"] == "http.response.start" and exchange.id is not None:
-                message["headers"] = [*message.get("headers", ()), (HEADER, exchange.id.encode("latin-1"))]
+            if message["type"] == "http.response.start" and exchange.chosen is not None:
+                message["headers"] = [*message.get("headers", ()), (HEADER, exchange.chosen.id.encode("latin-1"))]
             await send(message)
 
         token = _EXCHANGE.set(exchange)

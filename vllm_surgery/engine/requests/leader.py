@@ -49,13 +49,17 @@ class SlotState:
     Attributes:
         count: how many each has.
         offer: what requests can choose.
+        since: when that was last changed, in seconds since the epoch.
         unpatched: requests that run or wait without a patch.
+        held: the digest of the patch that the weights hold; empty for none.
         slots: each filled one: ``name``, ``id``, ``digest``, ``units``, ``users``, ``leaving``.
     """
 
     count: int
     offer: Offer
+    since: float
     unpatched: int
+    held: str
     slots: tuple[dict[str, Any], ...]
 
 
@@ -68,7 +72,7 @@ class SlotLeader:
     """
 
     def __init__(self, engines: Engines, board: Board) -> None:
-        self._engines, self._board = engines, board
+        self.engines, self._board = engines, board
 
     async def state(self) -> SlotState:
         """What there is now.
@@ -94,13 +98,23 @@ class SlotLeader:
             state = _together(await self._all("commit", token, {}))
         except BaseException:
             with suppress(Exception):  # An engine that is gone needs no telling.
-                await self._engines.ledger("discard", token, {})
+                await self.engines.ledger("discard", token, {})
             raise
         self._board.publish(state.offer)
         return Changed(state, filled)
 
+    async def patches(self, digest: str) -> list[dict[str, Any]]:
+        """The patches in a slot themselves, as plain data.
+
+        Raises:
+            ConflictError: they are in none any more.
+        """
+        answers = await self._all("patches", "", {"digest": digest})
+        found: list[dict[str, Any]] = answers[0]["patches"]
+        return found
+
     async def _all(self, step: str, token: str, payload: dict[str, Any]) -> list[dict[str, Any]]:
-        answers = await self._engines.ledger(step, token, payload)
+        answers = await self.engines.ledger(step, token, payload)
         for number, answer in enumerate(answers):
             if not answer["ok"]:
                 raise error_of(answer, f"engine {number}")
@@ -124,4 +138,8 @@ def _together(answers: Answers) -> SlotState:
         known["users"] += slot["users"]
         known["leaving"] = known["leaving"] and slot["leaving"]
     unpatched = sum(answer["unpatched"] for answer in answers)
-    return SlotState(int(answers[0]["count"]), offers[0], unpatched, tuple(slots.values()))
+    since = max(float(answer["since"]) for answer in answers)
+    held = {str(answer["held"]) for answer in answers}
+    if len(held) > 1:
+        raise ConflictError("another swap is running")
+    return SlotState(int(answers[0]["count"]), offers[0], since, unpatched, held.pop(), tuple(slots.values()))

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from vllm_surgery.engine.requests.choice import CHOICE_KEY, Offer, Offered, check_shares, pinned
-from vllm_surgery.engine.requests.worker import FILL_METHOD
+from vllm_surgery.engine.requests.worker import FILL_METHOD, HOLD_METHOD
 from vllm_surgery.engine.rpc_errors import error_of, failure_of
 from vllm_surgery.errors import CannotSwapError, ConflictError, UsageError
 
@@ -37,11 +37,13 @@ class Slot:
         number: from 1.
         offered: what it holds.
         units: neurons and experts that it changes.
+        patches: themselves, as plain data.
     """
 
     number: int
     offered: Offered
     units: int
+    patches: list[dict[str, Any]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -52,11 +54,13 @@ class Fill:
         offered: its name, id and digest.
         content: what the ranks need of it, as plain data.
         kept: whether it stays when it is no longer the default; a swap's is gone by then.
+        patches: themselves, as plain data, for whoever writes them into the weights.
     """
 
     offered: Offered
     content: dict[str, Any]
     kept: bool = True
+    patches: list[dict[str, Any]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -68,24 +72,26 @@ class Change:
         free: names to offer no more.
         shares: the default; None: as it is.
         if_epoch: the epoch that the caller saw.
+        unpatched: whether requests can choose no patch from then on; None: as it is.
     """
 
     fills: tuple[Fill, ...] = ()
     free: tuple[str, ...] = ()
     shares: Mapping[str, float] | None = None
     if_epoch: int | None = None
+    unpatched: bool | None = None
 
     def to_data(self) -> dict[str, Any]:
         """Plain data."""
-        fills = [{"offered": vars(item.offered), "content": item.content, "kept": item.kept} for item in self.fills]
+        fills = [{**vars(item), "offered": vars(item.offered)} for item in self.fills]
         shares = None if self.shares is None else dict(self.shares)
-        return {"fills": fills, "free": list(self.free), "shares": shares, "if_epoch": self.if_epoch}
+        return {**vars(self), "fills": fills, "free": list(self.free), "shares": shares}
 
     @classmethod
     def from_data(cls, data: Mapping[str, Any]) -> Change:
         """The change whose `to_data` this is."""
-        fills = tuple(Fill(Offered(**item["offered"]), item["content"], item["kept"]) for item in data["fills"])
-        return cls(fills, tuple(data["free"]), data["shares"], data["if_epoch"])
+        fills = tuple(Fill(**{**item, "offered": Offered(**item["offered"])}) for item in data["fills"])
+        return cls(**{**data, "fills": fills, "free": tuple(data["free"])})
 
 
 @dataclass(frozen=True)
@@ -104,6 +110,12 @@ class Ledger:
         count: how many there are.
         call: asks every rank.
         running: the digests of all requests that the scheduler knows, queued ones too.
+
+    Attributes:
+        offer: what requests can choose.
+        slots: those that are filled, by digest.
+        since: when the offer was last changed, in seconds since the epoch.
+        held: the digest of the patch that the weights hold; empty for none.
     """
 
     count: int
@@ -111,6 +123,8 @@ class Ledger:
     running: Callable[[], Iterable[str]]
     offer: Offer = field(default_factory=Offer)
     slots: dict[str, Slot] = field(default_factory=dict)
+    since: float = field(default_factory=time.time)
+    held: str = ""
     _kept: frozenset[str] = frozenset()
     _prepared: _Prepared | None = None
     _admitted: dict[str, str] = field(default_factory=dict)
@@ -130,8 +144,8 @@ class Ledger:
         """
         with self._lock:
             digest = self._chosen(request_id, extra_args or {})
-            if digest not in self.slots and digest:
-                self.offer.holding(digest)  # Raises.
+            if digest not in self.slots:
+                self.offer.holding(digest)  # It may not be there, nor may the unpatched model.
             self._admitted[request_id] = digest
         return digest
 
@@ -158,6 +172,8 @@ class Ledger:
         return {
             "count": self.count,
             "offer": self.offer.to_data(),
+            "since": self.since,
+            "held": self.held,
             "unpatched": users[""],
             "slots": [
                 {
@@ -205,6 +221,7 @@ class Ledger:
             raise ConflictError("this change is not the one that was prepared here")
         with self._lock:
             self.offer, self._kept, self._prepared = self._prepared.offer, self._prepared.kept, None
+            self.since = time.time()
         return self.state()
 
     def discard(self, token: str) -> dict[str, Any]:
@@ -229,7 +246,8 @@ class Ledger:
         added = {fill.offered.name for fill in change.fills if fill.kept}
         kept = (self._kept | added) & patches.keys()
         offered = {name: item for name, item in patches.items() if name in kept or name in shares}
-        return Offer(offered, shares, self.offer.epoch + 1), frozenset(kept)
+        unpatched = self.offer.unpatched if change.unpatched is None else change.unpatched
+        return Offer(offered, shares, self.offer.epoch + 1, unpatched), frozenset(kept)
 
     def _unknown(self, name: str) -> str:
         return f"no slot holds a patch named {name!r}"
@@ -246,7 +264,7 @@ class Ledger:
         except BaseException:
             self.call(FILL_METHOD, number, None)
             raise
-        self.slots[digest] = Slot(number, fill.offered, int(fill.content["units"]))
+        self.slots[digest] = Slot(number, fill.offered, int(fill.content["units"]), fill.patches)
 
     def _fill_ranks(self, number: int, content: dict[str, Any]) -> None:
         answers = self.call(FILL_METHOD, number, content)
@@ -280,6 +298,28 @@ class Ledger:
     def _is_offered(self, digest: str) -> bool:
         return any(item.digest == digest for item in self.offer.patches.values())
 
+    def patches(self, digest: str) -> dict[str, Any]:
+        """The patches in a slot themselves, as plain data.
+
+        Raises:
+            ConflictError: it isn't there any more.
+        """
+        if digest not in self.slots:
+            raise ConflictError("the patch is in no slot any more")
+        return {"patches": self.slots[digest].patches}
+
+    def hold(self, digest: str) -> dict[str, Any]:
+        """From now on the weights hold this patch, so that its slot does nothing.
+
+        Raises:
+            EngineError: a rank doesn't heed it.
+        """
+        for rank, answer in enumerate(self.call(HOLD_METHOD, digest)):
+            if not answer["ok"]:
+                raise error_of(answer, f"rank {rank}")
+        self.held = digest
+        return {}
+
     def answer(self, step: str, token: str = "", payload: dict[str, Any] | None = None) -> dict[str, Any]:
         """Carries out one step for an API server. Never raises.
 
@@ -300,4 +340,8 @@ class Ledger:
                 return self.commit(token)
             case "discard":
                 return self.discard(token)
+            case "patches":
+                return self.patches(str((payload or {})["digest"]))
+            case "hold":
+                return self.hold(str((payload or {})["digest"]))
         return self.state()

@@ -42,4 +42,4 @@ class SlotPlanner:
             self._folder = ModelFolder(local_folder(self._config))
         plan = check_patches(patches, self._folder, for_slots=True)
         content = content_of(patches, plan.gains, plan.units)
-        return Fill(offered(patches), content.to_data(), kept)
+        return Fill(offered(patches), content.to_data(), kept, patches.to_data())

@@ -32,8 +32,9 @@ SLOTS = "_vllm_surgery_slots"
 """Where a worker keeps its `WorkerSlots`."""
 
 FILL_METHOD = "vllm_surgery_fill_slot"
+HOLD_METHOD = "vllm_surgery_hold"
 SLOTS_METHOD = "vllm_surgery_slots"
-"""The names under which `fill_slot` and `report_slots` are methods of every worker."""
+"""The names under which `fill_slot`, `hold` and `report_slots` are methods of every worker."""
 
 _DOWN = re.compile(r"(?:.*\.)?layers\.\d+\.(?:mlp|feed_forward)\.down_proj")
 
@@ -50,6 +51,7 @@ class WorkerSlots:
         neurons, experts: tables by layer.
         slot_of: by digest; that of no patch is 0.
         reasons: by kind and layer, why a layer can't.
+        held: the digest of the patch that the weights hold; empty for none.
     """
 
     count: int
@@ -60,6 +62,11 @@ class WorkerSlots:
     experts: dict[int, ExpertTable] = field(default_factory=dict)
     slot_of: dict[str, int] = field(default_factory=lambda: {"": 0})
     reasons: dict[tuple[str, int], str] = field(default_factory=dict)
+    held: str = ""
+
+    def of_request(self, digest: str) -> int:
+        """The slot of a request's tokens: none, too, where the weights hold its patch."""
+        return 0 if digest == self.held else self.slot_of[digest]
 
     def fill(self, slot: int, content: SlotContent | None) -> list[list[Any]]:
         """Makes a slot hold `content`, or nothing.
@@ -117,7 +124,7 @@ def install_slots(worker: Any, count: int) -> WorkerSlots:
     traced = compiles(config)
     tokens = TokenSlots(_most_tokens(config), device)
     slots = WorkerSlots(count, "V1", traced, tokens)
-    slots.runner = install_runner(runner, tokens, lambda digest: slots.slot_of[digest])
+    slots.runner = install_runner(runner, tokens, slots.of_request)
     _install_neurons(slots, model, shared=config.lora_config is not None)
     _install_experts(slots, model)
     setattr(worker, SLOTS, slots)
@@ -175,6 +182,19 @@ def fill_slot(worker: Any, slot: int, content: dict[str, Any] | None) -> dict[st
     return {"ok": True, "held": held, "milliseconds": (time.perf_counter() - started) * 1000}
 
 
+def hold(worker: Any, digest: str) -> dict[str, Any]:
+    """Tells `worker` which patch its weights hold. Never raises.
+
+    Returns:
+        ``{"ok": True}``, or ``{"ok": False, "kind": …, "error": …}``.
+    """
+    found: WorkerSlots | None = getattr(worker, SLOTS, None)
+    if found is None:
+        return failure_of(CannotSwapError("this server was started without slots"))
+    found.held = digest
+    return {"ok": True}
+
+
 def report_slots(worker: Any) -> dict[str, Any]:
     """What `worker` has of slots, as plain data that crosses processes. Never raises."""
     found: WorkerSlots | None = getattr(worker, SLOTS, None)
@@ -184,6 +204,7 @@ def report_slots(worker: Any) -> dict[str, Any]:
         "slots": found.count,
         "runner": found.runner,
         "traced": found.traced,
+        "held": found.held,
         "filled": {digest: slot for digest, slot in found.slot_of.items() if digest},
         "neurons": sorted(found.neurons),
         "experts": sorted(found.experts),

@@ -111,7 +111,7 @@ class SwapCoordinator:
         return ServedStatus(
             active=first["id"],
             patches=tuple(PatchName(name=patch, id=patch_id) for patch, patch_id in first["patches"]),
-            since=datetime.fromtimestamp(first["since"], UTC).isoformat(timespec="milliseconds"),
+            since=iso_time(first["since"]),
             epoch=first["epoch"],
             units=max(report["units"] for _, report in ranks),
             tensors=max(report["tensors"] for _, report in ranks),
@@ -262,6 +262,11 @@ def _all_ok(answers: Sequence[tuple[str, dict[str, Any]]]) -> list[dict[str, Any
         if not answer["ok"]:
             raise error_of(answer, rank)
     return [answer for _, answer in answers]
+
+
+def iso_time(seconds: float) -> str:
+    """A time in seconds since the epoch as ISO 8601 in UTC."""
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds")
 
 
 def _milliseconds_since(started: float) -> float:

@@ -1,0 +1,220 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Swaps on an engine with slots: a patch set is put into a slot and becomes the default. No request waits for it.
+
+It is an `Swapper` like that which writes weights, so whatever swaps there (callers, followed files, Python code) does
+so here.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from vllm_surgery.client.protocol import (
+    PatchName,
+    SlotPatch,
+    SlotsReport,
+    SlotsState,
+    SlotTimes,
+    SwapReport,
+    SwapTimes,
+)
+from vllm_surgery.engine.requests.admission import offered
+from vllm_surgery.engine.requests.ledger import Change
+from vllm_surgery.engine.requests.promotion import HoldingEngine, check_alone, check_nobody_else
+from vllm_surgery.engine.server_config import logger
+from vllm_surgery.engine.swap.transaction import ServedStatus, SwapCoordinator, iso_time
+from vllm_surgery.errors import ConflictError
+from vllm_surgery.patch.patch_set import NO_PATCH, PatchSet
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
+
+    from vllm_surgery.client.protocol import SwapMode
+    from vllm_surgery.engine.requests.leader import SlotLeader, SlotState
+    from vllm_surgery.engine.requests.ledger import Fill
+    from vllm_surgery.engine.swap.transaction import Engine
+
+    Plan = Callable[[PatchSet, bool], Awaitable[Fill]]
+    """What is to be filled for a patch set, and whether it stays when it is no longer the default."""
+
+SHARED = "shares"
+"""What is active where the default is drawn. No patch has it for an id, since ids have a digest."""
+
+
+class SlotSwapper:
+    """Swaps by slots.
+
+    Args:
+        engine: whose ranks are asked, and whose weights a promotion writes.
+        leader: of the slots.
+        plan: makes a slot's content.
+    """
+
+    def __init__(self, engine: Engine, leader: SlotLeader, plan: Plan) -> None:
+        self._engine, self._leader, self._plan = engine, leader, plan
+        self._weights = SwapCoordinator(engine)
+
+    async def status(self) -> ServedStatus:
+        """What requests get that choose no patch.
+
+        Raises:
+            EngineError: ranks or engines don't agree, or the plugin isn't in them.
+        """
+        weights, state = await self._weights.status(), await self._leader.state()
+        if state.held:
+            return replace(weights, epoch=state.offer.epoch)
+        only = state.offer.only_default
+        return ServedStatus(
+            active=active_id(state),
+            patches=tuple(_members(only.name, only.id)) if only is not None and only.digest else (),
+            since=iso_time(state.since),
+            epoch=state.offer.epoch,
+            units=_units(state, only.digest if only is not None else ""),
+            tensors=0,
+            ranks=weights.ranks,
+            cannot_swap_reason=None,
+        )
+
+    async def swap(self, patches: PatchSet, *, mode: SwapMode = "keep", if_epoch: int | None = None) -> SwapReport:
+        """Makes `patches` the default. Requests that run or wait end as they began, whatever `mode` says.
+
+        Raises:
+            PatchError, MismatchError, CheckpointError: the patches aren't for this model. Nothing was changed.
+            ConflictError: another change runs, `if_epoch` is stale, or all slots are in use. Nothing was changed.
+            CannotSwapError: this model can't have them in a slot. Nothing was changed.
+        """
+        started = time.perf_counter()
+        fills = (await self._plan(patches, False),) if patches else ()
+        staged = _milliseconds_since(started)
+        before = await self._leader.state()
+        if before.held and before.held != offered(patches).digest:
+            _check_epoch(before, if_epoch)
+            await self._demote(before, mode)
+            before, if_epoch = await self._leader.state(), None
+        only, wanted = before.offer.only_default, offered(patches)
+        if only is not None and only.digest == wanted.digest:
+            _check_epoch(before, if_epoch)
+            return _report(
+                wanted.id, wanted.id, before, SwapTimes(**_NO_TIMES | {"total": _milliseconds_since(started)})
+            )
+        changed = await self._leader.change(Change(fills, shares={wanted.name: 1.0}, if_epoch=if_epoch))
+        times = {"stage": staged, "apply": changed.fill_milliseconds, "total": _milliseconds_since(started)}
+        report = _report(wanted.id, active_id(before), changed.state, SwapTimes(**_NO_TIMES | times))
+        logger.info("vllm-surgery: %s in place of %s, in a slot: no token waited", report.id, report.previous)
+        return report
+
+    async def promote(self, *, mode: SwapMode = "keep", if_epoch: int | None = None) -> SwapReport:
+        """Writes the default into the weights. Requests under it go on as they were.
+
+        Raises:
+            UsageError: there is no one patch to promote.
+            ConflictError: other patches are in slots, or requests run without the default.
+            SurgeryError: as with any swap of weights.
+        """
+        before = await self._leader.state()
+        _check_epoch(before, if_epoch)
+        default = check_alone(before)
+        patches = PatchSet.from_data(await self._leader.patches(default.digest))
+        # First nobody may come without it, then nobody may be there without it.
+        await self._leader.change(Change(unpatched=False))
+        try:
+            check_nobody_else(await self._leader.state(), default)
+            report = await self._write(patches, default.digest, before.held, mode)
+        except BaseException:
+            if not before.held:
+                await self._leader.change(Change(unpatched=True))
+            raise
+        return report.model_copy(update={"epoch": (await self._leader.state()).offer.epoch})
+
+    async def _demote(self, before: SlotState, mode: SwapMode) -> None:
+        """Takes the promoted patch out of the weights again; its requests go on by its slot."""
+        await self._write(PatchSet(), "", before.held, mode)
+        await self._leader.change(Change(unpatched=True))
+
+    async def _write(self, patches: PatchSet, digest: str, before: str, mode: SwapMode) -> SwapReport:
+        holding = HoldingEngine(self._engine, self._leader.engines, digest, before)
+        return await SwapCoordinator(holding).swap(patches, mode=mode)
+
+    async def slots(self) -> SlotsState:
+        """What is in the slots, and who uses it."""
+        return slots_state(await self._leader.state())
+
+    async def change(
+        self,
+        fill: Sequence[PatchSet] = (),
+        *,
+        free: Sequence[str] = (),
+        shares: Mapping[str, float] | None = None,
+        if_epoch: int | None = None,
+    ) -> SlotsReport:
+        """Fills slots, frees others and sets the default, all of it or nothing.
+
+        Raises:
+            SurgeryError: as with `swap`, or `UsageError` for names and shares that make no sense.
+        """
+        started = time.perf_counter()
+        if (held := (await self._leader.state()).held) and (fill or free or shares):
+            raise ConflictError(f"the weights hold a patch ({held[:8]}); swap to {NO_PATCH} before slots are changed")
+        fills = tuple([await self._plan(patches, True) for patches in fill])
+        changed = await self._leader.change(Change(fills, tuple(free), shares, if_epoch))
+        times = SlotTimes(fill=changed.fill_milliseconds, total=_milliseconds_since(started))
+        state = slots_state(changed.state)
+        logger.info("vllm-surgery: slots hold %s; the default is %s", _names(state), state.default)
+        return SlotsReport(epoch=changed.state.offer.epoch, slots=state, milliseconds=times)
+
+
+_NO_TIMES = dict.fromkeys(("stage", "pause", "apply", "verify", "total"), 0.0)
+
+
+def active_id(state: SlotState) -> str:
+    """The id of the default, or that it is drawn."""
+    only = state.offer.only_default
+    return SHARED if only is None else only.id
+
+
+def slots_state(state: SlotState) -> SlotsState:
+    """The slots as callers are told of them."""
+    patches = [
+        SlotPatch(name=slot["name"], id=slot["id"], units=slot["units"], users=slot["users"], leaving=slot["leaving"])
+        for slot in state.slots
+    ]
+    return SlotsState(count=state.count, default=dict(state.offer.shares), patches=patches, unpatched=state.unpatched)
+
+
+def _check_epoch(state: SlotState, if_epoch: int | None) -> None:
+    epoch = state.offer.epoch
+    if if_epoch is not None and if_epoch != epoch:
+        raise ConflictError(f"the epoch is {epoch}, not {if_epoch}: patches were swapped in between")
+
+
+def _report(active: str, previous: str, state: SlotState, times: SwapTimes) -> SwapReport:
+    only = state.offer.only_default
+    return SwapReport(
+        id=active,
+        previous=previous,
+        epoch=state.offer.epoch,
+        units=_units(state, only.digest if only is not None else ""),
+        tensors=0,
+        modules=0,
+        milliseconds=times,
+    )
+
+
+def _units(state: SlotState, digest: str) -> int:
+    return next((int(slot["units"]) for slot in state.slots if slot["digest"] == digest), 0)
+
+
+def _members(name: str, patch_id: str) -> list[PatchName]:
+    """Of a patch set: its name and its id are those of its patches, each sorted and joined."""
+    pairs = zip(name.split("+"), patch_id.split("+"), strict=True)
+    return [PatchName(name=one, id=one_id) for one, one_id in pairs]
+
+
+def _names(state: SlotsState) -> str:
+    return ", ".join(patch.id for patch in state.patches if not patch.leaving) or "nothing"
+
+
+def _milliseconds_since(started: float) -> float:
+    return (time.perf_counter() - started) * 1000
