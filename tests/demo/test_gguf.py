@@ -19,7 +19,7 @@ from vllm_surgery.demo.sources import SOURCES
 if TYPE_CHECKING:
     from pathlib import Path
 
-pytestmark = pytest.mark.slow  # Loads the demo model by way of transformers' own reader too.
+pytestmark = pytest.mark.slow  # Makes and loads real models.
 
 PROMPTS = ["What is the capital of France?", "List three colors.", "Write a haiku about the sea, in 2024."]
 TEXTS = [

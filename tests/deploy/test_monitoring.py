@@ -182,6 +182,7 @@ def test_the_configuration_and_rules_are_valid() -> None:
     assert checked.returncode == 0, checked.stdout
 
 
+@pytest.mark.slow
 @needs_prometheus
 @pytest.mark.parametrize("file", TESTS, ids=lambda file: file.stem)
 def test_rules_do_what_their_tests_say(file: Path) -> None:

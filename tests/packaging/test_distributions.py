@@ -17,6 +17,8 @@ import pytest
 from tests.packaging.requirements import link_packages, required
 from vllm_surgery import Patch
 
+pytestmark = pytest.mark.slow  # Builds three times, and makes an environment.
+
 ROOT = Path(__file__).parents[2]
 PATCHES = ROOT / "patches"
 

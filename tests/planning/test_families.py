@@ -39,6 +39,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+pytestmark = pytest.mark.slow  # Transformers makes a model of every family.
+
 NEURONS = {(0, 0): -1.0, (0, 7): 0.0, (3, WIDTH - 1): 0.5}
 ROUTED = {(1, 0): -1.0, (1, 3): 0.0, (3, EXPERTS - 1): 0.5}
 

@@ -28,10 +28,13 @@ if TYPE_CHECKING:
     from vllm_surgery.client.traffic import Loops
     from vllm_surgery.errors import SurgeryError
 
-pytestmark = pytest.mark.skipif(
-    not (BROWSER and DRIVER),
-    reason="no Chromium, so the page was not looked at: apt-get install chromium chromium-driver",
-)
+pytestmark = [
+    pytest.mark.slow,  # A browser for each test.
+    pytest.mark.skipif(
+        not (BROWSER and DRIVER),
+        reason="no Chromium, so the page was not looked at: apt-get install chromium chromium-driver",
+    ),
+]
 
 A, B = patch_data(zero({"1": [1]}), name="a"), patch_data(zero({"2": [2]}), name="b")
 NOTHING = "\N{EN DASH}"
