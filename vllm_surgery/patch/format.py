@@ -14,11 +14,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 import numpy as np
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
-from pydantic_core import PydanticCustomError
 
 from vllm_surgery.errors import PatchError
 from vllm_surgery.patch.document import dump_yaml, parse_document, plain_data
-from vllm_surgery.patch.selection import Selection  # noqa: TC001 - pydantic needs it at run time
+from vllm_surgery.patch.selection import Selection, refusal
 from vllm_surgery.patch.units import ALL, KINDS, MASK, Assignment, Gain, IndexRange, covers, find_clash
 
 if TYPE_CHECKING:
@@ -36,11 +35,6 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
-def _refusal(place: str, reason: str) -> PydanticCustomError:
-    """An error of ours inside pydantic's validation. `place` is relative to the value that is validated."""
-    return PydanticCustomError("refused", "{reason}", {"place": place, "reason": reason})
-
-
 def _in_float32(factor: float) -> float:
     """The factor as the arithmetic will see it, so that the digest names what is really done. -0.0 becomes 0.0."""
     with np.errstate(over="ignore"):
@@ -50,28 +44,26 @@ def _in_float32(factor: float) -> float:
 def _check_factor(factor: float) -> float:
     rounded = _in_float32(factor)
     if not np.isfinite(rounded):
-        raise _refusal("", f"{factor} is too large for float32")
+        raise refusal("", f"{factor} is too large for float32")
     if rounded == 1.0:
-        raise _refusal("", "a factor of 1 changes nothing; leave the edit out")
+        raise refusal("", "a factor of 1 changes nothing; leave the edit out")
     if rounded == 0.0 and factor != 0.0:
-        raise _refusal("", f"{factor} is 0 in float32; write `op: zero`")
+        raise refusal("", f"{factor} is 0 in float32; write `op: zero`")
     return factor
 
 
 def _check_value(value: float) -> float:
     rounded = _in_float32(value)
     if not np.isfinite(rounded):
-        raise _refusal("", f"{value} is too large for float32")
+        raise refusal("", f"{value} is too large for float32")
     if rounded == 0.0:
-        raise _refusal(
-            "", f"{value} is 0 in float32; to silence a neuron write `op: zero`, to add nothing leave it out"
-        )
+        raise refusal("", f"{value} is 0 in float32; to silence a neuron write `op: zero`, to add nothing leave it out")
     return value
 
 
 def _check_version(version: object) -> object:
     if isinstance(version, bool):
-        raise _refusal("", f"must be 1, got {version}")
+        raise refusal("", f"must be 1, got {version}")
     return version
 
 
@@ -105,7 +97,7 @@ class _UnitEdit(_Strict):
     @model_validator(mode="after")
     def _names_units(self) -> _UnitEdit:
         if not self.neurons and not self.experts:
-            raise _refusal("", "names no units; give `neurons` or `experts`")
+            raise refusal("", "names no units; give `neurons` or `experts`")
         return self
 
     @property
@@ -157,7 +149,7 @@ class Mask(_Strict):
     @classmethod
     def _no_neurons(cls, data: Any) -> Any:
         if isinstance(data, dict) and "neurons" in data:
-            raise _refusal("neurons", "`mask` is for routed experts; for neurons use `zero`")
+            raise refusal("neurons", "`mask` is for routed experts; for neurons use `zero`")
         return data
 
     @property
@@ -178,7 +170,7 @@ class _Constant(_Strict):
     @classmethod
     def _no_experts(cls, data: Any) -> Any:
         if isinstance(data, dict) and "experts" in data:
-            raise _refusal("experts", "`set` and `add` are for neurons' activations; experts have none")
+            raise refusal("experts", "`set` and `add` are for neurons' activations; experts have none")
         return data
 
     @property
@@ -239,7 +231,7 @@ class Patch(_Strict):
         clash = find_clash(self.assignments())
         if clash is not None:
             unit = f"{clash.first.kind} {clash.index} of layer {clash.first.layer}"
-            raise _refusal(clash.second.place, f"{unit}: already named in {clash.first.place}")
+            raise refusal(clash.second.place, f"{unit}: already named in {clash.first.place}")
         return self
 
     @model_validator(mode="after")
@@ -254,7 +246,7 @@ class Patch(_Strict):
         for key in self.seal:
             kind, layer, index = key.split("/")
             if not covers(named[kind, int(layer)], int(index)):
-                raise _refusal(f"seal.{key}", "seals a unit that no edit names")
+                raise refusal(f"seal.{key}", "seals a unit that no edit names")
         return self
 
     @classmethod

@@ -51,9 +51,9 @@ def parse_selection(value: object) -> dict[int, Indices]:
         PydanticCustomError: with the place below the selection in its context.
     """
     if not isinstance(value, dict):
-        raise _refusal("", f"expected layers with their indices, such as {{29: [545]}}, got {value!r}")
+        raise refusal("", f"expected layers with their indices, such as {{29: [545]}}, got {value!r}")
     if not value:
-        raise _refusal("", "names no units; give at least one layer with an index")
+        raise refusal("", "names no units; give at least one layer with an index")
     return {
         _parse_layer(key): _parse_indices(str(key), indices) for key, indices in sorted(value.items(), key=_by_layer)
     }
@@ -81,7 +81,7 @@ def _parse_layer(key: object) -> int:
     text = str(key)
     number = _by_layer((key, None))[0]
     if isinstance(key, bool) or number < 0 or str(number) != text:
-        raise _refusal("", f"expected a layer number from 0 to {MAX_LAYER}, got {key!r}")
+        raise refusal("", f"expected a layer number from 0 to {MAX_LAYER}, got {key!r}")
     return number
 
 
@@ -91,20 +91,21 @@ def _parse_indices(layer: str, value: object) -> Indices:
     if isinstance(value, tuple):  # Read before: a patch that is copied or built in Python.
         value = list(value)
     if not isinstance(value, list):
-        raise _refusal(layer, f'expected a list of indices or the word "all", got {value!r}')
+        raise refusal(layer, f'expected a list of indices or the word "all", got {value!r}')
     if not value:
-        raise _refusal(layer, "names no units; give at least one index")
+        raise refusal(layer, "names no units; give at least one index")
     ranges = []
     for number, item in enumerate(value):
         try:
             ranges.append(IndexRange.parse(item))
         except ValueError as error:
-            raise _refusal(f"{layer}[{number}]", str(error)) from None
+            raise refusal(f"{layer}[{number}]", str(error)) from None
     try:
         return merge_ranges(ranges)
     except ValueError as error:
-        raise _refusal(layer, str(error)) from None
+        raise refusal(layer, str(error)) from None
 
 
-def _refusal(place: str, reason: str) -> PydanticCustomError:
+def refusal(place: str, reason: str) -> PydanticCustomError:
+    """An error of ours inside pydantic's validation. `place` is relative to the value that is validated."""
     return PydanticCustomError("refused", "{reason}", {"place": place, "reason": reason})

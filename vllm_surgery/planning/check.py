@@ -12,13 +12,61 @@ from vllm_surgery.patch.format import Patch
 from vllm_surgery.patch.patch_set import PatchSet, SourcedPatch
 from vllm_surgery.patch.units import Unit
 from vllm_surgery.planning.guard import guard_of
-from vllm_surgery.planning.planner import Plan, Planner
+from vllm_surgery.planning.planner import Planner
 from vllm_surgery.planning.seal import SealCheck, seal_of_folder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from vllm_surgery.model.checkpoint import ModelFolder
+    from vllm_surgery.model.config import ModelFacts
+    from vllm_surgery.model.tensor_info import TensorInfo
+    from vllm_surgery.planning.planner import Plan, TensorEdit
+    from vllm_surgery.planning.seal import ReadSlice
+
+
+class PatchCheck:
+    """Plans patches and verifies their seals, as the tensors of a model come by.
+
+    Args:
+        patches: what is asked for.
+        facts: of the model's config.
+        for_slots: whether activations are to take the gains, not weights.
+
+    Raises:
+        MismatchError: the config alone shows that the patches are not for this model.
+    """
+
+    def __init__(self, patches: PatchSet, facts: ModelFacts, *, for_slots: bool = False) -> None:
+        self._planner = Planner(patches, facts, for_slots=for_slots)
+        self._seals: SealCheck | None = SealCheck(patches, facts.scheme)
+
+    def observe(self, info: TensorInfo, read_slice: ReadSlice) -> TensorEdit | None:
+        """The edit of a tensor; None where it stays as it is.
+
+        Args:
+            info: the tensor's.
+            read_slice: gives the bytes of a slice, by axis and index; of the whole tensor for axis None.
+
+        Raises:
+            MismatchError: this tensor shows that the patches are not for this model.
+        """
+        role, edit = self._planner.observe(info)
+        if role is not None and self._seals is not None:
+            self._seals.observe(role, info, read_slice)
+        return edit
+
+    def finish(self) -> Plan:
+        """The plan, once every tensor came by. Seals are not verified again on tensors that come after that.
+
+        Raises:
+            MismatchError: a unit wasn't found, or a seal isn't whole.
+        """
+        plan = self._planner.finish()
+        if self._seals is not None:
+            self._seals.finish()
+            self._seals = None
+        return plan
 
 
 def check_patches(patches: PatchSet, folder: ModelFolder, *, for_slots: bool = False) -> Plan:
@@ -33,15 +81,10 @@ def check_patches(patches: PatchSet, folder: ModelFolder, *, for_slots: bool = F
         MismatchError: the patches are not for this model.
         CheckpointError: the folder can't be read.
     """
-    planner = Planner(patches, folder.facts, for_slots=for_slots)
-    seals = SealCheck(patches, folder.facts.scheme)
+    check = PatchCheck(patches, folder.facts, for_slots=for_slots)
     for info in folder.tensors:
-        role, _ = planner.observe(info)
-        if role is not None:
-            seals.observe(role, info, partial(folder.read_slice, info.name))
-    plan = planner.finish()
-    seals.finish()
-    return plan
+        check.observe(info, partial(folder.read_slice, info.name))
+    return check.finish()
 
 
 def seal_patch(member: SourcedPatch, model: ModelFolder) -> Patch:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from vllm_surgery.client.protocol import SwapRequest
-from vllm_surgery.errors import SurgeryError, UsageError
+from vllm_surgery.errors import SurgeryError, UsageError, first_problem
 from vllm_surgery.patch.document import MAX_BYTES
 
 if TYPE_CHECKING:
@@ -81,10 +81,10 @@ def _unique(members: Sequence[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _explain(error: ValidationError) -> str:
-    first = error.errors(include_url=False, include_input=False)[0]
-    place, reason = ".".join(map(str, first["loc"][:2])) or "the body", str(first["msg"])
-    if first["loc"][:1] in {("patches",), ("fill",)} and len(first["loc"]) > 1:
+    steps, reason = first_problem(error)
+    place = ".".join(map(str, steps[:2])) or "the body"
+    if steps[:1] in {("patches",), ("fill",)} and len(steps) > 1:
         reason = "must be a name or a patch"
-    if first["type"] == "extra_forbidden":
+    if steps and steps[0] not in SwapRequest.model_fields:
         reason = f"is not a key here; there are {', '.join(SwapRequest.model_fields)}"
     return f"{place}: {reason}"

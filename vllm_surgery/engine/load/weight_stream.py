@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from vllm_surgery.model.tensor_info import TensorInfo
-from vllm_surgery.planning.planner import Plan, Planner
-from vllm_surgery.planning.seal import SealCheck
+from vllm_surgery.planning.check import PatchCheck
 from vllm_surgery.weights.arithmetic import apply_edit
 from vllm_surgery.weights.tensors import dtype_word
 
@@ -24,6 +23,7 @@ if TYPE_CHECKING:
 
     from vllm_surgery.model.config import ModelFacts
     from vllm_surgery.patch.patch_set import PatchSet
+    from vllm_surgery.planning.planner import Plan
 
 
 class SurgicalLoad:
@@ -39,8 +39,7 @@ class SurgicalLoad:
 
     def __init__(self, patches: PatchSet, facts: ModelFacts) -> None:
         self.seconds = 0.0
-        self._planner = Planner(patches, facts)
-        self._seals: SealCheck | None = SealCheck(patches, facts.scheme)
+        self._check = PatchCheck(patches, facts)
 
     def edit_stream(self, weights: Iterable[tuple[str, torch.Tensor]]) -> Iterator[tuple[str, torch.Tensor]]:
         """`weights` with edited tensors in place of the originals: same order, one at a time, originals untouched.
@@ -61,18 +60,13 @@ class SurgicalLoad:
             MismatchError: they were not.
         """
         started = time.perf_counter()
-        plan = self._planner.finish()
-        if self._seals is not None:
-            self._seals.finish()
-            self._seals = None
+        plan = self._check.finish()
         self.seconds += time.perf_counter() - started
         return plan
 
     def _edit(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
         info = TensorInfo(name, dtype_word(tensor.dtype), tuple(tensor.shape))
-        role, edit = self._planner.observe(info)
-        if role is not None and self._seals is not None:
-            self._seals.observe(role, info, partial(_slice_bytes, tensor))
+        edit = self._check.observe(info, partial(_slice_bytes, tensor))
         return tensor if edit is None else apply_edit(tensor, edit)
 
 
