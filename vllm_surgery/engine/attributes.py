@@ -35,7 +35,7 @@ class Attributes(TouchPoint):
     names: tuple[str, ...] = ()
 
     def get(self) -> Any:
-        """The class.
+        """Class whose instances have the attributes.
 
         Raises:
             EngineError: this vLLM doesn't have it, or its instances lack one of the attributes.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Examining the environment and every place where this plugin touches vLLM."""
+"""Diagnosis of the environment and of every touch point in vLLM."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Status: TypeAlias = Literal["pass", "note", "fail"]
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at. A ``note`` is worth knowing and breaks nothing.
+    """Result of one check. A ``note`` is worth knowing and breaks nothing.
 
     Attributes:
         offer: which of `OFFERS` needs it.
@@ -64,13 +64,13 @@ _SPARED = {"weight version", "slots", *_RUNNERS.values(), "slots for experts", "
 
 
 def offered(findings: Sequence[Finding]) -> dict[str, bool]:
-    """Which of `OFFERS` can be had here."""
+    """Availability of each of `OFFERS`, judged by the findings."""
     needed = {name: [finding.status for finding in findings if finding.offer == name] for name in OFFERS}
     return {name: set(statuses) == {"pass"} for name, statuses in needed.items()}
 
 
 def examine() -> list[Finding]:
-    """Everything, in the order in which it would stop a server."""
+    """Findings of all checks, in the order in which they would stop a server."""
     return [*_environment(), *_engine(), *_plugin(), *_demo()]
 
 
@@ -101,7 +101,7 @@ def _points(group: str) -> tuple[TouchPoint, ...]:
 
 
 def _runner() -> Finding:
-    """Which of vLLM's model runners works here, and whether it can tell whose tokens a step makes."""
+    """Finding about the model runner in use, and its hooks for slots."""
     try:
         chosen = importlib.import_module("vllm.envs").VLLM_USE_V2_MODEL_RUNNER
         triton = bool(importlib.import_module("vllm.triton_utils").HAS_TRITON)

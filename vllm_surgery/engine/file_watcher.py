@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Swapping to what followed files ask for, whenever they ask for something else."""
+"""Watcher that swaps a server to the patches in its watched files whenever these change."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ class FileWatcher:
             await self._deal_with(snapshot)
 
     def error_of(self, snapshot: Snapshot) -> str | None:
-        """Why the swap to what the files say failed; None where it didn't, or is still to come."""
+        """Reason why the swap to a snapshot failed; None where it didn't, or is still to come."""
         return self._error[1] if self._error and self._error[0] == snapshot.fingerprint else None
 
     async def _deal_with(self, snapshot: Snapshot) -> None:
@@ -97,7 +97,7 @@ class FileWatcher:
         self._dealt_with = snapshot.fingerprint
 
     async def _serve(self, snapshot: Snapshot, patches: PatchSet) -> bool:
-        """Whether nothing more is to be tried with this snapshot."""
+        """Swaps to a snapshot; true if nothing more is to be tried with it."""
         try:
             if (await self._swapper.status()).active != patches.id:
                 await self._swapper.swap(patches)
@@ -118,11 +118,11 @@ class FileWatcher:
 
 
 def _is_final(error: Exception) -> bool:
-    """Whether the same swap would fail again: it was refused for what it is, or failed in the middle and was undone."""
+    """True if the same swap would fail again: it was refused for what it is, or failed in the middle and was undone."""
     refused = isinstance(error, SurgeryError) and not isinstance(error, ConflictError)
     return refused and type(error) is not EngineError  # That bare type says that the engine's state wasn't clear.
 
 
 def _meaning(patches: PatchSet) -> tuple[tuple[str, str], ...]:
-    """What the patches are and do, without their prose."""
+    """Names and digests of the patches: what they are and do, without their prose."""
     return tuple(sorted((member.patch.name, member.patch.digest) for member in patches.members))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Putting the hooks into a process of vLLM's."""
+"""Installation of the hooks into a process of vLLM's."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from vllm_surgery.engine.swap.worker import REPORT_METHOD, STEP_METHOD, report, 
 
 
 def install() -> None:
-    """Puts the hooks into this process, once. Any number of calls does the same as one.
+    """Installs the hooks into this process. Idempotent.
 
     Raises:
         EngineError: this vLLM lacks a touch point; nothing was changed.

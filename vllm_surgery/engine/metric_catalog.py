@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every metric of the package, for what has to agree with them: dashboards, rules, documentation."""
+"""Catalog of the package's metrics, for dashboards, rules and documentation, which have to agree with them."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The package's metrics on vLLM's own ``/metrics``: what they have in common, and what keeps them few.
+"""Registry of the package's metrics on vLLM's own ``/metrics``, with a bound on their series.
 
 A metric is declared once, as a `Spec`, and made at its first use. That has to be in the process that serves
 ``/metrics``, since prometheus_client decides by the environment of that process where values are kept.
@@ -34,7 +34,7 @@ _Collector: TypeAlias = Counter | Gauge | Histogram
 
 @dataclass(frozen=True)
 class Spec:
-    """A metric that isn't made yet.
+    """Declaration of a metric.
 
     Attributes:
         type: of prometheus_client's classes.
@@ -52,7 +52,7 @@ class Spec:
 
 
 class Metrics:
-    """The metrics of one registry, however many engines of the process share it.
+    """Metrics of one registry, however many engines of the process share it.
 
     Only the `patches_kept` patches that were used last have series: for each further one, all series of the patch that
     went unused longest are removed, and begin at zero should it come back. Where several processes share their metrics,
@@ -95,7 +95,7 @@ class Metrics:
             return known[key]
 
     def label(self, patch: str) -> str:
-        """The value of the label ``patch``, for which there is room from now on."""
+        """Value of the label ``patch``, for which there is room from now on."""
         with self._lock:
             if patch in self._series:
                 self._series.move_to_end(patch)
@@ -123,5 +123,5 @@ class Metrics:
 
 @cache
 def process_metrics() -> Metrics:
-    """The metrics that this process's ``/metrics`` shows."""
+    """Metrics on this process's ``/metrics``."""
     return Metrics()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which parts of a model in memory hold which tensors of its checkpoint.
+"""Map from a checkpoint's tensors to the parts of the model in memory that hold them.
 
 A part is the smallest piece that vLLM can load by itself: a linear layer, all routed experts of a layer (they share
 their tensors), or a parameter that is used as it is stored.
@@ -29,7 +29,7 @@ _FUSED_EXPERTS_PARAMETER = "w13_weight"
 
 @dataclass(frozen=True, eq=False)
 class ModulePart:
-    """A piece of the model on this rank, and what feeds it.
+    """Part of the model on this rank, with the checkpoint tensors that feed it.
 
     Attributes:
         path: the module's name in the model.
@@ -45,12 +45,12 @@ class ModulePart:
 
     @property
     def holds_experts(self) -> bool:
-        """Whether it is the routed experts of a layer."""
+        """True for the routed experts of a layer."""
         return _FUSED_EXPERTS_PARAMETER in self.module._parameters
 
 
 def parts_of(model: Any, edited: Iterable[str], stored: Sequence[str]) -> list[ModulePart]:
-    """The parts of `model` that hold the tensors called `edited`; none for layers that another rank holds.
+    """Parts of `model` that hold the tensors called `edited`; none for layers that another rank holds.
 
     Args:
         model: the served model, in this process.
@@ -70,19 +70,19 @@ def parts_of(model: Any, edited: Iterable[str], stored: Sequence[str]) -> list[M
 
 
 class Layers:
-    """The decoder layers of the language model in `model`, by their number."""
+    """Decoder layers of the language model in `model`, by their number."""
 
     def __init__(self, model: Any) -> None:
         self._modules: dict[str, Any] = dict(model.named_modules())
         self._languages = _language_model_paths(model, self._modules)
 
     def below(self, layer: int, path: str) -> list[tuple[str, Any]]:
-        """The modules called ``layers.LAYER.PATH``, with their whole names."""
+        """Modules called ``layers.LAYER.PATH``, with their full names."""
         ending = re.compile(rf"(?:.*\.)?layers\.{layer}\.{re.escape(path)}")
         return [(name, module) for name, module in self._chosen() if ending.fullmatch(name)]
 
     def experts(self, layer: int) -> list[tuple[str, Any]]:
-        """The modules in ``layers.LAYER`` that hold routed experts."""
+        """Modules in ``layers.LAYER`` that hold routed experts."""
         inside = re.compile(rf"(?:.*\.)?layers\.{layer}\..+")
         return [
             (name, module)
@@ -91,12 +91,12 @@ class Layers:
         ]
 
     def holds(self, layer: int) -> bool:
-        """Whether this rank has anything of ``layers.LAYER``."""
+        """True if this rank has anything of ``layers.LAYER``."""
         inside = re.compile(rf"(?:.*\.)?layers\.{layer}\..+")
         return any(inside.fullmatch(name) for name, _ in self._chosen())
 
     def runners(self, kind: type[Any]) -> dict[int, list[tuple[str, Any]]]:
-        """By layer, the modules of this class that a decoder layer holds."""
+        """Modules of a class, by the decoder layer that holds them."""
         found: dict[int, list[tuple[str, Any]]] = {}
         for name, module in self._chosen():
             place = _IN_LAYER.fullmatch(name)
@@ -111,7 +111,7 @@ class Layers:
 
 
 def _language_model_paths(model: Any, modules: dict[str, Any]) -> str | None:
-    """Where the language model lies in a multimodal model, whose other towers may have layers of the same names."""
+    """Path of the language model in a multimodal model, whose other towers may have layers of the same names."""
     if not hasattr(model, "get_language_model"):
         return None
     language = model.get_language_model()
@@ -145,7 +145,7 @@ def _expert_tensors(block: str, stored: Sequence[str]) -> tuple[str, ...]:
 
 
 def _is_of_experts(name: str, rest: str) -> bool:
-    """Whether a tensor, called `rest` inside its layer, is loaded by the layer's routed experts.
+    """True for a tensor, called `rest` inside its layer, that is loaded by the layer's routed experts.
 
     Most families say it in the name; of the others the table knows, and that experts' own scales are the router's.
     """

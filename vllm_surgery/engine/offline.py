@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""vLLM's offline engine, for what lies above this package: here alone do trials and searches meet ``vllm.LLM``."""
+"""vLLM's offline engine, for trials and searches, which meet ``vllm.LLM`` here alone."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _QUIET = {"VLLM_LOGGING_STREAM": "ext://sys.stderr", "VLLM_LOGGING_LEVEL": "WARN
 
 
 def start_engine(model: str, arguments: Sequence[str]) -> Any:
-    """A `vllm.LLM` for a search.
+    """Starts a `vllm.LLM` for a search.
 
     Args:
         model: its folder, or its name on the Hub.
@@ -57,7 +57,7 @@ def stop_engine(llm: Any) -> None:
 
 
 def require_swaps(llm: Any) -> None:
-    """Sees that patches can be swapped on this engine.
+    """Checks that patches can be swapped on this engine.
 
     Raises:
         CannotSwapError: they can't, and why.
@@ -68,7 +68,7 @@ def require_swaps(llm: Any) -> None:
 
 
 def folder_of(llm: Any) -> Path:
-    """The folder that the engine's model was loaded from.
+    """Folder that the engine's model was loaded from.
 
     Raises:
         CannotSwapError: it isn't on this machine.
@@ -78,7 +78,7 @@ def folder_of(llm: Any) -> Path:
 
 
 class ServedModel(NamedTuple):
-    """The model in an engine, and the engine.
+    """Identity of a served model and of its engine.
 
     Attributes:
         name: as vLLM's metrics name it.
@@ -94,7 +94,7 @@ class ServedModel(NamedTuple):
 
 
 def served_model(llm: Any) -> ServedModel:
-    """What is served."""
+    """Identity of the model in an engine."""
     import vllm
 
     config = llm.llm_engine.vllm_config.model_config
@@ -107,7 +107,7 @@ def swap_patches(llm: Any, patches: PatchSet) -> SwapReport:
 
 
 def swapper_of(llm: Any) -> Swapper:
-    """What swaps patches on an idle ``vllm.LLM``: by slots where it has them, by its weights elsewhere."""
+    """Swapper of an idle ``vllm.LLM``: of its slots where it has them, of its weights elsewhere."""
     board = board_of(llm.llm_engine.input_processor)
     return SwapCoordinator(OfflineEngine(llm)) if board is None else slot_swapper(llm, board)
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""vLLM's entry into this package. vLLM calls `register` in every process, some more than once."""
+"""Entry point for vLLM, which calls `register` in every process, in some more than once."""
 
 from __future__ import annotations
 

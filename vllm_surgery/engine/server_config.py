@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What one server was asked for, and of which model: read from vLLM's own config, which reaches every process."""
+"""Requested patches and model of a server, read from vLLM's own config, which reaches every process."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ logger = logging.getLogger("vllm.vllm_surgery")
 
 
 def requested_patches(vllm_config: Any) -> PatchSet:
-    """The patches that this server was asked for.
+    """Patches that this server was asked for.
 
     Raises:
         UsageError, PatchError: the settings or a patch are wrong.
@@ -26,7 +26,7 @@ def requested_patches(vllm_config: Any) -> PatchSet:
 
 
 def weight_patches(vllm_config: Any) -> PatchSet:
-    """Of those, the ones that the weights are to hold: all of them, or none where requests have slots.
+    """Requested patches that the weights are to hold: all of them, or none where requests have slots.
 
     Raises:
         UsageError, PatchError: the settings or a patch are wrong.
@@ -36,7 +36,7 @@ def weight_patches(vllm_config: Any) -> PatchSet:
 
 
 def model_facts(vllm_config: Any) -> ModelFacts:
-    """The facts of the served model: from its folder's own config.json, or as vLLM read them from the Hub.
+    """Facts of the served model: from its folder's own config.json, or as vLLM read them from the Hub.
 
     Raises:
         CheckpointError: the folder's config.json can't be read.

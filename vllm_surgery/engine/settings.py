@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the operator asked for: the ``vllm_surgery`` mapping in ``--additional-config``.
+"""Settings of the plugin: the ``vllm_surgery`` mapping in ``--additional-config``.
 
 It lies in vLLM's own config, so it reaches every process on every node.
 """
@@ -27,7 +27,7 @@ DISABLE_VARIABLE = "VLLM_SURGERY_DISABLE"
 
 
 class Settings(BaseModel):
-    """The mapping's keys.
+    """Keys of the mapping.
 
     Attributes:
         patches: file names, or patches themselves as plain data.
@@ -65,7 +65,7 @@ class Settings(BaseModel):
 
     @classmethod
     def of(cls, additional_config: object) -> Settings:
-        """The settings in vLLM's ``additional_config``; the defaults where it has none of ours.
+        """Settings in vLLM's ``additional_config``; the defaults where it has none of ours.
 
         Raises:
             UsageError: they are there but wrong.
@@ -80,7 +80,7 @@ class Settings(BaseModel):
             raise UsageError(f"{place}: {reason}") from None
 
     def carrying(self, patches: PatchSet) -> Settings:
-        """These settings with the patches themselves in them, so that no other process or node needs their files."""
+        """Copy with the patches themselves in it, so that no other process or node needs their files."""
         carried = {
             "patches": [member.patch.to_data() for member in patches.members],
             "sources": [member.source for member in patches.members],
@@ -89,13 +89,13 @@ class Settings(BaseModel):
         return self.model_copy(update=carried)
 
     def watched_files(self) -> list[str]:
-        """The absolute paths of the files to follow; none of them where none are followed."""
+        """Absolute paths of the files to watch; empty where none are watched."""
         if self.watch is True:
             return [str(Path(item).absolute()) for item in self.patches if isinstance(item, str)]
         return [str(Path(file).absolute()) for file in self.watch] if isinstance(self.watch, list) else []
 
     def put_into(self, additional_config: dict[str, Any]) -> dict[str, Any]:
-        """A copy of vLLM's ``additional_config`` with these settings in it."""
+        """Copy of vLLM's ``additional_config`` with these settings in it."""
         return {**additional_config, KEY: self.model_dump(exclude_defaults=True)}
 
     def load(self) -> PatchSet:
@@ -116,5 +116,5 @@ class Settings(BaseModel):
 
 
 def disabled(environment: Mapping[str, str] = os.environ) -> bool:
-    """Whether the plugin is to be nothing at all."""
+    """True if the plugin is switched off by the environment."""
     return environment.get(DISABLE_VARIABLE, "").strip().lower() not in {"", "0", "false", "no"}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where this plugin meets vLLM's internals: one small class a touch point, each found by looking, never by version.
+"""Touch points with vLLM's internals, each detected by looking for it, never by version.
 
 `vllm-surgery doctor` tries them all; a test fails for each that vLLM moves.
 """
@@ -23,7 +23,7 @@ _WRAPPED = "__vllm_surgery_wrapped__"
 
 @dataclass(frozen=True)
 class TouchPoint:
-    """An attribute of vLLM that this plugin calls or wraps.
+    """Attribute of vLLM that this plugin calls or wraps.
 
     Attributes:
         module: the module that owns it.
@@ -38,7 +38,7 @@ class TouchPoint:
     parameters: tuple[str, ...] = ()
 
     def owner(self) -> Any:
-        """The class or module that holds the attribute.
+        """Class or module that holds the attribute.
 
         Raises:
             EngineError: this vLLM doesn't have it.
@@ -53,7 +53,7 @@ class TouchPoint:
 
     @property
     def name(self) -> str:
-        """The last step of the path."""
+        """Name of the attribute: the last step of the path."""
         return self.path.rsplit(".", 1)[-1]
 
     def get(self) -> Any:
@@ -74,7 +74,7 @@ class TouchPoint:
 
     @property
     def there(self) -> bool:
-        """Whether this vLLM has it as it should be."""
+        """True if this vLLM has it as it should be."""
         try:
             self.get()
         except EngineError:

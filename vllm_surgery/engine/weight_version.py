@@ -14,21 +14,21 @@ _told: str | None = None
 
 
 def note_version(weight_version: str) -> None:
-    """Remembers that the engine of this process has this version from now on."""
+    """Notes the version that the engine of this process has from now on."""
     global _told  # noqa: PLW0603 - a process has one engine
     _told = weight_version
 
 
 def noted_version() -> str | None:
-    """The version that was noted last."""
+    """Version that was noted last."""
     return _told
 
 
 def patch_of(weight_version: str) -> str:
-    """The id of the patch that made tokens of `weight_version`."""
+    """Id of the patch that made tokens of `weight_version`."""
     return NO_PATCH if weight_version == UNSET_VERSION else weight_version
 
 
 def version_of(patch_id: str) -> str:
-    """The weight version of tokens that the patch `patch_id` makes."""
+    """Weight version of tokens that the patch `patch_id` makes."""
     return UNSET_VERSION if patch_id == NO_PATCH else patch_id

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Recording unit activities of one transcript inside the workers."""
+"""Recorders of unit activities over one transcript, inside the workers."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Hooks in one layer that add up what its units do, over groups of a transcript's rows.
+"""Hooks in one layer that sum its units' activities over groups of a transcript's rows.
 
 Sums are float64, of numbers in whatever format the model computes in. A hook never raises, since that would end the
 engine; it never changes what the model computes with either.
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class Rows:
-    """A layer's way through a transcript, which may come in several chunks.
+    """Position of a layer in a transcript, which may arrive in several chunks.
 
     Args:
         total: rows of the transcript. What comes after them is none of it.
@@ -31,7 +31,7 @@ class Rows:
         self.total, self.groups, self.seen = total, groups, 0
 
     def take(self, count: int) -> list[slice]:
-        """For each group its part of the next `count` rows, counted from the first of those; often empty."""
+        """Slice of the next `count` rows for each group, often empty, counted from the first of them."""
         first = self.seen
         self.seen = min(first + count, self.total)
         return [_overlap(group, first, self.seen) for group in self.groups]
@@ -43,7 +43,7 @@ def _overlap(group: range, first: int, stop: int) -> slice:
 
 
 class _Recorder:
-    """What recorders have in common: one place in the model, and the first error there."""
+    """Base of recorders: one module of the model, and the first error there."""
 
     kind: str
 
@@ -60,7 +60,7 @@ class _Recorder:
             self.error = one_line(f"{type(error).__name__}: {error}", 300)
 
     def _means(self, what: str, sums: list[torch.Tensor]) -> list[bytes]:
-        """Each group's mean per row, as the bytes of float32 numbers; of no rows, zeros."""
+        """Mean per row of each group, as the bytes of float32 numbers; zeros for a group without rows."""
         counts = [max(len(group), 1) for group in self.rows.groups]
         means = [total / count for total, count in zip(sums, counts, strict=True)]
         if not all(bool(torch.isfinite(mean).all()) for mean in means):
@@ -69,7 +69,7 @@ class _Recorder:
 
 
 class NeuronRecorder(_Recorder):
-    """Adds up what a dense MLP hands to its down projection: each neuron's ``act(gate) * up``."""
+    """Sums each neuron's activation ``act(gate) * up``, the input of a dense MLP's down projection."""
 
     kind = "neurons"
 
@@ -80,17 +80,17 @@ class NeuronRecorder(_Recorder):
         self._sizes: list[torch.Tensor] = []
 
     def start(self) -> None:
-        """Puts the hook in."""
+        """Installs the hook."""
         self._handle = self.module.register_forward_pre_hook(lambda module, args: self._guarded(self._record, args[0]))
 
     def stop(self) -> None:
-        """Takes it out; nothing happens where there is none."""
+        """Removes the hook, if it is installed."""
         if self._handle is not None:
             self._handle.remove()
             self._handle = None
 
     def result(self) -> dict[str, Any]:
-        """Plain data.
+        """The recorded means, as plain data.
 
         Returns:
             ``kind`` and ``layer``; ``offset``, the first of this rank's neurons; ``mean`` and ``size``, for each group
@@ -118,11 +118,11 @@ class NeuronRecorder(_Recorder):
 
 
 class ExpertRecorder(_Recorder):
-    """Counts how often each expert is chosen, and adds up the norms of what it then contributes.
+    """Counts how often each expert is chosen, and sums the norms of its contributions.
 
-    A contribution is an expert's output times its router weight, times the layer's own scale of all outputs. Each slot
-    of the router's choice is asked for by itself, through the layer's own kernel with the weights of all others zero:
-    the same in every number format, at the cost of the experts once more a slot. Kernels that choose experts
+    A contribution is an expert's output times its router weight, times the layer's own scale of all outputs. Each of
+    a router's choices is asked for by itself, through the layer's own kernel with the weights of all others zero: the
+    same in every number format, at the cost of the experts once more a choice. Kernels that choose experts
     themselves can't be asked so: they give no norms, and what they choose is computed beside them. In models whose
     experts work in a space of their own (latent experts) the norms are of that space.
     """
@@ -136,7 +136,7 @@ class ExpertRecorder(_Recorder):
         self._norms: list[torch.Tensor] | None = []
 
     def start(self) -> None:
-        """Puts the hooks in: attributes of the instance, which come before those of its class."""
+        """Installs the hooks as attributes of the instance, which come before those of its class."""
         experts = self.module.routed_experts
         for point, make in self._hooks():
             if point.name in experts.__dict__:
@@ -144,14 +144,14 @@ class ExpertRecorder(_Recorder):
             experts.__dict__[point.name] = make(getattr(experts, point.name))
 
     def stop(self) -> None:
-        """Takes them out; nothing happens where there are none."""
+        """Removes the hooks, if they are installed."""
         for point, _ in self._hooks():
             found = self.module.routed_experts.__dict__.get(point.name)
             if getattr(found, "_vllm_surgery_recorder", None) is self:
                 del self.module.routed_experts.__dict__[point.name]
 
     def result(self) -> dict[str, Any]:
-        """Plain data.
+        """The recorded means, as plain data.
 
         Returns:
             ``kind`` and ``layer``; ``frequency``, for each group the bytes of each expert's share of rows, float32;
@@ -213,27 +213,27 @@ class ExpertRecorder(_Recorder):
                     self._add(self._norms[group], chosen, norms)
 
     def _add(self, sums: torch.Tensor, chosen: torch.Tensor, values: torch.Tensor) -> None:
-        # Beside routed experts there may be shared ones, and slots that are no expert.
+        # Beside routed experts there may be shared ones, and choices that are no expert.
         routed = (chosen >= 0) & (chosen < self._experts)
         sums.index_add_(0, chosen[routed], values[routed])
 
     def _contributions(
         self, x: torch.Tensor, weights: torch.Tensor, ids: torch.Tensor, apply: Callable[..., Any]
     ) -> torch.Tensor | None:
-        """The norm of each slot's contribution, ``[rows, slots]`` float64; None where the kernel gives no plain sum."""
+        """Norm of each choice's contribution, ``[rows, choices]`` float64; None where the kernel gives no plain sum."""
         norms = torch.zeros(weights.shape, dtype=torch.float64, device=x.device)
-        for role in range(weights.shape[1]):
+        for choice in range(weights.shape[1]):
             alone = torch.zeros_like(weights)
-            alone[:, role] = weights[:, role]
+            alone[:, choice] = weights[:, choice]
             # Kernels may work in place, so each is given tensors of its own.
             output = apply(x.clone(), alone, ids.clone())
             if not isinstance(output, torch.Tensor):
                 return None
-            norms[:, role] = torch.linalg.vector_norm(self._whole(output), dim=-1, dtype=torch.float64)
+            norms[:, choice] = torch.linalg.vector_norm(self._whole(output), dim=-1, dtype=torch.float64)
         return norms * abs(float(self.module.routed_scaling_factor))
 
     def _whole(self, output: torch.Tensor) -> torch.Tensor:
-        """The sum over all ranks. They all come here alike, since they choose alike."""
+        """Sum of `output` over all ranks, all of which come here, since they choose alike."""
         config = self.module.moe_config
         if (config.tp_size > 1 or config.ep_size > 1) and not touchpoints.OUTPUT_REDUCED.of(self.module):
             reduced: torch.Tensor = touchpoints.ALL_REDUCE.get()(output)

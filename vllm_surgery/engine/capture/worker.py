@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a worker answers to whoever looks at one transcript in it: means of what its units did, and nothing stays on.
+"""Worker-side handlers of a capture: mean activities of units over one transcript.
 
 Between `start` and `take` the engine is to be given that transcript, as one prompt, and nothing else. As in
 `vllm_surgery.engine.swap.worker` no exception ever leaves this module: what goes wrong inside a forward pass is kept,
@@ -35,7 +35,7 @@ _DOWN = "mlp.down_proj"
 
 @dataclass(frozen=True)
 class Capture:
-    """The recorders in one worker's model, for one transcript.
+    """Recorders in one worker's model, for one transcript.
 
     Attributes:
         recorders: one a dense MLP, one a layer's routed experts.
@@ -46,12 +46,12 @@ class Capture:
     total: int
 
     def stop(self) -> None:
-        """Takes all hooks out of the model; what was recorded stays."""
+        """Removes all hooks; the recorded sums stay."""
         for recorder in self.recorders:
             recorder.stop()
 
     def result(self) -> list[dict[str, Any]]:
-        """What each recorder saw, as plain data.
+        """Results of all recorders, as plain data.
 
         Raises:
             EngineError: one failed, or saw another number of rows, or numbers that aren't finite.
@@ -68,7 +68,7 @@ class Capture:
 
 
 def capture(worker: Any, name: str, **payload: Any) -> dict[str, Any]:
-    """Carries out one step on `worker`. Never raises.
+    """Carries out one step of a capture on `worker`. Never raises.
 
     Steps:
         start: hooks in, for ``total`` rows of which ``groups``, pairs of first and one past the last, are averaged.
@@ -120,7 +120,7 @@ _STEPS: dict[str, Callable[..., dict[str, Any]]] = {"start": _start, "take": _ta
 
 
 def _check(config: Any) -> None:
-    """Refuses an engine in which hooks don't run, or see something else than the rows of one prompt in their order."""
+    """Refuses an engine in which hooks don't run, or don't see the rows of one prompt in order."""
     compilation, parallel = config.compilation_config, config.parallel_config
     if compilation.mode.name != _NONE or compilation.cudagraph_mode.name != _NONE:
         raise EngineError("a compiled engine computes past its modules: start it with enforce_eager")

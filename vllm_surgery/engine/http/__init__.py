@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The routes by which callers of a running server see its patches and exchange them."""
+"""HTTP routes to see and swap the patches of a running server."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who may change what a server serves.
+"""Access control of swaps over HTTP.
 
 Where the server asks for an API key, vLLM has checked it before a request comes here, and whoever has it may. Where it
 doesn't, only this machine may, and of its browsers only pages that this server itself gave out.
@@ -28,12 +28,12 @@ _REMEDY = "give the server an --api-key, or set allow_remote_swaps"
 
 
 class ForbiddenError(SurgeryError):
-    """The caller may not do this on this server."""
+    """Refusal of a caller who may not do this on this server."""
 
 
 @dataclass(frozen=True)
 class Caller:
-    """Where a request came from.
+    """Origin of a request.
 
     Attributes:
         host: the address of the other end of the connection, as far as the web server knows.
@@ -44,18 +44,18 @@ class Caller:
     headers: Sequence[tuple[str, str]]
 
     def values(self, name: str) -> list[str]:
-        """Every value of a header."""
+        """All values of a header."""
         return [value for key, value in self.headers if key == name]
 
     @property
     def proxied(self) -> bool:
-        """Whether a proxy says that it passed the request on."""
+        """True if a proxy says that it passed the request on."""
         return any(name in _PROXY_HEADERS or name.startswith(_PROXY_PREFIX) for name, _ in self.headers)
 
 
 @dataclass(frozen=True)
 class Access:
-    """The rules of one server.
+    """Access rules of one server.
 
     Attributes:
         key_asked: whether vLLM lets nobody through without an API key.
@@ -71,7 +71,7 @@ class Access:
 
     @classmethod
     def of(cls, args: Any, *, remote: bool) -> Access:
-        """The rules that follow from vLLM's arguments and our setting."""
+        """Rules that follow from vLLM's arguments and our setting."""
         keys = getattr(args, "api_key", None) or [os.environ.get(KEY_VARIABLE)]  # As vLLM itself decides it.
         return cls(
             key_asked=any(keys),
@@ -81,7 +81,7 @@ class Access:
         )
 
     def check(self, caller: Caller) -> None:
-        """Lets a swap through, or doesn't.
+        """Checks that the caller may swap.
 
         Raises:
             ForbiddenError: why not, and what would help.
@@ -117,7 +117,7 @@ def _is_loopback(host: str) -> bool:
 
 
 def _is_own(origin: str, hosts: Sequence[str]) -> bool:
-    """Whether a page came from this server, under a name that no stranger's DNS can point here."""
+    """True for the origin of this server's own pages, under a name that no stranger's DNS can point here."""
     try:
         parts = urlsplit(origin)
         name = parts.hostname or ""

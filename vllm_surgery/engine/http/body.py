@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reading what a caller sends: bounded, JSON, and nothing but what the protocol has."""
+"""Parser of request bodies: bounded, JSON, with no key beside the protocol's."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ MAX_BODY_BYTES = 4 * MAX_BYTES
 
 
 class MalformedError(SurgeryError):
-    """What was sent isn't JSON."""
+    """A body that isn't JSON."""
 
 
 class TooLargeError(SurgeryError):
-    """What was sent is longer than anything that this server reads."""
+    """A body that is longer than this server reads."""
 
 
 class NotJsonError(SurgeryError):
-    """What was sent isn't called JSON."""
+    """A content type other than JSON's."""
 
 
 def check_type(content_type: str) -> None:
-    """Asks for the one type that a page of another site can't send without this server's consent.
+    """Checks for the one content type that a page of another site can't send without this server's consent.
 
     Raises:
         NotJsonError: it is another one.
@@ -42,7 +42,7 @@ def check_type(content_type: str) -> None:
 
 
 async def read_body(chunks: AsyncIterable[bytes]) -> bytes:
-    """The whole body.
+    """Reads the whole body.
 
     Raises:
         TooLargeError: as soon as more has come than may; the rest isn't read.
@@ -56,7 +56,7 @@ async def read_body(chunks: AsyncIterable[bytes]) -> bytes:
 
 
 def parse_request(body: bytes) -> SwapRequest:
-    """What the caller asks for.
+    """Parses a swap request.
 
     Raises:
         MalformedError: it isn't JSON.

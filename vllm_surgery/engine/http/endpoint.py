@@ -65,7 +65,7 @@ class SurgeryEndpoint:
             app.add_exception_handler(SurgeryError, answer_error)
 
     async def init_state(self, engine_client: Any, state: State, args: Namespace) -> None:
-        """Makes what the routes need, and begins to follow files where that was asked for.
+        """Creates the state that the routes need, and starts to watch files where that was asked for.
 
         Raises:
             UsageError: a patch folder isn't there.
@@ -135,7 +135,7 @@ def _coordinator(engine_client: Any) -> SwapCoordinator:
 
 
 def _is_first(engine_client: Any) -> bool:
-    """Whether this is the one of the API server's processes that follows files. More than one would do no harm."""
+    """True in the one of the API server's processes that watches files. More than one would do no harm."""
     return int(getattr(engine_client.engine_core, "client_index", 0)) == 0
 
 

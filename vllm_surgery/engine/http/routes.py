@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The HTTP routes, and what becomes of errors on them."""
+"""HTTP routes, and the status of each error on them."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ STATUS: dict[type[SurgeryError], int] = {
 
 
 class ErrorDetail(BaseModel):
-    """What went wrong, as vLLM's own routes say it.
+    """Description of an error, in the form of vLLM's own routes.
 
     Attributes:
         message: one line.
@@ -85,13 +85,13 @@ class ErrorDetail(BaseModel):
 
 
 class ErrorAnswer(BaseModel):
-    """The answer of every route that failed."""
+    """Response of every route that failed."""
 
     error: ErrorDetail
 
 
 def _errors(**descriptions: str) -> dict[int | str, dict[str, Any]]:
-    """For the API's description: ``_401="no API key"``."""
+    """Error responses for the API's description, such as ``_401="no API key"``."""
     return {int(name[1:]): {"model": ErrorAnswer, "description": text} for name, text in descriptions.items()}
 
 
@@ -127,7 +127,7 @@ async def get_state(request: Request) -> ServerState:
 
 @router.get(PATCHES_PATH, summary="Patches by name", responses=_ENGINE_ERRORS)
 async def get_patches(request: Request) -> PatchListing:
-    """What lies in the server's patch folders. A broken file is listed with its error."""
+    """Patches in the server's folders. A broken file is listed with its error."""
     return await _service(request).listing()
 
 
@@ -158,7 +158,7 @@ async def get_page() -> HTMLResponse:
 
 
 async def answer_error(_request: Request, error: Exception) -> JSONResponse:
-    """A `SurgeryError` as the answer to a request."""
+    """Turns a `SurgeryError` into a response."""
     code = next(STATUS[kind] for kind in type(error).__mro__ if kind in STATUS)
     detail = ErrorDetail(message=str(error), type=type(error).__name__, code=code)
     return JSONResponse(ErrorAnswer(error=detail).model_dump(), code)

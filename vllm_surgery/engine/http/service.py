@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What callers of a running server can ask of it, without the web framework that carries it."""
+"""Operations on a running server's patches, without the web framework that carries them."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class SurgeryService:
-    """The state of one API server's process: everything that its routes need.
+    """Operations of one API server process, and the state that they need.
 
     Attributes:
         swapper: carries swaps out.
@@ -49,7 +49,7 @@ class SurgeryService:
     _swaps: set[asyncio.Task[Any]] = field(default_factory=set, init=False)
 
     async def state(self) -> ServerState:
-        """What is served, what is asked for, and what can be done.
+        """State of the server: what is served, what is asked for, and whether it can be swapped.
 
         Raises:
             EngineError: the engine's workers don't tell, or don't agree.
@@ -72,7 +72,7 @@ class SurgeryService:
         )
 
     async def listing(self) -> PatchListing:
-        """What can be asked for by name."""
+        """Patches that can be asked for by name."""
         named = await asyncio.to_thread(self.library.listing)
         return PatchListing(patches=[ListedPatch(name=one.name, id=one.id, error=one.error) for one in named])
 
@@ -118,7 +118,7 @@ class SurgeryService:
         return report
 
     async def swap(self, request: SwapRequest) -> SwapReport:
-        """Serves what is asked for from now on. Once begun it is carried out, whether or not anybody still waits.
+        """Swaps to the requested patches. Once begun it is carried out, whether or not anybody still waits.
 
         Raises:
             ForbiddenError: patches may not be sent here.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Keeping patches out of the key of vLLM's compile cache.
+"""The key of vLLM's compile cache, without patches in it.
 
 Everything in `additional_config` is part of that key, but a patch changes numbers, not the graph: without this, every
 edit of a patch file would cost a whole compilation. What does change the graph is that a router looks up its masks, so
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def _graph(additional_config: dict[str, Any]) -> dict[str, Any]:
-    """What of our settings shows in the compiled graph; nothing of most."""
+    """The part of our settings that shows in the compiled graph; empty for most."""
     try:
         settings = Settings.of(additional_config)
         layers = sorted({item.layer for item in settings.load().assignments() if item.gain == MASK})
@@ -34,7 +34,7 @@ def _graph(additional_config: dict[str, Any]) -> dict[str, Any]:
 
 
 def compute_hash_hook(original: Callable[..., Any]) -> Callable[..., Any]:
-    """Around `VllmConfig.compute_hash`."""
+    """Wraps `VllmConfig.compute_hash`."""
 
     def compute_hash(self: Any) -> Any:
         settings = self.additional_config

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Refusing, before any process is started or any weight read, what can be refused by then."""
+"""Preflight checks: refusals before any process is started or any weight read."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ NO_CHECKPOINT_STREAM = {
 
 
 def preflight(patches: PatchSet, vllm_config: Any) -> None:
-    """Refuses a server to which `patches` can't be applied, as far as config and local files tell.
+    """Checks that `patches` can be applied, as far as config and local files tell.
 
     Raises:
         SurgeryError: one line with the reason.
@@ -49,7 +49,7 @@ def preflight(patches: PatchSet, vllm_config: Any) -> None:
 
 
 def preflight_slots(patches: PatchSet, vllm_config: Any) -> None:
-    """Refuses a server in whose slots `patches` can't be, as far as config and local files tell.
+    """Checks that `patches` can be in slots, as far as config and local files tell.
 
     Raises:
         SurgeryError: one line with the reason.
@@ -66,7 +66,7 @@ def _changes_experts(patches: PatchSet) -> bool:
 
 
 def preflight_hook(original: Callable[..., Any]) -> Callable[..., Any]:
-    """Around `EngineArgs.create_engine_config`, through which every way to start vLLM goes.
+    """Wraps `EngineArgs.create_engine_config`, through which every way to start vLLM goes.
 
     From here on the config carries the patches themselves: what was checked is what every process will apply.
     """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""In the engine's process: making sure that every rank serves what was asked for, before any request is taken."""
+"""Verification of all ranks in the engine's process, before any request is taken."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def verify_hook(original: Callable[..., Any]) -> Callable[..., Any]:
-    """Around `EngineCore._initialize_kv_caches`: the first step after all ranks have their weights."""
+    """Wraps `EngineCore._initialize_kv_caches`, the first step after all ranks have their weights."""
 
     def initialize_kv_caches(self: Any, vllm_config: Any, *args: Any, **kwargs: Any) -> Any:
         patches = weight_patches(vllm_config)
@@ -36,7 +36,7 @@ def verify_hook(original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def verify_ranks(patches: PatchSet, reports: Sequence[dict[str, Any]]) -> None:
-    """Writes one line to the log once every rank has applied the same thing.
+    """Checks that every rank has applied `patches`, and logs one line.
 
     Raises:
         EngineError: a rank did not.

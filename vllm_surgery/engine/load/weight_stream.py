@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Editing a model's weights while vLLM streams them from the checkpoint.
+"""Edits of a model's weights while vLLM streams them from the checkpoint.
 
 In that stream every tensor is whole, un-fused and un-sharded, under its Hugging Face name: the plan's coordinates,
 whatever the loader, the parallel layout and the hardware do with it afterwards.
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 class SurgicalLoad:
-    """One load of one model in one process: plans, edits and verifies as the tensors come by.
+    """One load of one model in one process: plans, edits and verifies tensor by tensor.
 
     Args:
         patches: what is asked for.
@@ -42,7 +42,7 @@ class SurgicalLoad:
         self._check = PatchCheck(patches, facts)
 
     def edit_stream(self, weights: Iterable[tuple[str, torch.Tensor]]) -> Iterator[tuple[str, torch.Tensor]]:
-        """`weights` with edited tensors in place of the originals: same order, one at a time, originals untouched.
+        """Yields `weights` with edited copies of tensors: in the same order, one at a time, the originals untouched.
 
         Raises:
             MismatchError, CheckpointError, SurgeryError: as soon as a tensor shows that the patches can't be applied.
@@ -54,7 +54,7 @@ class SurgicalLoad:
             yield name, edited
 
     def finish(self) -> Plan:
-        """Verifies that every unit was found and every seal is whole. Later streams (reloads) are edited all the same.
+        """Checks that every unit was found and every seal holds. Later streams (reloads) are edited all the same.
 
         Raises:
             MismatchError: they were not.

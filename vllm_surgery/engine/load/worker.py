@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""In each worker: putting the edits into the served model's weight stream, and keeping what later swaps need."""
+"""Worker-side hook of a load: edits the served model's weight stream, and keeps what later swaps need."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 def load_hook(original: Callable[..., Any]) -> Callable[..., Any]:
-    """Around `Worker.load_model`. Without a patch in the settings the weights come through as they are."""
+    """Wraps `Worker.load_model`. Without a patch in the settings the weights come through as they are."""
 
     def load_model(self: Any, **kwargs: Any) -> Any:
         patches = weight_patches(self.vllm_config)
@@ -51,7 +51,7 @@ def load_hook(original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _surgery(worker: Any, target: _Target, patches: PatchSet) -> WorkerSurgery:
-    """What is to be known of a model that was just loaded.
+    """State of a worker whose model was just loaded.
 
     Raises:
         SurgeryError: the patches were not applied to it.
@@ -77,7 +77,7 @@ def _surgery(worker: Any, target: _Target, patches: PatchSet) -> WorkerSurgery:
 
 
 def _source_checkpoint(vllm_config: Any, streamed: bool) -> tuple[SourceCheckpoint | None, str | None]:
-    """The checkpoint, or why swaps are impossible."""
+    """The checkpoint, or the reason why swaps are impossible."""
     try:
         reason = why_not(vllm_config, streamed)
         return (SourceCheckpoint(local_folder(vllm_config)), None) if reason is None else (None, reason)
@@ -100,7 +100,7 @@ class _Target:
         self.streamed: Any = None
 
     def hook(self, original: Callable[..., Any]) -> Callable[..., Any]:
-        """Around the function that vLLM calls with each newly built model."""
+        """Wraps the function that vLLM calls with each newly built model."""
 
         def record_metadata_for_reloading(model: Any, *args: Any, **kwargs: Any) -> Any:
             result = original(model, *args, **kwargs)
@@ -131,7 +131,7 @@ class _EditedLoadWeights:
         return self.original(weights if load is None else load.edit_stream(weights), *args, **kwargs)
 
     def _reload(self, surgery: WorkerSurgery) -> SurgicalLoad | None:
-        """Weights that somebody else loads while the model is served get the edits that are active by then.
+        """Edits for weights that somebody else loads while the model is served: those that are active by then.
 
         They may be other weights than the checkpoint's, as in reinforcement learning, so a swap can't go back to that.
         """

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Masked experts in memory: those of one router, and those of a whole model at a load and in a swap."""
+"""Masks of experts in memory: of one router, and of a whole model at a load and in a swap."""

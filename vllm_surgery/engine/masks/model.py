@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The masks of a model that no checkpoint can hold: put in place at a load, changed by a swap, on one rank."""
+"""Masks of a model on one rank that no checkpoint can hold: installed at a load, changed by a swap."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _GATE_BIAS = "bias"
 
 
 class RouterMasks:
-    """The maskable routers of one model on this rank.
+    """Maskable routers of one model on this rank.
 
     Args:
         model: the served model.
@@ -34,7 +34,7 @@ class RouterMasks:
         self._keep: set[int] = set()
 
     def install(self, masks: Mapping[int, LayerMask], *, everywhere: bool) -> None:
-        """Puts the masks of a load in place, before anything is compiled or captured.
+        """Installs the masks of a load, before anything is compiled or captured.
 
         Args:
             masks: by layer.
@@ -58,7 +58,7 @@ class RouterMasks:
                 router.check(masks[layer].experts)
 
     def stage(self, before: Mapping[int, LayerMask], after: Mapping[int, LayerMask]) -> MaskSwap:
-        """A change from some masks to others; nothing is written yet.
+        """Prepares a change of masks; nothing is written yet.
 
         Raises:
             CannotSwapError: a router can't be masked any more, or never could.
@@ -78,7 +78,7 @@ class RouterMasks:
         return MaskSwap(changed, changes, frozenset(keep))
 
     def check_bias(self, mask: LayerMask, part: ModulePart) -> None:
-        """Sees that a router doesn't choose the experts that are masked by its own bias.
+        """Checks that a router doesn't choose the experts that are masked by its own bias.
 
         Args:
             mask: what the bias says.
@@ -100,7 +100,7 @@ class RouterMasks:
         return router.why_not()
 
     def _routers(self, needed: Iterable[int]) -> dict[int, MaskableRouter]:
-        """Every router on this rank.
+        """All routers on this rank, by layer.
 
         Raises:
             EngineError: a layer that is needed and held here has none, or more than one, or this vLLM none at all.
@@ -118,7 +118,7 @@ class RouterMasks:
 
 @dataclass(frozen=True)
 class MaskChange:
-    """What becomes of one router's masks."""
+    """Change of one router's masks."""
 
     router: MaskableRouter
     before: tuple[int, ...]
@@ -127,7 +127,7 @@ class MaskChange:
 
 @dataclass(frozen=True)
 class MaskSwap:
-    """A change of masks on one rank.
+    """Change of a model's masks on one rank.
 
     Attributes:
         changed: the layers whose masks change, on any rank.
@@ -140,12 +140,12 @@ class MaskSwap:
     keep: frozenset[int]
 
     def write(self) -> None:
-        """Makes the new masks count."""
+        """Writes the new masks."""
         for change in self.changes:
             self._put(change.router, change.after)
 
     def verify(self) -> int:
-        """Reads back; tells how many routers were asked.
+        """Verifies the new masks; returns how many routers were asked.
 
         Raises:
             EngineError: one doesn't do what its masks say.
@@ -155,7 +155,7 @@ class MaskSwap:
         return len(self.changes)
 
     def restore(self) -> None:
-        """Makes the old masks count, and reads back.
+        """Writes the old masks again, and verifies them.
 
         Raises:
             EngineError: one doesn't do what its masks say.
@@ -173,11 +173,11 @@ class MaskSwap:
 
 
 def label(layer: int) -> str:
-    """What a router's masks go by where tensors go by their names."""
+    """Name of a router's masks among the names of tensors."""
     return f"the router of layer {layer}"
 
 
 def compiles(vllm_config: Any) -> bool:
-    """Whether vLLM compiles the model or captures CUDA graphs of it before it serves."""
+    """True if vLLM compiles the model or captures CUDA graphs of it before it serves."""
     compilation = vllm_config.compilation_config
     return bool(compilation.mode.value) or bool(compilation.cudagraph_mode.value)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One layer's router in memory: making masked experts' logits the lowest number, and seeing that they aren't chosen.
+"""Masks of one layer's router: masked experts' logits become the lowest number, and are verified not to be chosen.
 
 It is done where vLLM hands a layer's logits to whatever chooses experts by them, which is one place for all families,
 kernels and parallel layouts. Which experts are masked stands in a tensor of the device, so CUDA graphs and compiled
@@ -46,17 +46,17 @@ class MaskableRouter:
 
     @property
     def buffer(self) -> torch.Tensor | None:
-        """Which experts are masked, ``[experts]``; None where logits aren't looked at."""
+        """Mask of the experts, ``[experts]`` bool; None where no mask is looked up."""
         found: torch.Tensor | None = self.runner.__dict__.get(_BUFFER)
         return found
 
     def masked(self) -> tuple[int, ...]:
-        """The masked experts, ascending."""
+        """Masked experts, ascending."""
         buffer = self.buffer
         return () if buffer is None else tuple(buffer.nonzero().flatten().tolist())
 
     def why_not(self) -> str | None:
-        """Why logits can't be masked here; None where they can."""
+        """Reason why logits can't be masked here; None where they can."""
         known, own = touchpoints.MASKING.owner(), type(self.runner)
         if own.forward is not known.forward or touchpoints.MASKING.of(own) is not touchpoints.MASKING.of(known):
             return f"{self.path}: {own.__name__} chooses experts in its own way, so none can be masked"
@@ -65,7 +65,7 @@ class MaskableRouter:
         return None
 
     def install(self) -> None:
-        """From now on masks are looked up in this layer; there are none yet."""
+        """Makes this layer look its masks up from now on; there are none yet."""
         if self.buffer is not None:
             return
         count = int(self.runner.moe_config.num_logical_experts)
@@ -80,14 +80,14 @@ class MaskableRouter:
             self.runner.__dict__.pop(name, None)
 
     def write(self, experts: Iterable[int]) -> None:
-        """Makes these experts the masked ones, in place."""
+        """Masks these experts and no others, in place."""
         assert self.buffer is not None
         chosen = torch.zeros(self.buffer.shape, dtype=torch.bool)
         chosen[list(experts)] = True
         self.buffer.copy_(chosen)
 
     def check(self, experts: Iterable[int]) -> None:
-        """Sees that these experts are the masked ones, and that the router chooses none of them.
+        """Checks that these experts are masked and no others, and that the router chooses none of them.
 
         Raises:
             EngineError: they aren't, or it does.
@@ -99,7 +99,7 @@ class MaskableRouter:
             self.check_choices(wanted)
 
     def check_choices(self, masked: Iterable[int], gate: Any = None) -> None:
-        """Sees that the router chooses none of these experts, however good their logits are.
+        """Checks that the router chooses none of these experts, however good their logits are.
 
         Args:
             masked: the experts.
@@ -117,7 +117,7 @@ class MaskableRouter:
             raise EngineError(f"{self.path}: its router chooses expert {min(wrong)}, which is masked")
 
     def _choices(self, gate: Any) -> set[int]:
-        """The experts that the router chooses where each in turn has by far the best logit."""
+        """Experts that the router chooses where each in turn has by far the best logit."""
         config, device = self.runner.moe_config, next(self.runner.parameters()).device
         count = int(config.num_logical_experts)
         states = torch.zeros(count, config.hidden_dim, dtype=config.in_dtype, device=device)
@@ -132,7 +132,7 @@ class MaskableRouter:
 
 
 def masked_logits(logits: torch.Tensor, masked: torch.Tensor | None) -> torch.Tensor:
-    """`logits`, ``[tokens, experts or more]``, with those of masked experts as low as their number format goes.
+    """Copy of `logits`, ``[tokens, experts or more]``, with those of masked experts as low as their number format goes.
 
     The lowest number stands for minus infinity, which some kernels take for a mistake. Behind the routed experts'
     logits there may be those of shared ones.

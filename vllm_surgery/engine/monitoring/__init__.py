@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Watching an engine's tokens for loops, in the API process. What a loop is, `vllm_surgery.loops` says."""
+"""Monitoring of an engine's tokens for loops, in the API process. `vllm_surgery.loops` defines what a loop is."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Making the detectors of each request, from a table of the tokenizer's tokens that is made once."""
+"""Factory of the detectors of each request, from a table of the tokenizer's tokens that is made once."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def compile_beside() -> None:
 
 
 class Detectors:
-    """Makes detectors. The table is made beside the start of the server; the first request waits for what is missing.
+    """Factory of detectors. The table is made while the server starts; the first request waits for what is missing.
 
     Args:
         tokenizer: of the served model; None where vLLM was told to do without, so that only verbatim loops are found.
@@ -30,7 +30,7 @@ class Detectors:
         self._table = _in_a_thread(_prepare, tokenizer)
 
     def new(self) -> Watcher:
-        """The detectors of a new request."""
+        """Creates the detectors of a new request."""
         return Watcher(self._table.result())
 
     def text(self, token_ids: Sequence[int]) -> str:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The hooks that let `LoopMonitor` see every token of an engine."""
+"""Hooks that let `LoopMonitor` see every token of an engine."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _MONITOR = "_vllm_surgery_monitor"
 
 
 def install_watching() -> None:
-    """Puts the hooks into this process, once; a vLLM that lacks a touch point serves without being watched."""
+    """Installs the hooks into this process, once; a vLLM that lacks a touch point serves without being watched."""
     try:
         for point in touchpoints.FOR_WATCHING:
             point.get()
@@ -39,7 +39,7 @@ def install_watching() -> None:
 
 
 def engine_hook(original: Callable[..., Any]) -> Callable[..., Any]:
-    """Around `LLMEngine.__init__`, which knows both config and output processor."""
+    """Wraps `LLMEngine.__init__`, which knows both config and output processor."""
 
     def __init__(self: Any, vllm_config: Any, *args: Any, **kwargs: Any) -> None:  # noqa: N807
         original(self, vllm_config, *args, **kwargs)
@@ -49,7 +49,7 @@ def engine_hook(original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def async_engine_hook(original: Callable[..., Any]) -> Callable[..., Any]:
-    """Around `AsyncLLM.__init__`. It waits for an engine in another process, which is time to get ready here."""
+    """Wraps `AsyncLLM.__init__`. It waits for an engine in another process, which is time to get ready here."""
 
     def __init__(self: Any, vllm_config: Any, *args: Any, **kwargs: Any) -> None:  # noqa: N807
         _unless_it_fails(_get_ready, vllm_config)
@@ -60,7 +60,7 @@ def async_engine_hook(original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def process_outputs_hook(original: Callable[..., Any]) -> Callable[..., Any]:
-    """Around `OutputProcessor.process_outputs`."""
+    """Wraps `OutputProcessor.process_outputs`."""
     told = "weight_version" in inspect.signature(original).parameters
 
     def process_outputs(
@@ -91,7 +91,7 @@ def process_outputs_hook(original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def abort_requests_hook(original: Callable[..., Any]) -> Callable[..., Any]:
-    """Around `OutputProcessor.abort_requests`, which calls itself for the children of a parent request."""
+    """Wraps `OutputProcessor.abort_requests`, which calls itself for the children of a parent request."""
 
     def abort_requests(self: Any, *args: Any, **kwargs: Any) -> Any:
         monitor: LoopMonitor | None = getattr(self, _MONITOR, None)
@@ -128,7 +128,7 @@ def _watch(engine: Any, vllm_config: Any) -> None:
 
 
 def _labelling(original: Callable[..., Any], admitted_by: Any, states: Mapping[str, Any]) -> Callable[..., Any]:
-    """Around `OutputProcessor.add_request`, which is told of every request and what was pinned for it."""
+    """Wraps `OutputProcessor.add_request`, which is told of every request and what was pinned for it."""
 
     def add_request(request: Any, *args: Any, **kwargs: Any) -> Any:
         result = original(request, *args, **kwargs)
@@ -141,7 +141,7 @@ def _labelling(original: Callable[..., Any], admitted_by: Any, states: Mapping[s
 
 
 def _knows_patches(vllm_config: Any) -> bool:
-    """Whether it can be told here which patch made a token. Before vLLM 0.32 only the process that swaps knows."""
+    """True if it is known here which patch made a token. Before vLLM 0.32 only the process that swaps knows."""
     processes = getattr(vllm_config.parallel_config, "_api_process_count", 1)
     if processes == 1 or touchpoints.OUTPUTS_HAVE_VERSIONS.there:
         return True

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Keeping vLLM from falling over Numba, which the loop detectors are compiled with."""
+"""Workaround for vLLM's failure where Numba is loaded, with which the loop detectors are compiled."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 
 
 def let_vllm_look_through_llvmlite() -> None:
-    """To be called when Numba may have been loaded, before a worker is made in this process.
+    """Applies the workaround. To be called once Numba may have been loaded, before a worker is made in this process.
 
     Without Triton, vLLM's CPU workers ask every object of every loaded module for its ``__dict__``, to find kernels in
     it. The object through which llvmlite, below Numba, reaches its library has none, but answers to any name with a

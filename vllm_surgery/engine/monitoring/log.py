@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Saying in the log that a request loops, without drowning it."""
+"""Rate-limited log lines about requests that loop."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _TEXT_CHARACTERS = 60
 
 
 class _Pace:
-    """Lets one line through in `SECONDS_BETWEEN`, and counts the others."""
+    """Rate limit: lets one line through in `SECONDS_BETWEEN`, and counts the others."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
@@ -30,7 +30,7 @@ class _Pace:
         self._left_out = 0
 
     def allows(self) -> bool:
-        """Whether a line may be written now."""
+        """True if a line may be written now."""
         now = self._clock()
         if now < self._next:
             self._left_out += 1
@@ -39,7 +39,7 @@ class _Pace:
         return True
 
     def others(self) -> str:
-        """How many lines were left out since the last one, as the end of a line."""
+        """Number of lines left out since the last one, as the end of a line."""
         left_out, self._left_out = self._left_out, 0
         return f" (and {left_out} such lines left out)" if left_out else ""
 
@@ -59,7 +59,7 @@ class LoopLog:
         self._found, self._failed = _Pace(clock), _Pace(clock)
 
     def found(self, loop: Loop, request_id: str, patch: str) -> None:
-        """A request has run into a loop."""
+        """Logs that a request has run into a loop."""
         if not self._found.allows():
             return
         text = "" if self._text_of is None else f": {self._text_of(loop.motif)[:_TEXT_CHARACTERS]!r}"
@@ -75,7 +75,7 @@ class LoopLog:
         )
 
     def failed(self, error: Exception, request_id: str) -> None:
-        """A detector has failed. The request itself is well."""
+        """Logs that a detector has failed. The request itself is well."""
         if self._failed.allows():
             logger.warning(
                 "vllm-surgery: request %r is not watched for loops any more, because a detector failed: %s: %s%s",

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The metrics that say whether answers loop."""
+"""Metrics of answers and their loops."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ _USUAL_REASONS = ("stop", "length", "abort")
 
 
 class LoopMetrics:
-    """Counts for one model.
+    """Counters of one model.
 
     Args:
         metrics: where.
@@ -101,11 +101,11 @@ class LoopMetrics:
         self._of(ERRORS, patch).inc()
 
     def entered(self, kind: Kind, patch: str) -> None:
-        """A request is in a loop from now on."""
+        """Counts a request that is in a loop from now on."""
         self._change_looping(kind, patch, 1)
 
     def left(self, kind: Kind, patch: str) -> None:
-        """A request that was `entered` with these arguments is not in that loop any more."""
+        """Counts a request, `entered` with these arguments, that is not in that loop any more."""
         self._change_looping(kind, patch, -1)
 
     def ended(self, answer: Answer) -> None:

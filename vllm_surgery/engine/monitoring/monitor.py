@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""In the API process: watching the tokens of every request for loops.
+"""Monitor of the tokens of every request for loops, in the API process.
 
 All tokens pass vLLM's `OutputProcessor`, streamed or not, in the server and in an offline `LLM`. What is known of a
 request lies on vLLM's own state of that request and goes when it goes.
@@ -31,7 +31,7 @@ _WATCH = "_vllm_surgery_watch"
 
 
 def never_raises(act: Callable[..., None]) -> Callable[..., None]:
-    """A method that never raises: should it fail, watching ends and serving goes on."""
+    """Decorator of a method that must never raise: should it fail, watching ends and serving goes on."""
 
     @functools.wraps(act)
     def guarded(self: LoopMonitor, *args: Any) -> None:
@@ -67,7 +67,7 @@ class LoopMonitor:
 
     @never_raises
     def step(self, taken: Sequence[tuple[Any, Any]], unfinished: Mapping[str, Any], weight_version: str | None) -> None:
-        """Takes what the engine has put out.
+        """Takes the outputs of one engine step.
 
         Args:
             taken: `EngineCoreOutput`s, cut at stop strings, each with its `RequestState`.
@@ -179,5 +179,5 @@ class LoopMonitor:
 
 
 def _generates(state: Any) -> bool:
-    """Whether a request is for tokens, not for a pooled vector."""
+    """True for a request for tokens, not for a pooled vector."""
     return state.detokenizer is not None

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One request while it is answered: its detectors, and which patch made which of its tokens."""
+"""State of one request while it is answered: its detectors, and the patch that made each of its tokens."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 
 
 class Detector(Protocol):
-    """What is asked of a `vllm_surgery.loops.Watcher`."""
+    """Interface of a `vllm_surgery.loops.Watcher`."""
 
     @property
     def looping(self) -> Collection[Kind]:
-        """The kinds of loop that the request is in."""
+        """Kinds of loop that the request is in."""
 
     def feed(self, token_ids: Sequence[int], /) -> Sequence[Loop]:
         """Takes the next tokens; gives loops found or left."""
@@ -31,7 +31,7 @@ class Detector(Protocol):
 
 
 class NullDetector:
-    """A detector that sees nothing, in the place of one that failed."""
+    """Detector that sees nothing, in the place of one that failed."""
 
     looping: Collection[Kind] = frozenset()
 
@@ -106,7 +106,7 @@ class RequestWatch:
         self.looping = {}
 
     def finish(self, finish_reason: str) -> Answer:
-        """What became of the request."""
+        """The answer, now that it has ended."""
         loops = self._detector.finish()
         counted = [(loop, self._patch_at(loop.onset)) for loop in one_a_kind(loops)]
         return Answer(finish_reason, self.patch, self.tokens, tuple(counted), self._looped_tokens(loops))

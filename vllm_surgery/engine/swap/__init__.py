@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Exchanging the patches of a running engine, as one transaction over all ranks."""
+"""Swaps of a running engine's patches, each one transaction over all ranks."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The two kinds of engine that vLLM has, as a `vllm_surgery.engine.swap.transaction.SwapCoordinator` sees them."""
+"""Adapters of vLLM's two kinds of engine to `vllm_surgery.engine.swap.transaction.Engine`."""
 
 from __future__ import annotations
 
@@ -24,28 +24,28 @@ Answers = list[tuple[str, dict[str, Any]]]
 
 
 class ServedEngine:
-    """The engine behind a server: all engines of it, with internal data parallelism."""
+    """Adapter of the engine behind a server: all engines of it, with internal data parallelism."""
 
     def __init__(self, client: Any) -> None:
         self._client = client
 
     async def reports(self) -> Answers:
-        """The name and the state of every rank."""
+        """Name and state of every rank."""
         return await self._call(REPORT_METHOD, (), {})
 
     async def begin(self, token: str, payload: dict[str, Any]) -> tuple[Answers, bool]:
-        """See `vllm_surgery.engine.swap.transaction.Engine`. Both are sent at once, and read in this order."""
+        """Begins a swap; see `vllm_surgery.engine.swap.transaction.Engine`. Both questions are sent at once."""
         answers, sleeps = await asyncio.gather(
             self.step("begin", token, payload), self._while_it_lives(self._client.is_sleeping())
         )
         return answers, bool(sleeps)
 
     async def step(self, name: str, token: str, payload: dict[str, Any]) -> Answers:
-        """The name of every rank and its answer to a step."""
+        """Name of every rank and its answer to a step."""
         return await self._call(STEP_METHOD, (name, token), payload)
 
     async def pause(self, mode: SwapMode) -> None:
-        """See `vllm_surgery.engine.swap.transaction.Engine`.
+        """Holds all tokens and clears the caches; see `vllm_surgery.engine.swap.transaction.Engine`.
 
         What `AsyncLLM.pause_generation` does but for its last line, 20 ms of sleep, so that callers see the last tokens
         before the pause. Here they may come later: each says itself which weights it is from.
@@ -58,7 +58,7 @@ class ServedEngine:
         await self._while_it_lives(self._client.resume_generation())
 
     async def set_version(self, patch_id: str) -> None:
-        """From now on every output carries this id."""
+        """Makes every output carry this id from now on."""
         await self._while_it_lives(self._client.update_weight_version(version_of(patch_id)))
         note_version(version_of(patch_id))
 
@@ -76,7 +76,7 @@ class ServedEngine:
         return named([await self._while_it_lives(core.collective_rpc_async(method, None, arguments, options))])
 
     async def _while_it_lives(self, call: Coroutine[Any, Any, Result]) -> Result:
-        """What `call` gives. An engine that dies leaves vLLM's own calls waiting for ever, and the server with them.
+        """Result of `call`. An engine that dies leaves vLLM's own calls waiting for ever, and the server with them.
 
         Raises:
             EngineError: it died.
@@ -92,21 +92,21 @@ class ServedEngine:
 
 
 class OfflineEngine:
-    """The engine in a `vllm.LLM`, between two calls of its `generate`. Nothing here ever waits for anything else."""
+    """Adapter of the engine in a `vllm.LLM`, between two calls of its `generate`. Its coroutines never suspend."""
 
     def __init__(self, llm: Any) -> None:
         self._llm = llm
 
     async def reports(self) -> Answers:
-        """The name and the state of every rank."""
+        """Name and state of every rank."""
         return named([self._llm.collective_rpc(REPORT_METHOD)])
 
     async def begin(self, token: str, payload: dict[str, Any]) -> tuple[Answers, bool]:
-        """See `vllm_surgery.engine.swap.transaction.Engine`."""
+        """Begins a swap; see `vllm_surgery.engine.swap.transaction.Engine`."""
         return await self.step("begin", token, payload), bool(self._llm.llm_engine.is_sleeping())
 
     async def step(self, name: str, token: str, payload: dict[str, Any]) -> Answers:
-        """The name of every rank and its answer to a step."""
+        """Name of every rank and its answer to a step."""
         return named([self._llm.collective_rpc(STEP_METHOD, args=(name, token), kwargs=payload)])
 
     async def pause(self, mode: SwapMode) -> None:
@@ -116,10 +116,10 @@ class OfflineEngine:
         self._llm.llm_engine.reset_encoder_cache()
 
     async def resume(self) -> None:
-        """Nothing was held."""
+        """Does nothing: nothing was held."""
 
     async def set_version(self, patch_id: str) -> None:
-        """From now on every output carries this id."""
+        """Makes every output carry this id from now on."""
         self._llm.llm_engine.set_weight_version(version_of(patch_id))
         note_version(version_of(patch_id))
 
@@ -129,7 +129,7 @@ class OfflineEngine:
 
 
 def named(engines: Sequence[Sequence[dict[str, Any]]]) -> Answers:
-    """The answers of all ranks of all engines, each with the rank's name for people."""
+    """Answers of all ranks of all engines, each with the rank's name for people."""
     prefix = "engine {engine}, rank {rank}" if len(engines) > 1 else "rank {rank}"
     return [
         (prefix.format(engine=engine, rank=rank), answer)
@@ -139,7 +139,7 @@ def named(engines: Sequence[Sequence[dict[str, Any]]]) -> Answers:
 
 
 def run_sync(work: Coroutine[Any, Any, Result]) -> Result:
-    """What a coroutine gives that never waits for anything, as with `OfflineEngine`. Needs no event loop.
+    """Runs a coroutine that never suspends, as with `OfflineEngine`, and returns its result. Needs no event loop.
 
     It works inside a running loop too, such as a notebook's, where `asyncio.run` is refused.
     """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Swaps on ``/metrics``: what is served, how swaps ended, how long they took."""
+"""Metrics of swaps: what is served, how swaps ended, how long they took."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ RESULTS = (_DONE, _UNCHANGED, *_RESULTS.values())
 
 
 class InstrumentedSwapper:
-    """Does what `swapper` does, and shows it on ``/metrics``.
+    """Wrapper of a `Swapper` that counts its swaps on ``/metrics``.
 
     Args:
         swapper: carries swaps out.
@@ -67,13 +67,13 @@ class InstrumentedSwapper:
         self._shown: dict[str, str] = {}
 
     async def status(self) -> ServedStatus:
-        """See `Swapper`."""
+        """Status of the engine; shows what is active."""
         status = await self._swapper.status()
         self._show("active", status.active)
         return status
 
     async def swap(self, patches: PatchSet, *, mode: SwapMode = "keep", if_epoch: int | None = None) -> SwapReport:
-        """See `Swapper`."""
+        """Swaps; shows the result and the time of each phase."""
         try:
             report = await self._swapper.swap(patches, mode=mode, if_epoch=if_epoch)
         except Exception as error:
@@ -89,7 +89,7 @@ class InstrumentedSwapper:
         return report
 
     def show_desired(self, snapshot: Snapshot) -> None:
-        """What followed files ask for; nothing where they are refused."""
+        """Shows the patches that watched files ask for; none where the files are refused."""
         self._show("desired", snapshot.id)
 
     def _count(self, patch: str, result: str) -> None:

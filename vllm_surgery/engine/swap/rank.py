@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One worker's share of a swap, step by step. Whoever leads it calls the same step on every worker.
+"""One rank's share of a swap, step by step; the coordinator calls the same step on every rank.
 
 stage (nothing is touched yet) -> apply -> verify -> commit; or, at any point, restore. What a part of the model is to
 hold is always computed from the checkpoint's original weights, never from what is in memory, so a thousand swaps drift
@@ -41,7 +41,7 @@ at a time, so that no swap needs memory for a second model."""
 
 @dataclass
 class Active:
-    """What a model in memory holds.
+    """Patches that a model in memory holds.
 
     Attributes:
         patches: the patches.
@@ -57,7 +57,7 @@ class Active:
 
 
 class Swap:
-    """A change from one patch set to another on one rank. Making it is the stage step: it reads, and writes nothing.
+    """Change from one patch set to another on one rank. Making it is the stage step: it reads, and writes nothing.
 
     Args:
         active: what the model holds.
@@ -91,11 +91,11 @@ class Swap:
 
     @property
     def modules(self) -> int:
-        """How many parts of the model are written on this rank, routers' masks among them."""
+        """Number of parts of the model that are written on this rank, routers' masks among them."""
         return len(self.parts) + len(self._masks.changes)
 
     def covered(self) -> list[str]:
-        """What of the change this rank holds, or a share of it: tensors by their names, and routers' masks."""
+        """Names of the changed tensors and routers' masks of which this rank holds at least a share."""
         tensors = {name for part in self.parts for name in part.tensors} & {*self.changed}
         return [*sorted(tensors), *(label(change.router.layer) for change in self._masks.changes)]
 
@@ -110,7 +110,7 @@ class Swap:
         self._masks.write()
 
     def verify(self) -> int:
-        """Reads back what was written, where the backend lets it be read; tells how many places were.
+        """Reads back what was written, where the backend lets it be read; returns in how many places.
 
         Raises:
             EngineError: the model doesn't hold what was written.
@@ -122,11 +122,11 @@ class Swap:
         return checked + self._masks.verify()
 
     def settle(self) -> None:
-        """Lets go of the tensors that were held ready: all are written."""
+        """Releases the tensors that were held ready: all are written."""
         self._after.let_go()
 
     def restore(self) -> None:
-        """Writes the old weights wherever new ones went, and verifies them.
+        """Writes the old weights wherever new ones were written, and verifies them.
 
         Raises:
             EngineError: it can't be done; what the model holds isn't known.
@@ -166,13 +166,13 @@ class Swap:
                 self._writer.masks.check_bias(mask, part)
 
     def _columns_of(self, part: ModulePart) -> tuple[int, ...] | None:
-        """The columns that differ, where the part is fed by one tensor of which columns are edited."""
+        """Columns that differ, where the part is fed by one tensor of which columns are edited."""
         touched = [name for name in part.tensors if name in self._columns]
         return self._columns[touched[0]] if len(touched) == 1 else None
 
 
 class _Tensors:
-    """The checkpoint's tensors, each with its edit.
+    """Tensors of the checkpoint, each with its edit.
 
     Args:
         checkpoint: the files.
@@ -192,7 +192,7 @@ class _Tensors:
         return tensor if edit is None else apply_edit(tensor, edit)
 
     def hold_ready(self, names: Iterable[str]) -> None:
-        """Makes tensors now, as many of the first ones as there is room for."""
+        """Computes tensors in advance, as many of the first ones as there is room for."""
         size = 0
         for name in names:
             size += self._checkpoint.folder.stored[name].size
@@ -206,7 +206,7 @@ class _Tensors:
 
 
 def _columns(before: TensorEdit | None, after: TensorEdit | None) -> tuple[int, ...] | None:
-    """The columns of a matrix that two edits of it treat differently; None where they aren't about columns."""
+    """Columns of a matrix that two edits of it treat differently; None where they aren't about columns."""
     gains: list[dict[int, Gain]] = []
     for edit in (before, after):
         if edit is not None and (edit.axis != 1 or len(edit.shape) != 2):  # noqa: PLR2004 - a matrix
@@ -217,7 +217,7 @@ def _columns(before: TensorEdit | None, after: TensorEdit | None) -> tuple[int, 
 
 
 class Staging:
-    """A swap that is being staged beside the serving of tokens, in a thread.
+    """Swap that is being staged in a thread, while tokens are served.
 
     Args:
         token: names the swap, so that only its leader goes on with it.
@@ -240,11 +240,11 @@ class Staging:
 
     @property
     def running(self) -> bool:
-        """Whether it isn't done yet."""
+        """True until staging is over."""
         return self._thread.is_alive()
 
     def wait(self, seconds: float) -> None:
-        """Returns when staging is over, and after `seconds` at the latest."""
+        """Waits until staging is over, for `seconds` at most."""
         self._thread.join(seconds)
 
     def swap(self) -> Swap:

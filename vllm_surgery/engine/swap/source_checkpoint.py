@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The checkpoint that a served model was loaded from, as the one source of original weights while it is served."""
+"""Checkpoint that a served model was loaded from: the only source of original weights while it is served."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class SourceCheckpoint:
-    """A model folder that must not change from now on.
+    """Model folder that must not change from now on.
 
     Args:
         path: the folder.
@@ -31,7 +31,7 @@ class SourceCheckpoint:
         self._marks = _marks(self.folder)
 
     def check_unchanged(self) -> None:
-        """Compares every file's size, time and header with what they were when the model was loaded.
+        """Checks every file's size, time and header against those when the model was loaded.
 
         Raises:
             CannotSwapError: a file differs or is gone, so the original weights can't be had any more.
@@ -45,7 +45,7 @@ class SourceCheckpoint:
                 raise CannotSwapError(f"{self.folder.path / name} is no longer the file that was loaded")
 
     def tensor(self, name: str) -> torch.Tensor:
-        """A tensor as the checkpoint stores it, in memory of its own.
+        """Tensor as the checkpoint stores it, in memory of its own.
 
         Raises:
             CheckpointError: it can't be read.
@@ -54,7 +54,7 @@ class SourceCheckpoint:
 
     @cached_property
     def names(self) -> tuple[str, ...]:
-        """Every tensor's name."""
+        """Names of all tensors."""
         return tuple(self.folder.stored)
 
 
@@ -67,7 +67,7 @@ def _marks(folder: ModelFolder) -> dict[str, tuple[int, int, str]]:
 
 
 def local_folder(vllm_config: Any) -> Path:
-    """Where the files lie that vLLM loaded: the folder that was named, or the Hub's snapshot in the local cache.
+    """Folder of the files that vLLM loaded: the one that was named, or the Hub's snapshot in the local cache.
 
     Raises:
         CannotSwapError: they aren't on this machine.

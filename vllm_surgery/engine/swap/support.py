@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether a server can swap patches while it serves, found out when it starts."""
+"""Check, when a server starts, whether it can swap patches while it serves."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def why_not(vllm_config: Any, streamed: bool) -> str | None:
-    """Why this server can't swap; None where it can.
+    """Reason why this server can't swap; None where it can.
 
     Args:
         vllm_config: of the server.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Leading a swap: the same steps on every rank of every engine, as one transaction."""
+"""Transaction of a swap: the same steps on every rank of every engine, all of them or none."""
 
 from __future__ import annotations
 
@@ -36,19 +36,19 @@ LONGEST_WAIT_SECONDS = 0.05
 
 
 class Engine(Protocol):
-    """What leads every kind of engine of vLLM's: a server's or an offline one, with any number of ranks."""
+    """Interface of every kind of engine of vLLM's: a server's or an offline one, with any number of ranks."""
 
     async def reports(self) -> list[tuple[str, dict[str, Any]]]:
-        """The name and the state of every rank."""
+        """Name and state of every rank."""
 
     async def begin(self, token: str, payload: dict[str, Any]) -> tuple[list[tuple[str, dict[str, Any]]], bool]:
-        """What `step` gives for the first step, and whether somebody has put the engine to sleep, or paused it.
+        """Begins a swap: the answers to the first step, and true if somebody has put the engine to sleep, or paused it.
 
         One question, since each waits until the engine has made a token for every request that runs.
         """
 
     async def step(self, name: str, token: str, payload: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
-        """The name of every rank and its answer to a step."""
+        """Name of every rank and its answer to a step."""
 
     async def pause(self, mode: SwapMode) -> None:
         """Returns when no token is being made and no cache holds anything of the old weights."""
@@ -57,7 +57,7 @@ class Engine(Protocol):
         """Undoes `pause`."""
 
     async def set_version(self, patch_id: str) -> None:
-        """From now on every output carries this id."""
+        """Makes every output carry this id from now on."""
 
     async def wait(self, seconds: float) -> None:
         """Lets time pass."""
@@ -65,7 +65,7 @@ class Engine(Protocol):
 
 @dataclass(frozen=True)
 class ServedStatus:
-    """What an engine serves.
+    """Patches that an engine serves, and whether they can be swapped.
 
     Attributes:
         active: id of the patches.
@@ -89,13 +89,13 @@ class ServedStatus:
 
 
 class SwapCoordinator:
-    """Swaps patches on one engine. Any number of surgeons may lead the same engine; it lets one go at a time."""
+    """Coordinator of swaps on one engine. Any number may share the engine, which lets one swap run at a time."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
 
     async def status(self) -> ServedStatus:
-        """What is served now.
+        """Status of the engine.
 
         Raises:
             EngineError: the ranks don't agree, or the plugin isn't in them.
@@ -120,7 +120,7 @@ class SwapCoordinator:
         )
 
     async def swap(self, patches: PatchSet, *, mode: SwapMode = "keep", if_epoch: int | None = None) -> SwapReport:
-        """Replaces what is active by `patches`, on every rank or on none.
+        """Replaces the active patches by `patches`, on every rank or on none.
 
         Args:
             patches: what is to be active; an empty set for the model as it is.
@@ -197,7 +197,7 @@ class SwapTransaction:
         return answers
 
     def _refuse_uncovered(self, answers: Sequence[dict[str, Any]]) -> None:
-        """With pipeline parallelism each rank holds some layers; together they must hold them all."""
+        """Checks that the ranks hold all changed tensors together: with pipeline parallelism each has some layers."""
         covered = {name for answer in answers for name in answer["covered"]}
         missing = [name for name in answers[0]["changed"] if name not in covered]
         if missing:
@@ -235,7 +235,7 @@ class SwapTransaction:
         await self._do("commit")
 
     async def _restore(self, previous: str) -> bool:
-        """Whether every rank holds the old weights again."""
+        """Restores the old weights; true if every rank holds them again."""
         try:
             await self._do("restore")
             await self._engine.set_version(previous)
@@ -253,7 +253,7 @@ class SwapTransaction:
 
 
 def _all_ok(answers: Sequence[tuple[str, dict[str, Any]]]) -> list[dict[str, Any]]:
-    """What every rank answered.
+    """Answers of all ranks.
 
     Raises:
         SurgeryError: one of them failed.
@@ -278,10 +278,10 @@ def _reason(error: BaseException) -> str:
 
 
 class Swapper(Protocol):
-    """`vllm_surgery.engine.swap.transaction.SwapCoordinator`, as far as it is asked here."""
+    """Interface of `SwapCoordinator`, for those who use one."""
 
     async def status(self) -> ServedStatus:
-        """What is served now."""
+        """Status of the engine."""
 
     async def swap(self, patches: PatchSet, *, mode: SwapMode = "keep", if_epoch: int | None = None) -> SwapReport:
-        """Serves `patches` from now on."""
+        """Replaces the active patches by `patches`."""

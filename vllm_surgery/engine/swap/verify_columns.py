@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reading back what a model in memory really computes with, however its backend has packed the weights.
+"""Verification of linear layers by reading back what they compute with, however the backend has packed the weights.
 
 A linear layer that is fed a one-hot input answers with a column of its weight: packed, sharded or not, that is what
 every later token will be made from.
@@ -88,7 +88,7 @@ def _device(module: Any) -> torch.device:
 
 
 def _differs(actual: torch.Tensor, expected: torch.Tensor) -> int | None:
-    """The first column that is off by more than rounding; None where there is none.
+    """Index of the first column that is off by more than rounding; None where there is none.
 
     Weights that aren't finite spoil every product they take part in, so rows with one are left out.
     """

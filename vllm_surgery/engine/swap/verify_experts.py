@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Seeing that routed experts do what was asked of them, by asking them the same thing before and after.
+"""Verification of routed experts by probing them with the same input before and after a swap.
 
 Their weights are packed by every backend in its own way, and no one-hot input goes through a gated MLP. But a gain on
 an expert is a gain on its answer, and an expert that isn't edited must answer as before, to the last bit.
@@ -31,7 +31,7 @@ zero or another expert's answer is never so close."""
 
 
 class ExpertProbe:
-    """What a layer's experts answered before they were written.
+    """Probe of a layer's experts: their answers before they are written, to compare with those after.
 
     Args:
         part: the experts.
@@ -57,7 +57,7 @@ class ExpertProbe:
             logger.warning("vllm-surgery: %s can't be asked, so it isn't verified: %s", part.path, error)
 
     def check(self) -> int:
-        """Compares what the experts answer now; tells how many were asked.
+        """Compares the experts' answers now with those before; returns how many were asked.
 
         Raises:
             EngineError: one doesn't answer with its new gain, or one that isn't edited answers differently.
@@ -69,7 +69,7 @@ class ExpertProbe:
         return len(self._answers)
 
     def check_unchanged(self) -> None:
-        """After the old weights were written again: every expert must answer as at first.
+        """Checks that every expert answers as at first, after the old weights were written again.
 
         Raises:
             EngineError: one doesn't.
@@ -80,7 +80,7 @@ class ExpertProbe:
 
 
 def expert_gains(names: Iterable[str], edits: Mapping[str, TensorEdit]) -> dict[int, float]:
-    """The gain of each expert that is edited in the tensors of these names."""
+    """Gain of each expert that is edited in the tensors of these names."""
     gains: dict[int, float] = {}
     for name in names:
         edit, role = edits.get(name), classify_tensor(name)
@@ -92,7 +92,7 @@ def expert_gains(names: Iterable[str], edits: Mapping[str, TensorEdit]) -> dict[
 
 
 def _may_be_asked(vllm_config: Any) -> bool:
-    """With data parallelism asking an expert may wait for other engines, which aren't asked at that moment."""
+    """True unless, with data parallelism, an expert's answer may wait for other engines, which aren't asked now."""
     return int(vllm_config.parallel_config.data_parallel_size) == 1
 
 
@@ -101,7 +101,7 @@ def _sample(indices: list[int]) -> list[int]:
 
 
 def _probe(module: Any, index: int) -> torch.Tensor:
-    """What one expert answers to a fixed input, ``[hidden]``; zeros on a rank that doesn't hold it."""
+    """Answer of one expert to a fixed input, ``[hidden]``; zeros on a rank that doesn't hold it."""
     device = module.w13_weight.device
     generator = torch.Generator().manual_seed(index)
     question = torch.randn(1, module.hidden_size, generator=generator).to(device, module.params_dtype)
@@ -118,7 +118,7 @@ def _probe(module: Any, index: int) -> torch.Tensor:
 
 
 def _follows(old: torch.Tensor, new: torch.Tensor, before: float, after: float) -> bool:
-    """Whether an answer went from one gain to the other. From a gain of 0 nothing is known but that it isn't NaN."""
+    """True if an answer went from one gain to the other. From a gain of 0 nothing is known but that it isn't NaN."""
     if before == after:
         return bool(torch.equal(old, new))
     if not bool(old.isfinite().all()) or before == 0:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a worker answers to whoever leads a swap: steps by name, plain data in and out, no exception ever.
+"""Worker-side handlers of a swap: steps by name, plain data in and out, no exception ever.
 
 An exception would leave the replies of the other ranks in vLLM's queues, and the next call to all of them would read
 those: the server would hang.
@@ -52,7 +52,7 @@ def _refuse_to_execute(*_: Any, **__: Any) -> Any:
 
 @dataclass
 class WorkerSurgery:
-    """What this package knows of the model that one worker serves.
+    """State of the model that one worker serves.
 
     Attributes:
         worker: vLLM's worker.
@@ -72,7 +72,7 @@ class WorkerSurgery:
     _staging: Staging | None = None
 
     def state(self) -> dict[str, Any]:
-        """What is served here."""
+        """State of this worker, as plain data."""
         plan = self.active.plan
         return {
             "id": plan.id,
@@ -86,7 +86,7 @@ class WorkerSurgery:
         }
 
     def begin(self, token: str, patches: list[dict[str, Any]], if_epoch: int | None) -> dict[str, Any]:
-        """Starts to stage a swap, in the background; gives what `poll` gives.
+        """Starts to stage a swap in the background; returns what `poll` does.
 
         Raises:
             ConflictError: another swap runs, or the epoch is another.
@@ -106,7 +106,7 @@ class WorkerSurgery:
         return self.poll(token)
 
     def poll(self, token: str) -> dict[str, Any]:
-        """Whether staging is done, and what it came to.
+        """Progress of staging, and its result once it is done.
 
         Raises:
             SurgeryError: what staging failed with.
@@ -128,16 +128,16 @@ class WorkerSurgery:
         }
 
     def apply(self, token: str) -> dict[str, Any]:
-        """Writes."""
+        """Writes the new weights."""
         self._of(token).swap().apply()
         return {}
 
     def verify(self, token: str) -> dict[str, Any]:
-        """Reads back."""
+        """Verifies the new weights."""
         return {"columns": self._of(token).swap().verify()}
 
     def commit(self, token: str) -> dict[str, Any]:
-        """From now on the new patches are the active ones. Until the next swap begins it can still be undone."""
+        """Makes the new patches the active ones. Until the next swap begins it can still be undone."""
         staging = self._of(token)
         staging.swap().settle()
         self.active = staging.swap().new
@@ -146,20 +146,20 @@ class WorkerSurgery:
         return {}
 
     def restore(self, token: str) -> dict[str, Any]:
-        """Writes the patches again that were active before."""
+        """Writes the weights again that were active before."""
         swap = self._of(token).swap()
         swap.restore()
         self.active, self._staging = swap.old, None
         return {}
 
     def discard(self, token: str) -> dict[str, Any]:
-        """Forgets a swap that wasn't applied; nothing happens where it isn't the one that is staged."""
+        """Drops a swap that wasn't applied, if it is the one that is staged."""
         if self._staging is not None and self._staging.token == token:
             self._staging = None
         return {}
 
     def halt(self, token: str) -> dict[str, Any]:
-        """Ends this worker, and with it the engine: its weights are mixed.
+        """Ends this worker, whose weights are mixed, and with it the engine.
 
         A process that isn't vLLM's own lives on, but its engine makes no more tokens.
         """
@@ -206,6 +206,6 @@ def step(worker: Any, name: str, token: str, **payload: Any) -> dict[str, Any]:
 
 
 def report(worker: Any) -> dict[str, Any]:
-    """What `worker` serves, as plain data that crosses processes. Never raises."""
+    """State of `worker`, as plain data that crosses processes. Never raises."""
     surgery: WorkerSurgery | None = getattr(worker, STATE, None)
     return {"id": None} if surgery is None else surgery.state()

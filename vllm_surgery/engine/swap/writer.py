@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Writing checkpoint tensors into a model that is loaded: only the parts that are named, and nothing beside them.
+"""Writer of checkpoint tensors into a loaded model: only into the parts that are named.
 
 Three ways, the first that is known to be exact for a part: columns of a linear layer whose weight is kept as the
 checkpoint has it; a parameter that is used as it is stored; else vLLM's own layerwise reload of the part, which
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 class NotWrittenError(EngineError):
-    """A part that couldn't be written, and holds what it held before."""
+    """Failure to write a part, which holds what it held before."""
 
 
 class Writer:
@@ -50,7 +50,7 @@ class Writer:
         self.masks = RouterMasks(model, vllm_config)
 
     def write(self, part: ModulePart, tensor_of: TensorOf, columns: Sequence[int] | None) -> None:
-        """Makes a part hold what the checkpoint tensors of these names say.
+        """Writes checkpoint tensors into a part.
 
         Args:
             part: where.
@@ -83,7 +83,7 @@ class Writer:
 
 
 def local_columns(module: Any) -> range | None:
-    """Which columns of its checkpoint tensor a linear layer holds on this rank.
+    """Columns of its checkpoint tensor that a linear layer holds on this rank.
 
     None where its weight isn't known to be kept as the checkpoint has it: packed, quantised, or not a linear layer.
     """
@@ -117,7 +117,7 @@ def _write_parameter(part: ModulePart, tensor_of: TensorOf) -> None:
 
 
 def _asked_for(module: Any, name: str) -> str:
-    """What vLLM calls a tensor of the checkpoint when it loads it into `module`.
+    """Name under which vLLM loads a tensor of the checkpoint into `module`.
 
     Once adapters may lie around experts, vLLM looks for each expert's tensors under names that checkpoints don't have;
     see `RoutedExperts.build_expert_params_mapping`.
@@ -150,7 +150,7 @@ def _waits_for_weights(module: Any) -> bool:
 
 @contextmanager
 def _put_back_on_error(part: ModulePart) -> Iterator[None]:
-    """If loading fails, gives every layer that isn't fully loaded its old tensors and kernels back.
+    """Gives every layer that isn't fully loaded its old tensors and kernels back, if loading fails.
 
     Raises:
         NotWrittenError: it failed before any layer was written.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The page for people: one static answer, made of the files in this folder. It holds no data, so it needs no key."""
+"""The page for people: one static response, made of the files in this folder. It holds no data, so it needs no key."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _SCRIPTS = ("elements", "server", "metrics", "figures", "history", "chart", "tab
 
 
 def page() -> HTMLResponse:
-    """The answer to ``GET /surgery``. Always equal but never the same: what passes it on may add headers to it."""
+    """Response to ``GET /surgery``. Always equal but a new object: middleware may add headers to it."""
     html, headers = _content()
     return HTMLResponse(html, headers=headers)
 
@@ -27,7 +27,7 @@ def _content() -> tuple[str, dict[str, str]]:
 
 
 def _script() -> str:
-    """All scripts as one, with nothing left in the window's global scope."""
+    """All scripts in one, with nothing left in the window's global scope."""
     return '"use strict";\n(() => {\n' + "\n".join(_read(f"{name}.js") for name in _SCRIPTS) + "})();\n"
 
 
@@ -36,7 +36,7 @@ def _read(name: str) -> str:
 
 
 def _headers(style: str, script: str) -> dict[str, str]:
-    """Nothing runs or shows but what is in the page, nothing is asked but this server, and nobody frames it."""
+    """Headers by which nothing runs or shows but the page itself, no other server is asked, and nobody frames it."""
     policy = {
         "default-src": "'none'",
         "script-src": _hash(script),
