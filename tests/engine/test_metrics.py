@@ -17,7 +17,7 @@ from vllm_surgery.engine.metrics import OTHER, PATCHES_KEPT, Metrics, Spec, proc
 from vllm_surgery.engine.monitoring.metrics import LoopMetrics
 
 if TYPE_CHECKING:
-    from vllm_surgery.engine.monitoring.request import Answer
+    from vllm_surgery.engine.monitoring.request import WatchedAnswer
 
 SEEN = Spec(Counter, "vllm_surgery_seen_total", "Things seen.", ("colour",))
 THERE = Spec(Gauge, "vllm_surgery_there", "Things that are there.", options={"multiprocess_mode": "livesum"})
@@ -109,12 +109,12 @@ def test_the_page_stays_small_with_all_patches_that_are_kept(registry: Collector
     assert len(generate_latest(registry)) < 1_500_000
 
 
-def looped_in_every_kind(patch: str) -> Answer:
-    from vllm_surgery.engine.monitoring.request import Answer
+def looped_in_every_kind(patch: str) -> WatchedAnswer:
+    from vllm_surgery.engine.monitoring.request import WatchedAnswer
     from vllm_surgery.loops import KINDS, Loop
 
     loops = tuple((Loop(kind, 10, 3, 5.0, 25, "terminal"), patch) for kind in KINDS)
-    return Answer("length", patch, 25, loops, {(kind, patch): 15 for kind in KINDS})
+    return WatchedAnswer("length", patch, 25, loops, {(kind, patch): 15 for kind in KINDS})
 
 
 COUNT_IN_A_PROCESS = """

@@ -13,7 +13,7 @@ from vllm_surgery.loops import KINDS
 
 if TYPE_CHECKING:
     from vllm_surgery.engine.metrics import Metrics
-    from vllm_surgery.engine.monitoring.request import Answer
+    from vllm_surgery.engine.monitoring.request import WatchedAnswer
     from vllm_surgery.loops import Kind
 
 _ONSETS = tuple(float(1 << power) for power in range(4, 17))
@@ -108,7 +108,7 @@ class LoopMetrics:
         """Counts a request, `entered` with these arguments, that is not in that loop any more."""
         self._change_looping(kind, patch, -1)
 
-    def ended(self, answer: Answer) -> None:
+    def ended(self, answer: WatchedAnswer) -> None:
         """Counts an answer that is complete or was broken off."""
         self._of(REQUESTS, answer.patch, answer.finish_reason).inc()
         for loop, patch in answer.loops:

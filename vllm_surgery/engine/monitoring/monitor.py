@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from vllm_surgery.engine.monitoring.log import LoopLog
     from vllm_surgery.engine.monitoring.metrics import LoopMetrics
-    from vllm_surgery.engine.monitoring.request import Detector
+    from vllm_surgery.engine.monitoring.request import RequestDetector
     from vllm_surgery.loops import Loop
 
 _WATCH = "_vllm_surgery_watch"
@@ -58,7 +58,9 @@ class LoopMonitor:
         on: false once watching has failed.
     """
 
-    def __init__(self, metrics: LoopMetrics, new_detector: Callable[[], Detector], log: LoopLog, patch: str) -> None:
+    def __init__(
+        self, metrics: LoopMetrics, new_detector: Callable[[], RequestDetector], log: LoopLog, patch: str
+    ) -> None:
         self._metrics, self._new_detector, self._log = metrics, new_detector, log
         self._patch = patch
         self._opened: set[str] = set()
@@ -133,9 +135,9 @@ class LoopMonitor:
         try:
             return RequestWatch(self._new_detector(), patch)
         except Exception as error:
-            blind = RequestWatch(None, patch)
-            self._give_up(blind, state, error)
-            return blind
+            unwatched = RequestWatch(None, patch)
+            self._give_up(unwatched, state, error)
+            return unwatched
 
     def _feed(self, watch: RequestWatch, state: Any, token_ids: Sequence[int]) -> None:
         if not token_ids:
@@ -173,7 +175,7 @@ class LoopMonitor:
     def _give_up(self, watch: RequestWatch, state: Any, error: Exception) -> None:
         for kind, patch in watch.looping.items():
             self._metrics.left(kind, patch)
-        watch.blind()
+        watch.drop_detector()
         self._metrics.failed(watch.patch)
         self._log.failed(error, state.external_req_id)
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from vllm_surgery.loops import Kind, Loop
 
 
-class Detector(Protocol):
+class RequestDetector(Protocol):
     """Interface of a `vllm_surgery.loops.Watcher`."""
 
     @property
@@ -48,7 +48,7 @@ _NULL_DETECTOR = NullDetector()
 
 
 @dataclass(frozen=True)
-class Answer:
+class WatchedAnswer:
     """An answer that is complete or was broken off.
 
     Attributes:
@@ -82,7 +82,7 @@ class RequestWatch:
 
     __slots__ = ("_detector", "_spans", "looping", "patch", "tokens")
 
-    def __init__(self, detector: Detector | None, patch: str) -> None:
+    def __init__(self, detector: RequestDetector | None, patch: str) -> None:
         self._detector = detector or _NULL_DETECTOR
         self._spans = [(0, patch)]
         self.patch = patch
@@ -100,16 +100,16 @@ class RequestWatch:
             self.looping = {kind: known[kind] for kind in self._detector.looping}
         return news
 
-    def blind(self) -> None:
+    def drop_detector(self) -> None:
         """Goes on without the detector: tokens are counted, loops are not, not even those already found."""
         self._detector = _NULL_DETECTOR
         self.looping = {}
 
-    def finish(self, finish_reason: str) -> Answer:
+    def finish(self, finish_reason: str) -> WatchedAnswer:
         """The answer, now that it has ended."""
         loops = self._detector.finish()
         counted = [(loop, self._patch_at(loop.onset)) for loop in one_a_kind(loops)]
-        return Answer(finish_reason, self.patch, self.tokens, tuple(counted), self._looped_tokens(loops))
+        return WatchedAnswer(finish_reason, self.patch, self.tokens, tuple(counted), self._looped_tokens(loops))
 
     def _begin_span(self, patch: str) -> None:
         if self._spans[-1][0] == self.tokens:
