@@ -10,10 +10,13 @@ from typing import TYPE_CHECKING
 import pytest
 from hypothesis import settings
 
+from tests.cpu_library import sitecustomize  # noqa: F401 - so that these processes too have the library that is asked for
 from vllm_surgery.demo.model import default_folder, make_demo_model
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+pytest_plugins = ["tests.watchdog"]
 
 # Tests run side by side, and threads of several processes that wait for each other spin. Read when torch is imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")

@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import subprocess
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 import httpx
@@ -16,6 +18,7 @@ import pytest
 from deploy.demo.programs import running
 from deploy.demo.prometheus import command
 from tests.engine.server import free_port
+from tests.waiting import until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -60,15 +63,23 @@ class Prometheus:
         """The values of an expression that has one series for each value of `label`."""
         return {series["metric"][label]: float(series["value"][1]) for series in self.ask(expression)}
 
-    def wait_for(self, expression: str, reached: Callable[[list[float]], bool], seconds: float = 30) -> None:
+    def wait_for(self, expression: str, reached: Callable[[list[float]], object] = bool) -> None:
         """Asks until the values of an expression are as they should be."""
-        deadline = time.monotonic() + seconds
-        while not reached(values := [float(series["value"][1]) for series in self.ask(expression)]):
-            assert time.monotonic() < deadline, f"{expression} is {values}"
-            time.sleep(SECONDS / 4)
+        until(lambda: [float(series["value"][1]) for series in self.ask(expression)], reached, every=SECONDS / 4)
+
+    def wait_for_rules(self) -> None:
+        """Waits until every rule was evaluated from now on."""
+        now = time.time()
+        until(self._evaluated, lambda moments: min(moments) > now, every=SECONDS / 4)
+
+    def _evaluated(self) -> list[float]:
+        """When each rule was evaluated last, in seconds since 1970; 0 where it never was."""
+        groups = httpx.get(f"{self.url}/api/v1/rules", timeout=None).raise_for_status().json()["data"]["groups"]
+        moments = [rule["lastEvaluation"] for group in groups for rule in group["rules"]]
+        return [datetime.fromisoformat(moment).timestamp() for moment in moments]
 
     def _get(self, path: str, **parameters: Any) -> list[dict[str, Any]]:
-        answer = httpx.post(f"{self.url}/api/v1/{path}", data=parameters, timeout=30)
+        answer = httpx.post(f"{self.url}/api/v1/{path}", data=parameters, timeout=None)
         assert answer.is_success, f"{parameters['query']}: {answer.text}"
         result: list[dict[str, Any]] = answer.json()["data"]["result"]
         return result
@@ -79,5 +90,5 @@ def running_prometheus(folder: Path, target: str) -> Iterator[Prometheus]:
     """A Prometheus with this project's configuration and rules, only quicker, that scrapes `target`."""
     port = free_port()
     url = f"http://127.0.0.1:{port}"
-    with running(command(folder, target, port, SECONDS), folder / "prometheus.log", f"{url}/-/ready", 30):
+    with running(command(folder, target, port, SECONDS), folder / "prometheus.log", f"{url}/-/ready", math.inf):
         yield Prometheus(url)

@@ -5,10 +5,10 @@ from __future__ import annotations
 
 import http.server
 import json
+import math
 import os
 import sys
 import threading
-import time
 from typing import TYPE_CHECKING, Any
 
 import httpx
@@ -20,6 +20,7 @@ from deploy.demo.programs import ProgramError, running
 from deploy.demo.traffic import PROMPTS, traffic
 from tests.engine.monitoring.watched import HEALTHY, LOOPED, Watched
 from tests.engine.server import free_port
+from tests.waiting import until
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -31,7 +32,7 @@ def test_a_program_is_there_when_the_block_begins_and_gone_when_it_ends(tmp_path
     port = free_port()
     pid_file = tmp_path / "pid"
     code = f"import os, pathlib; pathlib.Path({str(pid_file)!r}).write_text(str(os.getpid())); {SERVER}"
-    with running([sys.executable, "-c", code, str(port)], tmp_path / "log", f"http://127.0.0.1:{port}/", 30):
+    with running([sys.executable, "-c", code, str(port)], tmp_path / "log", f"http://127.0.0.1:{port}/", math.inf):
         os.kill(int(pid_file.read_text()), 0)
     with pytest.raises(ProcessLookupError):
         os.kill(int(pid_file.read_text()), 0)
@@ -41,7 +42,7 @@ def test_a_program_is_gone_after_an_error_too(tmp_path: Path) -> None:
     port = free_port()
     with (
         pytest.raises(KeyboardInterrupt),
-        running([sys.executable, "-c", SERVER, str(port)], tmp_path / "log", f"http://127.0.0.1:{port}/", 30),
+        running([sys.executable, "-c", SERVER, str(port)], tmp_path / "log", f"http://127.0.0.1:{port}/", math.inf),
     ):
         raise KeyboardInterrupt
     with pytest.raises(httpx.ConnectError):
@@ -52,7 +53,7 @@ def test_a_program_that_does_not_come_up_says_why(tmp_path: Path) -> None:
     command = [sys.executable, "-c", "raise SystemExit('no such model')"]
     with (
         pytest.raises(ProgramError, match=r"^server ended with 1; its last words:\nno such model$"),
-        running(command, tmp_path / "server.log", f"http://127.0.0.1:{free_port()}/", 30),
+        running(command, tmp_path / "server.log", f"http://127.0.0.1:{free_port()}/", math.inf),
     ):
         pass
 
@@ -97,9 +98,6 @@ def test_questions_are_asked_in_turn_and_an_error_stops_none() -> None:
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Model)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     with traffic(f"http://127.0.0.1:{server.server_port}", "m", streams=1):
-        deadline = time.monotonic() + 30
-        while len(_Model.asked) < len(PROMPTS) + 2:
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
+        until(lambda: len(_Model.asked) >= len(PROMPTS) + 2)
     server.shutdown()
     assert _Model.asked[: len(PROMPTS) + 1] == [*PROMPTS, PROMPTS[0]]

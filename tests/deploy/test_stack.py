@@ -20,7 +20,7 @@ from deploy.monitoring.dashboard import dashboard
 from deploy.monitoring.promql import read
 from deploy.monitoring.rows.chosen import RANGE, loop_rate
 from tests.deploy.grafana import as_sent
-from tests.deploy.prometheus import SECONDS, Prometheus, needs_prometheus, running_prometheus
+from tests.deploy.prometheus import Prometheus, needs_prometheus, running_prometheus
 from tests.engine.server import SMALL, running_server
 from vllm_surgery import load_patch
 from vllm_surgery.client.client import SurgeryClient
@@ -99,22 +99,24 @@ def run(tmp_path_factory: pytest.TempPathFactory, demo_model: Path, shipped_patc
     ):
         prometheus.wait_for("sum(vllm_surgery_requests_total)", lambda values: values == [0])
         started = time.monotonic()
-        answers = {load_patch(shipped_patch).id: _ask_all(server.url)}
+        patched = load_patch(shipped_patch).id
+        answers = {patched: _ask_all(server.url, prometheus, patched)}
         SurgeryClient(server.url).swap([])
-        answers["none"] = _ask_all(server.url)
+        answers["none"] = _ask_all(server.url, prometheus, "none")
         number = sum(map(len, answers.values()))
         prometheus.wait_for("sum(vllm_surgery_requests_total)", lambda values: values == [number])
         prometheus.wait_for(f"sum({recording.ANSWERS.name})", lambda values: values and values[0] > 0)
-        time.sleep(2 * SECONDS)  # Rules are evaluated one after another.
+        for _ in range(2):  # Alerts and rules may be made of what other rules recorded the time before.
+            prometheus.wait_for_rules()
         yield Run(prometheus, answers, table, started)
 
 
-def _ask_all(url: str) -> list[list[int]]:
+def _ask_all(url: str, prometheus: Prometheus, patch: str) -> list[list[int]]:
     with ThreadPoolExecutor(len(LISTS) + len(QUESTIONS)) as pool:
         asked = [pool.submit(_ask, url, prompt) for prompt in LISTS]
-        # Lists take long, other answers don't: by then Prometheus has seen the patch's counters at zero, without which
-        # an increase misses what they begin with.
-        time.sleep(2 * SECONDS)
+        # Lists take long, other answers don't: Prometheus is to see the patch's counters at zero, without which an
+        # increase misses what they begin with.
+        prometheus.wait_for(f'vllm_surgery_requests_total{{patch="{patch}"}}')
         asked += [pool.submit(_ask, url, prompt) for prompt in QUESTIONS]
         return [answer.result() for answer in asked]
 
@@ -122,7 +124,7 @@ def _ask_all(url: str) -> list[list[int]]:
 def _ask(url: str, prompt: str) -> list[int]:
     messages = [{"role": "user", "content": prompt}]
     body: dict[str, Any] = {"model": MODEL, "messages": messages, "temperature": 0, "max_tokens": TOKENS}
-    response = httpx.post(f"{url}/v1/chat/completions", json={**body, "return_token_ids": True}, timeout=300)
+    response = httpx.post(f"{url}/v1/chat/completions", json={**body, "return_token_ids": True}, timeout=None)
     assert response.is_success, response.text
     tokens: list[int] = response.json()["choices"][0]["token_ids"]
     return tokens

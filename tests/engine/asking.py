@@ -43,7 +43,7 @@ class Asking:
         asyncio.run(self._ask_everything())
 
     async def _ask_everything(self) -> None:
-        async with openai.AsyncOpenAI(base_url=f"{self.url}/v1", api_key="none", max_retries=0, timeout=300) as client:
+        async with openai.AsyncOpenAI(base_url=f"{self.url}/v1", api_key="none", max_retries=0, timeout=None) as client:
             self._client = client
             await asyncio.gather(
                 *(self._whole(question) for question in LISTS[:4]),

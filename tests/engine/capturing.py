@@ -119,5 +119,5 @@ def _hooks_left(worker: Any) -> int:
 
 
 def main() -> None:
-    recorded = in_turn(_record, [Engine(**engine) for engine in json.load(sys.stdin)])
+    recorded = list(in_turn(_record, [Engine(**engine) for engine in json.load(sys.stdin)]))
     Path(sys.argv[1]).write_bytes(pickle.dumps(recorded))

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections import Counter
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -13,6 +12,7 @@ import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.engine.monitoring.watched import samples
+from tests.waiting import until
 from vllm_surgery.cli import main
 
 if TYPE_CHECKING:
@@ -26,22 +26,18 @@ Answer: TypeAlias = tuple[list[int], str]
 """Token ids, and why the answer ended."""
 
 _OF_SWAPS = ("patch_info", "swaps_total", "swap_seconds_count", "swap_seconds_sum")
-SETTLE_SECONDS = 20.0
 
 
 def counts_of(url: str) -> Counts:
     """What ``/metrics`` says of answers: every counter and gauge that isn't zero, by name and label values."""
-    families = list(text_string_to_metric_families(httpx.get(f"{url}/metrics", timeout=30).text))
+    families = list(text_string_to_metric_families(httpx.get(f"{url}/metrics", timeout=None).text))
     counted = samples(SimpleNamespace(collect=lambda: families))  # type: ignore[arg-type]
     return {key: value for key, value in counted.items() if key[0] not in _OF_SWAPS}
 
 
 def settled(url: str, requests: float) -> Counts:
     """What ``/metrics`` says once it has heard of the end of so many requests."""
-    deadline = time.monotonic() + SETTLE_SECONDS
-    while total(counted := counts_of(url), "requests_total") < requests and time.monotonic() < deadline:
-        time.sleep(0.1)
-    return counted
+    return until(lambda: counts_of(url), lambda counted: total(counted, "requests_total") >= requests)
 
 
 def total(counted: Counts, name: str) -> float:

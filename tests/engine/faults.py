@@ -16,6 +16,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from tests.waiting import until
+
 VARIABLE = "VLLM_SURGERY_TEST_FAULTS"
 NAME = "vllm_surgery_faults"
 
@@ -45,6 +47,10 @@ class Faults:
         """Nothing goes wrong any more."""
         self._write({})
 
+    def holds(self, step: str) -> bool:
+        """Whether a rank has come to a step in which it is held until `clear`."""
+        return self._file.with_name(step).exists()
+
     def _write(self, faults: dict[str, Any]) -> None:
         aside = self._file.with_suffix(".new")
         aside.write_text(json.dumps(faults))
@@ -71,6 +77,13 @@ def _fault(step: str, rank: int) -> dict[str, Any] | None:
     return fault if fault and fault["rank"] == rank else None
 
 
+def _hold(step: str, rank: int) -> None:
+    reached = Path(os.environ[VARIABLE]).with_name(step)
+    reached.touch()
+    until(lambda: _fault(step, rank) is None)
+    reached.unlink()
+
+
 def _noting_rank(begin: Any) -> Any:
     @functools.wraps(begin)
     def step(surgery: Any, token: str, **payload: Any) -> Any:
@@ -87,7 +100,9 @@ def _faulty_stage(swap: Any) -> Any:
         fault = _fault("stage", _rank)
         if fault is not None and fault["how"] == "raise":
             raise RuntimeError("a test made stage fail")
-        if fault is not None:
+        if fault is not None and fault["how"] == "hold":
+            _hold("stage", _rank)
+        if fault is not None and fault["how"] == "sleep":
             time.sleep(fault["seconds"])
         return swap(*arguments)
 
@@ -102,8 +117,8 @@ def _faulty(name: str, original: Any) -> Any:
             return original(surgery, token, **payload)
         if fault["how"] == "kill":
             os.kill(os.getpid(), signal.SIGKILL)
-        if fault["how"] == "sleep":
-            time.sleep(fault["seconds"])
+        if fault["how"] == "hold":
+            _hold(name, surgery.worker.rank)
             return original(surgery, token, **payload)
         if fault["how"] == "halfway":
             parts, swap = surgery._of(token).swap().parts, surgery._of(token).swap()

@@ -83,7 +83,7 @@ def _run(task: Task) -> dict[str, Any]:
 
 
 def main() -> None:
-    found = in_turn(_run, [Task(**task) for task in json.load(sys.stdin)])
+    found = list(in_turn(_run, [Task(**task) for task in json.load(sys.stdin)]))
     Path(sys.argv[1]).write_text(json.dumps(found))
 
 

@@ -1,14 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Answers of offline vLLM engines, each arm with its own model, patches and options, in a process of their own.
 
-As a program it takes a JSON list of arms on stdin and writes a JSON list of answers to the file named by its argument.
+As a program it takes a JSON list of arms on stdin and writes a line of JSON for each to the file named by its argument.
 """
 
 from __future__ import annotations
 
 import gc
 import json
+import re
 import sys
+import traceback
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -17,11 +19,13 @@ from typing import Any
 from tests.engine.circumstances import circumstances
 from tests.engine.digest import digests
 from tests.engine.hooked import hooked
-from tests.engine.program import run_program
+from tests.engine.program import ended
 from tests.engine.settled import in_turn
 
 PROMPTS = [[5, 17, 33, 90], [200, 41, 7], [12, 300, 65, 8, 19, 111]]
 """Token ids, for models without a tokenizer."""
+
+_FAILED = "failed"
 
 
 @dataclass
@@ -77,11 +81,35 @@ class Arm:
     choices: list[str | None] | None = None
 
 
+class Failure(dict[str, Any]):
+    """The answers of an arm whose engine failed: whoever looks at them fails, with the engine's words."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__()
+        self._reason = reason
+
+    def __missing__(self, key: str) -> Any:
+        raise AssertionError(f"there is no {key}, since the arm failed:\n{self._reason}")
+
+
 def run_arms(*arms: Arm, **environment: str) -> list[dict[str, Any]]:
-    """The answers of each arm: tokens, log-probabilities, weight version, and what each rank says that it applied."""
-    given = [asdict(arm) for arm in arms]
-    answers, log = run_program("-m", "tests.engine.offline", given=given, **environment)
-    return [{**answer, "log": log} for answer in json.loads(answers)]
+    """The answers of each arm: tokens, log-probabilities, weight version, and what each rank says that it applied.
+
+    One that fails takes no other with it: those that are left get a process that hasn't seen it.
+    """
+    answers: list[dict[str, Any]] = []
+    while len(answers) < len(arms):
+        given = [asdict(arm) for arm in arms[len(answers) :]]
+        done = ended("-m", "tests.engine.offline", given=given, **environment)
+        answers += [_read(json.loads(line), done.log) for line in done.written.splitlines()]
+        if done.code != 0:
+            assert len(answers) < len(arms), done.failure
+            answers.append(Failure(done.failure))
+    return answers
+
+
+def _read(answer: dict[str, Any], log: str) -> dict[str, Any]:
+    return Failure(answer[_FAILED]) if _FAILED in answer else {**answer, "log": log}
 
 
 def _answer(arm: Arm) -> dict[str, Any]:
@@ -131,6 +159,7 @@ def _answer_there(arm: Arm) -> dict[str, Any]:
         **(digests(llm) if arm.digest else {"digest": None}),
         "before": before,
         "graphs": _graphs(),
+        "libraries": _libraries(),
     }
     result["later"] = [_later(llm, arm, ask, patches) for patches in arm.later]
     del llm, ask
@@ -208,6 +237,11 @@ def _graphs() -> int:
     return int(counters["stats"]["unique_graphs"])
 
 
+def _libraries() -> list[str]:
+    """Which of vLLM's libraries for CPUs this process has."""
+    return sorted({*re.findall(r"/vllm/(_C\w*\.\S+)", Path("/proc/self/maps").read_text())})
+
+
 def _ask(llm: Any, sampling: Any, prompts: list[Any], *, text: bool, **options: Any) -> list[Any]:
     """The outputs for prompts that are handed over at once."""
     if text:
@@ -223,9 +257,19 @@ def _lora_request(adapters: list[str | None], folder: str | None) -> Any:
     return None if folder is None else LoRARequest(folder, adapters.index(folder) + 1, folder)
 
 
+def _attempt(arm: Arm) -> dict[str, Any]:
+    try:
+        return _answer(arm)
+    except Exception:
+        return {_FAILED: traceback.format_exc()}
+
+
 def main() -> None:
-    answers = in_turn(_answer, [Arm(**arm) for arm in json.load(sys.stdin)])
-    Path(sys.argv[1]).write_text(json.dumps(answers))
+    with Path(sys.argv[1]).open("w") as file:
+        for answer in in_turn(_attempt, [Arm(**arm) for arm in json.load(sys.stdin)]):
+            print(json.dumps(answer), file=file, flush=True)
+            if _FAILED in answer:
+                return
 
 
 if __name__ == "__main__":

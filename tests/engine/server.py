@@ -8,8 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
-import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,11 +16,11 @@ from typing import TYPE_CHECKING
 import httpx
 
 from tests.engine.program import ENVIRONMENT
+from tests.waiting import until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-START_SECONDS = 300
 SMALL = ("--enforce-eager", "--kv-cache-memory-bytes", "134217728")
 COMMAND = str(Path(sys.executable).with_name("vllm-surgery"))
 
@@ -68,25 +67,22 @@ def running_server(folder: Path, *arguments: str, **more: str) -> Iterator[Serve
         )
     server = Server(f"http://127.0.0.1:{port}", log_file)
     try:
-        _await_health(server, process)
+        until(lambda: _is_ready(server, process), every=0.2)
         yield server
+        process.terminate()
+        process.wait()
+    except BaseException as error:
+        error.add_note(f"The server's last words:\n{server.log[-6000:]}")
+        raise
     finally:
-        process.send_signal(signal.SIGTERM)
-        try:
-            process.wait(60)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # What is left of it where it didn't end by itself.
 
 
-def _await_health(server: Server, process: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + START_SECONDS
-    while time.monotonic() < deadline:
-        if process.poll() is not None:
-            raise AssertionError(f"the server ended with {process.returncode}:\n{server.log[-6000:]}")
-        try:
-            if httpx.get(f"{server.url}/health", timeout=2).is_success:
-                return
-        except httpx.TransportError:
-            pass
-        time.sleep(0.3)
-    raise AssertionError(f"the server was not ready after {START_SECONDS} s:\n{server.log[-6000:]}")
+def _is_ready(server: Server, process: subprocess.Popen[bytes]) -> bool:
+    if process.poll() is not None:
+        raise AssertionError(f"the server ended with {process.returncode}")
+    try:
+        return httpx.get(f"{server.url}/health", timeout=None).is_success
+    except httpx.TransportError:
+        return False

@@ -21,13 +21,13 @@ if TYPE_CHECKING:
 Given, Result = TypeVar("Given"), TypeVar("Result")
 
 
-def in_turn(work: Callable[[Given], Result], items: Iterable[Given]) -> list[Result]:
+def in_turn(work: Callable[[Given], Result], items: Iterable[Given]) -> Iterator[Result]:
     """What `work` gives for each item, of which there must be one; it starts an engine, and leaves none."""
     register_kernels_once()
     first, *rest = items
-    done = [work(first)]
+    yield work(first)
     with settled():
-        return done + [work(item) for item in rest]
+        yield from map(work, rest)
 
 
 @contextmanager

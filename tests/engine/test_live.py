@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import socket
 import threading
-import time
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -17,6 +17,7 @@ from tests.engine.server import SMALL, Server, running_server
 from tests.engine.streams import MODEL, TIE, Stream, Streams, ask, chances
 from tests.engine.test_load import GAINS
 from tests.models import patch_of
+from tests.waiting import until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -32,11 +33,11 @@ PROMPT = [5, 17, 33, 90]
 
 
 def put(url: str, patches: list[Any], **more: Any) -> httpx.Response:
-    return httpx.put(f"{url}/v1/surgery", json={"patches": patches, **more}, timeout=120)
+    return httpx.put(f"{url}/v1/surgery", json={"patches": patches, **more}, timeout=None)
 
 
 def state(url: str) -> dict[str, Any]:
-    told: dict[str, Any] = httpx.get(f"{url}/v1/surgery", timeout=30).raise_for_status().json()
+    told: dict[str, Any] = httpx.get(f"{url}/v1/surgery", timeout=None).raise_for_status().json()
     return told
 
 
@@ -71,7 +72,7 @@ def url(server: Server, faults: Faults) -> Iterator[str]:
 def test_streams_go_on_through_a_hundred_swaps(url: str) -> None:
     order = ["none"]
     with Streams(url, number=16, tokens=160) as streams:
-        time.sleep(0.5)
+        until(lambda: streams.flowing)
         for number in range(100):
             name = list(SETS)[(number + 1) % len(SETS)]
             report = put(url, SETS[name])
@@ -163,7 +164,7 @@ def test_a_patch_that_is_not_for_this_model_changes_nothing(url: str) -> None:
 @pytest.mark.parametrize("mode", ["wait", "abort"])
 def test_running_requests_are_waited_for_or_ended(url: str, mode: str) -> None:
     with Streams(url, number=4, tokens=200) as streams:
-        time.sleep(0.3)
+        until(lambda: streams.flowing)
         assert put(url, SETS["first"], mode=mode).status_code == 200
     assert not [stream.error for stream in streams.done if stream.error]
     finishes = {stream.finish for stream in streams.done}
@@ -174,12 +175,13 @@ def test_running_requests_are_waited_for_or_ended(url: str, mode: str) -> None:
 
 
 def test_two_swaps_at_once_go_one_at_a_time(url: str, faults: Faults) -> None:
-    faults.set("apply", "sleep", rank=0, seconds=1.0)
+    faults.set("stage", "hold", rank=0)  # In a thread of its own: the rank hears the second one meanwhile.
     replies: list[httpx.Response] = []
     first = threading.Thread(target=lambda: replies.append(put(url, SETS["first"])))
     first.start()
-    time.sleep(0.4)
+    until(lambda: faults.holds("stage"))
     second = put(url, SETS["second"])
+    faults.clear()
     first.join()
     assert (replies[0].status_code, second.status_code) == (200, 409)
     assert second.json()["error"]["message"] == "another swap is running"
@@ -190,17 +192,19 @@ def test_a_client_that_goes_away_leaves_a_whole_swap(url: str, faults: Faults) -
     put(url, SETS["second"]).raise_for_status()
     second = answers(url)
     put(url, []).raise_for_status()
-    faults.set("apply", "sleep", rank=0, seconds=1.0)
     epoch = state(url)["epoch"]
-    _put_and_hang_up(url, httpx.Request("PUT", url, json={"patches": [SECOND]}).content)
-    deadline = time.monotonic() + 30
-    while state(url)["epoch"] == epoch and time.monotonic() < deadline:
-        time.sleep(0.1)
+    faults.set("apply", "hold", rank=0)
+    with _putting(url, httpx.Request("PUT", url, json={"patches": [SECOND]}).content):
+        until(lambda: faults.holds("apply"))
+    faults.clear()
+    until(lambda: state(url)["epoch"] != epoch)
     assert state(url)["active"].startswith("second@")
     assert answers(url) == second
 
 
-def _put_and_hang_up(url: str, content: bytes) -> None:
+@contextmanager
+def _putting(url: str, content: bytes) -> Iterator[None]:
+    """A request whose client hangs up at the end of the block."""
     place = urlsplit(url)
     with socket.create_connection((place.hostname, place.port)) as connection:
         connection.sendall(
@@ -208,7 +212,7 @@ def _put_and_hang_up(url: str, content: bytes) -> None:
             + f"Content-Length: {len(content)}\r\n\r\n".encode()
             + content
         )
-        time.sleep(0.4)
+        yield
 
 
 @pytest.mark.parametrize("step", ["begin", "stage", "apply", "verify"])

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +13,7 @@ from tests.engine.faults import Faults
 from tests.engine.server import SMALL, Server, running_server
 from tests.engine.streams import Stream, ask, chances
 from tests.engine.test_live import OPTIONS, PROMPT, SETS, put, state
+from tests.waiting import until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -66,16 +66,14 @@ def test_a_rank_that_fails_leaves_both_as_they_were(ranks: tuple[Server, Faults]
 
 def _until_gone(server: Server) -> int | None:
     """What /health answers once it is bad; None where the server went away altogether."""
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        try:
-            status = httpx.get(f"{server.url}/health", timeout=5).status_code
-        except httpx.TransportError:
-            return None
-        if status != httpx.codes.OK:
-            return status
-        time.sleep(0.2)
-    raise AssertionError("the server still says that it is healthy")
+    return until(lambda: _health(server), lambda status: status != httpx.codes.OK)
+
+
+def _health(server: Server) -> int | None:
+    try:
+        return httpx.get(f"{server.url}/health", timeout=None).status_code
+    except httpx.TransportError:
+        return None
 
 
 def _expect_failure(server: Server, patches: list[Any]) -> None:

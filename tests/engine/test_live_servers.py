@@ -71,7 +71,7 @@ def test_every_engine_of_a_data_parallel_server_is_swapped(tmp_path: Path, famil
         after = {str(ask(server.url, PROMPT)["token_ids"]) for _ in range(TRIES)}
         assert (len(before), len(after)) == (1, 1)
         assert before != after
-        metrics = httpx.get(f"{server.url}/metrics").text
+        metrics = httpx.get(f"{server.url}/metrics", timeout=None).text
         finished = [line for line in metrics.splitlines() if line.startswith("vllm:request_success_total{")]
         busy = {line.split('engine="')[1][0] for line in finished if not line.endswith(" 0.0")}
         assert busy == {"0", "1"}, "both engines must have answered, or this shows nothing"

@@ -12,6 +12,7 @@ import pytest
 
 from tests.engine.server import SMALL, running_server
 from tests.models import patch_of
+from tests.waiting import until
 from vllm_surgery import Patch, UsageError
 from vllm_surgery.client.client import SurgeryClient
 from vllm_surgery.client.traffic import Traffic
@@ -61,11 +62,7 @@ def client(
 
 
 def await_state(client: SurgeryClient, reached: Callable[[ServerState], bool]) -> ServerState:
-    deadline = time.monotonic() + 60
-    while not reached(state := client.state()):
-        assert time.monotonic() < deadline, state
-        time.sleep(0.1)
-    return state
+    return until(client.state, reached)
 
 
 def states(client: SurgeryClient) -> list[ServerState]:
@@ -128,6 +125,6 @@ def test_swaps_of_both_processes_are_counted_together(client: SurgeryClient) -> 
 
 
 def test_the_page_for_people_needs_no_key_since_it_tells_nothing(client: SurgeryClient) -> None:
-    page = httpx.get(f"{client.url}/surgery")
+    page = httpx.get(f"{client.url}/surgery", timeout=None)
     assert (page.status_code, page.headers["content-type"]) == (200, "text/html; charset=utf-8")
     assert id_of(FIRST) not in page.text

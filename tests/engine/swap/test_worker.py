@@ -4,13 +4,13 @@
 from __future__ import annotations
 
 import json
-import time
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from tests.models import patch_of
+from tests.waiting import until
 from vllm_surgery import (
     CannotSwapError,
     CheckpointError,
@@ -72,10 +72,7 @@ def begin(worker: Any, token: str = "mine", **options: Any) -> dict[str, Any]:
 
 def staged(worker: Any, token: str = "mine") -> dict[str, Any]:
     begin(worker, token)
-    deadline = time.monotonic() + 10
-    while (told := step(worker, "poll", token)).get("done") is False and time.monotonic() < deadline:
-        time.sleep(0.001)
-    return told
+    return until(lambda: step(worker, "poll", token), lambda told: told.get("done") is not False, every=0.001)
 
 
 def test_a_swap_from_begin_to_commit(worker: Any) -> None:

@@ -5,14 +5,17 @@ from __future__ import annotations
 
 import base64
 import shutil
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
+import pytest
 from selenium import webdriver
 from selenium.common.exceptions import StaleElementReferenceException
 from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
-from selenium.webdriver.support.ui import Select, WebDriverWait
+from selenium.webdriver.support.ui import Select
+
+from tests.waiting import until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -33,9 +36,6 @@ _FLAGS = (
     "--lang=en",
     "--hide-scrollbars",
 )
-_SECONDS = 20
-"""Longer than a page ever takes on a machine that is busy with other tests."""
-
 # Looks that the page takes by itself happen when a test calls `tick`, so that no test waits and none is surprised.
 _TICK = "window.setInterval = (call) => { window.tick = call; };"
 
@@ -81,14 +81,20 @@ class Page:
 
     def until(self, holds: Callable[[], Any]) -> Any:
         """Waits for it, through elements that are replaced meanwhile."""
-        waiting = WebDriverWait(self.driver, _SECONDS, 0.02, [StaleElementReferenceException])
-        return waiting.until(lambda _: holds())
+
+        def look() -> Any:
+            with suppress(StaleElementReferenceException):
+                return holds()
+            return None
+
+        return until(look, every=0.02)
 
     def until_text(self, name: str, text: str) -> None:
         try:
             self.until(lambda: text in self.text(name))
-        except Exception as error:
-            raise AssertionError(f"#{name} says {self.text(name)!r}, not {text!r}") from error
+        except pytest.fail.Exception as error:
+            error.add_note(f"#{name} says {self.text(name)!r}, not {text!r}")
+            raise
 
     def tick(self) -> None:
         """Lets the time pass after which the page looks by itself, and waits for the look, if there is one."""
