@@ -12,6 +12,8 @@ EXAMPLE := patches/smollm2-135m-instruct-lists.yaml
 PORT ?= 8000
 # Test files that run side by side. Each may start a vLLM of its own, which wants about one core and 2 GiB.
 JOBS ?= 2
+# Which of vLLM's libraries for x86 CPUs the tests take: avx2, avx512, or this machine's own. See docs/testing.md.
+LIBRARY ?=
 # What `make compat` tests.
 VERSIONS ?= 0.31.0 0.30.0
 # The small protocol of `vllm-surgery evaluate`, cut to what two cores do in a quarter of an hour.
@@ -70,7 +72,8 @@ lint: install
 	$(BIN)/mypy
 
 pytest: demo-model system-packages
-	VLLM_SURGERY_DEMO_MODEL=$(DEMO_MODEL) $(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile $(ARGS)
+	VLLM_SURGERY_DEMO_MODEL=$(DEMO_MODEL) VLLM_SURGERY_TEST_LIBRARY=$(LIBRARY) $(BIN)/python -m pytest \
+		--numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 # Prometheus and Chromium for the tests that need them, where this may be done; never fails.
 system-packages:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from tests.engine.kernels import NEED_AVX_512
 from tests.engine.reference import HALF_CLOSE
 from tests.models import IN_BF16, has_experts
 
@@ -120,15 +121,18 @@ FAMILIES = (
 """Rows are families, by their names in `tests.models`; the last column is for those with experts."""
 
 _AMX = "vLLM's x86 kernel for it needs AMX"
+_AVX_512 = "yes: on an x86 CPU vLLM's kernel for it needs AVX-512"
+_EDITED = "test_kinds.py::test_served_with_a_patch_is_served_from_a_checkpoint_edited_by_hand"
 _GONE = _not_run("vLLM 0.32 refuses to load it")
 _NEVER = Claim(says="-")
 
 KINDS = (
     Column(
         "neurons served as if edited by hand",
-        (Claim("test_kinds.py::test_served_with_a_patch_is_served_from_a_checkpoint_edited_by_hand[{row}]"),),
+        (Claim(f"{_EDITED}[{{row}}]"),),
         {
             "fp32": Claim("test_load.py::test_a_patch_equals_a_checkpoint_edited_by_hand[patched-by hand-base]"),
+            **dict.fromkeys(NEED_AVX_512, Claim(f"{_EDITED}[{{row}}]", _AVX_512)),
             "fp8 per tensor": _not_run("vLLM's CPU backend can't quantise its inputs"),
             "fp8 in blocks": _not_run(_AMX),
             "mxfp4": _NEVER,
@@ -141,7 +145,7 @@ KINDS = (
     ),
     Column(
         "experts",
-        (Claim("test_kinds.py::test_served_with_a_patch_is_served_from_a_checkpoint_edited_by_hand[{row} experts]"),),
+        (Claim(f"{_EDITED}[{{row}} experts]"),),
         {
             "fp32": Claim("test_families.py::test_a_patch_equals_a_checkpoint_edited_by_hand[Qwen3Moe]"),
             "gptq with zero points": _GONE,

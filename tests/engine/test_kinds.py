@@ -14,6 +14,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from tests.engine.kernels import NEED_AVX_512, PACKED_INTEGERS, has_op, skip_without_op
 from tests.engine.offline import Arm, run_arms
 from tests.engine.test_load import same
 from tests.models import WIDTH, edit_by_hand, edit_slices, make_model, patch_of
@@ -74,11 +75,21 @@ def edited(tensors: Tensors, kind: Kind, gains: Gains) -> Tensors:
 
 @pytest.fixture(scope="module")
 def answers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str, Any]]]:
-    """For each kind: with the patch, and by hand. One process makes all."""
-    folder = tmp_path_factory.mktemp("kinds")
-    arms = [arm for word in KINDS for arm in _arms(folder / word.replace(" ", "-"), word)]
+    """For each kind that this machine can serve: with the patch, and by hand. One process makes all."""
+    folder, served = tmp_path_factory.mktemp("kinds"), [word for word in KINDS if _is_served(word)]
+    arms = [arm for word in served for arm in _arms(folder / word.replace(" ", "-"), word)]
     given = iter(run_arms(*arms))
-    return {word: [next(given), next(given)] for word in KINDS}
+    return {word: [next(given), next(given)] for word in served}
+
+
+@pytest.fixture(autouse=True)
+def _skip_without_kernel(request: pytest.FixtureRequest) -> None:
+    if request.node.callspec.params["word"] in NEED_AVX_512:
+        skip_without_op(PACKED_INTEGERS)
+
+
+def _is_served(word: str) -> bool:
+    return word not in NEED_AVX_512 or has_op(PACKED_INTEGERS)
 
 
 def _arms(model: Path, word: str) -> list[Arm]:

@@ -16,6 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from tests.engine.forking import forking
 from tests.engine.server import COMMAND, SMALL, environment
 from tests.models import LAYERS, WIDTH, down, make_model, patch_of
 from vllm_surgery import ModelFolder
@@ -23,14 +24,15 @@ from vllm_surgery.patch.units import Unit
 from vllm_surgery.planning.seal import seal_of_folder
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
+
+    from tests.engine.forking import Start
 
 pytestmark = pytest.mark.engine
 
 HEAD = "version: 1\nname: wrong\n"
 GOOD = patch_of({(0, 0): -1.0})
-TIMEOUT = 120
 
 
 @dataclass(frozen=True)
@@ -64,18 +66,20 @@ WRONG_FILES = {
 }
 
 
-def start(*arguments: str, program: tuple[str, ...] = (COMMAND, "serve")) -> subprocess.CompletedProcess[str]:
-    """Runs the program to its end. One that goes on is ended, with all that it started."""
+def start(
+    *arguments: str, program: tuple[str, ...] = (COMMAND, "serve"), **more: str
+) -> subprocess.CompletedProcess[str]:
+    """Runs the program to its end, with more environment. One that goes on is ended, with all that it started."""
     process = subprocess.Popen(
         [*program, *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env=environment(),
+        env=environment(**more),
         start_new_session=True,
     )
     try:
-        out, err = process.communicate(timeout=TIMEOUT)
+        out, err = process.communicate()
     finally:
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
@@ -114,12 +118,23 @@ def test_two_files_may_not_name_the_same_unit(tmp_path: Path) -> None:
     assert the_error(done) == expected
 
 
-def serve_with(tmp_path: Path, model: Path, patch: dict[str, Any], *options: str) -> tuple[int, str]:
+@pytest.fixture(scope="module")
+def forked() -> Iterator[Start]:
+    with forking() as start_forked:
+        yield start_forked
+
+
+@pytest.fixture
+def serve_with(tmp_path: Path, forked: Start) -> Callable[..., tuple[int, str]]:
     """Exit code, and the error without the file's name."""
-    file = tmp_path / "wrong.json"
-    file.write_text(json.dumps(patch))
-    done = start(str(model), "--patch", str(file), "--skip-tokenizer-init", *options, *SMALL)
-    return done.returncode, the_error(done).removeprefix(f"{file}: ")
+
+    def serve(model: Path, patch: dict[str, Any], *options: str) -> tuple[int, str]:
+        file = tmp_path / "wrong.json"
+        file.write_text(json.dumps(patch))
+        done = forked("serve", str(model), "--patch", str(file), "--skip-tokenizer-init", *options, *SMALL)
+        return done.returncode, the_error(done).removeprefix(f"{file}: ")
+
+    return serve
 
 
 MISMATCHES = {
@@ -144,40 +159,46 @@ MISMATCHES = {
 
 @pytest.mark.parametrize("name", MISMATCHES)
 def test_a_patch_for_another_model_ends_the_start(
-    tmp_path: Path, family_model: Callable[[str], Path], name: str
+    serve_with: Callable[..., tuple[int, str]], family_model: Callable[[str], Path], name: str
 ) -> None:
     patch, expected = MISMATCHES[name]
-    assert serve_with(tmp_path, family_model("Llama"), patch) == (1, expected)
+    assert serve_with(family_model("Llama"), patch) == (1, expected)
 
 
-def test_a_broken_seal_ends_the_start(tmp_path: Path, family_model: Callable[[str], Path]) -> None:
+def test_a_broken_seal_ends_the_start(
+    serve_with: Callable[..., tuple[int, str]], family_model: Callable[[str], Path]
+) -> None:
     seal_of_another = seal_of_folder(ModelFolder(family_model("Llama")), Unit("neurons", 0, 1))
-    code, error = serve_with(tmp_path, family_model("Llama"), {**GOOD, "seal": {"neurons/0/0": seal_of_another}})
+    code, error = serve_with(family_model("Llama"), {**GOOD, "seal": {"neurons/0/0": seal_of_another}})
     assert code == 1
     assert error.startswith("seal.neurons/0/0: broken: the model's weights are not the sealed ones")
 
 
-def test_a_number_format_that_cant_hold_the_edit_ends_the_start(tmp_path: Path) -> None:
+def test_a_number_format_that_cant_hold_the_edit_ends_the_start(
+    tmp_path: Path, serve_with: Callable[..., tuple[int, str]]
+) -> None:
     model = make_model(tmp_path / "fp8")
     tensors = load_file(model / "model.safetensors")
     tensors[down(0)] = tensors[down(0)].to(torch.float8_e4m3fn)
     save_file(tensors, model / "model.safetensors")
-    code, error = serve_with(tmp_path, model, GOOD)
+    code, error = serve_with(model, GOOD)
     assert code == 1
     assert error.startswith(f"edits[0].neurons.0: {down(0)} is stored as F8_E4M3, in which this version can hold no op")
 
 
 def test_a_loader_without_a_checkpoint_stream_ends_the_start(
-    tmp_path: Path, family_model: Callable[[str], Path]
+    serve_with: Callable[..., tuple[int, str]], family_model: Callable[[str], Path]
 ) -> None:
-    code, error = serve_with(tmp_path, family_model("Llama"), GOOD, "--load-format", "dummy")
+    code, error = serve_with(family_model("Llama"), GOOD, "--load-format", "dummy")
     assert code == 1
     assert error.endswith(": --load-format dummy makes random weights, so no patch can be applied to it")
 
 
-def test_patches_named_in_two_places_are_wrong_usage(tmp_path: Path, family_model: Callable[[str], Path]) -> None:
+def test_patches_named_in_two_places_are_wrong_usage(
+    serve_with: Callable[..., tuple[int, str]], family_model: Callable[[str], Path]
+) -> None:
     settings = json.dumps({"vllm_surgery": {"patches": [GOOD]}})
-    code, error = serve_with(tmp_path, family_model("Llama"), GOOD, "--additional-config", settings)
+    code, error = serve_with(family_model("Llama"), GOOD, "--additional-config", settings)
     assert (code, error) == (
         2,
         "--patch and --additional-config both name patches; give them in one place (vllm_surgery)",
@@ -198,6 +219,16 @@ def test_what_only_the_load_can_see_ends_the_start(tmp_path: Path, family_model:
         f"vllm-surgery refuses to serve: {file}: edits[0].neurons.1: index {WIDTH} is out of range: "
         f"layer 1 has {WIDTH} neurons"
     )
+
+
+def test_in_a_process_that_imports_vllm_itself_it_is_one_line_too(
+    tmp_path: Path, family_model: Callable[[str], Path]
+) -> None:
+    patch, expected = MISMATCHES["guard"]
+    file = tmp_path / "wrong.json"
+    file.write_text(json.dumps(patch))
+    done = start(str(family_model("Llama")), "--patch", str(file), "--skip-tokenizer-init", *SMALL)
+    assert (done.returncode, the_error(done)) == (1, f"{file}: {expected}")
 
 
 def test_without_the_wrapper_the_same_is_refused(tmp_path: Path, family_model: Callable[[str], Path]) -> None:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from tests.engine.kernels import PACKED_INTEGERS, skip_without_op
+
 INPUTS, OUTPUTS, GROUP, PER_WORD = 128, 64, 32, 8
 GAINS = {3: -1.0, 20: 0.0, 40: 0.5}
 
@@ -36,6 +38,7 @@ def gained(tensor: torch.Tensor) -> torch.Tensor:
 def test_packed_integers(source: torch.Generator, dtype: torch.dtype, zeros: bool) -> None:
     from vllm import _custom_ops as ops
 
+    skip_without_op(PACKED_INTEGERS)
     inputs = torch.randn(5, INPUTS, generator=source).to(dtype)
     scales = (torch.rand(INPUTS // GROUP, OUTPUTS, generator=source) * 0.01).to(dtype)
     codes = words(source, OUTPUTS // 16, INPUTS * 16 // PER_WORD)

@@ -13,6 +13,7 @@ from vllm_surgery.engine import attributes
 from vllm_surgery.engine.attributes import Attributes
 from vllm_surgery.engine.touchpoints import (
     FOR_EXPERT_SLOTS,
+    FOR_KERNELS,
     FOR_LOADING,
     FOR_LOCALIZING,
     FOR_MASKING,
@@ -26,7 +27,7 @@ from vllm_surgery.engine.touchpoints import (
     TouchPoint,
 )
 
-ALL = (*FOR_LOADING, *FOR_SERVING, *FOR_SWAPPING, *FOR_MASKING, *FOR_WATCHING, *FOR_LOCALIZING)
+ALL = (*FOR_LOADING, *FOR_SERVING, *FOR_SWAPPING, *FOR_MASKING, *FOR_WATCHING, *FOR_LOCALIZING, *FOR_KERNELS)
 SLOTS = (*FOR_SLOTS, *FOR_V1_SLOTS, *FOR_V2_SLOTS, *FOR_EXPERT_SLOTS, *FOR_NAMING)
 
 

@@ -85,3 +85,29 @@ def test_one_group_in_blocks_is_enough_for_scales_to_be_shared() -> None:
 )
 def test_codes_that_cross_words_are_not_counted_by_word(bits: Any, per_word: int | None) -> None:
     assert scheme({"quant_method": "gptq", "bits": bits}) == Scheme("gptq", "integers", per_word=per_word)
+
+
+@pytest.mark.parametrize(
+    ("section", "spares"),
+    [
+        ({"modules_to_not_convert": ["model.layers.0.mlp.experts"]}, True),
+        ({"ignored_layers": ["re:.*block_sparse_moe.experts.*"]}, True),
+        ({"dynamic": {"-:.*experts.*": {}}}, True),
+        ({"modules_to_not_convert": ["lm_head", "model.layers.0.mlp.shared_experts.up_proj"]}, False),
+        ({"modules_to_not_convert": None}, False),
+        ({"dynamic": 7}, False),
+        ({}, False),
+    ],
+)
+def test_experts_that_are_named_among_what_stays_are_spared(section: dict[str, Any], spares: bool) -> None:
+    found = scheme({"quant_method": "gptq", "bits": 4, **section})
+
+    assert found is not None
+    assert found.spares_experts == spares
+
+
+def test_so_are_those_that_compressed_tensors_ignores() -> None:
+    found = scheme(compressed(GROUP, ignore=["lm_head", "re:.*mlp.experts.*"]))
+
+    assert found is not None
+    assert found.spares_experts

@@ -9,6 +9,7 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 from vllm_surgery.cli.options import add_command, add_json
+from vllm_surgery.engine.kernels import why_not_served
 from vllm_surgery.model.checkpoint import ModelFolder
 from vllm_surgery.model.conventions import classify_tensor
 from vllm_surgery.model.routers import layer_of_router_bias
@@ -45,9 +46,11 @@ def run(args: argparse.Namespace, _rest: list[str]) -> int:
     """Carries the command out."""
     patches = PatchSet.load(args.patches)
     for_slots = args.slots or patches.needs_slots
-    plan = check_patches(patches, ModelFolder(args.model), for_slots=for_slots) if args.model else None
+    model = ModelFolder(args.model) if args.model else None
+    plan = check_patches(patches, model, for_slots=for_slots) if model else None
+    hindered = why_not_served(model.facts) if model else None
     if args.json:
-        _print_json(patches, plan)
+        _print_json(patches, plan, hindered)
         return 0
     for member in patches.members:
         print(f"ok: {member.source} is {member.patch.id}")
@@ -55,12 +58,15 @@ def run(args: argparse.Namespace, _rest: list[str]) -> int:
         _print_slot(plan, args.model)
     elif plan is not None:
         _print_plan(plan, args.model)
+    if hindered:
+        print(f"note: {args.model} can't be served here: {hindered}")
     return 0
 
 
-def _print_json(patches: PatchSet, plan: Plan | None) -> None:
+def _print_json(patches: PatchSet, plan: Plan | None, hindered: str | None) -> None:
     members = [{"file": item.source, "id": item.patch.id, "digest": item.patch.digest} for item in patches.members]
-    report = {"ok": True, "id": patches.id, "patches": members, "plan": plan and dataclasses.asdict(plan)}
+    told = {"plan": plan and dataclasses.asdict(plan), "cannot_serve": hindered}
+    report = {"ok": True, "id": patches.id, "patches": members, **told}
     print(json.dumps(report, indent=2))
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from vllm_surgery.cli.options import add_command, add_json
 from vllm_surgery.engine.doctor import examine, offered
+from vllm_surgery.engine.kernels import why_not_served
 from vllm_surgery.model.checkpoint import ModelFolder
 from vllm_surgery.planning.inventory import take_inventory
 
@@ -53,11 +54,15 @@ def _examine_environment(as_json: bool) -> int:
 
 
 def _examine_model(folder: str, as_json: bool) -> int:
-    inventory = take_inventory(ModelFolder(folder))
+    model = ModelFolder(folder)
+    inventory, hindered = take_inventory(model), why_not_served(model.facts)
     if as_json:
-        print(json.dumps({"ok": inventory.editable, "model": folder, **dataclasses.asdict(inventory)}, indent=2))
+        told = {**dataclasses.asdict(inventory), "cannot_serve": hindered}
+        print(json.dumps({"ok": inventory.editable, "model": folder, **told}, indent=2))
     else:
         print(f"{folder}:")
         for line in inventory.lines():
             print(f"  {line}")
+        if hindered:
+            print(f"  can't be served here: {hindered}")
     return 0 if inventory.editable else 1

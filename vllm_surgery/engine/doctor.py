@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from vllm_surgery.engine import attributes, touchpoints
+from vllm_surgery.engine.kernels import kernels
 from vllm_surgery.engine.plugin import ENDPOINT_GROUP, GROUP, NAME
 from vllm_surgery.engine.settings import DISABLE_VARIABLE, disabled
 from vllm_surgery.errors import EngineError, one_line
@@ -20,6 +21,7 @@ from vllm_surgery.installed import missing
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from vllm_surgery.engine.kernels import Kernel
     from vllm_surgery.engine.touchpoints import TouchPoint
 
 Status: TypeAlias = Literal["pass", "note", "fail"]
@@ -94,6 +96,14 @@ def _engine() -> Iterator[Finding]:
     for point in touchpoints.NICE_TO_HAVE:
         yield _noted(_touch(point, None))
     yield _runner()
+    yield from map(_kernel, kernels())
+
+
+def _kernel(kernel: Kernel) -> Finding:
+    """Whether this machine has what some quantised checkpoints need."""
+    if kernel.missing:
+        return Finding(f"kernel {kernel.name}", "note", f"this machine's vLLM has {kernel.reason}")
+    return Finding(f"kernel {kernel.name}", "pass", f"serving {kernel.serves}")
 
 
 def _points(group: str) -> tuple[TouchPoint, ...]:

@@ -256,6 +256,21 @@ MODEL_NAME = TouchPoint(
 )
 BEAM_SEARCH = TouchPoint("vllm.entrypoints.llm", "LLM.beam_search", "refusing beam search under a patch")
 
+_KERNELS = "telling whether a quantised checkpoint can be served on this CPU"
+_CPU_LINEAR = "vllm.model_executor.kernels.linear.scaled_mm.cpu"
+_CPU_EXPERTS = "vllm.model_executor.layers.fused_moe.experts.cpu_moe"
+_ZEN_EXPERTS = "vllm.model_executor.layers.fused_moe.experts.zentorch_moe"
+INT4_WEIGHTS = TouchPoint("vllm._custom_ops", "cpu_gemm_wna16", _KERNELS)
+FP8_BLOCKS = TouchPoint(_CPU_LINEAR, "CPUFp8BlockScaledMMKernel.is_supported", _KERNELS)
+FP8_BLOCKS_AND_INPUTS = TouchPoint(_CPU_LINEAR, "CPUFp8W8A8BlockScaledMMKernel.is_supported", _KERNELS)
+FP8_EXPERTS = TouchPoint(_CPU_EXPERTS, "CPUExpertsFp8._supports_current_device", _KERNELS)
+FP8_EXPERTS_AND_INPUTS = TouchPoint(_CPU_EXPERTS, "CPUExpertsFp8W8A8._supports_current_device", _KERNELS)
+INT4_EXPERTS = TouchPoint(_CPU_EXPERTS, "CPUExpertsInt4._supports_current_device", _KERNELS)
+ZEN_INT4_EXPERTS = TouchPoint(_ZEN_EXPERTS, "ZentorchExpertsInt4._supports_current_device", _KERNELS)
+INT8_EXPERTS = TouchPoint(_CPU_EXPERTS, "CPUExpertsInt8._supports_current_device", _KERNELS)
+ZEN_INT8_EXPERTS = TouchPoint(_CPU_EXPERTS, "ZenCPUExpertsInt8._supports_current_device", _KERNELS)
+MXFP4_EXPERTS = TouchPoint(_CPU_EXPERTS, "CPUExpertsMxfp4._supports_current_device", _KERNELS)
+
 FOR_LOADING = (
     CREATE_CONFIG,
     CONFIG_HASH,
@@ -305,6 +320,20 @@ FOR_TELLING = (OUTPUTS_HAVE_VERSIONS,)
 NICE_TO_HAVE = (CALL_ALL_ENGINES, CLI_LOGGING)
 """Older vLLM lacks these. Without the first, servers of several engines can't swap; where the second is missing there
 are no such options."""
+
+FOR_KERNELS = (
+    INT4_WEIGHTS,
+    FP8_BLOCKS,
+    FP8_BLOCKS_AND_INPUTS,
+    FP8_EXPERTS,
+    FP8_EXPERTS_AND_INPUTS,
+    INT4_EXPERTS,
+    ZEN_INT4_EXPERTS,
+    INT8_EXPERTS,
+    ZEN_INT8_EXPERTS,
+    MXFP4_EXPERTS,
+)
+"""Without these a quantised checkpoint that this machine's CPU can't serve is not refused before it is loaded."""
 
 FOR_ROUTES = (ENDPOINT_PLUGINS,)
 """Without any one of these a server has no routes of ours: its patches are those that it was started with."""

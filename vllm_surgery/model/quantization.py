@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
@@ -30,6 +31,11 @@ _BY_METHOD: dict[str, Codes] = {
 }
 _METHOD_OF_GROUPS = "compressed-tensors"
 
+_SPARED = ("ignore", "modules_to_not_convert", "ignored_layers", "exclude_modules", "dynamic")
+"""Keys under which configs name modules, or patterns of them, that aren't quantised."""
+
+_ROUTED = re.compile(r"(?<!shared_)experts?\b")
+
 METHODS = "what fp8, compressed-tensors (FP8, INT8, packed integers), gptq, awq and mxfp4 make of weights"
 """The known schemes in words."""
 
@@ -45,6 +51,7 @@ class Scheme:
         one_scale: whether each weight has one scale for all its codes.
         per_word: packed codes to a 32-bit word; None where they aren't packed that way.
         transposed: whether codes are packed along the outputs (AWQ), not along the inputs.
+        spares_experts: whether routed experts are named among what isn't quantised.
     """
 
     method: str
@@ -53,6 +60,7 @@ class Scheme:
     one_scale: bool = False
     per_word: int | None = None
     transposed: bool = False
+    spares_experts: bool = False
 
     def signs_codes(self, kind: Kind) -> bool:
         """True if a unit's sign goes on codes: they have one, or there is no scale of the unit's own."""
@@ -70,9 +78,7 @@ class Scheme:
             return None
         method = str(section.get("quant_method", "unnamed"))
         if method == _METHOD_OF_GROUPS:
-            return (
-                cls(method, None) if section.get("transform_config") else cls._of_groups(section.get("config_groups"))
-            )
+            return cls(method, None) if section.get("transform_config") else cls._of_groups(section)
         bits = section.get("bits", section.get("w_bit"))
         return cls(
             method,
@@ -80,10 +86,12 @@ class Scheme:
             blocks=section.get("weight_block_size") is not None,
             per_word=_per_word(bits),
             transposed="awq" in method,
+            spares_experts=_spares_experts(section),
         )
 
     @classmethod
-    def _of_groups(cls, groups: object) -> Scheme:
+    def _of_groups(cls, section: dict[str, Any]) -> Scheme:
+        groups = section.get("config_groups")
         weights = [
             found for group in (groups.values() if isinstance(groups, dict) else ()) if (found := _weights(group))
         ]
@@ -95,6 +103,7 @@ class Scheme:
             blocks=any(item.get("strategy") == "block" for item in weights),
             one_scale=bool(weights) and all(item.get("strategy") == "tensor" for item in weights),
             per_word=_per_word(bits.pop()) if len(bits) == 1 else None,
+            spares_experts=_spares_experts(section),
         )
 
 
@@ -104,6 +113,12 @@ def _section(config: dict[str, Any]) -> dict[str, Any] | None:
     keys = ("quantization_config", "compression_config")
     found = (place.get(key) for place in places for key in keys)
     return next((section for section in found if isinstance(section, dict)), None)
+
+
+def _spares_experts(section: dict[str, Any]) -> bool:
+    lists = (section.get(key) for key in _SPARED)
+    spared = [str(name) for names in lists if isinstance(names, list | dict) for name in names]
+    return any(_ROUTED.search(name) for name in spared)
 
 
 def _weights(group: object) -> dict[str, Any]:

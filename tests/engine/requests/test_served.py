@@ -57,7 +57,7 @@ def at_start(server: Server) -> None:
 
 @pytest.fixture
 def client(server: Server) -> openai.OpenAI:
-    return openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
+    return openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=None)
 
 
 def put(server: Server, **asked: Any) -> httpx.Response:

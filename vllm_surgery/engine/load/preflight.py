@@ -3,13 +3,15 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vllm_surgery.engine.kernels import missing_kernel
 from vllm_surgery.engine.requests.support import check_support
 from vllm_surgery.engine.server_config import model_facts, requested_patches
 from vllm_surgery.engine.settings import Settings
-from vllm_surgery.errors import EngineError
+from vllm_surgery.errors import CheckpointError, EngineError
 from vllm_surgery.model.checkpoint import ModelFolder
 from vllm_surgery.patch.units import MASK
 from vllm_surgery.planning.check import check_patches
@@ -61,6 +63,19 @@ def preflight_slots(patches: PatchSet, vllm_config: Any) -> None:
         Planner(patches, model_facts(vllm_config), for_slots=True)
 
 
+def check_kernels(vllm_config: Any) -> None:
+    """Refuses a quantised model that vLLM could load and not compute on this machine, patched or not.
+
+    Raises:
+        EngineError: one line that names the kernel.
+    """
+    if vllm_config.model_config.quantization is None:
+        return
+    with suppress(CheckpointError):  # Of a model that isn't understood nothing is known.
+        if kernel := missing_kernel(model_facts(vllm_config)):
+            raise EngineError(f"{vllm_config.model_config.model}: this machine's vLLM has {kernel.reason}")
+
+
 def _changes_experts(patches: PatchSet) -> bool:
     return any(item.kind == "experts" and item.gain != MASK for item in patches.assignments())
 
@@ -73,6 +88,7 @@ def preflight_hook(original: Callable[..., Any]) -> Callable[..., Any]:
 
     def create_engine_config(self: Any, *args: Any, **kwargs: Any) -> Any:
         vllm_config = original(self, *args, **kwargs)
+        check_kernels(vllm_config)
         patches = requested_patches(vllm_config)
         slots = Settings.of(vllm_config.additional_config).slots
         if slots:
