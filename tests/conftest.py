@@ -16,7 +16,7 @@ from vllm_surgery.demo.model import default_folder, make_demo_model
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-pytest_plugins = ["tests.watchdog"]
+pytest_plugins = ["tests.longest_first", "tests.watchdog"]
 
 # Tests run side by side, and threads of several processes that wait for each other spin. Read when torch is imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
