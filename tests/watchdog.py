@@ -86,9 +86,10 @@ class Watch:
 
     def _is_stuck(self) -> bool:
         """Looks until the test has ended or is stuck."""
-        slept, begin = 0, _Look()
-        while not self._ended.wait(1):
+        slept, begin = 0, None
+        while not self._ended.wait(1):  # Most tests are over before the first look, and pay for none.
             look = _Look()
+            begin = begin or look
             slept += not look.wants
             if slept >= self._looks:
                 self._said = f"nothing of this test wanted a CPU or a disk in {slept} of the looks at it"
