@@ -71,7 +71,7 @@ def gain_gradients(  # noqa: PLR0913 - all but three have defaults
     Args:
         folder: the model's; without quantised weights. It must fit the device's memory in float32.
         looping: transcripts that end in a loop, at least one; the rows inside the loop count.
-        healthy: sound transcripts, at least one; the rows of the answer count, before a loop if there is one.
+        healthy: other transcripts, at least one; the rows of the answer count, before a loop if there is one.
         right: transcripts of right answers; all rows of the answer count.
         draws: samples of next tokens for each healthy transcript.
         seed: of these samples. The same inputs give the same result on the same machine.

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from vllm_surgery.patch.units import UnitBlock
 
 MAX_PASSAGES = 32
-"""Transcripts that are looked into, of looping and of sound ones each: means over more hardly move."""
+"""Transcripts that are looked into, of those that loop and of those that don't: means over more hardly move."""
 
 
 @dataclass(frozen=True)
@@ -60,10 +60,10 @@ class Ranker:
         """
         transcripts = passages(records, OfflineBackend(self.llm).tokens_before)
         looping = [one for one in transcripts if one.repeats is not None][:MAX_PASSAGES]
-        sound = [one for one in transcripts if one.repeats is None][:MAX_PASSAGES]
+        healthy = [one for one in transcripts if one.repeats is None][:MAX_PASSAGES]
         if not looping:
             return Attribution([], [], ["no loop is long enough to look into"])
-        active = self._by_activity([*looping, *sound])
+        active = self._by_activity([*looping, *healthy])
         singles, sets, notes = self._by_gradients(looping)
         return Attribution(interleave([singles, active], matter, self.settings.singles), sets, notes)
 
@@ -90,7 +90,9 @@ class Ranker:
 
     def _right(self) -> list[Passage]:
         """Right answers to tasks as transcripts. Whether they loop later, or were cut, is of no matter here."""
-        return self._sound((record.prompt, record.token_ids) for record in self.evaluator.right() if record.token_ids)
+        return self._as_passages(
+            (record.prompt, record.token_ids) for record in self.evaluator.right() if record.token_ids
+        )
 
     def _targets(self) -> list[float]:
         return [target for target in KL_TARGETS if target <= self.settings.max_kl] or [self.settings.max_kl]
@@ -98,10 +100,10 @@ class Ranker:
     def _healthy(self) -> list[Passage]:
         """The reference replies as transcripts."""
         encode = OfflineBackend(self.llm).encode
-        return self._sound((probe.prompt, encode(probe.reply or "")) for _, probe in self.evaluator.texts)
+        return self._as_passages((probe.prompt, encode(probe.reply or "")) for _, probe in self.evaluator.texts)
 
-    def _sound(self, answers: Iterable[tuple[str, list[int]]]) -> list[Passage]:
-        """The transcripts of prompts and the tokens of sound answers to them."""
+    def _as_passages(self, answers: Iterable[tuple[str, list[int]]]) -> list[Passage]:
+        """Transcripts of prompts, each with the tokens of an answer that doesn't loop."""
         before = OfflineBackend(self.llm).tokens_before
         prompts = [(before(prompt), answer) for prompt, answer in answers]
         return [Passage(prompt + answer, len(prompt)) for prompt, answer in prompts]

@@ -119,10 +119,10 @@ class CandidateEvaluator:
         source = random.Random(self._settings.seed)  # noqa: S311 - a draw that anybody may repeat
         source.shuffle(greedy)
         looping = [job for job in greedy if loops(known[PairKey(*job.key[1:])])]
-        sound = [job for job in greedy if job not in looping]
+        others = [job for job in greedy if job not in looping]
         rest = [job for job in self.jobs if job.key.cell != GREEDY]
         source.shuffle(rest)
-        self.jobs = [*_two_to_one(looping, sound), *rest]
+        self.jobs = [*_two_to_one(looping, others), *rest]
         return [known[PairKey(*job.key[1:])] for job in self.jobs]
 
     def right(self) -> list[Record]:
