@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import sys
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from vllm_surgery.engine import touchpoints
@@ -62,10 +63,14 @@ class Kernel:
         return f"no kernel for {self.serves} ({self.name}), which needs {self.needs}, or a GPU"
 
 
+function_name = attrgetter("__name__")
+"""Python's own word for a function, which no version of vLLM can lack."""
+
+
 def _has_op(wrapper: Any) -> bool:
     import torch
 
-    return hasattr(torch.ops._C, wrapper.__name__)
+    return hasattr(torch.ops._C, function_name(wrapper))
 
 
 def _is_supported(ask: Any) -> bool:
