@@ -15,7 +15,7 @@ from vllm_surgery.client.protocol import SwapReport, SwapTimes
 from vllm_surgery.client.traffic import LoopCounts, PatchTraffic, Swaps, Traffic, rate_of
 from vllm_surgery.engine.metrics import Metrics
 from vllm_surgery.engine.monitoring.metrics import LoopMetrics
-from vllm_surgery.engine.monitoring.request import Answer
+from vllm_surgery.engine.monitoring.request import CountedAnswer
 from vllm_surgery.engine.swap.metrics import InstrumentedSwapper
 from vllm_surgery.errors import ConflictError, UsageError
 from vllm_surgery.intervals import Estimate
@@ -50,7 +50,7 @@ class Server:
         self.loops.spent(patch, tokens, 0.001)
         found = tuple((Loop(kind, tokens - 10, 2, 5.0, tokens, outcome), patch) for kind, outcome in loops)
         spent = {(kind, patch): 10 for kind, _ in loops}
-        self.loops.ended(Answer("stop", patch, tokens, found, spent))
+        self.loops.ended(CountedAnswer("stop", patch, tokens, found, spent))
 
 
 @pytest.fixture
@@ -70,7 +70,7 @@ def test_loops_are_told_by_patch_and_kind(server: Server) -> None:
     first, second = server.traffic.patches
     assert (first.patch, first.answers, first.tokens) == ("a@1", 10, 1000)
     assert (second.patch, second.answers, second.tokens) == ("none", 1, 100)
-    assert [loops.kind for loops in first.loops] == ["verbatim", "decay", "doom"]
+    assert [loops.kind for loops in first.loops] == ["verbatim", "decay", "collapse", "doom"]
     assert of_kind(first, "verbatim") == LoopCounts("verbatim", 1, 1, 0, 10, rate_of(1, 10), 0.01)
     assert of_kind(first, "decay") == LoopCounts("decay", 1, 0, 0, 10, rate_of(1, 10), 0.01)
     assert of_kind(first, "doom") == LoopCounts("doom", 0, 0, 0, 0, rate_of(0, 10), 0.0)
@@ -125,7 +125,7 @@ def test_swaps_are_told_by_how_they_ended(server: Server) -> None:
 
 def test_models_of_one_server_are_added_up(server: Server) -> None:
     server.answer("none")
-    LoopMetrics(server.metrics, "other").ended(Answer("stop", "none", 5, (), {}))
+    LoopMetrics(server.metrics, "other").ended(CountedAnswer("stop", "none", 5, (), {}))
     assert [(patch.patch, patch.answers) for patch in server.traffic.patches] == [("none", 2)]
 
 

@@ -15,9 +15,10 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
 from tests.engine.monitoring.watched import samples
 from vllm_surgery.engine.metrics import OTHER, PATCHES_KEPT, Metrics, Spec, process_metrics
 from vllm_surgery.engine.monitoring.metrics import LoopMetrics
+from vllm_surgery.loops import KINDS, Loop
 
 if TYPE_CHECKING:
-    from vllm_surgery.engine.monitoring.request import Answer
+    from vllm_surgery.engine.monitoring.request import CountedAnswer
 
 SEEN = Spec(Counter, "vllm_surgery_seen_total", "Things seen.", ("colour",))
 THERE = Spec(Gauge, "vllm_surgery_there", "Things that are there.", options={"multiprocess_mode": "livesum"})
@@ -97,7 +98,7 @@ def test_counters_of_a_patch_begin_at_zero_so_that_a_rate_misses_nothing(registr
     LoopMetrics(Metrics(registry), "tiny").open("none")
     shown = samples(registry, zeros=True)
     assert set(shown.values()) == {0}
-    assert {("loops_total", kind, "terminal", "none") for kind in ("verbatim", "decay", "doom")} <= set(shown)
+    assert {("loops_total", kind, "terminal", "none") for kind in KINDS} <= set(shown)
 
 
 def test_the_page_stays_small_with_all_patches_that_are_kept(registry: CollectorRegistry) -> None:
@@ -109,12 +110,11 @@ def test_the_page_stays_small_with_all_patches_that_are_kept(registry: Collector
     assert len(generate_latest(registry)) < 1_500_000
 
 
-def looped_in_every_kind(patch: str) -> Answer:
-    from vllm_surgery.engine.monitoring.request import Answer
-    from vllm_surgery.loops import KINDS, Loop
+def looped_in_every_kind(patch: str) -> CountedAnswer:
+    from vllm_surgery.engine.monitoring.request import CountedAnswer
 
     loops = tuple((Loop(kind, 10, 3, 5.0, 25, "terminal"), patch) for kind in KINDS)
-    return Answer("length", patch, 25, loops, {(kind, patch): 15 for kind in KINDS})
+    return CountedAnswer("length", patch, 25, loops, {(kind, patch): 15 for kind in KINDS})
 
 
 COUNT_IN_A_PROCESS = """

@@ -20,7 +20,7 @@ from tests.engine.http.test_endpoint import FakeSwapper, Server
 from vllm_surgery.engine.http import endpoint
 from vllm_surgery.engine.metrics import Metrics
 from vllm_surgery.engine.monitoring.metrics import LoopMetrics
-from vllm_surgery.engine.monitoring.request import Answer
+from vllm_surgery.engine.monitoring.request import CountedAnswer
 from vllm_surgery.loops import Loop
 from vllm_surgery.patch.format import Patch
 
@@ -91,7 +91,9 @@ class Site:
         for _ in range(number):
             found = tuple((Loop(kind, tokens // 2, 2, 5.0, tokens, "terminal"), patch) for kind in kinds)
             self.loops.spent(patch, tokens, 0.001)
-            self.loops.ended(Answer("stop", patch, tokens, found, {(kind, patch): tokens // 2 for kind in kinds}))
+            self.loops.ended(
+                CountedAnswer("stop", patch, tokens, found, {(kind, patch): tokens // 2 for kind in kinds})
+            )
 
     @contextmanager
     def running(
