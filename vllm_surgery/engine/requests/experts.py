@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from vllm_surgery.engine import touchpoints
+from vllm_surgery.engine.requests.opaque import mask_logits, weigh_experts
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -99,27 +100,23 @@ def _not_local(path: str, runner: Any) -> str | None:
 
 
 def _masking(dispatch: Callable[..., Any], table: ExpertTable, tokens: TokenSlots, traced: bool) -> Callable[..., Any]:
+    masked, slots = table.masked, tokens.slots
+
     def maybe_dispatch(hidden_states: torch.Tensor, router_logits: torch.Tensor) -> Any:
         if traced or (tokens.any and table.has_masks):
-            router_logits = _masked(router_logits, table.masked[tokens.slots[: router_logits.shape[0]]])
+            router_logits = mask_logits(router_logits, masked, slots)
         return dispatch(hidden_states, router_logits)
 
     return maybe_dispatch
 
 
-def _masked(logits: torch.Tensor, masked: torch.Tensor) -> torch.Tensor:
-    """`logits`, ``[tokens, experts or more]``, with the lowest number for those that are `masked`."""
-    more = logits.shape[-1] - masked.shape[-1]  # Shared experts' logits may stand behind the routed ones'.
-    padded = torch.nn.functional.pad(masked, (0, more)) if more else masked
-    return logits.masked_fill(padded, torch.finfo(logits.dtype).min)
-
-
 def _gaining(route: Callable[..., Any], table: ExpertTable, tokens: TokenSlots, traced: bool) -> Callable[..., Any]:
+    gains, slots = table.gains, tokens.slots
+
     def compute_routing(*args: Any, **kwargs: Any) -> Any:
         weights, experts = route(*args, **kwargs)
         if traced or (tokens.any and table.has_gains):
-            slots = tokens.slots[: weights.shape[0], None]
-            weights = (weights * table.gains[slots, experts.long()]).to(weights.dtype)
+            weights = weigh_experts(weights, experts, gains, slots)
         return weights, experts
 
     return compute_routing

@@ -154,14 +154,12 @@ def _install_neurons(slots: WorkerSlots, model: Any, *, shared: bool) -> None:
 def _install_experts(slots: WorkerSlots, model: Any) -> None:
     if not touchpoints.MASKING.there:
         return
-    # On CPUs the kernels for experts are called from Python at every step, compiled or not.
-    traced = slots.traced and slots.tokens.slots.device.type != "cpu"
     for layer, runners in Layers(model).runners(touchpoints.MASKING.owner()).items():
         if len(runners) > 1:
             slots.reasons["experts", layer] = f"layer {layer} has more than one router"
             continue
         slots.experts[layer] = install_experts(
-            MaskableRouter(layer, *runners[0]), slots.count + 1, slots.tokens, traced=traced
+            MaskableRouter(layer, *runners[0]), slots.count + 1, slots.tokens, traced=slots.traced
         )
 
 
