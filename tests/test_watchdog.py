@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 import pytest
@@ -47,7 +48,8 @@ def test_a_test_that_sleeps_for_ever_is_ended_where_it_stands_and_the_next_one_r
         "    thread.join()\n"
         "def test_that_passes(): pass"
     )
-    assert said.count("Stuck: nothing of this test wanted a CPU or a disk in 2 of the looks at it") == 2
+    # Once where it happened; a summary below may tell it again.
+    assert len(re.findall(r"^E +\S*Stuck: nothing of this test wanted a CPU or a disk in 2 of", said, re.M)) == 2
     assert "thread vladimir:" in said, "what other threads do is told too"
     assert "    thread.join()" in said
     assert "1 failed, 1 passed, 1 error" in said
