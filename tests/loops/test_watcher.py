@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 
 from tests.loops.test_decay import FRAMES, HEALTHY, KNOWN, STUCK, listed
 from tests.loops.test_doom import BEGINNING, circling, headway
-import vllm_surgery.loops
+from tests.memory import held
+from vllm_surgery import loops
 from vllm_surgery.loops import Loop, TokenTable, Watcher, detect
 from vllm_surgery.loops.answers import read_answers
 
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 
 LIMIT = 16 * 1024
 """Bytes a request."""
-PACKAGE = Path(vllm_surgery.loops.__file__).parent
 
 
 def mixture(seed: int) -> str:
@@ -122,12 +122,6 @@ def test_without_numba_the_same_is_found() -> None:
     assert any(json.loads(done.stdout))
 
 
-def held() -> int:
-    """Bytes that this package asked for and holds; other threads of the tests' process ask for some too."""
-    traces = tracemalloc.take_snapshot().filter_traces([tracemalloc.Filter(True, f"{PACKAGE}/*")])
-    return sum(trace.size for trace in traces.traces)
-
-
 def grown(watchers: list[Watcher], rounds: int) -> int:
     """Bytes that watchers hold after `rounds` of tokens."""
     random = Random(5)
@@ -135,14 +129,14 @@ def grown(watchers: list[Watcher], rounds: int) -> int:
         tokens = [random.randrange(3) for _ in range(50)] * 5 + [random.randrange(50_000) for _ in range(50)]
         for watcher in watchers:
             watcher.feed(tokens)
-    return held()
+    return held(loops)
 
 
 def test_memory_is_bounded_per_request() -> None:
     table = TokenTable(["a", "\n", "1. "])
     detect([0, 1, 2] * 500, table)
     tracemalloc.start()
-    before = held()
+    before = held(loops)
     watchers = [Watcher(table) for _ in range(50)]
     short = grown(watchers, 10)
     assert (short - before) / 50 < LIMIT
@@ -166,9 +160,9 @@ def test_ten_thousand_requests_leave_nothing_behind() -> None:
     tracemalloc.start()
     for _ in range(100):
         detect(tokens[:200], table)
-    few = held()
+    few = held(loops)
     for _ in range(9_900):
         detect(tokens[:200], table)
-    many = held()
+    many = held(loops)
     tracemalloc.stop()
     assert many - few < 1024
