@@ -28,11 +28,11 @@ if TYPE_CHECKING:
 
 
 REQUEST_PATCH = "_vllm_surgery_patch"
-"""Where vLLM's state of a request says the id of its patch, if requests have patches of their own."""
+"""The attribute of vLLM's state of a request that says the id of its patch, if requests have patches of their own."""
 
 
 def input_processor_hook(original: Callable[..., Any]) -> Callable[..., Any]:
-    """Around `InputProcessor.__init__`. Where no slots are asked for, the processor is as vLLM made it."""
+    """Wraps `InputProcessor.__init__`. Where no slots are asked for, the processor is as vLLM made it."""
 
     def __init__(self: Any, vllm_config: Any, *args: Any, **kwargs: Any) -> None:  # noqa: N807
         original(self, vllm_config, *args, **kwargs)
@@ -46,12 +46,12 @@ def input_processor_hook(original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def offered(patches: PatchSet) -> Offered:
-    """What requests can choose, of a patch set; of the empty one, no patch."""
+    """Makes the choice that a patch set is to requests; the empty one is no patch."""
     return Offered(name_of(patches), patches.id, digest_of(patches)) if patches else UNPATCHED
 
 
 def offer_at_start(patches: PatchSet) -> Offer:
-    """What a server offers that was started with these patches."""
+    """Makes the offer of a server that was started with these patches."""
     if not patches:
         return Offer()
     item = offered(patches)
@@ -59,7 +59,7 @@ def offer_at_start(patches: PatchSet) -> Offer:
 
 
 def _admitting(original: Callable[..., Any], board: Board) -> Callable[..., Any]:
-    """Around `InputProcessor.process_inputs`."""
+    """Wraps `InputProcessor.process_inputs`."""
 
     def process_inputs(request_id: str, *args: Any, **kwargs: Any) -> Any:
         request = original(request_id, *args, **kwargs)
@@ -96,7 +96,7 @@ def _chosen(given: dict[str, Any], request_id: str, offer: Offer) -> Offered:
 
 
 def refusal(reason: str, value: object) -> Exception:
-    """What vLLM answers with HTTP status 400."""
+    """Makes the error that vLLM answers with HTTP status 400."""
     error: Exception = touchpoints.VALIDATION_ERROR.get()(reason, parameter=CHOICE_KEY, value=value)
     return error
 
@@ -114,6 +114,6 @@ def patch_id(processor: Any, request: Any) -> str | None:
 
 
 def board_of(processor: Any) -> Board | None:
-    """What is known in this process of what is offered; None where this server has no slots."""
+    """Finds this process's board; None where this server has no slots."""
     found: Board | None = getattr(processor, BOARD, None)
     return found

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What one API server's process knows of what is offered, and how several of one server know the same.
+"""The board: an API server's process knows from it what is offered, and several of one server know the same.
 
 A request's answer says its patch before the engine has seen it, so each process resolves names and defaults itself.
 Where several share a server, they share a file: whoever changes the slots writes it before it answers, and each looks
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 BOARD = "_vllm_surgery_board"
-"""Where vLLM's `InputProcessor` keeps the `Board` of its process."""
+"""The attribute of vLLM's `InputProcessor` that keeps the `Board` of its process."""
 
 
 class Board:
@@ -39,7 +39,7 @@ class Board:
         self._mark: tuple[int, int] | None = None
 
     def offer(self) -> Offer:
-        """What is offered, as far as this process can know."""
+        """The offer, as far as this process can know."""
         if self._file is not None:
             self._read(self._file)
         return self._offer

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which patch a request gets: what can be chosen, what was chosen, and the default.
+"""The choice of a request's patch: what can be chosen, what was chosen, and the default.
 
 Pure data, the same in every process: API servers and engines that hold the same `Offer` choose the same patch.
 """
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
 CHOICE_KEY = "patch"
-"""What a request says in `vllm_xargs` (or `SamplingParams.extra_args`): the name of a patch."""
+"""The key of `vllm_xargs` (or `SamplingParams.extra_args`) by which a request names a patch."""
 
 PINNED_KEY = "vllm_surgery_patch"
-"""What it becomes at admission: the patch's digest, empty for none. From then on nothing changes it."""
+"""The key that takes its place at admission: the patch's digest, empty for none. From then on nothing changes it."""
 
 _DRAWS = float(1 << 64)
 
@@ -50,7 +50,7 @@ UNPATCHED = Offered(NO_PATCH, NO_PATCH, "")
 
 @dataclass(frozen=True)
 class Offer:
-    """What a server offers its requests.
+    """The patches that a server offers its requests, and the default.
 
     Attributes:
         patches: those in slots, by name.
@@ -118,7 +118,7 @@ class Offer:
         return UNPATCHED
 
     def default(self, key: str) -> Offered:
-        """What a request gets that names no patch.
+        """Draws the patch of a request that names none.
 
         Args:
             key: who asks, such as the request's id. The same key gets the same patch as long as the shares stay, and

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a slot holds: gains and constants by unit, as plain data that crosses processes."""
+"""The content of a slot: gains and constants by unit, as plain data that crosses processes."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ if TYPE_CHECKING:
     from vllm_surgery.planning.planner import UnitGains
 
 NO_ADDEND = -0.0
-"""What may be added to any number, negative zero too, and leaves each bit of it as it is."""
+"""The one number that may be added to any, negative zero too, and leaves each bit of it as it is."""
 
 
 @dataclass(frozen=True)
 class LayerGains:
-    """What happens to some units of one layer.
+    """Gains and addends of some units of one layer.
 
     Attributes:
         count: how many units the layer has.
@@ -38,7 +38,7 @@ class LayerGains:
 
 @dataclass(frozen=True)
 class SlotContent:
-    """What one patch set does to the requests that choose it.
+    """Gains, addends and masks that one patch set gives the requests that choose it.
 
     Attributes:
         id: of the patch set.
@@ -85,7 +85,7 @@ class SlotContent:
 
 
 def content_of(patches: PatchSet, planned: tuple[UnitGains, ...], units: int) -> SlotContent:
-    """What a slot holds for `patches`.
+    """Makes the content of a slot from a plan.
 
     Args:
         patches: what was planned.

@@ -21,7 +21,7 @@ LEDGER_METHOD = "vllm_surgery_ledger"
 """The name under which `Ledger.answer` is a method of the engine, for API servers."""
 
 START = "start"
-"""What the change is called that fills the slots of a server that starts."""
+"""The token of the change that fills the slots of a server that starts."""
 
 
 def attach_ledger(core: Any, count: int, fill: Fill | None) -> Ledger:
@@ -58,7 +58,7 @@ def _running(core: Any) -> Iterator[str]:
 
 
 def _preprocessing(original: Callable[..., Any], ledger: Ledger) -> Callable[..., Any]:
-    """Around `EngineCore.preprocess_add_request`, which runs in the thread that takes requests in."""
+    """Wraps `EngineCore.preprocess_add_request`, which runs in the thread that takes requests in."""
 
     def preprocess_add_request(request: Any) -> Any:
         if request.sampling_params is None:
@@ -83,7 +83,7 @@ def _pin(request: Any, ledger: Ledger) -> None:
 
 
 def _adding(original: Callable[..., Any], ledger: Ledger) -> Callable[..., Any]:
-    """Around `EngineCore.add_request`, which queues a request, or refuses it."""
+    """Wraps `EngineCore.add_request`, which queues a request, or refuses it."""
 
     def add_request(request: Any, *args: Any, **kwargs: Any) -> Any:
         try:

@@ -81,7 +81,7 @@ def install_experts(router: MaskableRouter, slots: int, tokens: TokenSlots, *, t
 
 
 def _no_gains(path: str, runner: Any) -> str | None:
-    """Why a gain on the router's weight isn't a gain of the expert's output here."""
+    """The reason why a gain on the router's weight isn't a gain of the expert's output here; None where it is."""
     if runner.is_monolithic:
         return f"{path}: its kernel chooses and weighs experts by itself, so in slots they can have masks but no gains"
     if getattr(runner.routed_experts, "apply_router_weight_on_input", False):

@@ -42,7 +42,7 @@ def install_model_names() -> None:
 
 
 def check_model_hook(original: Callable[..., Any]) -> Callable[..., Any]:
-    """Around `BaseServing._check_model`: chooses, and pins what it chose."""
+    """Wraps `BaseServing._check_model`: chooses, and pins what it chose."""
 
     async def _check_model(self: Any, request: Any) -> Any:
         board = board_of(getattr(self.models, "input_processor", None))
@@ -75,7 +75,7 @@ def _choose(models: Any, request: Any, offer: Offer) -> Offered | None:
 
 
 def _by_model(models: Any, request: Any, offer: Offer) -> Offered | None:
-    """What the model's name chooses; the request then has the name without it."""
+    """Finds the patch that the model's name chooses; the request then has the name without it."""
     named = request.model
     if not named or MARK not in named or _is_known(models, named):
         return None
@@ -119,7 +119,7 @@ def _refused(message: str, param: str) -> _Refused:
 
 
 def _key(request: Any) -> str:
-    """By which a default is drawn: the user, so that one stays with one patch, else the request."""
+    """The key by which a default is drawn: the user, so that one stays with one patch, else the request."""
     user = getattr(request, "user", None)
     return f"user:{user}" if user else str(given_request_id() or getattr(request, "request_id", None) or id(request))
 
@@ -143,7 +143,7 @@ def _pin(request: Any, chosen: Offered) -> None:
 
 
 def show_models_hook(original: Callable[..., Any]) -> Callable[..., Any]:
-    """Around `OpenAIServingModels.show_available_models`: lists every model with every patch."""
+    """Wraps `OpenAIServingModels.show_available_models`: lists every model with every patch."""
 
     async def show_available_models(self: Any) -> Any:
         models = await original(self)
@@ -161,7 +161,7 @@ def _card(base: Any, patch: str) -> Any:
 
 
 def model_name_hook(original: Callable[..., Any]) -> Callable[..., Any]:
-    """Around `OpenAIServingModels.model_name`: answers name the model as the request did."""
+    """Wraps `OpenAIServingModels.model_name`: answers name the model as the request did."""
 
     def model_name(self: Any, lora_request: Any = None) -> str:
         name: str = original(self, lora_request)

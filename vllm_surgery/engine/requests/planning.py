@@ -28,7 +28,7 @@ class SlotPlanner:
         self._folder: ModelFolder | None = None
 
     def fill(self, patches: PatchSet, *, kept: bool = True) -> Fill:
-        """What is to be filled for a patch set.
+        """Plans a patch set for a slot.
 
         Args:
             patches: at least one.

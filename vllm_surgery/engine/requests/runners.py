@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where vLLM's two model runners know the order of a step's tokens.
+"""Hooks on vLLM's two model runners, which know the order of a step's tokens.
 
 Hooks are put on one runner, not on its class: where no slots are asked for, none is there.
 """
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 
+from vllm_surgery.engine import touchpoints
 from vllm_surgery.engine.requests.choice import pinned
 from vllm_surgery.errors import EngineError
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from vllm_surgery.engine.requests.tokens import TokenSlots
+    from vllm_surgery.engine.touchpoints import TouchPoint
 
     SlotOf: TypeAlias = Callable[[str], int]
     """The slot of a digest."""
@@ -26,21 +28,18 @@ if TYPE_CHECKING:
 Version: TypeAlias = Literal["V1", "V2"]
 """Of vLLM's model runners."""
 
-METHODS: dict[Version, tuple[str, ...]] = {
-    "V1": ("_prepare_inputs",),
-    "V2": ("add_requests", "prepare_inputs", "_remove_request"),
-}
-"""By which each is told, and which are wrapped."""
+_HOOKS: dict[Version, tuple[TouchPoint, ...]] = {"V1": touchpoints.FOR_V1_SLOTS, "V2": touchpoints.FOR_V2_SLOTS}
+"""The methods that are wrapped, by which each is told."""
 
 
 def version_of_runner(runner: Any) -> Version:
-    """Which of vLLM's model runners this is.
+    """Tells which of vLLM's model runners this is.
 
     Raises:
         EngineError: neither.
     """
-    for version, methods in METHODS.items():
-        if all(hasattr(runner, name) for name in methods):
+    for version, points in _HOOKS.items():
+        if all(hasattr(runner, point.name) for point in points):
             return version
     raise EngineError(f"{type(runner).__name__} is no model runner that is known, so requests can't have slots")
 
@@ -58,24 +57,24 @@ def install_runner(runner: Any, tokens: TokenSlots, slot_of: SlotOf) -> Version:
     """
     version = version_of_runner(runner)
     if version == "V1":
-        _wrap(runner, "_prepare_inputs", _v1_step(runner, tokens, slot_of))
+        _wrap(runner, touchpoints.V1_INPUTS, _v1_step(runner, tokens, slot_of))
         return version
     digests: dict[str, str] = {}
-    _wrap(runner, "add_requests", _v2_added(digests))
-    _wrap(runner, "prepare_inputs", _v2_step(digests, tokens, slot_of))
-    _wrap(runner, "_remove_request", _v2_removed(digests))
+    _wrap(runner, touchpoints.V2_ADD, _v2_added(digests))
+    _wrap(runner, touchpoints.V2_INPUTS, _v2_step(digests, tokens, slot_of))
+    _wrap(runner, touchpoints.V2_REMOVE, _v2_removed(digests))
     return version
 
 
-def _wrap(runner: Any, name: str, after: Callable[..., None]) -> None:
-    original = getattr(runner, name)
+def _wrap(runner: Any, point: TouchPoint, after: Callable[..., None]) -> None:
+    original = point.of(runner)
 
     def wrapped(*args: Any, **kwargs: Any) -> Any:
         result = original(*args, **kwargs)
         after(result, *args, **kwargs)
         return result
 
-    setattr(runner, name, wrapped)
+    setattr(runner, point.name, wrapped)
 
 
 def _v1_step(runner: Any, tokens: TokenSlots, slot_of: SlotOf) -> Callable[..., None]:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether a server can give each request a patch of its own, found out before it starts."""
+"""The refusal, before it starts, of a server that can't give each request a patch of its own."""
 
 from __future__ import annotations
 

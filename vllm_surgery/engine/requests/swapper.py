@@ -37,10 +37,10 @@ if TYPE_CHECKING:
     from vllm_surgery.engine.swap.transaction import Engine
 
     Plan = Callable[[PatchSet, bool], Awaitable[Fill]]
-    """What is to be filled for a patch set, and whether it stays when it is no longer the default."""
+    """Plans a patch set for a slot; says whether it stays when it is no longer the default."""
 
 SHARED = "shares"
-"""What is active where the default is drawn. No patch has it for an id, since ids have a digest."""
+"""The id that is active where the default is drawn. No patch has it for an id, since ids have a digest."""
 
 
 class SlotSwapper:
@@ -57,7 +57,7 @@ class SlotSwapper:
         self._weights = SwapCoordinator(engine)
 
     async def status(self) -> ServedStatus:
-        """What requests get that choose no patch.
+        """The default: the patch of requests that choose none.
 
         Raises:
             EngineError: ranks or engines don't agree, or the plugin isn't in them.
@@ -138,7 +138,7 @@ class SlotSwapper:
         return await SwapCoordinator(holding).swap(patches, mode=mode)
 
     async def slots(self) -> SlotsState:
-        """What is in the slots, and who uses it."""
+        """The slots, and how many requests use each."""
         return slots_state(await self._leader.state())
 
     async def change(

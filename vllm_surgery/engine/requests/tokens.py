@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which slot each token of a step belongs to, in a tensor that never moves."""
+"""The slot of each token of a step, in a tensor that never moves."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from vllm_surgery.engine.requests.runners import Version
 
 SLOTS = "_vllm_surgery_slots"
-"""Where a worker keeps its `WorkerSlots`."""
+"""The attribute of a worker that keeps its `WorkerSlots`."""
 
 FILL_METHOD = "vllm_surgery_fill_slot"
 HOLD_METHOD = "vllm_surgery_hold"
@@ -194,7 +194,7 @@ def hold(worker: Any, digest: str) -> dict[str, Any]:
 
 
 def report_slots(worker: Any) -> dict[str, Any]:
-    """What `worker` has of slots, as plain data that crosses processes. Never raises."""
+    """Describes the slots of `worker`, as plain data that crosses processes. Never raises."""
     found: WorkerSlots | None = getattr(worker, SLOTS, None)
     if found is None:
         return {"slots": 0}
