@@ -10,7 +10,6 @@ from prometheus_client import Histogram
 
 from deploy.monitoring.promql import Matcher, PromqlError, Selector, read
 from vllm_surgery.engine.metric_catalog import LABEL_VALUES, SPECS
-from vllm_surgery.engine.metrics import LABELS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -87,7 +86,7 @@ def _check_value(metric: str, matcher: Matcher) -> None:
 
 def exposed(spec: Spec) -> dict[str, frozenset[str]]:
     """The names under which a metric's series are shown, with their labels."""
-    labels = frozenset({*LABELS, *spec.labels})
+    labels = frozenset(spec.all_labels)
     if spec.type is not Histogram:
         return {spec.name: labels}
     return {f"{spec.name}_bucket": labels | {"le"}, f"{spec.name}_sum": labels, f"{spec.name}_count": labels}

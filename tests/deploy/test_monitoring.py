@@ -27,6 +27,7 @@ from tests.deploy.prometheus import needs_prometheus, promtool
 from vllm_surgery.engine.metric_catalog import LABEL_VALUES, SPECS
 from vllm_surgery.engine.metrics import Metrics, Spec
 from vllm_surgery.engine.monitoring import metrics as loop_metrics
+from vllm_surgery.engine.requests import metrics as slot_metrics
 from vllm_surgery.engine.swap import metrics as swap_metrics
 from vllm_surgery.intervals import wilson
 
@@ -42,9 +43,8 @@ NEARLY = 2e-5
 
 
 def test_every_metric_of_the_code_is_listed() -> None:
-    defined = [
-        spec for module in (loop_metrics, swap_metrics) for spec in vars(module).values() if isinstance(spec, Spec)
-    ]
+    modules = (loop_metrics, swap_metrics, slot_metrics)
+    defined = [spec for module in modules for spec in vars(module).values() if isinstance(spec, Spec)]
     assert sorted(defined, key=id) == sorted(SPECS, key=id)
 
 
@@ -73,7 +73,8 @@ KNOWN = {name: labels for spec in SPECS for name, labels in exposed(spec).items(
 def count_everything(metrics: Metrics) -> None:
     """Makes one series of each metric."""
     for spec in SPECS:
-        series = metrics.series(spec, "m", "none", *("x" for _ in spec.labels))
+        labels = ["x" for _ in spec.labels]
+        series = metrics.series(spec, "m", "none", *labels) if spec.by_patch else metrics.total(spec, "m", *labels)
         getattr(series, {Counter: "inc", Gauge: "set", Histogram: "observe"}[spec.type])(1)
 
 

@@ -6,18 +6,19 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from vllm_surgery.engine.monitoring import metrics as loop_metrics
+from vllm_surgery.engine.requests import metrics as slot_metrics
 from vllm_surgery.engine.swap import metrics as swap_metrics
 from vllm_surgery.loops import KINDS
 
 if TYPE_CHECKING:
     from vllm_surgery.engine.metrics import Spec
 
-SPECS: tuple[Spec, ...] = (*loop_metrics.SPECS, *swap_metrics.SPECS)
+SPECS: tuple[Spec, ...] = (*loop_metrics.SPECS, *swap_metrics.SPECS, *slot_metrics.SPECS)
 
 LABEL_VALUES: dict[str, tuple[str, ...]] = {
     "kind": tuple(KINDS),
     "outcome": loop_metrics.OUTCOMES,
-    "state": swap_metrics.STATES,
+    "state": (*swap_metrics.STATES, *slot_metrics.STATES),
     "result": swap_metrics.RESULTS,
     "phase": swap_metrics.PHASES,
 }

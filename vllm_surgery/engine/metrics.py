@@ -19,8 +19,8 @@ from prometheus_client import REGISTRY, Counter, Gauge, Histogram
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
 
-LABELS = ("model_name", "patch")
-"""What every metric is labelled with."""
+MODEL, PATCH = "model_name", "patch"
+"""Labels: every metric has the first, and all that differ by patch have the second."""
 
 PATCHES_KEPT = 64
 """Patch ids that have series. At about 130 lines each, this keeps ``/metrics`` below 1.5 MB; a person won't swap more
@@ -40,8 +40,9 @@ class Spec:
         type: of prometheus_client's classes.
         name: as it reads on ``/metrics``. Never below ``vllm:``, whose metrics vLLM unregisters at its start.
         documentation: one line.
-        labels: beside `LABELS`.
+        labels: beside those that `MODEL` and `PATCH` are.
         options: for `type`. A gauge needs a ``multiprocess_mode``, for servers of several API processes.
+        by_patch: whether there is a series for each patch.
     """
 
     type: type[Counter] | type[Gauge] | type[Histogram]
@@ -49,6 +50,12 @@ class Spec:
     documentation: str
     labels: tuple[str, ...] = ()
     options: dict[str, Any] = field(default_factory=dict)
+    by_patch: bool = True
+
+    @property
+    def all_labels(self) -> tuple[str, ...]:
+        """All of a series' labels, in order."""
+        return (MODEL, *((PATCH,) if self.by_patch else ()), *self.labels)
 
 
 class Metrics:
@@ -94,6 +101,11 @@ class Metrics:
                 known[key] = self._collector(spec).labels(model_name, patch, *labels)
             return known[key]
 
+    def total(self, spec: Spec, model_name: str, *labels: str) -> Any:
+        """The one series of a metric that isn't by patch, made at first use."""
+        with self._lock:
+            return self._collector(spec).labels(model_name, *labels)
+
     def label(self, patch: str) -> str:
         """Value of the label ``patch``, for which there is room from now on."""
         with self._lock:
@@ -116,7 +128,7 @@ class Metrics:
     def _collector(self, spec: Spec) -> _Collector:
         if spec.name not in self._collectors:
             self._collectors[spec.name] = spec.type(
-                spec.name, spec.documentation, [*LABELS, *spec.labels], registry=self._registry, **spec.options
+                spec.name, spec.documentation, spec.all_labels, registry=self._registry, **spec.options
             )
         return self._collectors[spec.name]
 

@@ -26,6 +26,12 @@ def panels() -> Iterator[Data]:
     )
     yield from _swaps()
     yield timeseries(
+        "Slots",
+        "Those whose patch requests can choose, and those that are free. None on servers without slots.",
+        [query(value_of("vllm_surgery_slots", "instance, state", FLEET), "{{instance}} {{state}}")],
+        "short",
+    )
+    yield timeseries(
         "Answers not watched to their end",
         "Because a detector failed.",
         [query(increase_of("vllm_surgery_detector_errors_total", "instance", matchers=FLEET), "{{instance}}")],

@@ -18,6 +18,7 @@ from vllm_surgery.engine.requests.admission import board_of
 from vllm_surgery.engine.requests.engines import ServedLedgers
 from vllm_surgery.engine.requests.header import PatchHeader
 from vllm_surgery.engine.requests.leader import SlotLeader
+from vllm_surgery.engine.requests.metrics import SlotGauge
 from vllm_surgery.engine.requests.openai import install_model_names
 from vllm_surgery.engine.requests.planning import SlotPlanner
 from vllm_surgery.engine.requests.swapper import SlotSwapper
@@ -78,7 +79,7 @@ class SurgeryEndpoint:
         config = engine_client.vllm_config
         settings = Settings.of(config.additional_config)
         summary = _summary(config, args)
-        slots = self._slots(engine_client) if settings.slots else None
+        slots = self._slots(engine_client, summary.name) if settings.slots else None
         swapper = InstrumentedSwapper(slots or self._make_swapper(engine_client), process_metrics(), summary.name)
         with suppress(SurgeryError):  # For `/metrics`. What is wrong is told to whoever asks for the state.
             await swapper.status()
@@ -102,7 +103,7 @@ class SurgeryEndpoint:
             self._following.add_done_callback(_report_end)
             logger.info("vllm-surgery: following %s", ", ".join(paths))
 
-    def _slots(self, engine_client: Any) -> SlotSwapper:
+    def _slots(self, engine_client: Any, model_name: str) -> SlotSwapper:
         """Changes the slots of this server; from now on models can be named with a patch, and answers name theirs.
 
         Raises:
@@ -119,7 +120,8 @@ class SurgeryEndpoint:
         async def plan(patches: PatchSet, kept: bool) -> Fill:
             return await asyncio.to_thread(planner.fill, patches, kept=kept)
 
-        return SlotSwapper(ServedEngine(engine_client), SlotLeader(ServedLedgers(engine_client), board), plan)
+        leader = SlotLeader(ServedLedgers(engine_client), board, SlotGauge(process_metrics(), model_name).show)
+        return SlotSwapper(ServedEngine(engine_client), leader, plan)
 
 
 def _add_header(app: FastAPI) -> None:

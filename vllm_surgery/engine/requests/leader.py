@@ -14,7 +14,7 @@ from vllm_surgery.engine.rpc_errors import error_of
 from vllm_surgery.errors import ConflictError, EngineError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from vllm_surgery.engine.requests.board import Board
     from vllm_surgery.engine.requests.ledger import Change
@@ -26,7 +26,7 @@ class Engines(Protocol):
     """All engines of a server, or the one of a `vllm.LLM`."""
 
     async def ledger(self, step: str, token: str, payload: dict[str, Any]) -> list[dict[str, Any]]:
-        """What `Ledger.answer` gives on each."""
+        """Asks each engine's `Ledger.answer`."""
 
 
 @dataclass(frozen=True)
@@ -69,18 +69,19 @@ class SlotLeader:
     Args:
         engines: of the server.
         board: what this process offers its requests.
+        told: hears of the slots whenever they are known.
     """
 
-    def __init__(self, engines: Engines, board: Board) -> None:
-        self.engines, self._board = engines, board
+    def __init__(self, engines: Engines, board: Board, told: Callable[[SlotState], None] = lambda _: None) -> None:
+        self.engines, self._board, self._told = engines, board, told
 
     async def state(self) -> SlotState:
-        """What there is now.
+        """Asks all engines for their slots.
 
         Raises:
             EngineError: the engines don't agree.
         """
-        return _together(await self._all("state", "", {}))
+        return self._known(await self._all("state", "", {}))
 
     async def change(self, change: Change) -> Changed:
         """Carries out a change on every engine or on none. No request waits for it.
@@ -95,7 +96,7 @@ class SlotLeader:
         try:
             await self._all("prepare", token, change.to_data())
             filled = (time.perf_counter() - started) * 1000
-            state = _together(await self._all("commit", token, {}))
+            state = self._known(await self._all("commit", token, {}))
         except BaseException:
             with suppress(Exception):  # An engine that is gone needs no telling.
                 await self.engines.ledger("discard", token, {})
@@ -112,6 +113,11 @@ class SlotLeader:
         answers = await self._all("patches", "", {"digest": digest})
         found: list[dict[str, Any]] = answers[0]["patches"]
         return found
+
+    def _known(self, answers: Answers) -> SlotState:
+        state = _together(answers)
+        self._told(state)
+        return state
 
     async def _all(self, step: str, token: str, payload: dict[str, Any]) -> list[dict[str, Any]]:
         answers = await self.engines.ledger(step, token, payload)

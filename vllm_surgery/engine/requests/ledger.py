@@ -65,7 +65,7 @@ class Fill:
 
 @dataclass(frozen=True)
 class Change:
-    """What is to become of the slots.
+    """A change of the slots.
 
     Attributes:
         fills: patch sets to add.
@@ -162,11 +162,11 @@ class Ledger:
             self._admitted.pop(request_id, None)
 
     def users(self) -> Counter[str]:
-        """How many requests use each digest, from their admission to their end."""
+        """Counts the requests that use each digest, from their admission to their end."""
         return Counter([*self.running(), *self._admitted.values()])
 
     def state(self) -> dict[str, Any]:
-        """What there is, as plain data."""
+        """The slots, their users and the offer, as plain data."""
         with self._lock:
             users = self.users()
         return {
@@ -236,7 +236,7 @@ class Ledger:
             raise ConflictError("another swap is running")
 
     def _after(self, change: Change) -> tuple[Offer, frozenset[str]]:
-        """What is offered after a change, and which of it stays when it is no longer the default."""
+        """The offer after a change, and the names of it that stay when they are no longer the default."""
         for name in change.free:
             if name not in self.offer.patches:
                 raise UsageError(f"free: {self._unknown(name)}")
