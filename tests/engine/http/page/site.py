@@ -18,6 +18,7 @@ from vllm.entrypoints.serve.middleware.authenticate import AuthenticationMiddlew
 
 from tests.engine.http.test_endpoint import FakeSwapper, Server
 from vllm_surgery.engine.http import endpoint
+from vllm_surgery.engine.http.routes import SERVICE
 from vllm_surgery.engine.metrics import Metrics
 from vllm_surgery.engine.monitoring.metrics import LoopMetrics
 from vllm_surgery.engine.monitoring.request import WatchedAnswer
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
     import pytest
 
+    from tests.engine.requests.test_swapper import Slots
     from vllm_surgery.loops import Kind
 
 
@@ -65,11 +67,13 @@ class Site:
         loops: where answers are counted.
         registry: of all metrics that it shows.
         folder: of its patches.
+        slots: the stand-in in its place, for a server with slots.
     """
 
     def __init__(self, folder: Path) -> None:
         self.url = ""
         self.swapper = CountingSwapper()
+        self.slots: Slots | None = None
         self.registry = CollectorRegistry()
         self.metrics = Metrics(self.registry)
         self.loops = LoopMetrics(self.metrics, "served")
@@ -109,6 +113,9 @@ class Site:
         if key:
             server.app.add_middleware(AuthenticationMiddleware, tokens=[key])
         asyncio.run(server.plugin.init_state(server.engine, server.app.state, server.args))
+        if self.slots:
+            service = getattr(server.app.state, SERVICE)
+            service.swapper = service.slots = self.slots.swapper
         with _served(Starlette(routes=[Mount(root_path, server.app)])) as address:
             self.url = f"{address}{root_path}/surgery"
             yield self

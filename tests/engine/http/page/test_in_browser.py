@@ -11,8 +11,11 @@ import pytest
 from prometheus_client import generate_latest
 
 from tests.examples import patch_data, zero
+from vllm_surgery.api import patch_set
 from vllm_surgery.client.traffic import Traffic
+from vllm_surgery.engine.requests.admission import offered
 from vllm_surgery.errors import CannotSwapError, ConflictError, EngineError, MismatchError, SwapFailedError
+from vllm_surgery.patch.format import Patch
 
 pytest.importorskip("selenium", reason="selenium is not installed, so the page was not looked at")
 from selenium.common.exceptions import JavascriptException
@@ -20,11 +23,13 @@ from selenium.webdriver.common.keys import Keys
 
 from tests.engine.http.page.browser import BROWSER, DRIVER, Page, browser
 from tests.engine.http.page.site import Site
+from tests.engine.requests.test_swapper import slots
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
+    from tests.engine.requests.test_swapper import Slots
     from vllm_surgery.client.traffic import Loops
     from vllm_surgery.errors import SurgeryError
 
@@ -506,5 +511,124 @@ def test_every_control_has_a_name(opened: Callable[..., Page], site: Site) -> No
     page["key"].send_keys("k", Keys.ENTER)
     page.settle()
     controls = page.all("button, input, select")
-    assert len(controls) == 13
+    assert len(controls) == 14
     assert [one.get_attribute("outerHTML") for one in controls if not one.accessible_name and one.is_displayed()] == []
+
+
+# A server with slots.
+
+
+@pytest.fixture
+def slotted(site: Site) -> Slots:
+    """Three slots, of which two hold the patches a and b; nobody gets them without asking."""
+    site.slots = slots(count=3)
+    site.slots.change(*(patch_set(Patch.from_data(data)) for data in (A, B)))
+    return site.slots
+
+
+def shares_shown(page: Page) -> dict[str, str]:
+    return {box.get_attribute("name"): box.get_attribute("value") for box in page.all("#slots input")}
+
+
+def type_shares(page: Page, **shares: str) -> None:
+    for box in page.all("#slots input"):
+        box.clear()
+        box.send_keys(shares[box.get_attribute("name")])
+
+
+def test_slots_their_users_and_the_default_are_shown(opened: Callable[..., Page], slotted: Slots) -> None:
+    slotted.ranks[0].running = ["", "", offered(patch_set(Patch.from_data(A))).digest]
+    page = opened()
+    assert page.text("slots-more") == "2 of 3 slots filled. Requests that choose no patch get none."
+    a, b = (Patch.from_data(data).id for data in (A, B))
+    assert page.rows("slots") == ["none 2 All", f"a {a} 1 All", f"b {b} 0 All"]
+    assert shares_shown(page) == {"none": "100", "a": "0", "b": "0"}
+    slotted.change(shares={"a": 0.25, "none": 0.75})
+    page.refresh()
+    assert page.text("active") == "a 25.0 %, none 75.0 %"
+    assert shares_shown(page) == {"none": "75", "a": "25", "b": "0"}
+
+
+def test_the_default_is_moved_to_shares(opened: Callable[..., Page], slotted: Slots) -> None:
+    page = opened()
+    type_shares(page, none="50", a="12.5", b="37.5")
+    page.click("move")
+    assert [page.text(f"confirm-{part}") for part in ("from", "to", "mode", "epoch")] == [
+        "none",
+        "none 50.0 %, a 12.5 %, b 37.5 %",
+        "end as they began",
+        "1",
+    ]
+    page.click("go")
+    page.until_text("outcome", "epoch 2. No token waited.")
+    assert slotted.board.offer().shares == {"none": 0.5, "a": 0.125, "b": 0.375}
+
+
+def test_the_default_is_moved_to_one_patch_by_two_clicks(opened: Callable[..., Page], slotted: Slots) -> None:
+    page = opened()
+    page.all("#slots button")[1].click()
+    assert shares_shown(page) == {"none": "0", "a": "100", "b": "0"}
+    page.click("move")
+    page.click("go")
+    page.until_text("outcome", "Requests that choose no patch get a, epoch 2. No token waited.")
+    page.settle()
+    assert page.text("active") == Patch.from_data(A).id
+    assert slotted.board.offer().shares == {"a": 1.0}
+
+
+def test_shares_that_do_not_add_up_cannot_be_asked_for(opened: Callable[..., Page], slotted: Slots) -> None:
+    page = opened()
+    type_shares(page, none="50", a="40", b="0")
+    assert page.text("shares-sum") == "The shares add up to 90 %, not 100 %."
+    assert not page["move"].is_enabled()
+    page.refresh()
+    assert shares_shown(page) == {"none": "50", "a": "40", "b": "0"}, "a look leaves what was typed"
+    assert not page["move"].is_enabled()
+    assert slotted.board.offer().epoch == 1
+
+
+def test_what_others_changed_meanwhile_is_not_overwritten(opened: Callable[..., Page], slotted: Slots) -> None:
+    page = opened()
+    page.all("#slots button")[1].click()
+    page.click("move")
+    slotted.change(shares={"b": 1.0})
+    page.click("go")
+    page.until_text("refusal", "the epoch is 2, not 1: patches were swapped in between")
+    assert slotted.board.offer().shares == {"b": 1.0}
+
+
+def test_a_swap_takes_a_slot_and_holds_nobody(opened: Callable[..., Page], site: Site, slotted: Slots) -> None:
+    c = site.add_patch(patch_data(zero({"0": [1]}), name="c"))
+    page = opened()
+    assert not page["mode"].is_displayed()
+    swap(page, "c")
+    assert page.text("outcome") == f"{c} in place of none, epoch 2. No token waited."
+    assert page.rows("slots")[-1] == f"c {c} 0 All"
+    assert slotted.board.offer().shares == {"c": 1.0}
+
+
+def test_a_patch_that_leaves_can_be_given_to_nobody(opened: Callable[..., Page], slotted: Slots) -> None:
+    slotted.ranks[0].running = [offered(patch_set(Patch.from_data(A))).digest]
+    slotted.change(free=["a"])
+    page = opened()
+    assert page.rows("slots")[1] == f"a {Patch.from_data(A).id} · leaves with its requests 1"
+    assert shares_shown(page) == {"none": "100", "b": "0"}
+
+
+@pytest.mark.parametrize("width", [320, 800])
+def test_slots_fit_every_screen(opened: Callable[..., Page], slotted: Slots, width: int) -> None:
+    long = patch_data(zero({"0": [1]}), name="smollm2-135m-instruct-enumeration-and-more")
+    slotted.change(patch_set(Patch.from_data(long)))
+    page = opened()
+    with page.resized(width, 900):
+        page.refresh()
+        assert page.run("return document.documentElement.scrollWidth") == width
+    controls = page.all("#slots input, #slots button")
+    assert len(controls) == 8
+    assert [one.get_attribute("outerHTML") for one in controls if not one.accessible_name] == []
+
+
+def test_without_slots_there_is_nothing_of_them(opened: Callable[..., Page]) -> None:
+    page = opened()
+    assert not page["slots-card"].is_displayed()
+    assert page["mode"].is_displayed()

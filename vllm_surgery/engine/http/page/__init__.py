@@ -10,7 +10,7 @@ from importlib.resources import files
 
 from fastapi.responses import HTMLResponse
 
-_SCRIPTS = ("elements", "server", "metrics", "figures", "history", "chart", "tables", "swapping", "main")
+_SCRIPTS = ("elements", "server", "metrics", "figures", "history", "chart", "tables", "swapping", "slots", "main")
 """In this order, since each may use what those before it declare."""
 
 

@@ -41,6 +41,7 @@ const wantsKey = (errors) => errors.some((error) => error.status === 401);
 
 async function takeState(answer) {
   showState(answer);
+  showSlots(answer);
   state = answer;
   byId("key-form").hidden = true;
   byId("figures").hidden = false;
@@ -107,6 +108,11 @@ byId("relist").addEventListener("click", () => {
 byId("swap-form").addEventListener("submit", (event) => {
   event.preventDefault();
   askFirst(state);
+});
+
+byId("slots-form").addEventListener("submit", (event) => {
+  event.preventDefault();
+  askToMove(state);
 });
 
 byId("cancel").addEventListener("click", () => byId("confirm").close());

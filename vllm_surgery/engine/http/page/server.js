@@ -28,9 +28,9 @@ async function readJson(path) {
   return asJson(await read(path));
 }
 
-/** Asks for a swap. */
-async function swapTo(patches, mode, epoch) {
-  const body = JSON.stringify({ patches, mode, if_epoch: epoch });
+/** Asks for a swap, or another change of what is served. */
+async function change(asked) {
+  const body = JSON.stringify(asked);
   return asJson(await send(STATE, { method: "PUT", body, headers: { "Content-Type": "application/json" } }));
 }
 

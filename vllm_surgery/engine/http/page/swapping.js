@@ -2,7 +2,7 @@
 
 const MODES = { keep: "pause and go on", wait: "are waited for", abort: "are ended" };
 
-let asked = null; // What the open dialog asks about: {names, mode, epoch}.
+let asked = null; // What the open dialog asks about: {body, from, to, mode, told}.
 let swapping = false;
 
 /** Lists the server's patches; ticks those that are active. */
@@ -24,15 +24,25 @@ function patchLabel({ name, id, error }, active) {
 
 function allowSwaps(state) {
   byId("swap").disabled = swapping || !state?.can_swap;
+  byId("move").disabled ||= swapping || !state;
 }
 
 function askFirst(state) {
-  const ticks = [...document.querySelectorAll("#patches input:checked")];
-  asked = { names: ticks.map((tick) => tick.value), mode: byId("mode").value, epoch: state.epoch };
-  say("confirm-from", state.active);
-  say("confirm-to", asked.names.join(" + ") || "no patch: the model as it is");
-  say("confirm-mode", MODES[asked.mode]);
-  say("confirm-epoch", String(asked.epoch));
+  const patches = [...document.querySelectorAll("#patches input:checked")].map((tick) => tick.value);
+  const mode = state.slots ? "keep" : byId("mode").value;
+  askAbout({
+    body: { patches, mode, if_epoch: state.epoch },
+    from: state.slots ? inShares(state.slots.default) : state.active,
+    to: patches.join(" + ") || "no patch: the model as it is",
+    mode: state.slots ? "end as they began" : MODES[mode],
+    told: (report) => inOneLine(report, state.slots),
+  });
+}
+
+function askAbout(change) {
+  asked = change;
+  for (const part of ["from", "to", "mode"]) say(`confirm-${part}`, asked[part]);
+  say("confirm-epoch", String(asked.body.if_epoch));
   byId("confirm").showModal();
 }
 
@@ -42,9 +52,9 @@ async function swapAsked() {
   warn("refusal", null);
   say("outcome", "Swapping…");
   swapping = true;
-  byId("swap").disabled = true;
+  byId("swap").disabled = byId("move").disabled = true;
   try {
-    say("outcome", inOneLine(await swapTo(asked.names, asked.mode, asked.epoch)));
+    say("outcome", asked.told(await change(asked.body)));
   } catch (error) {
     say("outcome", "");
     warn("refusal", error.message);
@@ -53,8 +63,9 @@ async function swapAsked() {
   }
 }
 
-function inOneLine({ id, previous, epoch, milliseconds }) {
+function inOneLine({ id, previous, epoch, milliseconds }, slots) {
   if (id === previous) return `${id} was active already, epoch ${epoch}.`;
+  if (slots && !milliseconds.pause) return `${id} in place of ${previous}, epoch ${epoch}. No token waited.`;
   const still = milliseconds.total - milliseconds.stage;
   return `${id} in place of ${previous}, epoch ${epoch}. Tokens stood still for ${Math.round(still)} ms.`;
 }

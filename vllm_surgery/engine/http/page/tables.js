@@ -4,8 +4,8 @@ function showState(state) {
   const { model } = state;
   const layers = model.layers === null ? "" : counted(model.layers, "layer");
   say("model", [model.name, model.architectures.join(" or "), layers].filter(Boolean).join(" · "));
-  say("active", state.active);
-  const units = `${counted(state.units, "unit")} in ${counted(state.tensors, "tensor")}`;
+  say("active", state.active === "shares" && state.slots ? inShares(state.slots.default) : state.active);
+  const units = state.slots ? counted(state.units, "unit") : `${counted(state.units, "unit")} in ${counted(state.tensors, "tensor")}`;
   say("active-more", `since ${day(state.since)} · epoch ${state.epoch} · ${units}`);
   const { id, error } = state.desired;
   const same = id === state.active && !error;
