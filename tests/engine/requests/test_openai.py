@@ -106,7 +106,7 @@ def test_a_route_without_answers_takes_the_name_of_the_unpatched_model_alone() -
 @pytest.mark.parametrize(
     ("given", "status", "said"),
     [
-        (request("base@absent"), 404, "The model `base@absent` does not exist: no slot holds a patch named 'absent'"),
+        (request("base@absent"), 404, "The model 'base@absent' does not exist: no slot holds a patch named 'absent'"),
         (request(vllm_xargs={"patch": "absent"}), 400, "no slot holds a patch named 'absent'"),
         (request("base@a", vllm_xargs={"patch": "b"}), 400, "the model's name chooses a, vllm_xargs b"),
         (request(use_beam_search=True), 400, "beam search can't carry the patch a; ask for @none"),

@@ -95,7 +95,7 @@ class Offer:
             return self._unpatched()
         found = self.patches.get(name) if isinstance(name, str) else None
         if found is None:
-            raise UnknownPatchError(f"no slot holds a patch named {_shown(name)}; there are {', '.join(self.names)}")
+            raise UnknownPatchError(f"no slot holds a patch named {shown(name)}; there are {', '.join(self.names)}")
         return found
 
     def holding(self, digest: str) -> Offered:
@@ -147,7 +147,7 @@ def check_shares(shares: Mapping[str, float], names: Iterable[str]) -> dict[str,
     known = {*names, NO_PATCH}
     for name, share in shares.items():
         if name not in known:
-            raise UsageError(f"default: no slot holds a patch named {_shown(name)}")
+            raise UsageError(f"default: no slot holds a patch named {shown(name)}")
         if not 0 <= share <= 1:
             raise UsageError(f"default: the share of {name} is {share}, not between 0 and 1")
     total = sum(shares.values())
@@ -183,6 +183,7 @@ def _draw(key: str) -> float:
     return int.from_bytes(drawn, "big") / _DRAWS
 
 
-def _shown(name: object) -> str:
+def shown(name: object) -> str:
+    """Quotes what a caller called a patch, cut where it is longer than any name."""
     text = repr(name)
     return text if len(text) <= 80 else f"{text[:79]}…"  # noqa: PLR2004 - whole for any name that a patch may have

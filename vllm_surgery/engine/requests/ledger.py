@@ -14,7 +14,7 @@ from collections import Counter
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from vllm_surgery.engine.requests.choice import CHOICE_KEY, Offer, Offered, check_shares, pinned
+from vllm_surgery.engine.requests.choice import CHOICE_KEY, Offer, Offered, check_shares, pinned, shown
 from vllm_surgery.engine.requests.worker import FILL_METHOD, HOLD_METHOD
 from vllm_surgery.engine.rpc_errors import error_of, failure_of
 from vllm_surgery.errors import CannotSwapError, ConflictError, UsageError
@@ -250,7 +250,7 @@ class Ledger:
         return Offer(offered, shares, self.offer.epoch + 1, unpatched), frozenset(kept)
 
     def _unknown(self, name: str) -> str:
-        return f"no slot holds a patch named {name!r}"
+        return f"no slot holds a patch named {shown(name)}"
 
     def _fill(self, fill: Fill, offer: Offer) -> None:
         digest = fill.offered.digest

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from vllm_surgery.engine import touchpoints
 from vllm_surgery.engine.requests.admission import board_of
-from vllm_surgery.engine.requests.choice import CHOICE_KEY, PINNED_KEY, Offer, Offered, UnknownPatchError
+from vllm_surgery.engine.requests.choice import CHOICE_KEY, PINNED_KEY, Offer, Offered, UnknownPatchError, shown
 from vllm_surgery.engine.requests.header import given_request_id, note_choice, note_model, noted_model
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ def _by_model(models: Any, request: Any, offer: Offer) -> Offered | None:
     try:
         chosen = offer.named(patch)
     except UnknownPatchError as error:
-        message = f"The model `{named}` does not exist: {error}"
+        message = f"The model {shown(named)} does not exist: {error}"
         raise _Refused(message, "NotFoundError", HTTPStatus.NOT_FOUND, "model") from None
     request.model = base
     note_model(named)
