@@ -18,7 +18,7 @@ texts = st.text(max_size=40)
 plain_values = st.recursive(
     st.none()
     | st.booleans()
-    | st.integers(-(10**62), 10**62)
+    | st.integers(-(2**63), 2**63 - 1)
     | st.floats(allow_nan=False, allow_infinity=False)
     | texts
     | st.sampled_from(

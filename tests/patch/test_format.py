@@ -130,7 +130,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     (patch_data(scale(1.0000000001, NEURONS)), "edits[0].factor: a factor of 1 changes nothing; leave the edit out"),
     (patch_data(scale(0.99999999, NEURONS)), "edits[0].factor: a factor of 1 changes nothing; leave the edit out"),
     (patch_data(scale(1e39, NEURONS)), "edits[0].factor: 1e+39 is too large for float32"),
-    (patch_data(scale(-(10**60), NEURONS)), "edits[0].factor: -1e+60 is too large for float32"),
+    (patch_data(scale(-1e60, NEURONS)), "edits[0].factor: -1e+60 is too large for float32"),
     (patch_data(scale(1e-50, NEURONS)), "edits[0].factor: 1e-50 is 0 in float32; write `op: zero`"),
     (patch_data(scale(float("nan"), NEURONS)), "edits[0].factor: nan is not a finite number"),
     (patch_data(scale(float("-inf"), NEURONS)), "edits[0].factor: -inf is not a finite number"),

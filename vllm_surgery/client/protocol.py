@@ -13,6 +13,9 @@ SwapMode: TypeAlias = Literal["keep", "wait", "abort"]
 
 STATE_PATH = "/v1/surgery"
 PATCHES_PATH = "/v1/surgery/patches"
+SURGERY_KEY_HEADER = "X-Surgery-Key"
+"""Holds the key that changes ask for, beside ``Authorization`` with the one that vLLM asks for."""
+SURGERY_KEY_VARIABLE = "VLLM_SURGERY_KEY"
 PAGE_PATH = "/surgery"
 """The page for people. It holds no data, and so is outside of what an API key guards."""
 METRICS_PATH = "/metrics"
@@ -22,6 +25,10 @@ METRICS_PATH = "/metrics"
 MOST_SLOTS = 64
 """Slots that a server may have. Each takes eight bytes for every neuron and expert, so many are cheap; the prefix cache
 is what patches share."""
+
+
+LARGEST_EPOCH = (1 << 63) - 1
+"""What 64 bits hold, which is what the server's processes send each other."""
 
 
 class _Message(BaseModel):
@@ -48,7 +55,7 @@ class SwapRequest(BaseModel):
     free: list[str] = []
     default: str | dict[str, float] | None = None
     promote: bool = False
-    if_epoch: Annotated[int, Field(ge=0)] | None = None
+    if_epoch: Annotated[int, Field(ge=0, le=LARGEST_EPOCH)] | None = None
     mode: SwapMode = "keep"
 
     @model_validator(mode="after")

@@ -30,6 +30,9 @@ MAX_DEPTH = 32
 # Longest number accepted, in characters: no factor or index needs more, and Python's own conversion is quadratic.
 MAX_NUMBER_LENGTH = 64
 
+# Whole numbers that every reader of ours can hold: processes speak MessagePack, which has 64 bits.
+_SMALLEST, _LARGEST = -(1 << 63), (1 << 63) - 1
+
 # Longest key spelled out in a place: every item below a key carries it along.
 _WORD_IN_PLACE = 60
 _TOO_DEEP = f"is nested deeper than {MAX_DEPTH} levels"
@@ -150,12 +153,14 @@ def _sayable(text: str, source: str, place: str) -> str:
 def _number(word: str, source: str, place: str) -> int | float:
     if len(word) > MAX_NUMBER_LENGTH:
         raise PatchError(source, place, f"a number of {len(word)} characters; at most {MAX_NUMBER_LENGTH} are read")
-    return int(word) if _INTEGER.fullmatch(word) else _finite(float(word), word, source, place)
+    if _INTEGER.fullmatch(word):
+        return _bounded(int(word), source, place)
+    return _finite(float(word), word, source, place)
 
 
 def _bounded(number: int, source: str, place: str) -> int:
-    if not -(10 ** (MAX_NUMBER_LENGTH - 1)) < number < 10**MAX_NUMBER_LENGTH:
-        raise PatchError(source, place, f"a number of more than {MAX_NUMBER_LENGTH} characters")
+    if not _SMALLEST <= number <= _LARGEST:
+        raise PatchError(source, place, "a whole number beyond 64 bits; with a decimal point it is read as a fraction")
     return number
 
 

@@ -8,14 +8,24 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections import defaultdict
 from functools import cached_property
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 import numpy as np
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 
 from vllm_surgery.errors import PatchError
+from vllm_surgery.patch.bounds import MAX_EDITS, check_size
 from vllm_surgery.patch.document import dump_yaml, parse_document, plain_data
 from vllm_surgery.patch.selection import Selection, refusal
 from vllm_surgery.patch.units import ALL, KINDS, MASK, Assignment, Gain, IndexRange, covers, find_clash
@@ -28,11 +38,21 @@ if TYPE_CHECKING:
     from vllm_surgery.patch.document import Plain
 
 SEAL_KEY_PATTERN = r"^(neurons|experts)/(0|[1-9][0-9]{0,3})/(0|[1-9][0-9]{0,6})$"
+_HASH_PATTERN = r"^[0-9a-f]{64}$"
 _DIGITS_OF_DIGEST_IN_ID = 8
 
 
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _knows_every_key(cls, data: Any) -> Any:
+        """Refuses the first unknown key. Pydantic would collect an error for each, and there may be 100,000."""
+        for key in data if isinstance(data, dict) else ():
+            if key not in cls.model_fields:
+                raise refusal(str(key), "is not a key of this format")
+        return data
 
 
 def _in_float32(factor: float) -> float:
@@ -67,16 +87,28 @@ def _check_version(version: object) -> object:
     return version
 
 
+def _check_seal(seal: object) -> object:
+    """Refuses the first wrong line of a seal, where pydantic would collect an error for each."""
+    for unit, content in seal.items() if isinstance(seal, dict) else ():
+        if not (isinstance(unit, str) and re.fullmatch(SEAL_KEY_PATTERN, unit)):
+            raise refusal(str(unit), f"string should match pattern '{SEAL_KEY_PATTERN}', got {unit!r}")
+        if not (isinstance(content, str) and re.fullmatch(_HASH_PATTERN, content)):
+            raise refusal(unit, f"string should match pattern '{_HASH_PATTERN}', got {content!r}")
+    return seal
+
+
 _Count = Annotated[int, Field(ge=1)]
 
 
 class Guard(_Strict):
     """The model that a patch is for. Every given field must match; a field that can't be verified is refused."""
 
-    architectures: list[str] | None = Field(None, min_length=1, description="`architectures` of config.json")
+    architectures: Annotated[list[str], Field(min_length=1, fail_fast=True)] | None = Field(
+        None, description="`architectures` of config.json"
+    )
     num_hidden_layers: int | None = Field(None, ge=1)
     hidden_size: int | None = Field(None, ge=1)
-    intermediate_size: _Count | Annotated[list[_Count], Field(min_length=1)] | None = Field(
+    intermediate_size: _Count | Annotated[list[_Count], Field(min_length=1, fail_fast=True)] | None = Field(
         None, description="neurons a layer: one number, or a list with one number a layer"
     )
     num_experts: int | None = Field(None, ge=1, description="routed experts a layer")
@@ -216,15 +248,21 @@ class Patch(_Strict):
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")
     description: str = ""
     model: Guard = Field(default_factory=Guard, description="the guard: what the model must be")
-    edits: list[Edit] = Field(min_length=1)
-    seal: dict[Annotated[str, Field(pattern=SEAL_KEY_PATTERN)], Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]] = (
-        Field(
-            default_factory=dict,
-            description="sha256 of each unit's original weights; written by `vllm-surgery seal`",
-            json_schema_extra={"additionalProperties": False},
-        )
+    edits: list[Edit] = Field(min_length=1, max_length=MAX_EDITS, fail_fast=True)
+    seal: Annotated[
+        dict[Annotated[str, Field(pattern=SEAL_KEY_PATTERN)], Annotated[str, Field(pattern=_HASH_PATTERN)]],
+        BeforeValidator(_check_seal),
+    ] = Field(
+        default_factory=dict,
+        description="sha256 of each unit's original weights; written by `vllm-surgery seal`",
+        json_schema_extra={"additionalProperties": False},
     )
     provenance: dict[str, Any] = Field(default_factory=dict, description="free: sources and evidence")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _is_of_bounded_size(cls, data: Any) -> Any:
+        return check_size(data)
 
     @model_validator(mode="after")
     def _units_named_once(self) -> Patch:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,14 @@ if TYPE_CHECKING:
 NO_PATCH = "none"
 """The id of the empty set: an unpatched model."""
 
+MOST_PATCHES = 16
+"""Patches that may be active together. Their id names each, and stands in metrics, logs and every output."""
+
+LONGEST_ID = 256
+"""Characters of an id. A longer one names as many patches as fit, counts the others and ends in a digest of all."""
+
+_DIGITS = 16
+
 
 @dataclass(frozen=True)
 class SourcedPatch:
@@ -35,12 +44,15 @@ class PatchSet:
     """The patches that are to be active together.
 
     Raises:
-        PatchError: two of them name the same unit.
+        PatchError: there are too many, or two of them name the same unit.
     """
 
     members: tuple[SourcedPatch, ...] = ()
 
     def __post_init__(self) -> None:
+        if len(self.members) > MOST_PATCHES:
+            extra = self.members[MOST_PATCHES].source
+            raise PatchError(extra, "", f"is one patch too many: at most {MOST_PATCHES} can be active together")
         clash = find_clash(self.assignments())
         if clash is not None:
             unit = f"{clash.second.kind} {clash.index} of layer {clash.second.layer}"
@@ -75,8 +87,13 @@ class PatchSet:
 
     @cached_property
     def id(self) -> str:
-        """The ids of the patches, sorted and joined by ``+``; `NO_PATCH` where there are none."""
-        return "+".join(sorted(member.patch.id for member in self.members)) or NO_PATCH
+        """The ids of the patches, sorted and joined by ``+``; `NO_PATCH` where there are none.
+
+        Ids that would be longer than `LONGEST_ID` together are shortened.
+        """
+        ids = sorted(member.patch.id for member in self.members)
+        joined = "+".join(ids) or NO_PATCH
+        return joined if len(joined) <= LONGEST_ID else _shortened(ids, joined)
 
     def __len__(self) -> int:
         return len(self.members)
@@ -90,3 +107,9 @@ class PatchSet:
         """The assignments of all members, with the place of each."""
         for member in self.members:
             yield from member.patch.assignments(member.source)
+
+
+def _shortened(ids: list[str], joined: str) -> str:
+    digest = hashlib.sha256(joined.encode("ascii")).hexdigest()[:_DIGITS]
+    shown = next(n for n in range(len(ids), -1, -1) if len("+".join(ids[:n])) <= LONGEST_ID // 2)
+    return "+".join([*ids[:shown], f"{len(ids) - shown}-more@{digest}"])

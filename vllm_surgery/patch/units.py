@@ -143,7 +143,7 @@ def merge_ranges(ranges: Iterable[IndexRange]) -> tuple[IndexRange, ...]:
         ValueError: naming the first index that stands twice.
     """
     merged: list[IndexRange] = []
-    for item in sorted(ranges):
+    for item in sorted(ranges, key=_bounds):
         if merged and item.first <= merged[-1].last:
             raise ValueError(f"index {item.first} is named twice")
         if merged and item.first == merged[-1].last + 1:
@@ -151,6 +151,10 @@ def merge_ranges(ranges: Iterable[IndexRange]) -> tuple[IndexRange, ...]:
         else:
             merged.append(item)
     return tuple(merged)
+
+
+def _bounds(span: IndexRange) -> tuple[int, int]:
+    return span.first, span.last
 
 
 def covers(ranges: Sequence[IndexRange], index: int) -> bool:
@@ -205,13 +209,34 @@ class Clash:
 
 def find_clash(assignments: Iterable[Assignment]) -> Clash | None:
     """The first unit that is named twice, or None. Takes time n log n in the number of ranges."""
-    spans: list[tuple[Kind, int, IndexRange, int]] = []
+    spans: list[tuple[Kind, int, int, int, int]] = []
     known = list(assignments)
     for number, item in enumerate(known):
-        spans.extend((item.kind, item.layer, span, number) for span in item.ranges)
+        spans.extend((item.kind, item.layer, span.first, span.last, number) for span in item.ranges)
     spans.sort()
-    for (kind, layer, span, number), (next_kind, next_layer, next_span, next_number) in pairwise(spans):
-        if (kind, layer) == (next_kind, next_layer) and next_span.first <= span.last:
+    for (kind, layer, _, last, number), (next_kind, next_layer, next_first, _, next_number) in pairwise(spans):
+        if (kind, layer) == (next_kind, next_layer) and next_first <= last:
             early, late = sorted((number, next_number))
-            return Clash(next_span.first, known[early], known[late])
+            return Clash(next_first, known[early], known[late])
     return None
+
+
+class UnitMap:
+    """The assignments of one layer by unit. They name no unit twice.
+
+    Args:
+        assignments: of units of one kind in one layer.
+    """
+
+    def __init__(self, assignments: Iterable[Assignment]) -> None:
+        spans = [(span.first, span.last, item) for item in assignments for span in item.ranges]
+        self._spans = sorted(spans, key=lambda span: span[0])
+        self._firsts = [first for first, _, _ in self._spans]
+
+    def of(self, index: int) -> Assignment | None:
+        """The assignment that names a unit; None where none does. Takes time log n."""
+        after = bisect_right(self._firsts, index)
+        if after == 0:
+            return None
+        _, last, item = self._spans[after - 1]
+        return item if index <= last else None

@@ -95,31 +95,30 @@ def check_present(item: Assignment, anatomy: Anatomy, facts: ModelFacts) -> None
         raise refusal(item, f"touches no tensor: {reason}{hint}")
 
 
-def check_mask(item: Assignment, masks: Sequence[Assignment], anatomy: Anatomy, facts: ModelFacts) -> None:
-    """A mask in a layer whose router isn't known, or one that leaves the router too little to choose from.
+def check_masks(masks: Sequence[Assignment], anatomy: Anatomy, facts: ModelFacts) -> None:
+    """Masks in a layer whose router isn't known, or that leave the router too little to choose from.
 
     Args:
-        item: the mask.
-        masks: all masks of its layer.
+        masks: all masks of one layer, one at least.
         anatomy: of the whole checkpoint.
         facts: what the model's config says.
 
     Raises:
         MismatchError: it can't be done.
     """
-    router, count = anatomy.routers.get(item.layer), anatomy.experts_in(item.layer)
+    first, layer = masks[0], masks[0].layer
+    router, count = anatomy.routers.get(layer), anatomy.experts_in(layer)
     if count is None and not facts.num_experts:
-        raise refusal(item, "touches no tensor: the model has no routed experts")
+        raise refusal(first, "touches no tensor: the model has no routed experts")
     if router is None or count is None:
-        raise refusal(item, f"touches no tensor: layer {item.layer} has no router in a naming that is known")
+        raise refusal(first, f"touches no tensor: layer {layer} has no router in a naming that is known")
     if router.other_bias is not None:
-        raise refusal(
-            item, f"layer {item.layer}'s router has a bias on which no mask can be put: {router.other_bias.name}"
-        )
-    check_range(item, count)
-    masked = {index for index in range(count) if any(other.names(index) for other in masks)}
+        raise refusal(first, f"layer {layer}'s router has a bias on which no mask can be put: {router.other_bias.name}")
+    for item in masks:
+        check_range(item, count)
+    masked = {index for item in masks for index in item.resolve(count)}
     if reason := why_too_few_left(sorted({*range(count)} - masked), count, facts, sums_of_two=router.corrects):
-        raise refusal(item, f"masks {len(masked)} of the {count} experts of layer {item.layer}: {reason}")
+        raise refusal(first, f"masks {len(masked)} of the {count} experts of layer {layer}: {reason}")
 
 
 def why_too_few_left(left: Sequence[int], count: int, facts: ModelFacts, *, sums_of_two: bool) -> str | None:

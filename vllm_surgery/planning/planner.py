@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING
 
 from vllm_surgery.model.anatomy import Anatomy
 from vllm_surgery.model.routers import layer_of_router_bias
-from vllm_surgery.patch.units import MASK
+from vllm_surgery.patch.units import MASK, UnitMap
 from vllm_surgery.planning.carriers import carrier_of
 from vllm_surgery.planning.guard import check_guards, check_width
 from vllm_surgery.planning.limits import (
     check_complete,
     check_config,
     check_format,
-    check_mask,
+    check_masks,
     check_present,
     check_range,
     check_router_format,
@@ -143,6 +143,7 @@ class Planner:
         self._anatomy = Anatomy(facts.num_hidden_layers)
         self._edits: dict[str, TensorEdit] = {}
         self._wanted: dict[tuple[Kind, int], list[Assignment]] = defaultdict(list)
+        self._by_unit: dict[tuple[Kind, int], UnitMap] = {}
         for item in patches.assignments():
             if not for_slots:
                 refuse_constant(item)
@@ -167,11 +168,7 @@ class Planner:
             check_width(self._patches, role.layer, carrier.width)
         if self._for_slots:
             return role, None
-        wanted = [
-            item
-            for item in self._wanted.get((role.kind, role.layer), [])
-            if item.gain != MASK and (role.expert is None or item.names(role.expert))
-        ]
+        wanted = self._gains_for(role)
         for item in wanted:
             check_format(item, info, carrier)
         edit = _edit_of(info, role, carrier, wanted)
@@ -187,15 +184,27 @@ class Planner:
         """
         for items in self._wanted.values():
             for item in items:
-                if item.gain == MASK:
-                    check_mask(item, self._masks_of(item.layer), self._anatomy, self._facts)
-                else:
+                if item.gain != MASK:
                     check_present(item, self._anatomy, self._facts)
                     self._refuse_holder(item)
+            if masks := [item for item in items if item.gain == MASK]:
+                check_masks(masks, self._anatomy, self._facts)
         edits = tuple(edit for _, edit in sorted(self._edits.items()))
         units = sum(map(self._units, self._wanted))
         gains = tuple(map(self._unit_gains, sorted(self._wanted, reverse=True))) if self._for_slots else ()
         return Plan(self._patches.id, edits, units, self._layer_masks(), gains)
+
+    def _gains_for(self, role: TensorRole) -> list[Assignment]:
+        """The assignments of gains to the units that a tensor holds a part of."""
+        place = (role.kind, role.layer)
+        if place not in self._wanted:
+            return []
+        if role.expert is None:
+            return [item for item in self._wanted[place] if item.gain != MASK]
+        if place not in self._by_unit:
+            self._by_unit[place] = UnitMap(self._wanted[place])
+        found = self._by_unit[place].of(role.expert)
+        return [] if found is None or found.gain == MASK else [found]
 
     def _refuse_holder(self, item: Assignment) -> None:
         """Refuses gains that their tensors can't hold whole: weights seen in part, or a layer that isn't so wide."""

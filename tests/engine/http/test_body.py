@@ -17,6 +17,7 @@ from vllm_surgery.engine.http.body import (
     MalformedError,
     NotJsonError,
     TooLargeError,
+    _unique,
     check_type,
     parse_request,
     read_body,
@@ -124,3 +125,46 @@ def test_nothing_that_is_sent_does_more_than_be_refused(body: bytes) -> None:
         parse_request(body)
     except SurgeryError as error:
         assert str(error).isprintable()
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        ({"patches": [1] * 100_000}, "patches: 100000 items; at most 16"),
+        ({"patches": ["a"] * 17}, "patches: 17 items; at most 16"),
+        ({"fill": ["a"] * 65}, "fill: 65 items; at most 64"),
+        ({"free": [7] * 65}, "free: 65 items; at most 64"),
+        ({"default": dict.fromkeys(map(str, range(66)), "x")}, "default: 66 items; at most 65"),
+        ({str(key): 1 for key in range(100_000)}, "0: is not a key here"),
+        ({"patches": [], "if_epoch": 2**63}, "if_epoch: Input should be less than or equal to 9223372036854775807"),
+    ],
+)
+def test_bounds_are_looked_at_before_anything_else(data: Any, said: str) -> None:
+    assert refusal(lambda: parse_request(json.dumps(data).encode()), UsageError).startswith(said)
+
+
+def test_as_many_items_as_may_be() -> None:
+    data = {"fill": ["a"] * 64, "free": ["b"] * 64, "default": dict.fromkeys(map(str, range(65)), 1.0)}
+    assert len(parse_request(json.dumps(data).encode()).fill) == 64
+
+
+def test_a_key_that_stands_twice_among_many_is_found_in_linear_time() -> None:
+    counted = [_Counted(f"k{number}") for number in range(2000)]
+    with pytest.raises(UsageError, match="k1999"):
+        _unique([(key, 1) for key in [*counted, _Counted("k1999")]])
+    assert _Counted.compared < 10 * len(counted)
+
+
+class _Counted(str):
+    """A key that counts how often keys are hashed or compared."""
+
+    __slots__ = ()
+    compared = 0
+
+    def __hash__(self) -> int:
+        _Counted.compared += 1
+        return super().__hash__()
+
+    def __eq__(self, other: object) -> bool:
+        _Counted.compared += 1
+        return super().__eq__(other)

@@ -8,15 +8,22 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from vllm_surgery.client.protocol import SwapRequest
-from vllm_surgery.errors import SurgeryError, UsageError, first_problem
+from vllm_surgery.client.protocol import MOST_SLOTS, SwapRequest
+from vllm_surgery.errors import SurgeryError, UsageError, first_problem, one_line
 from vllm_surgery.patch.document import MAX_BYTES
+from vllm_surgery.patch.patch_set import MOST_PATCHES
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterable, Sequence
 
 MAX_BODY_BYTES = 4 * MAX_BYTES
 """Room for a stack of four of the largest patches that there can be. Real patches have a few kilobytes."""
+
+
+MOST_ITEMS = {"patches": MOST_PATCHES, "fill": MOST_SLOTS, "free": MOST_SLOTS, "default": MOST_SLOTS + 1}
+"""The longest list under each key."""
+
+_WORD_LIMIT = 80
 
 
 class MalformedError(SurgeryError):
@@ -66,6 +73,7 @@ def parse_request(body: bytes) -> SwapRequest:
         data = json.loads(body.decode("utf-8"), object_pairs_hook=_unique)
     except (ValueError, RecursionError) as error:
         raise MalformedError(f"the body is not JSON: {error}") from None
+    _check_size(data)
     try:
         return SwapRequest.model_validate(data)
     except ValidationError as error:
@@ -73,11 +81,27 @@ def parse_request(body: bytes) -> SwapRequest:
 
 
 def _unique(members: Sequence[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(members)
-    if len(found) < len(members):
-        twice = next(key for number, (key, _) in enumerate(members) if key in dict(members[:number]))
-        raise UsageError(f"the key {twice!r} stands twice in one object")
+    found: dict[str, Any] = {}
+    for key, value in members:
+        if key in found:
+            raise UsageError(f"the key {one_line(key, _WORD_LIMIT)!r} stands twice in one object")
+        found[key] = value
     return found
+
+
+def _check_size(data: object) -> None:
+    """Checks keys and lengths, of which pydantic would collect every single error.
+
+    Raises:
+        UsageError: a key that isn't the protocol's, or a list that is too long.
+    """
+    for key, value in data.items() if isinstance(data, dict) else ():
+        if key not in SwapRequest.model_fields:
+            known = ", ".join(SwapRequest.model_fields)
+            raise UsageError(f"{one_line(key, _WORD_LIMIT)}: is not a key here; there are {known}")
+        most = MOST_ITEMS.get(key)
+        if most is not None and isinstance(value, list | dict) and len(value) > most:
+            raise UsageError(f"{key}: {len(value)} items; at most {most}")
 
 
 def _explain(error: ValidationError) -> str:
@@ -85,6 +109,4 @@ def _explain(error: ValidationError) -> str:
     place = ".".join(map(str, steps[:2])) or "the body"
     if steps[:1] in {("patches",), ("fill",)} and len(steps) > 1:
         reason = "must be a name or a patch"
-    if steps and steps[0] not in SwapRequest.model_fields:
-        reason = f"is not a key here; there are {', '.join(SwapRequest.model_fields)}"
     return f"{place}: {reason}"

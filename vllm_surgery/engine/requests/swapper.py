@@ -207,9 +207,11 @@ def _units(state: SlotState, digest: str) -> int:
 
 
 def _members(name: str, patch_id: str) -> list[PatchName]:
-    """Of a patch set: its name and its id are those of its patches, each sorted and joined."""
-    pairs = zip(name.split("+"), patch_id.split("+"), strict=True)
-    return [PatchName(name=one, id=one_id) for one, one_id in pairs]
+    """Of a patch set: its name and its id are those of its patches, each sorted and joined. An id may be shortened."""
+    names, ids = name.split("+"), patch_id.split("+")
+    if len(names) != len(ids):
+        return [PatchName(name=name, id=patch_id)]
+    return [PatchName(name=one, id=one_id) for one, one_id in zip(names, ids, strict=True)]
 
 
 def _names(state: SlotsState) -> str:

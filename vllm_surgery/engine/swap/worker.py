@@ -91,7 +91,6 @@ class WorkerSurgery:
         Raises:
             ConflictError: another swap runs, or the epoch is another.
             CannotSwapError: this model can't be swapped.
-            PatchError: a patch is wrong in itself.
         """
         if self._staging is not None and not self._staging.committed and self._staging.token != token:
             raise ConflictError("another swap is running")
@@ -99,9 +98,12 @@ class WorkerSurgery:
             raise ConflictError(f"the epoch is {self.active.epoch}, not {if_epoch}: patches were swapped in between")
         if self.cannot_swap is not None or self.checkpoint is None:
             raise CannotSwapError(self.cannot_swap or "the checkpoint can't be read again")
-        wanted, checkpoint = PatchSet.from_data(patches), self.checkpoint
-        model = self.worker.get_model()
-        self._staging = Staging(token, lambda: Swap(self.active, wanted, checkpoint, model, self.writer))
+        active, checkpoint, model, writer = self.active, self.checkpoint, self.worker.get_model(), self.writer
+
+        def stage() -> Swap:  # Reading the patches too: this thread makes tokens meanwhile.
+            return Swap(active, PatchSet.from_data(patches), checkpoint, model, writer)
+
+        self._staging = Staging(token, stage)
         self._staging.wait(FIRST_LOOK_SECONDS)
         return self.poll(token)
 
