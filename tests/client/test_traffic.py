@@ -120,7 +120,10 @@ def test_swaps_are_told_by_how_they_ended(server: Server) -> None:
     coordinator.busy = True
     with pytest.raises(ConflictError):
         asyncio.run(swapper.swap(PatchSet()))
-    assert server.traffic.swaps == (Swaps("none", "done", 2, pytest.approx(0.25)), Swaps("none", "conflict", 1, None))
+    assert server.traffic.swaps == (
+        Swaps("none", "done", 2, pytest.approx(0.25)),
+        Swaps("refused", "conflict", 1, None),
+    )
 
 
 def test_models_of_one_server_are_added_up(server: Server) -> None:

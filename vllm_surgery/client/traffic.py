@@ -74,7 +74,8 @@ class Swaps:
         patch: its id.
         result: ``done``, ``unchanged``, or why not.
         count: since the server was started.
-        mean_seconds: of those that were carried out, from the call to the answer; None for all others.
+        mean_seconds: of all swaps that were carried out, to whatever patches, from the call to the answer; None beside
+            those that weren't.
     """
 
     patch: str
@@ -182,6 +183,6 @@ def _loops(sums: _Sums, patch: str, kind: str, answers: int, tokens: int) -> Loo
 
 def _swaps(sums: _Sums) -> Iterable[Swaps]:
     for patch, result in sums.values_of("swaps_total", "patch", "result"):
-        timed = sums.of("swap_seconds_count", patch=patch, phase="total") if result == "done" else 0
-        mean = sums.of("swap_seconds_sum", patch=patch, phase="total") / timed if timed else None
+        timed = sums.of("swap_seconds_count", phase="total") if result == "done" else 0
+        mean = sums.of("swap_seconds_sum", phase="total") / timed if timed else None
         yield Swaps(patch, result, sums.whole("swaps_total", patch=patch, result=result), mean)

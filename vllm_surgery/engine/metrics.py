@@ -26,6 +26,9 @@ PATCHES_KEPT = 64
 """Patch ids that have series. At about 130 lines each, this keeps ``/metrics`` below 1.5 MB; a person won't swap more
 patches than that between two looks at a dashboard."""
 
+REFUSED = "refused"
+"""The label of all patches that were refused: whoever sends those, they take no series from others."""
+
 OTHER = "other"
 """The label of further patches where series can't be removed. No patch has it for an id, since ids have a digest."""
 
@@ -62,8 +65,9 @@ class Metrics:
     """Metrics of one registry, however many engines of the process share it.
 
     Only the `patches_kept` patches that were used last have series: for each further one, all series of the patch that
-    went unused longest are removed, and begin at zero should it come back. Where several processes share their metrics,
-    prometheus_client can't remove any; there the patches after the first `patches_kept` share the label `OTHER`.
+    went unused longest are removed, and begin at zero should it come back. Patches that are held keep theirs.
+    Where several processes share their metrics, prometheus_client can't remove any; there the patches after the first
+    `patches_kept` share the label `OTHER`.
 
     Args:
         registry: where collectors are registered.
@@ -82,6 +86,7 @@ class Metrics:
         self._removable = "PROMETHEUS_MULTIPROC_DIR" not in os.environ if removable is None else removable
         self._collectors: dict[str, _Collector] = {}
         self._series: OrderedDict[str, dict[tuple[str, ...], Any]] = OrderedDict()
+        self._held: dict[tuple[str, str], str] = {}
         self._lock = RLock()
 
     def series(self, spec: Spec, model_name: str, patch: str, *labels: str) -> Any:
@@ -106,6 +111,14 @@ class Metrics:
         with self._lock:
             return self._collector(spec).labels(model_name, *labels)
 
+    def hold(self, model_name: str, state: str, patch: str | None) -> None:
+        """Keeps the series of the patch in this state, and no longer those of the one before; None for none."""
+        with self._lock:
+            if patch is None:
+                self._held.pop((model_name, state), None)
+            else:
+                self._held[model_name, state] = patch
+
     def label(self, patch: str) -> str:
         """Value of the label ``patch``, for which there is room from now on."""
         with self._lock:
@@ -114,15 +127,19 @@ class Metrics:
             elif len(self._series) < self._patches_kept:
                 self._series[patch] = {}
             elif self._removable:
-                self._remove(*self._series.popitem(last=False))
+                self._remove_oldest()
                 self._series[patch] = {}
             else:
                 patch = OTHER
                 self._series.setdefault(patch, {})
         return patch
 
-    def _remove(self, patch: str, series: dict[tuple[str, ...], Any]) -> None:
-        for name, model_name, *labels in series:
+    def _remove_oldest(self) -> None:
+        held = set(self._held.values())
+        patch = next((patch for patch in self._series if patch not in held), None)
+        if patch is None:  # More are held than have room: two for each model, so this stays bounded too.
+            return
+        for name, model_name, *labels in self._series.pop(patch):
             self._collectors[name].remove(model_name, patch, *labels)
 
     def _collector(self, spec: Spec) -> _Collector:

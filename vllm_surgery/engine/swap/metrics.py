@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from prometheus_client import Counter, Gauge, Histogram
 
-from vllm_surgery.engine.metrics import Spec
+from vllm_surgery.engine.metrics import REFUSED, Spec
 from vllm_surgery.errors import CannotSwapError, ConflictError, MixedWeightsError, SurgeryError, SwapFailedError
 
 if TYPE_CHECKING:
@@ -28,13 +28,19 @@ INFO = Spec(
     ("state",),
     {"multiprocess_mode": "mostrecent"},
 )
-SWAPS = Spec(Counter, "vllm_surgery_swaps_total", "Swaps to these patches, by how they ended.", ("result",))
+SWAPS = Spec(
+    Counter,
+    "vllm_surgery_swaps_total",
+    "Swaps to these patches, by how they ended; patches that were refused share one label.",
+    ("result",),
+)
 SECONDS = Spec(
     Histogram,
     "vllm_surgery_swap_seconds",
     "Time that each phase of a swap took; tokens stand still from pause on.",
     ("phase",),
     {"buckets": _SECONDS},
+    by_patch=False,
 )
 
 SPECS = (INFO, SWAPS, SECONDS)
@@ -50,6 +56,9 @@ _RESULTS: dict[type[Exception], str] = {
     SurgeryError: "refused",
     Exception: "error",
 }
+_CARRIED_OUT = frozenset({_DONE, _UNCHANGED, "undone", "mixed"})
+"""The results of patches that were for this model. A client can't make up any number of those."""
+
 RESULTS = (_DONE, _UNCHANGED, *_RESULTS.values())
 
 
@@ -85,7 +94,7 @@ class InstrumentedSwapper:
         if report.id != report.previous:
             for phase in PHASES:
                 seconds = getattr(report.milliseconds, phase) / 1000
-                self._metrics.series(SECONDS, self._model_name, report.id, phase).observe(seconds)
+                self._metrics.total(SECONDS, self._model_name, phase).observe(seconds)
         return report
 
     def show_desired(self, snapshot: Snapshot) -> None:
@@ -93,9 +102,11 @@ class InstrumentedSwapper:
         self._show("desired", snapshot.id)
 
     def _count(self, patch: str, result: str) -> None:
-        self._metrics.series(SWAPS, self._model_name, patch, result).inc()
+        label = patch if result in _CARRIED_OUT else REFUSED
+        self._metrics.series(SWAPS, self._model_name, label, result).inc()
 
     def _show(self, state: str, patch: str | None) -> None:
+        self._metrics.hold(self._model_name, state, patch)
         before = self._shown.get(state)
         if before is not None and before != patch:
             self._metrics.series(INFO, self._model_name, before, state).set(0)

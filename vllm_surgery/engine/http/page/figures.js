@@ -47,8 +47,8 @@ function swapFigures(samples, sum) {
   for (const { name, labels } of samples) {
     if (name !== "swaps_total") continue;
     const [patch, result] = [labels.get("patch") ?? "", labels.get("result") ?? ""];
-    const timed = result === "done" ? sum("swap_seconds_count", { patch, phase: "total" }) : 0;
-    const mean = timed ? sum("swap_seconds_sum", { patch, phase: "total" }) / timed : null;
+    const timed = result === "done" ? sum("swap_seconds_count", { phase: "total" }) : 0;
+    const mean = timed ? sum("swap_seconds_sum", { phase: "total" }) / timed : null;
     swaps.set(JSON.stringify([patch, result]), { patch, result, count: sum("swaps_total", { patch, result }), mean });
   }
   return [...swaps.values()];
