@@ -18,6 +18,7 @@ ORDER = [
     "errors",
     "installed",
     "intervals",
+    "regular_files",
     "atomic_files",
     "loops",
     "client",
@@ -34,7 +35,7 @@ ORDER = [
     "localization",
     "cli",
 ]
-LOOSE = {"api", "atomic_files", "errors", "installed", "intervals"}
+LOOSE = {"api", "atomic_files", "errors", "installed", "intervals", "regular_files"}
 """The modules that stand beside the packages."""
 
 

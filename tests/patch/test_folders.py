@@ -134,8 +134,8 @@ def test_only_regular_files_are_read(folder: Path) -> None:
     os.mkfifo(folder / "pipe.yaml")
     (folder / "folder.yaml").mkdir()
     library = PatchLibrary([folder])
-    for name in ("pipe", "folder"):
-        assert refusal(lambda name=name: library.load(name), PatchError) == f"{name}.yaml: is not a regular file"
+    for name, kind in (("pipe", "not a regular file"), ("folder", "a folder")):
+        assert refusal(lambda name=name: library.load(name), PatchError) == f"{name}.yaml: is {kind}"
     assert [item.id for item in library.listing()] == [None, GOOD_ID, None]
 
 

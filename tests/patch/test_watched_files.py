@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.examples import patch_data, zero
+from vllm_surgery.patch.files import load_patch
 from vllm_surgery.patch.format import Patch
-from vllm_surgery.patch.patch_set import PatchSet
+from vllm_surgery.patch.patch_set import PatchSet, SourcedPatch
 from vllm_surgery.patch.watched_files import WatchedFiles
 
 if TYPE_CHECKING:
@@ -35,7 +36,8 @@ def test_the_files_are_one_set(file: Path, tmp_path: Path) -> None:
     (tmp_path / "b.json").write_text(json.dumps(B))
     snapshot = WatchedFiles([file, tmp_path / "b.json"]).read()
     assert (snapshot.id, snapshot.error) == (ids(A, B), "")
-    assert snapshot.patches == PatchSet.load([file, tmp_path / "b.json"])
+    read = [load_patch(path) for path in (file, tmp_path / "b.json")]
+    assert snapshot.patches == PatchSet(tuple(map(SourcedPatch, ("wanted.yaml", "b.json"), read)))
 
 
 def test_an_edit_is_seen_though_size_and_times_stay(file: Path) -> None:
@@ -73,13 +75,13 @@ def test_a_config_map_whose_link_is_flipped_is_seen(tmp_path: Path) -> None:
 def test_a_missing_file_asks_for_nothing_at_all(file: Path) -> None:
     file.unlink()
     snapshot = WatchedFiles([file]).read()
-    assert (snapshot.patches, snapshot.id, snapshot.error) == (None, None, f"{file}: no such file")
+    assert (snapshot.patches, snapshot.id, snapshot.error) == (None, None, "wanted.yaml: no such file")
 
 
 def test_a_wrong_file_says_why(file: Path) -> None:
     file.write_text("version: 1\n")
     snapshot = WatchedFiles([file]).read()
-    assert (snapshot.patches, snapshot.error) == (None, f"{file}: name: is missing")
+    assert (snapshot.patches, snapshot.error) == (None, "wanted.yaml: name: is missing")
 
 
 def test_files_that_clash_say_so(file: Path, tmp_path: Path) -> None:

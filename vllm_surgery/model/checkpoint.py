@@ -12,7 +12,7 @@ import math
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
@@ -20,13 +20,14 @@ from vllm_surgery.errors import CheckpointError, UsageError
 from vllm_surgery.model.anatomy import Anatomy
 from vllm_surgery.model.config import CONFIG_FILE, ModelFacts, _hub_identity, _whole_number
 from vllm_surgery.model.tensor_info import TensorInfo
+from vllm_surgery.regular_files import open_regular, read_regular
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 INDEX_FILE = "model.safetensors.index.json"
 _MAX_HEADER_BYTES = 100_000_000  # The limit of the safetensors library itself.
-
+_MAX_JSON_BYTES = 64 << 20  # The largest index known has 13 MB.
 
 BYTES_PER_NUMBER = {
     "F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2, "U16": 2,
@@ -165,7 +166,10 @@ def read_json(path: Path) -> dict[str, Any]:
         CheckpointError: there is no such file, or it holds something else.
     """
     try:
-        data = json.loads(path.read_bytes())
+        content = read_regular(path, _MAX_JSON_BYTES)
+        if len(content) > _MAX_JSON_BYTES:
+            raise CheckpointError(f"{path}: is longer than {_MAX_JSON_BYTES} bytes, which no such file is")
+        data = json.loads(content)
     except FileNotFoundError:
         raise CheckpointError(f"{path.parent}: has no {path.name}, so it is no Hugging Face model folder") from None
     except (OSError, ValueError, RecursionError) as error:
@@ -188,13 +192,20 @@ def read_header_bytes(file: Path) -> bytes:
 
 
 def _header_bytes(file: Path) -> bytes:
-    with file.open("rb") as stream:
+    with open_regular(file) as stream:
         length = int.from_bytes(stream.read(8), "little")
         if not 0 < length <= _MAX_HEADER_BYTES:
             raise ValueError(f"its header claims {length} bytes")
         if 8 + length > file.stat().st_size:
             raise ValueError("the file ends in its header")
-        return stream.read(length)
+        return _read_whole(stream, length)
+
+
+def _read_whole(stream: BinaryIO, length: int) -> bytes:
+    content = bytearray()
+    while chunk := stream.read(length - len(content)):
+        content += chunk
+    return bytes(content)
 
 
 def _read_header(file: Path) -> list[StoredTensor]:

@@ -10,6 +10,7 @@ from vllm_surgery.atomic_files import atomic_write
 from vllm_surgery.errors import SurgeryError, UsageError
 from vllm_surgery.patch.document import MAX_BYTES
 from vllm_surgery.patch.format import Patch
+from vllm_surgery.regular_files import read_regular
 
 
 def write_patch(patch: Patch, file: Path) -> None:
@@ -38,10 +39,9 @@ def load_patch(path: str | Path) -> Patch:
 def read_bounded(path: Path) -> bytes:
     """The bytes of a file, as far as a patch may go and one more, so that a huge file can't fill the memory."""
     try:
-        if not path.is_file():
-            raise UsageError(f"{path}: {'is a folder' if path.is_dir() else 'no such file'}")
-        with path.open("rb") as file:
-            return file.read(MAX_BYTES + 1)
+        return read_regular(path, MAX_BYTES)
+    except FileNotFoundError:
+        raise UsageError(f"{path}: no such file") from None
     except (OSError, ValueError) as error:
         raise UsageError(f"{path}: {getattr(error, 'strerror', None) or error}") from None
 

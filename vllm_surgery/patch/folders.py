@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import errno
 import os
-import stat
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from vllm_surgery.patch.document import MAX_BYTES
 from vllm_surgery.patch.files import ENDINGS, SCHEMA_FILE
 from vllm_surgery.patch.format import Patch
 from vllm_surgery.patch.patch_set import NO_PATCH, SourcedPatch
+from vllm_surgery.regular_files import read_regular
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -50,7 +50,7 @@ class _Entry:
             path = (self.folder / self.file).resolve(strict=True)
             if not path.is_relative_to(self.folder):
                 raise PatchError(self.file, "", "is a link that leads out of its folder")
-            return _read_regular(path, self.file)
+            return read_regular(path, MAX_BYTES, follow=False)
         except (OSError, RuntimeError) as error:  # A circle of links is the latter before Python 3.13.
             raise PatchError(self.file, "", getattr(error, "strerror", None) or "is a circle of links") from None
 
@@ -164,15 +164,3 @@ def _listed(name: str, entries: list[_Entry]) -> NamedPatch:
         return NamedPatch(name, id=_only(name, entries).load().patch.id)
     except SurgeryError as error:
         return NamedPatch(name, id=None, error=str(error))
-
-
-def _read_regular(path: Path, source: str) -> bytes:
-    """Opens a resolved path without following a last link or waiting for a pipe's other end."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    try:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise PatchError(source, "", "is not a regular file")
-        with os.fdopen(descriptor, "rb", closefd=False) as file:
-            return file.read(MAX_BYTES + 1)
-    finally:
-        os.close(descriptor)

@@ -24,12 +24,14 @@ class Snapshot:
     Attributes:
         fingerprint: the same for two snapshots exactly where the files held the same bytes, or lacked the same.
         patches: what they ask for; None where they are refused.
-        error: why they are refused, one line; empty where they aren't.
+        error: why they are refused, one line that may quote them; empty where they aren't.
+        refused: the name of the file that is refused; empty where none is.
     """
 
     fingerprint: str
     patches: PatchSet | None
     error: str = ""
+    refused: str = ""
 
     @property
     def id(self) -> str | None:
@@ -40,6 +42,8 @@ class Snapshot:
 class WatchedFiles:
     """Patch files that say together what is to be served.
 
+    Errors call them by their names alone: who sees those need not know where the files are.
+
     They are told apart by their bytes: times of change say nothing where a symbolic link is moved to another file.
     """
 
@@ -49,10 +53,13 @@ class WatchedFiles:
 
     def read(self) -> Snapshot:
         """Reads the files now. Never raises: a file that is missing or wrong is an error in the snapshot."""
-        try:
-            contents: Sequence[bytes] = [read_bounded(path) for path in self.paths]
-        except SurgeryError as error:
-            return Snapshot(f"unread: {error}", None, str(error))
+        contents: list[bytes] = []
+        for path in self.paths:
+            try:
+                contents.append(read_bounded(path))
+            except SurgeryError as error:
+                reason = str(error).replace(str(path), path.name, 1)
+                return Snapshot(f"unread: {error}", None, reason, path.name)
         fingerprint = "+".join(hashlib.sha256(content).hexdigest() for content in contents)
         last = self._last
         if last is None or last.fingerprint != fingerprint:
@@ -60,11 +67,11 @@ class WatchedFiles:
         return last
 
     def _parse(self, fingerprint: str, contents: Sequence[bytes]) -> Snapshot:
-        try:
-            members = [
-                SourcedPatch(str(path), Patch.parse(content, str(path)))
-                for path, content in zip(self.paths, contents, strict=True)
-            ]
-            return Snapshot(fingerprint, PatchSet(tuple(members)))
-        except SurgeryError as error:
-            return Snapshot(fingerprint, None, str(error))
+        members: list[SourcedPatch] = []
+        for path, content in zip(self.paths, contents, strict=True):
+            try:
+                members.append(SourcedPatch(path.name, Patch.parse(content, path.name)))
+                PatchSet(tuple(members))
+            except SurgeryError as error:
+                return Snapshot(fingerprint, None, str(error), path.name)
+        return Snapshot(fingerprint, PatchSet(tuple(members)))

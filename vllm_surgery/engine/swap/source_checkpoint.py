@@ -42,7 +42,7 @@ class SourceCheckpoint:
             raise CannotSwapError(f"the checkpoint can't be read any more: {error}") from None
         for name in sorted({*self._marks, *now}):
             if self._marks.get(name) != now.get(name):
-                raise CannotSwapError(f"{self.folder.path / name} is no longer the file that was loaded")
+                raise CannotSwapError(f"{name} is no longer the file that was loaded")
 
     def tensor(self, name: str) -> torch.Tensor:
         """Tensor as the checkpoint stores it, in memory of its own.
