@@ -97,6 +97,20 @@ class MismatchError(PatchError):
     """A patch that is sound but not for this model: guard, range, seal, or a format that can't hold it."""
 
 
+def check_key(key: str | None, what: str) -> None:
+    """Checks that an HTTP header can hold a key.
+
+    Args:
+        key: the key, if any.
+        what: it is called in the error.
+
+    Raises:
+        UsageError: none can.
+    """
+    if key and not (key.isascii() and key.isprintable()):
+        raise UsageError(f"{what} holds a character that no header can hold")
+
+
 def first_problem(error: ValidationError) -> tuple[tuple[int | str, ...], str]:
     """The place and the message of the first thing that pydantic found wrong."""
     first = error.errors(include_url=False)[0]

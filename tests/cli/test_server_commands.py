@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -349,10 +350,13 @@ def test_serve_hands_folders_and_files_on_by_their_absolute_paths(file: Path, mo
     calls: list[Any] = []
     monkeypatch.setattr("vllm_surgery.engine.serve.serve", lambda *args, **options: calls.append((args, options)))
     monkeypatch.chdir(file.parent)
-    assert main(["serve", "model", "--patch", "local.yaml", "--watch", "--patch-dir", ".", "--port", "1"]) == 0
+    monkeypatch.setenv("VLLM_SURGERY_KEY", "other")
+    key = ["--surgery-key", "scalpel"]
+    assert main(["serve", "model", *key, "--patch", "local.yaml", "--watch", "--patch-dir", ".", "--port", "1"]) == 0
     ((patches, rest), options) = calls[0]
     assert (len(patches), rest) == (1, ["model", "--port", "1"])
     assert options == {"patch_dirs": [file.parent], "watch": [file], "slots": 0}
+    assert os.environ["VLLM_SURGERY_KEY"] == "scalpel"
 
 
 def test_serve_hands_the_number_of_slots_on(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -125,6 +125,20 @@ def test_the_key_is_sent_where_there_is_one(server: FakeServer) -> None:
     assert [headers.get("authorization") for _, _, headers, _ in server.asked] == ["Bearer secret", None]
 
 
+def test_the_surgery_key_is_sent_with_changes_alone(server: FakeServer) -> None:
+    client = SurgeryClient(server.url, "secret", "scalpel")
+    client.state()
+    server.answers["/v1/surgery"] = (200, REPORT)
+    client.swap([])
+    keys = [(headers["authorization"], headers.get("x-surgery-key")) for _, _, headers, _ in server.asked]
+    assert keys == [("Bearer secret", None), ("Bearer secret", "scalpel")]
+
+
+def test_a_surgery_key_that_no_header_can_hold_is_refused() -> None:
+    said = refusal(lambda: SurgeryClient("http://x", None, "a\nb"), UsageError)
+    assert said == "the surgery key holds a character that no header can hold"
+
+
 @pytest.mark.parametrize("key", ["two\nlines", "schlüssel"])
 def test_a_key_that_no_header_can_hold_is_refused_and_not_shown(server: FakeServer, key: str) -> None:
     said = refusal(lambda: SurgeryClient(server.url, key).state(), UsageError)

@@ -46,7 +46,7 @@ def pod(deployment: dict[str, Any]) -> dict[str, Any]:
 # Kubernetes.
 
 
-@pytest.mark.parametrize("name", ["deployment", "service"])
+@pytest.mark.parametrize("name", ["deployment", "service", "networkpolicy"])
 def test_resources_fit_kubernetes_schemas(name: str) -> None:
     resource = load(DEPLOY / "kubernetes" / f"{name}.yaml")
     kubernetes_validate.validate(resource, kubernetes_validate.latest_version(), strict=True)
@@ -119,6 +119,20 @@ def test_selectors_meet_labels_and_ports_meet_names(deployment: dict[str, Any], 
     assert [endpoint["port"] for endpoint in monitor["spec"]["endpoints"]] == [port["name"]]
 
 
+def test_the_network_policy_is_about_the_servers_pods(pod: dict[str, Any], deployment: dict[str, Any]) -> None:
+    policy = load(DEPLOY / "kubernetes" / "networkpolicy.yaml")["spec"]
+    assert policy["podSelector"]["matchLabels"] == deployment["spec"]["template"]["metadata"]["labels"]
+    assert policy["policyTypes"] == ["Ingress", "Egress"]
+    (rule,) = policy["ingress"]
+    assert [port["port"] for port in rule["ports"]] == [each["containerPort"] for each in pod["containers"][0]["ports"]]
+
+
+def test_the_server_has_its_keys_or_does_not_start(pod: dict[str, Any]) -> None:
+    keys = {each["name"]: each.get("valueFrom") for each in pod["containers"][0]["env"]}
+    for variable, key in (("VLLM_API_KEY", "api-key"), ("VLLM_SURGERY_KEY", "surgery-key")):
+        assert keys[variable] == {"secretKeyRef": {"name": "vllm-surgery", "key": key}}
+
+
 def test_containers_run_without_rights(pod: dict[str, Any]) -> None:
     assert (pod["securityContext"]["runAsNonRoot"], pod["securityContext"]["runAsUser"]) == (True, USER)
     for container in [*pod["containers"], *pod["initContainers"]]:
@@ -150,6 +164,13 @@ def test_the_example_patch_is_the_shipped_one(shipped_patch: Path) -> None:
 def check_compose(*files: Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.compose-spec"]
     return subprocess.run([*command, *map(str, files)], capture_output=True, text=True, check=False)
+
+
+def test_nobody_is_grafanas_administrator() -> None:
+    environment = load(DEPLOY / "compose.yaml")["services"]["grafana"]["environment"]
+    assert environment["GF_SECURITY_DISABLE_INITIAL_ADMIN_CREATION"] == "true"
+    assert environment["GF_AUTH_BASIC_ENABLED"] == "false"
+    assert "GF_AUTH_ANONYMOUS_ORG_ROLE" not in environment
 
 
 def test_compose_files_fit_the_compose_schema() -> None:

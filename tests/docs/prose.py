@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 ROOT = Path(__file__).parents[2]
-AT_THE_ROOT = ("README.md", "ARCHITECTURE.md", "CHANGELOG.md", "CONTRIBUTING.md", "deploy/README.md")
+AT_THE_ROOT = ("README.md", "ARCHITECTURE.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md", "deploy/README.md")
 """Pages that MkDocs doesn't see, so it can't check their links."""
 
 PAGES = (*AT_THE_ROOT, *(str(page.relative_to(ROOT)) for page in sorted((ROOT / "docs").glob("*.md"))))

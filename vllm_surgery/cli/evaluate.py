@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from vllm_surgery.cli.options import add_command, add_json, add_out, flag, words_of
-from vllm_surgery.cli.server_options import add_server, key_of
+from vllm_surgery.cli.server_options import add_server, key_of, surgery_key_of
 from vllm_surgery.errors import UsageError
 from vllm_surgery.installed import require
 
@@ -115,7 +115,7 @@ def _ask(args: argparse.Namespace, folder: TrialFolder) -> None:
     from vllm_surgery.evaluation.trial import run_trial
 
     trial = _questions(args)
-    backend = HttpBackend(args.url, key_of(args), args.served_model, args.concurrency)
+    backend = HttpBackend(args.url, key_of(args), args.served_model, args.concurrency, surgery_key=surgery_key_of(args))
     try:
         trial = _with_arms(args, trial, backend)
         backend.require(trial.arms)

@@ -3,12 +3,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vllm_surgery.cli.options import add_command
-from vllm_surgery.client.protocol import MOST_SLOTS
-from vllm_surgery.errors import UsageError
+from vllm_surgery.client.protocol import MOST_SLOTS, SURGERY_KEY_VARIABLE
+from vllm_surgery.errors import UsageError, check_key
 from vllm_surgery.installed import require_vllm
 from vllm_surgery.patch.folders import check_folder
 from vllm_surgery.patch.patch_set import PatchSet
@@ -31,7 +32,7 @@ def add_to(subparsers: Subparsers) -> None:
         takes_rest=True,
         add_help=False,  # A bare --help shows both sets of options; --help=GROUP is vLLM's alone.
         usage="vllm-surgery serve MODEL [--patch FILE]... [--patch-dir DIR]... [--watch] [--patch-slots N] "
-        "[any option of `vllm serve`]",
+        "[--surgery-key KEY] [any option of `vllm serve`]",
     )
     parser.add_argument(
         "--patch", action="append", default=[], metavar="FILE", help="a patch file; may be given more than once"
@@ -52,6 +53,11 @@ def add_to(subparsers: Subparsers) -> None:
         help="serve up to N patches beside the unpatched model: a request chooses one as MODEL@NAME, swaps hold up no "
         "request, and --patch is the default of requests that choose none (default: 0, patches are in the weights)",
     )
+    parser.add_argument(
+        "--surgery-key",
+        metavar="KEY",
+        help=f"what changes of patches over HTTP ask for, in place of the API key (default: ${SURGERY_KEY_VARIABLE})",
+    )
     parser.set_defaults(print_help=parser.print_help)
 
 
@@ -64,11 +70,14 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
         raise UsageError("--watch needs --patch: it follows the files that are given there")
     if not 0 <= args.patch_slots <= MOST_SLOTS:
         raise UsageError(f"--patch-slots: from 0 to {MOST_SLOTS}")
+    check_key(args.surgery_key, "the surgery key")
     patches = PatchSet.load(args.patch)
     patch_dirs = [check_folder(folder) for folder in args.patch_dir]
     watch = [Path(file).absolute() for file in args.patch] if args.watch else []
     require_vllm("serve")
     from vllm_surgery.engine.serve import serve
 
+    if args.surgery_key is not None:  # Like vLLM's own key: for all processes, and never in a config that is logged.
+        os.environ[SURGERY_KEY_VARIABLE] = args.surgery_key
     serve(patches, rest, patch_dirs=patch_dirs, watch=watch, slots=args.patch_slots)
     return 0

@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
+from vllm_surgery.client.protocol import SURGERY_KEY_VARIABLE
 from vllm_surgery.installed import require
 
 if TYPE_CHECKING:
@@ -18,10 +19,15 @@ KEY_VARIABLE = "VLLM_API_KEY"
 
 
 def add_server(parser: argparse.ArgumentParser) -> None:
-    """The options ``--url`` and ``--api-key``."""
+    """The options ``--url``, ``--api-key`` and ``--surgery-key``."""
     parser.add_argument("--url", default=DEFAULT_URL, help="where the server is (default: %(default)s)")
     parser.add_argument(
         "--api-key", metavar="KEY", help=f"what the server was started with (default: ${KEY_VARIABLE}, if it is set)"
+    )
+    parser.add_argument(
+        "--surgery-key",
+        metavar="KEY",
+        help=f"what its swaps ask for, where it was started with one (default: ${SURGERY_KEY_VARIABLE}, if it is set)",
     )
 
 
@@ -34,12 +40,18 @@ def client_of(args: argparse.Namespace) -> SurgeryClient:
     require("talking to a server", "httpx")
     from vllm_surgery.client.client import SurgeryClient
 
-    return SurgeryClient(args.url, key_of(args))
+    return SurgeryClient(args.url, key_of(args), surgery_key_of(args))
 
 
 def key_of(args: argparse.Namespace) -> str | None:
     """The API key that the options or the environment name."""
     key = args.api_key if args.api_key is not None else os.environ.get(KEY_VARIABLE)
+    return key or None
+
+
+def surgery_key_of(args: argparse.Namespace) -> str | None:
+    """The surgery key that the options or the environment name."""
+    key = args.surgery_key if args.surgery_key is not None else os.environ.get(SURGERY_KEY_VARIABLE)
     return key or None
 
 

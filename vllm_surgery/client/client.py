@@ -13,12 +13,13 @@ from vllm_surgery.client.protocol import (
     METRICS_PATH,
     PATCHES_PATH,
     STATE_PATH,
+    SURGERY_KEY_HEADER,
     PatchListing,
     ServerState,
     SlotsReport,
     SwapReport,
 )
-from vllm_surgery.errors import PluginMissingError, SurgeryError, UsageError
+from vllm_surgery.errors import PluginMissingError, SurgeryError, UsageError, check_key
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -32,7 +33,19 @@ READ_SECONDS = 60.0
 
 
 class SurgeryClient(Connection):
-    """Client of one server's routes for patches."""
+    """Client of one server's routes for patches.
+
+    Attributes:
+        surgery_key: what changes ask for, where the server was started with one.
+
+    Raises:
+        UsageError: no header can hold a key.
+    """
+
+    def __init__(self, url: str, api_key: str | None = None, surgery_key: str | None = None) -> None:
+        super().__init__(url, api_key)
+        check_key(surgery_key, "the surgery key")
+        self.surgery_key = surgery_key
 
     def state(self) -> ServerState:
         """The patches that are served, and what the server can do.
@@ -125,8 +138,11 @@ class SurgeryClient(Connection):
 
     def _send(self, method: str, path: str, body: Any = None) -> httpx.Response:
         timeout = httpx.Timeout(READ_SECONDS if body is None else None, connect=CONNECT_SECONDS)
+        headers = dict(self.headers)
+        if method == "PUT" and self.surgery_key:
+            headers[SURGERY_KEY_HEADER] = self.surgery_key
         with self.network_errors():
-            response = httpx.request(method, self.base + path, json=body, headers=self.headers, timeout=timeout)
+            response = httpx.request(method, self.base + path, json=body, headers=headers, timeout=timeout)
         self.check(response)
         return response
 

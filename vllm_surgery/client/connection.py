@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import httpx
 
-from vllm_surgery.errors import ServerError, ServerUnreachableError, SurgeryError, UsageError, one_line
+from vllm_surgery.errors import ServerError, ServerUnreachableError, SurgeryError, UsageError, check_key, one_line
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -30,8 +30,7 @@ class Connection:
     """
 
     def __init__(self, url: str, api_key: str | None = None) -> None:
-        if api_key and not (api_key.isascii() and api_key.isprintable()):
-            raise UsageError("the API key holds a character that no header can hold")
+        check_key(api_key, "the API key")
         self.url, self.api_key = url, api_key
         self.base = url.rstrip("/").removesuffix("/v1")
         self.headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}

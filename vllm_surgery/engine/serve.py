@@ -12,6 +12,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from vllm_surgery.engine import touchpoints
+from vllm_surgery.engine.http.access import check_root_path
 from vllm_surgery.engine.plugin import ENDPOINT_GROUP
 from vllm_surgery.engine.server_config import logger
 from vllm_surgery.engine.settings import DISABLE_VARIABLE, KEY, Settings, disabled
@@ -47,7 +48,7 @@ def serve(
 
     Raises:
         UsageError: patches are named here and in ``--additional-config``, or are to be swapped on a server without our
-            routes.
+            routes; or the root path hides these from vLLM's check of API keys.
         SurgeryError: the patches can't be applied to this model, or this vLLM isn't one that can be patched.
         SystemExit: vLLM itself refuses the arguments.
     """
@@ -59,6 +60,7 @@ def serve(
     parser = touchpoints.CLI_PARSER.get()(prog="vllm-surgery")
     command.subparser_init(parser.add_subparsers(required=True, dest="subparser"))
     args = parser.parse_args(["serve", *vllm_arguments])
+    check_root_path(args.root_path)
     if patch_dirs or watch or slots:
         _check_has_routes(args)
     settings = Settings.of(args.additional_config)

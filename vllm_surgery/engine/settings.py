@@ -34,6 +34,7 @@ class Settings(BaseModel):
         sources: what to call each patch in errors, where it isn't a file name any more.
         patch_dirs: folders whose patches callers may ask for by name.
         watch: whether to follow the files in `patches`, or which files to follow.
+        allow_swaps: whether anything can be changed over HTTP.
         allow_remote_swaps: whether swaps from other machines are accepted where there is no API key.
         allow_inline: whether callers may send patches themselves, rather than names.
         detect_loops: whether the tokens of every request are watched for loops.
@@ -50,6 +51,7 @@ class Settings(BaseModel):
     sources: list[str] = Field(default_factory=list)
     patch_dirs: list[str] = Field(default_factory=list)
     watch: bool | list[str] = False
+    allow_swaps: bool = True
     allow_remote_swaps: bool = False
     allow_inline: bool = True
     detect_loops: bool = True

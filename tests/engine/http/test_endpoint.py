@@ -110,6 +110,7 @@ class Server:
     ) -> None:
         self.app, self.swapper = FastAPI(), swapper
         self.engine = engine(settings, model, index)
+        args = {"host": "127.0.0.1", **args}
         self.args = Namespace(model=str(model), served_model_name=["served", "other"], **args)
         self.plugin = SurgeryEndpoint(lambda _client: swapper)
 
@@ -128,6 +129,7 @@ class Server:
 def ask(model: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., httpx.Response]:
     """Asks a server that was just started."""
     monkeypatch.delenv("VLLM_API_KEY", raising=False)
+    monkeypatch.delenv("VLLM_SURGERY_KEY", raising=False)
 
     def ask(
         method: str, path: str = STATE, *, swapper: FakeSwapper | None = None, peer: str = "127.0.0.1", **more: Any
@@ -184,7 +186,7 @@ def test_patches_are_listed_broken_ones_too(ask: Callable[..., httpx.Response]) 
     assert ask("GET", PATCHES).json() == {
         "patches": [
             {"name": "a", "id": A_ID, "error": None},
-            {"name": "bad", "id": None, "error": "bad.yaml: name: is missing"},
+            {"name": "bad", "id": None, "error": "bad is refused; the server's log says why"},
         ]
     }
 
@@ -248,7 +250,7 @@ def test_an_engine_that_does_not_tell_its_state_is_an_error(ask: Callable[..., h
         (["nowhere"], "no patch is called 'nowhere' in the server's patch folders"),
         (["../patches/a"], "no patch is called '../patches/a' in the server's patch folders"),
         (["a.yaml"], "no patch is called 'a.yaml'; leave the ending out"),
-        (["bad"], "bad.yaml: name: is missing"),
+        (["bad"], "bad.yaml: is refused; the server's log says why"),
         ([{"version": 1, "name": "x"}], "patches[0]: edits: is missing"),
         (["a", A], "patches[1]: edits[0].neurons.1: neurons 1 of layer 1: already named in a.yaml, edits[0].neurons.1"),
     ],
@@ -302,11 +304,59 @@ def test_other_machines_may_look(ask: Callable[..., httpx.Response]) -> None:
     assert ask("GET", peer="10.0.0.7").status_code == 200
 
 
-@pytest.mark.parametrize("more", [{"settings": {"allow_remote_swaps": True}}, {"args": {"api_key": ["secret"]}}])
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"settings": {"allow_remote_swaps": True}},
+        {"args": {"api_key": ["secret"]}, "headers": {"authorization": "Bearer secret"}},
+    ],
+)
 def test_other_machines_are_let_in_by_the_setting_or_a_key(
     ask: Callable[..., httpx.Response], more: dict[str, Any]
 ) -> None:
     assert ask("PUT", peer="10.0.0.7", json={"patches": []}, **more).status_code == 200
+
+
+@pytest.mark.parametrize("root_path", ["", "/api"])
+@pytest.mark.parametrize(("method", "path"), [("GET", STATE), ("GET", PATCHES), ("PUT", STATE)])
+def test_every_route_asks_for_the_api_key_itself(
+    ask: Callable[..., httpx.Response], method: str, path: str, root_path: str
+) -> None:
+    swapper = FakeSwapper()
+    args = {"api_key": ["secret"], "root_path": root_path}
+    response = ask(method, path, swapper=swapper, args=args, json={"patches": []})
+    assert error_of(response) == (401, "UnauthorizedError", "this server wants its API key")
+    assert swapper.calls == []
+
+
+def test_a_root_path_that_opens_the_routes_ends_the_start(ask: Callable[..., httpx.Response]) -> None:
+    with pytest.raises(UsageError, match="--root-path /v1: "):
+        ask("GET", args={"root_path": "/v1"})
+
+
+def test_the_surgery_key_is_asked_for_by_changes_alone(
+    ask: Callable[..., httpx.Response], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VLLM_SURGERY_KEY", "scalpel")
+    swapper = FakeSwapper()
+    assert ask("GET", swapper=swapper).status_code == 200
+    assert error_of(ask("PUT", swapper=swapper, json={"patches": []}))[:2] == (403, "ForbiddenError")
+    assert swapper.calls == []
+    headers = {"x-surgery-key": "scalpel"}
+    assert ask("PUT", swapper=swapper, json={"patches": []}, headers=headers).status_code == 200
+
+
+def test_a_server_whose_changes_are_off_says_so(ask: Callable[..., httpx.Response]) -> None:
+    off, why = {"allow_swaps": False}, "this server takes no changes over HTTP (allow_swaps is off)"
+    state = ServerState.model_validate(ask("GET", settings=off).json())
+    assert (state.can_swap, state.cannot_swap_reason) == (False, why)
+    assert error_of(ask("PUT", json={"patches": []}, settings=off)) == (403, "ForbiddenError", why)
+
+
+def test_a_server_that_is_bound_to_all_addresses_takes_no_changes_without_a_key(
+    ask: Callable[..., httpx.Response],
+) -> None:
+    assert error_of(ask("PUT", json={"patches": []}, args={"host": None}))[:2] == (403, "ForbiddenError")
 
 
 def test_a_forwarded_address_is_not_believed(ask: Callable[..., httpx.Response]) -> None:
@@ -413,6 +463,39 @@ def file(tmp_path: Path) -> Path:
     return made
 
 
+SECRET = "s3cr3t"
+
+
+@pytest.mark.parametrize("content", [f"version: {SECRET}\n", f"{SECRET}: x\n", f"root:{SECRET}:0\n", f"a: [{SECRET}"])
+def test_no_answer_quotes_a_file_or_says_where_it_is(
+    model: Path, folder: Path, file: Path, content: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def run() -> list[httpx.Response]:
+        for each in (file, folder / "a.yaml"):
+            each.write_text(content)
+        settings = {"patches": [A], "watch": [str(file)], "patch_dirs": [str(folder)]}
+        server = Server(model, FakeSwapper(A_ID), settings)
+        async with server.started() as client:
+            await server.app.state.vllm_surgery_service.watcher.look()
+            put = client.put(STATE, json={"patches": ["a"]})
+            return [await client.get(STATE), await client.get(PATCHES), await put]
+
+    for answer in asyncio.run(run()):
+        assert SECRET not in answer.text
+        assert str(file.parent) not in answer.text
+        assert "the server's log says why" in answer.text
+    assert "wanted.yaml" in caplog.text
+    assert "a.yaml" in caplog.text
+
+
+def test_errors_of_workers_say_no_folder(ask: Callable[..., httpx.Response]) -> None:
+    swapper = FakeSwapper()
+    swapper.error = CheckpointError("/data/models/llama/config.json: can't be read as JSON")
+    assert error_of(ask("PUT", swapper=swapper, json={"patches": []}))[2] == "config.json: can't be read as JSON"
+    swapper.error, swapper.cannot = None, "rank 0: '/data/models/llama/x.safetensors' is gone"
+    assert ask("GET", swapper=swapper).json()["cannot_swap_reason"] == "rank 0: 'x.safetensors' is gone"
+
+
 @pytest.mark.parametrize("index", [0, 1])
 def test_what_the_files_ask_for_is_told_by_every_process(model: Path, file: Path, index: int) -> None:
     async def run() -> list[ServerState]:
@@ -426,7 +509,11 @@ def test_what_the_files_ask_for_is_told_by_every_process(model: Path, file: Path
     states = asyncio.run(run())
     assert all(state.watching for state in states)
     assert [state.desired.id for state in states] == [A_ID, B_ID, None]
-    assert [state.desired.error for state in states] == [None, None, f"{file}: name: is missing"]
+    assert [state.desired.error for state in states] == [
+        None,
+        None,
+        "wanted.yaml is refused; the server's log says why",
+    ]
     assert {state.active for state in states} == {A_ID}
 
 
@@ -460,7 +547,7 @@ def test_a_swap_to_the_files_that_failed_is_told(model: Path, file: Path, monkey
 def test_the_routes_describe_themselves(ask: Callable[..., httpx.Response]) -> None:
     described = ask("GET", "/openapi.json").json()
     put, get = described["paths"][STATE]["put"], described["paths"][STATE]["get"]
-    assert set(put["responses"]) == {"200", "400", "403", "409", "413", "415", "422", "500", "501"}
+    assert set(put["responses"]) == {"200", "400", "401", "403", "409", "413", "415", "422", "500", "501"}
     assert all(answer["description"] for answer in (*put["responses"].values(), *get["responses"].values()))
     assert set(put["requestBody"]["content"]["application/json"]["schema"]["properties"]) == {
         "patches",

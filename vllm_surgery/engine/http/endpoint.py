@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from vllm_surgery.client.protocol import ModelSummary
 from vllm_surgery.engine.file_watcher import FileWatcher
-from vllm_surgery.engine.http.access import Access
+from vllm_surgery.engine.http.access import CHANGES_OFF, Access, check_root_path
 from vllm_surgery.engine.http.routes import ACCESS, SERVICE, answer_error, router
 from vllm_surgery.engine.http.service import SurgeryService
 from vllm_surgery.engine.metrics import process_metrics
@@ -69,10 +69,11 @@ class SurgeryEndpoint:
         """Creates the state that the routes need, and starts to watch files where that was asked for.
 
         Raises:
-            UsageError: a patch folder isn't there.
+            UsageError: a patch folder isn't there, or the root path hides our routes from vLLM's check of keys.
         """
         if disabled():
             return
+        check_root_path(getattr(args, "root_path", None))
         if engine_client is None:  # vLLM's render server, which has no engine. The routes say so.
             setattr(state, ACCESS, Access.of(args, remote=False))
             return
@@ -94,8 +95,10 @@ class SurgeryEndpoint:
             files=files,
             watcher=watcher,
             slots=slots,
+            refuses=None if settings.allow_swaps else CHANGES_OFF,
         )
-        setattr(state, ACCESS, Access.of(args, remote=settings.allow_remote_swaps))
+        access = Access.of(args, remote=settings.allow_remote_swaps, changes=settings.allow_swaps)
+        setattr(state, ACCESS, access)
         setattr(state, SERVICE, service)
         if watcher:
             watcher.on_snapshot = swapper.show_desired

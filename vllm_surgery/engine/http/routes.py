@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Any
 
 from fastapi import APIRouter, Request
@@ -20,7 +21,7 @@ from vllm_surgery.client.protocol import (
     SwapReport,
     SwapRequest,
 )
-from vllm_surgery.engine.http.access import Access, Caller, ForbiddenError
+from vllm_surgery.engine.http.access import Access, Caller, ForbiddenError, UnauthorizedError
 from vllm_surgery.engine.http.body import (
     MalformedError,
     NotJsonError,
@@ -29,6 +30,7 @@ from vllm_surgery.engine.http.body import (
     parse_request,
     read_body,
 )
+from vllm_surgery.engine.http.disclosure import without_folders
 from vllm_surgery.engine.http.page import page
 from vllm_surgery.errors import (
     CannotSwapError,
@@ -52,6 +54,7 @@ SERVICE, ACCESS = "vllm_surgery_service", "vllm_surgery_access"
 
 STATUS: dict[type[SurgeryError], int] = {
     MalformedError: 400,
+    UnauthorizedError: 401,
     ForbiddenError: 403,
     ConflictError: 409,
     TooLargeError: 413,
@@ -96,10 +99,13 @@ def _errors(**descriptions: str) -> dict[int | str, dict[str, Any]]:
 
 
 _ENGINE_ERRORS = _errors(
-    _500="The engine's workers don't answer, or don't agree.", _501="This server has no engine to operate on."
+    _401="The API key is missing or another.",
+    _500="The engine's workers don't answer, or don't agree.",
+    _501="This server has no engine to operate on.",
 )
 _SWAP_ERRORS = _errors(
     _400="The body is not JSON. Nothing was changed.",
+    _401="The API key is missing or another. Nothing was changed.",
     _403="The caller may not swap here, or may not send patches. Nothing was changed.",
     _409="Another swap runs, the engine sleeps, all slots are in use, or `if_epoch` is stale. Nothing was changed.",
     _413="The body is too long. Nothing was changed.",
@@ -122,12 +128,14 @@ router = APIRouter(tags=["vllm-surgery"])
 @router.get(STATE_PATH, summary="What is served", responses=_ENGINE_ERRORS)
 async def get_state(request: Request) -> ServerState:
     """The active patches, what the followed files ask for, and whether patches can be swapped."""
+    _access(request).check_read(_caller(request))
     return await _service(request).state()
 
 
 @router.get(PATCHES_PATH, summary="Patches by name", responses=_ENGINE_ERRORS)
 async def get_patches(request: Request) -> PatchListing:
     """Patches in the server's folders. A broken file is listed with its error."""
+    _access(request).check_read(_caller(request))
     return await _service(request).listing()
 
 
@@ -140,15 +148,15 @@ async def put_state(request: Request) -> SwapReport | SlotsReport:
 
     All of it is done or none. A caller that goes away doesn't stop a swap that has begun.
     """
-    access: Access = getattr(request.app.state, ACCESS)
-    access.check(_caller(request))
+    _access(request).check(_caller(request))
     check_type(request.headers.get("content-type", ""))
     service = _service(request)
     try:
         body = await read_body(request.stream())
     except ClientDisconnect:
         raise MalformedError("the connection ended in the middle of the body") from None
-    return await service.put(parse_request(body))
+    # In a thread: a long body takes a second, in which others' tokens must go out.
+    return await service.put(await asyncio.to_thread(parse_request, body))
 
 
 @router.get(PAGE_PATH, include_in_schema=False)
@@ -160,7 +168,7 @@ async def get_page() -> HTMLResponse:
 async def answer_error(_request: Request, error: Exception) -> JSONResponse:
     """Turns a `SurgeryError` into a response."""
     code = next(STATUS[kind] for kind in type(error).__mro__ if kind in STATUS)
-    detail = ErrorDetail(message=str(error), type=type(error).__name__, code=code)
+    detail = ErrorDetail(message=without_folders(str(error)), type=type(error).__name__, code=code)
     return JSONResponse(ErrorAnswer(error=detail).model_dump(), code)
 
 
@@ -170,6 +178,11 @@ def _service(request: Request) -> SurgeryService:
     if service is None:
         raise CannotSwapError("this server has no engine to operate on")
     return service
+
+
+def _access(request: Request) -> Access:
+    access: Access = getattr(request.app.state, ACCESS)
+    return access
 
 
 def _caller(request: Request) -> Caller:

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from vllm_surgery.client.protocol import Desired, ListedPatch, PatchListing, ServerState
 from vllm_surgery.engine.http.access import ForbiddenError
+from vllm_surgery.engine.http.disclosure import SEE_LOG, without_folders
 from vllm_surgery.engine.server_config import logger
-from vllm_surgery.errors import CannotSwapError, SurgeryError
+from vllm_surgery.errors import CannotSwapError, PatchError, SurgeryError
 from vllm_surgery.patch.format import Patch
 from vllm_surgery.patch.patch_set import PatchSet, SourcedPatch
 
@@ -21,8 +22,12 @@ if TYPE_CHECKING:
     from vllm_surgery.engine.file_watcher import FileWatcher
     from vllm_surgery.engine.requests.swapper import SlotSwapper
     from vllm_surgery.engine.swap.transaction import Swapper
-    from vllm_surgery.patch.folders import PatchLibrary
+    from vllm_surgery.patch.folders import NamedPatch, PatchLibrary
     from vllm_surgery.patch.watched_files import WatchedFiles
+
+
+_MOST_TOLD = 64
+"""Errors of files that are remembered, so that a page which asks every few seconds doesn't fill the log."""
 
 
 @dataclass
@@ -37,6 +42,7 @@ class SurgeryService:
         files: the files that are followed; None where none are.
         watcher: what follows them; None in every process but one.
         slots: changes the slots; None on a server without.
+        refuses: why nothing can be changed over HTTP; None where it can.
     """
 
     swapper: Swapper
@@ -46,6 +52,8 @@ class SurgeryService:
     files: WatchedFiles | None = None
     watcher: FileWatcher | None = None
     slots: SlotSwapper | None = None
+    refuses: str | None = None
+    _told: frozenset[str] = field(default=frozenset(), init=False)
     _swaps: set[asyncio.Task[Any]] = field(default_factory=set, init=False)
 
     async def state(self) -> ServerState:
@@ -55,6 +63,7 @@ class SurgeryService:
             EngineError: the engine's workers don't tell, or don't agree.
         """
         status = await self.swapper.status()
+        reason = self.refuses or status.cannot_swap_reason
         return ServerState(
             active=status.active,
             patches=list(status.patches),
@@ -65,8 +74,8 @@ class SurgeryService:
             ranks=status.ranks,
             desired=await self._desired(status.active),
             watching=self.files is not None,
-            can_swap=status.cannot_swap_reason is None,
-            cannot_swap_reason=status.cannot_swap_reason,
+            can_swap=reason is None,
+            cannot_swap_reason=reason and without_folders(reason),
             model=self.model,
             slots=None if self.slots is None else await self.slots.slots(),
         )
@@ -74,7 +83,15 @@ class SurgeryService:
     async def listing(self) -> PatchListing:
         """Patches that can be asked for by name."""
         named = await asyncio.to_thread(self.library.listing)
-        return PatchListing(patches=[ListedPatch(name=one.name, id=one.id, error=one.error) for one in named])
+        return PatchListing(patches=[self._listed(one) for one in named])
+
+    def _listed(self, one: NamedPatch) -> ListedPatch:
+        if one.error is None:
+            return ListedPatch(name=one.name, id=one.id)
+        if one.error not in self._told:
+            self._told = frozenset([*list(self._told)[-_MOST_TOLD:], one.error])
+            logger.warning("vllm-surgery: a patch in the folders is refused: %s", one.error)
+        return ListedPatch(name=one.name, id=None, error=f"{one.name} {SEE_LOG}")
 
     async def put(self, request: SwapRequest) -> SwapReport | SlotsReport:
         """Carries out what is asked for.
@@ -152,15 +169,25 @@ class SurgeryService:
         if self.files is None:
             return Desired(id=active)
         snapshot = await asyncio.to_thread(self.files.read)
+        if snapshot.refused:
+            return Desired(id=None, error=f"{snapshot.refused} {SEE_LOG}")
         failure = self.watcher.error_of(snapshot) if self.watcher else None
-        return Desired(id=snapshot.id, error=snapshot.error or failure)
+        return Desired(id=snapshot.id, error=failure and without_folders(failure))
 
     def _resolve(self, wanted: Sequence[str | dict[str, Any]], field: str = "patches") -> PatchSet:
         return PatchSet(tuple(self._resolve_one(f"{field}[{number}]", item) for number, item in enumerate(wanted)))
 
     def _resolve_one(self, source: str, item: str | dict[str, Any]) -> SourcedPatch:
         if isinstance(item, str):
-            return self.library.load(item)
+            return self._load(item)
         if not self.inline:
             raise ForbiddenError("this server takes no patches from callers, only names (allow_inline is off)")
         return SourcedPatch(source, Patch.from_data(item, source))
+
+    def _load(self, name: str) -> SourcedPatch:
+        """The patch of a name. What is wrong with a file is for the log: an answer quotes no file."""
+        try:
+            return self.library.load(name)
+        except PatchError as error:
+            logger.warning("vllm-surgery: a patch that was asked for is refused: %s", error)
+            raise PatchError(error.source, "", SEE_LOG) from None

@@ -34,11 +34,19 @@ class HttpBackend:
         api_key: for all of them.
         model: which of its models; None for the first.
         concurrency: requests at the same time.
+        surgery_key: what swaps on the trial's own ask for, where it was started with one.
     """
 
-    def __init__(self, url: str, api_key: str | None = None, model: str | None = None, concurrency: int = 32) -> None:
+    def __init__(
+        self,
+        url: str,
+        api_key: str | None = None,
+        model: str | None = None,
+        concurrency: int = 32,
+        surgery_key: str | None = None,
+    ) -> None:
         self._url, self._key, self._model, self._concurrency = url, api_key, model, concurrency
-        self._surgery = SurgeryClient(url, api_key)
+        self._surgery = SurgeryClient(url, api_key, surgery_key)
         self._chats: dict[str, Chat] = {}
         self._chat = self._chat_at(url)
         self._epoch: int | None = None

@@ -6,6 +6,7 @@ const METRICS = "metrics";
 const WAIT_MS = 60000; // An engine in the middle of a long step answers after it. A swap takes as long as it takes.
 
 let apiKey = ""; // Nowhere but here.
+let surgeryKey = ""; // What swaps ask for. Nowhere but here.
 
 class Refusal extends Error {
   constructor(status, message) {
@@ -15,8 +16,16 @@ class Refusal extends Error {
 }
 
 function setKey(key) {
-  if (!/^[\x20-\x7e]*$/.test(key)) throw new Refusal(0, "The API key holds a character that no header can hold.");
-  apiKey = key;
+  apiKey = checked(key, "The API key");
+}
+
+function setSurgeryKey(key) {
+  surgeryKey = checked(key, "The surgery key");
+}
+
+function checked(key, what) {
+  if (!/^[\x20-\x7e]*$/.test(key)) throw new Refusal(0, `${what} holds a character that no header can hold.`);
+  return key;
 }
 
 /** The answer to GET as text. */
@@ -31,7 +40,8 @@ async function readJson(path) {
 /** Asks for a swap, or another change of what is served. */
 async function change(asked) {
   const body = JSON.stringify(asked);
-  return asJson(await send(STATE, { method: "PUT", body, headers: { "Content-Type": "application/json" } }));
+  const headers = { "Content-Type": "application/json", ...(surgeryKey && { "X-Surgery-Key": surgeryKey }) };
+  return asJson(await send(STATE, { method: "PUT", body, headers }));
 }
 
 async function send(path, options) {

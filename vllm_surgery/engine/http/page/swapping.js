@@ -54,6 +54,8 @@ async function swapAsked() {
   swapping = true;
   byId("swap").disabled = byId("move").disabled = true;
   try {
+    if (byId("surgery-key").value) setSurgeryKey(byId("surgery-key").value);
+    byId("surgery-key").value = "";
     say("outcome", asked.told(await change(asked.body)));
   } catch (error) {
     say("outcome", "");
