@@ -27,6 +27,35 @@ def test_after_an_error_nothing_is_left(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_after_an_error_folders_above_are_gone_too(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="mine"), atomic_folder(tmp_path / "a" / "b" / "out"):
+        raise ValueError("mine")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_folders_above_that_somebody_uses_stay(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="mine"), atomic_folder(tmp_path / "a" / "b" / "out"):
+        (tmp_path / "a" / "other").write_text("x")
+        raise ValueError("mine")
+    assert [path.name for path in (tmp_path / "a").iterdir()] == ["other"]
+
+
+def test_what_another_process_writes_now_is_not_cleared(tmp_path: Path) -> None:
+    with atomic_folder(tmp_path / "out") as folder:
+        (folder / "file").write_text("x")
+        with pytest.raises(ValueError, match="mine"), atomic_folder(tmp_path / "out"):
+            raise ValueError("mine")
+        assert (folder / "file").exists()
+
+
+def test_what_a_killed_process_left_behind_is_cleared(tmp_path: Path) -> None:
+    left = tmp_path / ".out.unfinished-x"
+    (left / "folder").mkdir(parents=True)
+    (left / "lock").write_bytes(b"")
+    with atomic_folder(tmp_path / "out"):
+        assert not left.exists()
+
+
 def test_a_place_that_cant_be_looked_at_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "out").mkdir()
 

@@ -3,8 +3,11 @@
 
 from __future__ import annotations
 
+import fcntl
+import glob
+import shutil
 import tempfile
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +15,9 @@ from vllm_surgery.errors import SurgeryError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+_LOCK = "lock"
+"""Beside an unfinished folder, and locked for as long as its process lives."""
 
 
 def check_target(out: Path, source: Path, why: str) -> None:
@@ -37,16 +43,52 @@ def check_target(out: Path, source: Path, why: str) -> None:
 def atomic_folder(out: Path) -> Iterator[Path]:
     """An empty folder, hidden beside `out`, that takes its name when the block ends well and is gone when it doesn't.
 
+    Folders above `out` that it makes are gone then too. What a killed process has left behind is cleared by the next
+    that writes to the same place.
+
     Raises:
         SurgeryError: it can't be written, inside the block or at its end.
     """
-    with _refused_by_the_system(out):
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{out.name}.unfinished-", dir=out.parent) as work:
+    with _refused_by_the_system(out), _parents_of(out):
+        prefix = f".{out.name}.unfinished-"
+        _clear_left_behind(out.parent, prefix)
+        with (
+            tempfile.TemporaryDirectory(prefix=prefix, dir=out.parent) as work,
+            _locked(Path(work) / _LOCK),
+        ):
             folder = Path(work) / "folder"
             folder.mkdir()
             yield folder
             folder.rename(out)
+
+
+@contextmanager
+def _parents_of(out: Path) -> Iterator[None]:
+    """Makes the folders above `out`; removes those that it made if the block fails."""
+    missing = [parent for parent in out.parents if not parent.exists()]
+    out.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    except BaseException:
+        for parent in missing:
+            with suppress(OSError):  # Somebody else uses it by now.
+                parent.rmdir()
+        raise
+
+
+@contextmanager
+def _locked(file: Path) -> Iterator[None]:
+    """Holds a lock on a file that it makes, by which others see that this process lives."""
+    with file.open("wb") as opened:
+        fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+
+
+def _clear_left_behind(parent: Path, prefix: str) -> None:
+    for left in parent.glob(f"{glob.escape(prefix)}*"):
+        with suppress(OSError), (left / _LOCK).open("rb") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # Fails where its process lives.
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def atomic_write(file: Path, content: str) -> None:

@@ -75,6 +75,16 @@ def test_consolidated_files_are_read_where_there_are_no_others(tmp_path: Path) -
     assert DOWN in {info.name for info in ModelFolder(tmp_path).tensors}
 
 
+def test_a_tensor_in_two_files_is_refused(tmp_path: Path) -> None:
+    write_model(tmp_path)
+    write_safetensors(tmp_path / "other.safetensors", {DOWN: random_tensor("F32", (4, 6))})
+
+    assert refusal(lambda: ModelFolder(tmp_path).tensors, CheckpointError) == (
+        f"{tmp_path}: {DOWN} is both in model.safetensors and in other.safetensors, of which engines load one or the "
+        "other; remove one of the files"
+    )
+
+
 def test_files_that_the_index_does_not_name_are_left_out(tmp_path: Path) -> None:
     write_model(tmp_path, shards=3)
     write_safetensors(tmp_path / "other.safetensors", {"other": random_tensor("F32", (2, 2))})
@@ -282,6 +292,9 @@ HUGE = 1 << 32
         (entry(data_offsets=[-16, 0]), "t has [-16, 0] where sizes stand"),
         (entry(data_offsets=[0.0, 16.0]), "t has [0.0, 16.0] where sizes stand"),
         (entry(data_offsets=[16, 0]), "t ends before it starts"),
+        (entry()[:-1] + b", " + entry()[1:], "t stands twice in its header"),
+        (entry()[:-1] + b", " + entry().replace(b'"t"', b'"u"')[1:], "t and u share bytes"),
+        (entry()[:-1] + b', "u": {"dtype": "F32", "shape": [], "data_offsets": [12, 16]}}', "t and u share bytes"),
         (entry(data_offsets=[0]), "not enough values to unpack"),
         (entry(data_offsets=[0, 8, 16]), "too many values to unpack"),
         (entry(data_offsets="ab"), "t has 'ab' where sizes stand"),

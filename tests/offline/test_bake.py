@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 WIDTHS = (6, 6, 6)
-GAINS = {(0, 1): -1.0, (0, 5): 0.5, (2, 0): 0.0}
+GAINS = {(0, 1): -1.0, (0, 5): 0.9, (2, 0): 0.0}
 TOUCHED = {(0, 1), (0, 5), (2, 0)}
 
 
@@ -101,12 +101,23 @@ def test_a_patch_and_its_inverse_give_the_original_back(model: Path, tmp_path: P
     assert weights.items() <= contents(tmp_path / "back").items()
 
 
-def test_untouched_files_are_links_and_touched_ones_are_not(model: Path, tmp_path: Path) -> None:
+def test_untouched_files_are_links_and_touched_ones_are_not(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "LINKED_BYTES", 0)
     baked = bake(patches(GAINS), ModelFolder(model), tmp_path / "out")
     assert (tmp_path / "out" / "config.json").samefile(model / "config.json")
     touched = {stored.file.name for name, stored in ModelFolder(model).stored.items() if "0.mlp.down" in name}
-    assert not any((tmp_path / "out" / name).samefile(model / name) for name in {*touched, "README.md"})
+    assert not any((tmp_path / "out" / name).samefile(model / name) for name in touched)
     assert baked.linked == sum(1 for name in contents(model) if (tmp_path / "out" / name).samefile(model / name))
+
+
+def test_small_files_are_copied_so_that_an_edit_of_one_is_no_edit_of_the_other(model: Path, tmp_path: Path) -> None:
+    assert bake(patches(GAINS), ModelFolder(model), tmp_path / "out").linked == 0
+    before = (model / "config.json").read_bytes()
+    with (tmp_path / "out" / "config.json").open("r+b") as config:
+        config.write(b" ")
+    assert (model / "config.json").read_bytes() == before
 
 
 def test_on_request_everything_is_copied(model: Path, tmp_path: Path) -> None:
@@ -116,13 +127,68 @@ def test_on_request_everything_is_copied(model: Path, tmp_path: Path) -> None:
 
 
 def test_a_folder_of_links_as_the_hub_cache_has_gives_files(model: Path, tmp_path: Path) -> None:
-    snapshot = tmp_path / "snapshot"
-    snapshot.mkdir()
-    for file in model.iterdir():
-        if file.is_file():
-            (snapshot / file.name).symlink_to(file)
+    cache = tmp_path / "models--org--name"
+    snapshot = cache / "snapshots" / "0123"
+    snapshot.mkdir(parents=True)
+    model.rename(cache / "blobs")
+    for file in (cache / "blobs").iterdir():
+        (snapshot / file.name).symlink_to(f"../../blobs/{file.name}")
     bake(patches(GAINS), ModelFolder(snapshot), tmp_path / "out")
-    assert not any(file.is_symlink() for file in (tmp_path / "out").iterdir())
+    assert not any(file.is_symlink() for file in (tmp_path / "out").rglob("*"))
+    assert (tmp_path / "out" / "extra" / "notes.txt").read_text() == "kept"
+
+
+def test_links_within_the_folder_are_followed_those_to_folders_too(model: Path, tmp_path: Path) -> None:
+    (model / "linked").symlink_to("extra")
+    (model / "extra" / "circle").symlink_to("..")
+    (model / "notes.txt").symlink_to("extra/notes.txt")
+    bake(patches(GAINS), ModelFolder(model), tmp_path / "out")
+    for name in ("linked/notes.txt", "notes.txt"):
+        assert (tmp_path / "out" / name).read_text() == "kept"
+    assert not any(file.is_symlink() for file in (tmp_path / "out").rglob("*"))
+
+
+@pytest.mark.parametrize("name", ["secret.txt", "folder", "circle/secret.txt"])
+def test_a_link_out_of_the_folder_is_refused_rather_than_published(model: Path, tmp_path: Path, name: str) -> None:
+    secrets = tmp_path / "elsewhere"
+    secrets.mkdir()
+    (secrets / "secret.txt").write_text("mine")
+    (model / name).parent.mkdir(exist_ok=True)
+    (model / name).symlink_to(secrets if name == "folder" else secrets / "secret.txt")
+    with pytest.raises(CheckpointError, match=f"^{model / name}: is a link that leads out of the model's folder"):
+        bake(patches(GAINS), ModelFolder(model), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "name", ["consolidated.safetensors", "pytorch_model.bin", "original/consolidated.00.pth", "model.Q8_0.gguf"]
+)
+def test_other_copies_of_the_weights_are_left_out_and_named(model: Path, tmp_path: Path, name: str) -> None:
+    (model / name).parent.mkdir(exist_ok=True)
+    (model / name).write_bytes(b"x")
+    assert bake(patches(GAINS), ModelFolder(model), tmp_path / "out").left_out == (name,)
+    assert not (tmp_path / "out" / name).exists()
+
+
+def test_a_backup_beside_an_index_is_left_out(tmp_path: Path) -> None:
+    model = write_model(tmp_path / "model", WIDTHS, shards=3)
+    first = min(model.glob("*.safetensors"))
+    (model / "original.safetensors").write_bytes(first.read_bytes())
+    assert bake(patches(GAINS), ModelFolder(model), tmp_path / "out").left_out == ("original.safetensors",)
+
+
+def test_a_backup_without_an_index_is_refused_since_engines_load_one_or_the_other(tmp_path: Path) -> None:
+    model = write_model(tmp_path / "model", WIDTHS, shards=1)
+    (model / "original.safetensors").write_bytes((model / "model.safetensors").read_bytes())
+    with pytest.raises(CheckpointError, match=r"is both in model.safetensors and in original.safetensors"):
+        bake(patches(GAINS), ModelFolder(model), tmp_path / "out")
+
+
+def test_a_stale_file_beside_an_index_is_refused(tmp_path: Path) -> None:
+    model = write_model(tmp_path / "model", WIDTHS, shards=3)
+    (model / "model.safetensors").write_bytes(min(model.glob("*.safetensors")).read_bytes())
+    with pytest.raises(CheckpointError, match=r"model.safetensors lies beside an index that doesn't name it"):
+        bake(patches(GAINS), ModelFolder(model), tmp_path / "out")
 
 
 def test_what_was_done_is_written_into_the_folder(model: Path, tmp_path: Path) -> None:
@@ -224,3 +290,4 @@ def test_a_killed_bake_leaves_no_half_folder(model: Path, tmp_path: Path, moment
     assert not (tmp_path / "out").exists()
     bake(patches(GAINS), ModelFolder(model), tmp_path / "out")
     assert (tmp_path / "out" / "vllm_surgery.json").is_file()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "out", "patch.json"]

@@ -119,3 +119,27 @@ def test_infinite_weights_are_no_gain_and_no_error() -> None:
     after = before.clone()
     after[0, 1] = float("inf")
     assert recover_gains(before, after, 1, [1]) == [None]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=dtype_word)
+def test_a_negated_column_with_nan_comes_back(dtype: torch.dtype) -> None:
+    before = weights(dtype)
+    before[3, 1], before[4, 1] = float("nan"), float("inf")
+    after = edited(before, 1, {1: -1.0})
+    assert recover_gains(before, after, 1, differing_slices(before, after, 1)) == [-1.0]
+
+
+def test_a_column_that_no_factor_can_make_hides_no_other() -> None:
+    before = weights(torch.bfloat16)
+    before[3, 1] = float("nan")
+    after = edited(before, 1, {0: 0.5, 2: 0.5})
+    after[5, 1] *= 0.5
+    assert recover_gains(before, after, 1, [0, 1, 2]) == [0.5, None, 0.5]
+
+
+def test_a_column_that_differs_in_the_sign_of_a_zero_alone_is_not_negated() -> None:
+    before = weights(torch.float32)
+    before[:, 0], before[0, 0] = 0.0, 1.0
+    after = -before
+    after[1, 0] = 0.0
+    assert recover_gains(before, after, 1, [0]) == [None]

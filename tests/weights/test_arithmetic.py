@@ -26,7 +26,7 @@ DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF1
 BITS = {"F64": np.uint64, "F32": np.uint32, "F16": np.uint16, "BF16": np.uint16}
 SIGNED = {"F64": torch.int64, "F32": torch.int32, "F16": torch.int16, "BF16": torch.int16}
 INFINITY = {"F64": 0x7FF << 52, "F32": 0xFF << 23, "F16": 0x1F << 10, "BF16": 0xFF << 7}
-GAINS = (-1.0, 0.0, 0.5, float(np.float32(-0.8)), 3.0)
+GAINS = (-1.0, 0.0, 0.5, float(np.float32(0.9)), float(np.float32(-0.8)), float(np.float32(1.1)), 3.0)
 # Odd sizes, so that vectorised code has a tail.
 SHAPE = (37, 43)
 
@@ -280,3 +280,36 @@ def test_integers_are_refused() -> None:
     assert refusal(lambda: apply_edit(torch.zeros((4, 6), dtype=torch.int8), edit), CheckpointError) == (
         "t: planned for F32 [4, 6], got I8 [4, 6]"
     )
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("gain", [0.5, 3.0, -0.8])
+def test_no_factor_scales_nan_in_silence(dtype: str, gain: float) -> None:
+    tensor = weights(dtype)
+    tensor[3, 4] = float("nan")
+    said = refusal(lambda: apply_edit(tensor, edit_of(tensor, dtype, 1, {4: gain})), SurgeryError)
+    assert said == "t: holds NaN where a factor should scale it; only negate and zero change that"
+    apply_edit(tensor, edit_of(tensor, dtype, 1, {4: -1.0, 5: gain}))
+    apply_edit(tensor, edit_of(tensor, dtype, 1, {4: 0.0, 5: gain}))
+
+
+def once(tensor: torch.Tensor, gain: float) -> torch.Tensor:
+    """The exact product, rounded once: of a 16-bit number's neighbours the nearest. float64 holds such a product."""
+    exact = tensor.double() * gain
+    twice = (tensor.float() * gain).to(tensor.dtype)
+    ends = (torch.full_like(twice, end) for end in (float("inf"), -float("inf")))
+    around = torch.stack([twice, *(torch.nextafter(twice, end) for end in ends)])
+    nearest = (around.double() - exact).abs().argmin(dim=0)
+    return around.gather(0, nearest[None])[0]
+
+
+@pytest.mark.parametrize("dtype", ["F16", "BF16"])
+@pytest.mark.parametrize(("gain", "least", "most"), [(0.9, 0.03, 0.06), (-0.8, 0, 0), (0.5, 0, 0), (3.0, 0, 0)])
+def test_two_roundings_are_one_but_for_ties(dtype: str, gain: float, least: float, most: float) -> None:
+    tensor = weights(dtype, (200, 200))
+    factor = float(np.float32(gain))
+    edited = apply_edit(tensor, edit_of(tensor, dtype, 0, dict.fromkeys(range(200), factor)))
+    differ = edited != once(tensor, factor)
+    assert least <= float(differ.float().mean()) <= most
+    steps = bits_of(edited, dtype).astype(int) - bits_of(once(tensor, factor), dtype).astype(int)
+    assert int(np.abs(steps).max()) <= 1

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vllm_surgery.cli.options import add_command, add_json
+from vllm_surgery.errors import one_line
 from vllm_surgery.installed import require
 from vllm_surgery.model.checkpoint import ModelFolder
 from vllm_surgery.patch.describe import count
@@ -47,4 +48,6 @@ def run(args: argparse.Namespace, _rest: list[str]) -> int:
     units, tensors = count(baked.units, "unit"), count(baked.tensors, "tensor")
     files = f"{count(baked.written, 'file')} written, {baked.linked} linked"
     print(f"baked: {baked.folder} holds {baked.id}: {units} in {tensors}; {files}")
+    if baked.left_out:
+        print(f"left out, since they hold the weights unedited: {', '.join(map(one_line, baked.left_out))}")
     return 0

@@ -11,6 +11,7 @@ import json
 import math
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 INDEX_FILE = "model.safetensors.index.json"
+SINGLE_FILE = "model.safetensors"
 _MAX_HEADER_BYTES = 100_000_000  # The limit of the safetensors library itself.
 _MAX_JSON_BYTES = 64 << 20  # The largest index known has 13 MB.
 
@@ -115,11 +117,18 @@ class ModelFolder:
         """Every tensor by its name, with its place on disk.
 
         Raises:
-            CheckpointError: a file is missing or can't be read.
+            CheckpointError: a file is missing or can't be read, or a tensor is in two of them.
         """
         stored: dict[str, StoredTensor] = {}
         for file in self.files:
-            stored.update({item.info.name: item for item in _read_header(file)})
+            for item in _read_header(file):
+                name = item.info.name
+                if name in stored:
+                    raise CheckpointError(
+                        f"{self.path}: {name} is both in {stored[name].file.name} and in {file.name}, of which engines "
+                        "load one or the other; remove one of the files"
+                    )
+                stored[name] = item
         return stored
 
     @cached_property
@@ -127,7 +136,8 @@ class ModelFolder:
         """The safetensors files that hold the tensors.
 
         Raises:
-            CheckpointError: there are none, or the index names one that is missing.
+            CheckpointError: there are none, the index names one that is missing, or engines would load different
+                ones.
         """
         index = self.path / INDEX_FILE
         if index.is_file():
@@ -138,6 +148,11 @@ class ModelFolder:
             strange = [name for name in names if Path(name).name != name]
             if strange:
                 raise CheckpointError(f"{index}: {strange[0]!r} is not a file name in this folder")
+            if SINGLE_FILE not in names and _says_yes((self.path / SINGLE_FILE).is_file):
+                raise CheckpointError(
+                    f"{self.path}: {SINGLE_FILE} lies beside an index that doesn't name it: transformers loads the "
+                    "file, vLLM what the index names; remove one of them"
+                )
             missing = [name for name in names if not _says_yes((self.path / name).is_file)]
             if missing:
                 raise CheckpointError(f"{self.path}: {missing[0]} is named by the index but missing")
@@ -191,6 +206,15 @@ def read_header_bytes(file: Path) -> bytes:
         raise CheckpointError(f"{file}: is no safetensors file: {error}") from None
 
 
+def tensor_names(file: Path) -> frozenset[str]:
+    """Names of the tensors in a safetensors file.
+
+    Raises:
+        CheckpointError: it is none.
+    """
+    return frozenset(item.info.name for item in _read_header(file))
+
+
 def _header_bytes(file: Path) -> bytes:
     with open_regular(file) as stream:
         length = int.from_bytes(stream.read(8), "little")
@@ -211,12 +235,32 @@ def _read_whole(stream: BinaryIO, length: int) -> bytes:
 def _read_header(file: Path) -> list[StoredTensor]:
     try:
         content = _header_bytes(file)
-        header, start, size = json.loads(content), 8 + len(content), file.stat().st_size
-        return [_stored(file, name, entry, start, size) for name, entry in header.items() if name != "__metadata__"]
+        header = json.loads(content, object_pairs_hook=_unique)
+        start, size = 8 + len(content), file.stat().st_size
+        found = [_stored(file, name, entry, start, size) for name, entry in header.items() if name != "__metadata__"]
+        _check_apart(found)
+        return found
     except KeyError as error:
         raise CheckpointError(f"{file}: is no safetensors file: its header has an entry without {error}") from None
     except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{file}: is no safetensors file: {error}") from None
+
+
+def _unique(members: list[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, entry in members:
+        if name in found:
+            raise ValueError(f"{name} stands twice in its header")
+        found[name] = entry
+    return found
+
+
+def _check_apart(found: list[StoredTensor]) -> None:
+    """Refuses tensors that share bytes: an edit of one would be an edit of the other."""
+    ordered = sorted((item for item in found if item.size), key=lambda item: item.start)
+    for one, other in pairwise(ordered):
+        if other.start < one.start + one.size:
+            raise ValueError(f"{one.info.name} and {other.info.name} share bytes")
 
 
 def _stored(file: Path, name: str, entry: dict[str, Any], data_start: int, size: int) -> StoredTensor:

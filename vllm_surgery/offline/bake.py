@@ -18,6 +18,7 @@ from tqdm import tqdm
 from vllm_surgery.atomic_files import atomic_folder, check_target
 from vllm_surgery.errors import CheckpointError
 from vllm_surgery.model.checkpoint import read_json
+from vllm_surgery.offline.model_files import model_files
 from vllm_surgery.patch.describe import model_card
 from vllm_surgery.patch.units import MASK
 from vllm_surgery.planning.check import check_patches
@@ -26,7 +27,7 @@ from vllm_surgery.weights.arithmetic import apply_edit
 from vllm_surgery.weights.tensors import bits, read_tensor
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable
     from io import FileIO
     from pathlib import Path
 
@@ -40,7 +41,8 @@ CARD_FILE = "README.md"
 _CHUNK_BYTES = 1 << 26  # Copied at a time, by the kernel; what the progress bar moves by.
 # What `copy_file_range` says between file systems, or where one of them doesn't have it.
 _NO_KERNEL_COPY = frozenset({errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM})
-_NEVER_COPIED = frozenset({".git", ".cache"})  # Of a clone or a download: about the original, not part of the model.
+LINKED_BYTES = 64 << 20
+"""Smaller files are always copied: a link would be the original, and an editor that saves the one changes the other."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,7 @@ class Baked:
         tensors: how many were rewritten.
         written: files that are the copy's own.
         linked: files whose blocks the copy shares with the original.
+        left_out: other copies of the weights, which aren't edited and so not copied.
     """
 
     folder: Path
@@ -62,6 +65,7 @@ class Baked:
     tensors: int
     written: int
     linked: int
+    left_out: tuple[str, ...] = ()
 
 
 def bake(patches: PatchSet, model: ModelFolder, out: Path, *, link: bool = True, progress: bool = False) -> Baked:
@@ -73,23 +77,24 @@ def bake(patches: PatchSet, model: ModelFolder, out: Path, *, link: bool = True,
         patches: what to apply.
         model: where from; it isn't touched.
         out: where to; nothing may be there but an empty folder.
-        link: whether untouched files may share their blocks with the original's (hard links), where the file system
-            can do so. Otherwise all are copied.
+        link: whether large untouched files may share their blocks with the original's (hard links), where the file
+            system can do so. Otherwise all are copied, as small ones always are: people edit them.
         progress: whether to show a bar on stderr.
 
     Raises:
         UsageError: `out` is taken, or lies in the model's own folder.
-        SurgeryError: the patches are not for this model, the checkpoint can't be read, or `out` can't be written.
-            Nothing is left behind.
+        SurgeryError: the patches are not for this model, the checkpoint can't be read, something in its folder is a
+            link to elsewhere, or `out` can't be written. Nothing is left behind.
     """
     check_target(out, model.path, "a bake is a copy")
     plan = check_patches(patches, model)
     check_bakeable(patches, plan)
+    files = model_files(model)
     with atomic_folder(out) as folder:
         copy = _Copy(model, folder, link=link, progress=progress)
-        copy.fill(plan)
+        copy.fill(plan, files.copied)
         _record(folder, patches)
-    return Baked(out, patches.id, plan.units, len(plan.edits), copy.written, copy.linked)
+    return Baked(out, patches.id, plan.units, len(plan.edits), copy.written, copy.linked, files.left_out)
 
 
 class _Copy:
@@ -101,14 +106,14 @@ class _Copy:
         self._link = link
         self._hide_progress = None if progress else True  # None leaves it to tqdm: hidden where stderr is no terminal.
 
-    def fill(self, plan: Plan) -> None:
-        """Links or copies every file, and rewrites what `plan` touches."""
+    def fill(self, plan: Plan, files: Iterable[Path]) -> None:
+        """Links or copies these files, and rewrites what `plan` touches."""
         touched = {self.model.stored[edit.tensor].file for edit in plan.edits}
-        for file in _files(self.model.path):
+        for file in files:
             target = self.folder / file.relative_to(self.model.path)
             target.parent.mkdir(parents=True, exist_ok=True)
-            own = file in touched or target.name in {RECORD_FILE, CARD_FILE}
-            if not own and self._link and _linked(file, target):
+            small = file.stat().st_size < LINKED_BYTES
+            if self._link and not small and file not in touched and _linked(file, target):
                 self.linked += 1
                 continue
             self._copy(file, target)
@@ -140,16 +145,6 @@ def _copy_chunk(source: FileIO, copy: FileIO) -> int:
     while written < len(chunk):
         written += copy.write(memoryview(chunk)[written:])
     return written
-
-
-def _files(folder: Path) -> Iterator[Path]:
-    """Every file below `folder`, following links to files (the Hub's cache is made of them)."""
-    for path in sorted(folder.iterdir()):
-        if path.is_dir():
-            if path.name not in _NEVER_COPIED and not path.is_symlink():
-                yield from _files(path)
-        elif path.is_file():
-            yield path
 
 
 def _linked(file: Path, target: Path) -> bool:

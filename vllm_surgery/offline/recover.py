@@ -88,6 +88,7 @@ def _joint_gain(before: Sequence[torch.Tensor], after: Sequence[torch.Tensor], i
 def _recovered(old: torch.Tensor, new: torch.Tensor) -> list[float | None]:
     """The gain of each row."""
     rows, edited_rows = _doubles(old), _doubles(new)
+    # Zeros count whatever their sign: a person's `weights * 0.0` has some with one, and computes the same.
     gains: list[float | None] = [0.0 if silent else None for silent in (edited_rows == 0).all(axis=1)]
     # A flipped sign is exact whatever the weights are, so it comes before anything that is searched for.
     guesses = [np.full(len(gains), -1.0), *_shortest_decimals(*_intervals(rows, edited_rows, old.dtype))]
@@ -107,9 +108,9 @@ def _confirmed(old: torch.Tensor, new: torch.Tensor, gains: dict[int, float]) ->
     edit = TensorEdit("", dtype_word(old.dtype), tuple(old.shape), 0, tuple(numbers), rounded)
     try:
         made = apply_edit(old, edit)
-    except SurgeryError:  # Too large for the format, so it isn't what was done.
-        return []
-    return [number for number in numbers if torch.equal(made[number], new[number])]
+    except SurgeryError:  # Too large for the format, or NaN that can't be scaled: in one of the rows, not in all.
+        return [] if len(gains) == 1 else [one for one in gains if _confirmed(old, new, {one: gains[one]})]
+    return [number for number in numbers if torch.equal(bits(made[number]), bits(new[number]))]
 
 
 def differing_slices(before: torch.Tensor, after: torch.Tensor, axis: int) -> list[int]:

@@ -25,8 +25,9 @@ _NUMBERS_AT_ONCE = 1 << 24
 def apply_edit(tensor: torch.Tensor, edit: TensorEdit) -> torch.Tensor:
     """A copy of `tensor` in which each slice that `edit` names is its original times its gain, or the lowest number.
 
-    The product is taken in float32 (float64 for a float64 tensor) and rounded once to the tensor's own format. A gain
-    of -1 flips signs and a gain of 0 writes zeros, so both are exact whatever the values. A mask is no product: it
+    The product is taken in float32 (float64 for a float64 tensor) and cast to the tensor's own format. For 16 bits these
+    are two roundings, as in every engine that would compute it: where the first makes a tie, the weight is one step off
+    what one rounding of the exact product gives (4 % of weights at 0.9, none at -0.8, 0.5 or 3). A gain of -1 flips signs and a gain of 0 writes zeros, so both are exact whatever the values. A mask is no product: it
     writes the lowest number. `tensor` itself, which may be a memory map of the checkpoint, isn't touched; device, shape
     and format stay.
 
@@ -36,7 +37,8 @@ def apply_edit(tensor: torch.Tensor, edit: TensorEdit) -> torch.Tensor:
 
     Raises:
         CheckpointError: the tensor isn't the one that was planned.
-        SurgeryError: a product is too large for the format. Weights that were infinite before may stay so.
+        SurgeryError: a product is too large for the format, or a factor is to scale NaN. Weights that were infinite
+            before may stay so.
     """
     if tuple(tensor.shape) != edit.shape or dtype_word(tensor.dtype) != edit.dtype:
         raise CheckpointError(
@@ -69,6 +71,8 @@ def _edit_slices(original: torch.Tensor, edited: torch.Tensor, edit: TensorEdit,
     gains = torch.tensor(edit.gains[some], dtype=torch.float64, device=original.device)
     slices = original.index_select(axis, indices)
     factors = gains.view([-1 if axis == other else 1 for other in range(original.dim())])
+    if slices.element_size() > 1 and bool((slices.isnan() & (factors != 0) & (factors != -1)).any()):
+        raise SurgeryError(f"{edit.tensor}: holds NaN where a factor should scale it; only negate and zero change that")
     scaled = _scaled(slices, factors) if slices.element_size() > 1 else _scaled_bytes(slices, factors, edit)
     # A factor of at most 1 makes no weight larger, so it needs no look at each.
     if bool((gains.abs() > 1).any()) and bool((slices.isfinite() & ~scaled.isfinite()).any()):

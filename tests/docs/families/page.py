@@ -37,7 +37,7 @@ is edited, and served without images (Gemma 3n's is its text model under the nam
 that Qwen3-VL-MoE and Qwen3.5-MoE keep in one tensor are stored as on the Hugging Face Hub.
 
 - **An op in a cell** was baked into such a checkpoint, on units of the first and of the last layer that have some. Every weight
-  became the original times the gain, rounded once to the format that stores it (quantised ones after dequantising, by code that shares
+  became the original times the gain, in float32, cast to the format that stores it (quantised ones after dequantising, by code that shares
   nothing with the package), and no other byte changed.
 - **[1]** and so on refer to the reasons below a table. In the first tables these are the reasons why the missing ops are
   refused.
