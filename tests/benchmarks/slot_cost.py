@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """What slots cost a server, in tokens a second, beside vLLM without this package.
 
-    python -m tests.benchmarks.slot_cost --model DIR --patch FILE [--rounds 6] [--tokens 48]
+    python -m tests.benchmarks.slot_cost --model DIR --patch FILE [--rounds 6] [--tokens 40] [--compiled] [--json OUT]
 
 Three engines live side by side, each in a process of its own, and take turns, so that whatever else the machine does
 meets all of them alike: vLLM alone, with the plugin but without slots, and with four slots. In each round every engine
 answers 1, 8 and 24 prompts at once; the one with slots without a patch, with the patch on all requests, and with four
-patches mixed. Prints Markdown: the median over rounds of the ratio to vLLM alone in the same round.
+patches mixed; in every second round in the opposite order. Prints Markdown: the median over rounds of the ratio to vLLM
+alone in the same round, with its interval, by the clock and by the time that the engine's process had of its CPU.
 """
 
 from __future__ import annotations
@@ -20,18 +21,26 @@ import time
 from collections import defaultdict
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from tests.benchmarks.markdown import spread, table
+from tests.benchmarks.intervals import MedianInterval
+from tests.benchmarks.markdown import table
 from tests.engine.program import ENVIRONMENT
 from vllm_surgery.patch.files import load_patch
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    Speeds = dict[tuple[str, int], list[float]]
+    """Tokens a second of every way and size, one a round."""
 
 SIZES = (1, 8, 24)
 PROMPT = 24
 """Tokens of a prompt; each prompt is another."""
 VARIANTS = 4
+CLOCKS = ("clock", "CPU time")
 PLAIN, OFF, IDLE, ALL, MIXED = "vLLM alone", "off", "idle", "one patch on all requests", "four patches mixed"
 _OPTIONS: dict[str, Any] = {"dtype": "float32", "max_model_len": 512, "enable_prefix_caching": False}
 
@@ -65,15 +74,17 @@ class Engine:
         )
         self.tokens_a_second(1, 4, None)
 
-    def tokens_a_second(self, requests: int, tokens: int, choices: list[str] | None) -> float:
-        """How fast so many requests at once are answered, under these patches in turn."""
+    def tokens_a_second(self, requests: int, tokens: int, choices: list[str] | None) -> dict[str, float]:
+        """How fast so many requests at once are answered, under these patches in turn, by each of `CLOCKS`."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._process.stdin.write(json.dumps([requests, tokens, choices]) + "\n")
         self._process.stdin.flush()
         for line in self._process.stdout:  # Whatever else the engine writes there is skipped.
             if line.startswith("seconds "):
-                return requests * tokens / float(line.split()[1])
+                return {
+                    clock: requests * tokens / float(word) for clock, word in zip(CLOCKS, line.split()[1:], strict=True)
+                }
         raise AssertionError("the engine ended")
 
     def stop(self) -> None:
@@ -88,18 +99,23 @@ def main() -> int:
     parser.add_argument("--model", type=Path, help="folder of the model")
     parser.add_argument("--patch", type=Path, help="patch file, of neurons")
     parser.add_argument("--rounds", type=int, default=6, help="default: %(default)s")
-    parser.add_argument("--tokens", type=int, default=48, help="of each answer (default: %(default)s)")
+    parser.add_argument("--tokens", type=int, default=40, help="of each answer (default: %(default)s)")
     parser.add_argument("--compiled", action="store_true", help="whether vLLM compiles the model")
+    parser.add_argument("--json", type=Path, help="where every single figure goes")
     parser.add_argument("--engine", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.engine:
         return _serve(**json.loads(arguments.engine))
-    print("\n".join(render(measure(arguments), arguments)))
+    found = measure(arguments)
+    if arguments.json:
+        figures = [[clock, *key, values] for clock, speeds in found.items() for key, values in speeds.items()]
+        arguments.json.write_text(json.dumps(figures, indent=1) + "\n")
+    print("\n".join(render(found, arguments)))
     return 0
 
 
-def measure(arguments: argparse.Namespace) -> dict[tuple[str, int], list[float]]:
-    """Tokens a second of every way and size, one a round."""
+def measure(arguments: argparse.Namespace) -> dict[str, Speeds]:
+    """The speeds by each of `CLOCKS`."""
     settings: dict[str, Any] = {PLAIN: None, OFF: {}, "slots": {"slots": VARIANTS}}
     eager = not arguments.compiled
     engines = {name: Engine(arguments.model, given, arguments.patch, eager=eager) for name, given in settings.items()}
@@ -110,32 +126,40 @@ def measure(arguments: argparse.Namespace) -> dict[tuple[str, int], list[float]]
         ALL: ("slots", ["variant-0"]),
         MIXED: ("slots", [f"variant-{number}" for number in range(VARIANTS)]),
     }
-    found: dict[tuple[str, int], list[float]] = defaultdict(list)
-    for _ in tqdm(range(arguments.rounds), desc="rounds"):
+    found: dict[str, Speeds] = {clock: defaultdict(list) for clock in CLOCKS}
+    for number in tqdm(range(arguments.rounds), desc="rounds"):
         for size in SIZES:
-            for way, (engine, choices) in ways.items():
-                found[way, size].append(engines[engine].tokens_a_second(size, arguments.tokens, choices))
+            for way in list(ways)[:: 1 if number % 2 == 0 else -1]:
+                engine, choices = ways[way]
+                for clock, speed in engines[engine].tokens_a_second(size, arguments.tokens, choices).items():
+                    found[clock][way, size].append(speed)
     for engine in engines.values():
         engine.stop()
     return found
 
 
-def render(found: dict[tuple[str, int], list[float]], arguments: argparse.Namespace) -> list[str]:
+def render(found: Mapping[str, Speeds], arguments: argparse.Namespace) -> list[str]:
     """The report."""
-    rows = [[way, *(_ratio(found, way, size) for size in SIZES)] for way in (OFF, IDLE, ALL, MIXED)]
-    plain = ", ".join(f"{median(found[PLAIN, size]):.1f}" for size in SIZES)
     kind = "compiled" if arguments.compiled else "eager"
+    plain = ", ".join(f"{median(found['clock'][PLAIN, size]):.1f}" for size in SIZES)
+    confidence = MedianInterval.of([0.0] * arguments.rounds).confidence
     return [
         f"# Slots beside vLLM alone: tokens a second as a ratio, {kind}, {arguments.rounds} rounds",
         "",
         f"{load_patch(arguments.patch).id}. VLLM alone: {plain} tokens a second at {', '.join(map(str, SIZES))} requests.",
-        "",
-        *table(["", *(f"{size} request{'s' if size > 1 else ''}" for size in SIZES)], rows),
+        f"Medians; in brackets their intervals of {100 * confidence:.1f} %.",
+        *(line for clock in CLOCKS for line in ["", f"By {clock}:", "", *_table(found[clock])]),
     ]
 
 
-def _ratio(found: dict[tuple[str, int], list[float]], way: str, size: int) -> str:
-    return spread([one / plain for one, plain in zip(found[way, size], found[PLAIN, size], strict=True)], ".3f")
+def _table(speeds: Speeds) -> list[str]:
+    rows = [[way, *(_ratio(speeds, way, size) for size in SIZES)] for way in (OFF, IDLE, ALL, MIXED)]
+    return table(["", *(f"{size} request{'s' if size > 1 else ''}" for size in SIZES)], rows)
+
+
+def _ratio(speeds: Speeds, way: str, size: int) -> str:
+    ratios = [one / plain for one, plain in zip(speeds[way, size], speeds[PLAIN, size], strict=True)]
+    return MedianInterval.of(ratios).in_words(".3f")
 
 
 def _serve(model: str, settings: dict[str, Any] | None, patch: str, *, eager: bool) -> int:
@@ -161,9 +185,9 @@ def _serve(model: str, settings: dict[str, Any] | None, patch: str, *, eager: bo
             )
             for number in range(requests)
         ]
-        started = time.perf_counter()
+        started, used = time.perf_counter(), time.process_time()
         llm.generate(prompts, each, use_tqdm=False)
-        print(f"seconds {time.perf_counter() - started}", flush=True)
+        print(f"seconds {time.perf_counter() - started} {time.process_time() - used}", flush=True)
     return 0
 
 

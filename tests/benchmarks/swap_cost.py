@@ -1,22 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a swap costs a server under traffic, beside the other ways to change what it serves.
 
-    python -m tests.benchmarks.swap_cost --model DIR --patch FILE [--rounds 10] [--streams 4] [--json OUT]
+    python -m tests.benchmarks.swap_cost --model DIR --patch FILE [--rounds 8] [--streams 4] [--json OUT]
 
-One server, idle and with a few streams going all the time: swaps of the patch in and out, and vLLM's own reload of all
-weights. A second server, with slots: the same swaps, which move the default of requests. A third, with LoRA enabled: the
-same edit as an adapter. Restarts are those three starts. Prints Markdown.
+Three servers live side by side: one whose weights are swapped, one with slots, one with LoRA enabled. The patch is
+swapped in and out, in weights and in slots, and loaded as an adapter: first while all are idle, in turn; then with a few
+streams going all the time on the server whose turn it is, in two passes over all three, so that whatever else the
+machine does meets all of them alike. At last vLLM's own reload of all weights, on the first server. Restarts are those
+three starts. Prints Markdown.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import sys
 import tempfile
 import time
 from collections import defaultdict
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
@@ -25,7 +28,8 @@ from typing import TYPE_CHECKING, Any
 import httpx
 from tqdm import tqdm
 
-from tests.benchmarks.markdown import spread, table
+from tests.benchmarks.intervals import MedianInterval
+from tests.benchmarks.markdown import table
 from tests.engine.server import Server, running_server
 from tests.engine.streams import MODEL, Streams, longest_gap
 from vllm_surgery.errors import SurgeryError
@@ -45,6 +49,9 @@ SWAP, SLOT, RELOAD, ADAPTER, RESTART = (
 )
 _HELD = ("pause", "apply", "verify")
 TOKENS = 400
+PASSES = 2
+"""Over all ways under traffic."""
+
 OPTIONS = ("--served-model-name", MODEL, "--dtype", "float32", "--max-model-len", "1024", "--enforce-eager")
 MEMORY = ("--kv-cache-memory-bytes", "1073741824")
 SETTLE_SECONDS = 1.0
@@ -66,14 +73,29 @@ class Costs:
         calls: the same, under traffic.
         stalls: the longest gap between two tokens of any stream around that call.
         steps: of swaps, in the server's own words.
-        quiet: the longest gap in as long a time without any call.
+        quiet: the longest gap in as long a time without any call, on the same server.
     """
 
     idle: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
     calls: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
     stalls: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
     steps: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
-    quiet: list[float] = field(default_factory=list)
+    quiet: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way to change what a server serves.
+
+    Attributes:
+        name: of the way.
+        server: that is changed.
+        calls: that are made in each round, such as a swap in and a swap out.
+    """
+
+    name: str
+    server: Server
+    calls: tuple[Callable[[], Any], ...]
 
 
 def main() -> int:
@@ -95,62 +117,65 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.swap_cost", description=__doc__.split("\n")[0])
     parser.add_argument("--model", type=Path, required=True, help="folder of the model")
     parser.add_argument("--patch", type=Path, required=True, help="patch file, of neurons")
-    parser.add_argument("--rounds", type=int, default=10, help="swaps, reloads and adapters (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=8, help="swaps, reloads and adapters (default: %(default)s)")
     parser.add_argument("--streams", type=int, default=4, help="kept going meanwhile (default: %(default)s)")
     parser.add_argument("--json", type=Path, help="where every single figure goes")
     return parser
 
 
 def measure(model: Path, patches: PatchSet, work: Path, rounds: int, streams: int) -> Costs:
-    """Runs the servers, one after the other."""
+    """Runs the servers, and each of the ways on them."""
     costs = Costs()
-    data = [member.patch.to_data() for member in patches.members]
-    with tqdm(total=6 * rounds, desc="measurements under traffic") as progress:
-        with _server(costs, work / "plain", model, VLLM_SERVER_DEV_MODE="1") as server:
-            for _ in range(rounds):
-                for wanted in (data, []):
-                    _time(costs.idle[SWAP], lambda wanted=wanted: _swap(server, wanted))
-            with Streams(server.url, streams, TOKENS) as going:
-                time.sleep(WARM_UP_SECONDS)
-                for _ in range(rounds):
-                    costs.quiet.append(_stall(going, lambda: None))
-                    for wanted in (data, []):
-                        report = _measure(costs, going, SWAP, lambda wanted=wanted: _swap(server, wanted))
-                        for step, milliseconds in report["milliseconds"].items():
-                            costs.steps[step].append(milliseconds / 1000)
-                        progress.update()
-            with Streams(server.url, streams, TOKENS) as going:
-                for _ in range(rounds):
-                    _measure(costs, going, RELOAD, lambda: _reload(server))
-                    progress.update()
-            for _ in range(rounds):  # Last, since there is no swap after a reload: it may have been of other weights.
-                _time(costs.idle[RELOAD], lambda: _reload(server))
-        with _server(costs, work / "slots", model, "--patch-slots", "4") as server:
-            _by_slots(costs, server, data, rounds, streams)
-            progress.update(2 * rounds)
-        adapter = export_lora(patches, ModelFolder(model), work / "adapter")
-        lora = ("--enable-lora", "--max-loras", "2", "--max-lora-rank", str(adapter.max_lora_rank))
-        with _server(costs, work / "lora", model, *lora, VLLM_ALLOW_RUNTIME_LORA_UPDATING="True") as server:
-            names = iter(range(2 * rounds))
-            for _ in range(rounds):
-                _time(costs.idle[ADAPTER], lambda: _load_adapter(server, adapter.folder, next(names)))
-            with Streams(server.url, streams, TOKENS) as going:
-                time.sleep(WARM_UP_SECONDS)
-                for _ in range(rounds):
-                    _measure(costs, going, ADAPTER, lambda: _load_adapter(server, adapter.folder, next(names)))
-                    progress.update()
+    with ExitStack() as stack, tqdm(total=2 * PASSES + 2, desc="stages") as progress:
+        ways = _ways(costs, stack, model, patches, work)
+        progress.update()
+        _idle(costs, ways, rounds)
+        progress.update()
+        for number in range(PASSES):
+            for way in ways:
+                _under_traffic(costs, way, rounds * (number + 1) // PASSES - rounds * number // PASSES, streams)
+            progress.update()
+        # Last, since there is no swap after a reload: it may have been of other weights.
+        reload = Way(RELOAD, ways[0].server, (lambda: _reload(ways[0].server),))
+        _under_traffic(costs, reload, rounds, streams)
+        progress.update()
+        _idle(costs, [reload], rounds)
+        progress.update()
     return costs
 
 
-def _by_slots(costs: Costs, server: Server, data: list[Any], rounds: int, streams: int) -> None:
-    for _ in range(rounds):
-        for wanted in (data, []):
-            _time(costs.idle[SLOT], lambda wanted=wanted: _swap(server, wanted))
-    with Streams(server.url, streams, TOKENS) as going:
+def _ways(costs: Costs, stack: ExitStack, model: Path, patches: PatchSet, work: Path) -> list[Way]:
+    """Starts the servers, one after the other."""
+    adapter = export_lora(patches, ModelFolder(model), work / "adapter")
+    lora = ("--enable-lora", "--max-loras", "2", "--max-lora-rank", str(adapter.max_lora_rank))
+    weights = stack.enter_context(_server(costs, work / "plain", model, VLLM_SERVER_DEV_MODE="1"))
+    slots = stack.enter_context(_server(costs, work / "slots", model, "--patch-slots", "4"))
+    adapters = stack.enter_context(_server(costs, work / "lora", model, *lora, VLLM_ALLOW_RUNTIME_LORA_UPDATING="True"))
+    data: list[Any] = [member.patch.to_data() for member in patches.members]
+    names = itertools.count()
+    return [
+        Way(SWAP, weights, (lambda: _swap(weights, data), lambda: _swap(weights, []))),
+        Way(SLOT, slots, (lambda: _swap(slots, data), lambda: _swap(slots, []))),
+        Way(ADAPTER, adapters, (lambda: _load_adapter(adapters, adapter.folder, next(names)),)),
+    ]
+
+
+def _idle(costs: Costs, ways: Sequence[Way], rounds: int) -> None:
+    for number in range(rounds):
+        for way in ways[:: 1 if number % 2 == 0 else -1]:
+            for call in way.calls:
+                _time(costs.idle[way.name], call)
+
+
+def _under_traffic(costs: Costs, way: Way, rounds: int, streams: int) -> None:
+    with Streams(way.server.url, streams, TOKENS, whole=False) as going:
         time.sleep(WARM_UP_SECONDS)
         for _ in range(rounds):
-            for wanted in (data, []):
-                _measure(costs, going, SLOT, lambda wanted=wanted: _swap(server, wanted))
+            costs.quiet[way.name].append(_stall(going, lambda: None))
+            for call in way.calls:
+                report = _measure(costs, going, way.name, call)
+                for step, milliseconds in report["milliseconds"].items() if way.name == SWAP else ():
+                    costs.steps[step].append(milliseconds / 1000)
 
 
 @contextmanager
@@ -225,14 +250,16 @@ def render(costs: Costs, patch_id: str, streams: int) -> list[str]:
             _times(costs.calls[way], costs.calls[SWAP]),
             _times(costs.calls[way], [held]),
             _milliseconds(costs.stalls.get(way, [])),
+            _milliseconds(costs.quiet.get(way, [])),
+            _times(costs.stalls[way], costs.quiet[way]) if way in costs.quiet else "",
         ]
         for way in (SWAP, SLOT, RELOAD, ADAPTER, RESTART)
     ]
     steps = [[name, _milliseconds(seconds)] for name, seconds in costs.steps.items()]
     return [
-        f"# Swap cost of {patch_id} with {streams} streams (milliseconds: median, least to most)",
+        f"# Swap cost of {patch_id} with {streams} streams (milliseconds)",
         "",
-        f"Longest gap between two tokens without any call: {_milliseconds(costs.quiet)} ms.",
+        "Medians; in brackets the interval of 95 % of the median, which fewer than six figures are too few for.",
         "",
         *table(
             [
@@ -243,6 +270,8 @@ def render(costs: Costs, patch_id: str, streams: int) -> list[str]:
                 "call / swap's",
                 "call / swap's hold",
                 "longest gap between tokens",
+                "without a call",
+                "gap / without",
             ],
             rows,
         ),
@@ -262,7 +291,7 @@ def _times(seconds: Sequence[float], base: Sequence[float]) -> str:
 
 
 def _milliseconds(seconds: Sequence[float]) -> str:
-    return spread([1000 * figure for figure in seconds], ".1f") if seconds else "no tokens"
+    return MedianInterval.of([1000 * figure for figure in seconds]).in_words(".1f") if seconds else "no tokens"
 
 
 if __name__ == "__main__":

@@ -9,10 +9,14 @@ import json
 import random
 import threading
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import httpx
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 MODEL = "model"
 TIE = 1e-3
@@ -58,13 +62,25 @@ def ask(url: str, prompt: list[int], tokens: int = 12, **more: Any) -> dict[str,
 
 
 class Streams:
-    """Keeps `number` requests going from other threads, until the block ends and those that run are done."""
+    """Keeps `number` requests going from other threads, until the block ends and those that run are done.
 
-    def __init__(self, url: str, number: int, tokens: int, seed: int = 0, vocabulary: int = 300) -> None:
-        self._url, self._number, self._tokens = url, number, tokens
+    Args:
+        url: of the server.
+        number: of requests at any time.
+        tokens: that each asks for.
+        seed: of the prompts.
+        vocabulary: of the prompts.
+        whole: whether those that run are waited for; else their clients hang up.
+    """
+
+    def __init__(
+        self, url: str, number: int, tokens: int, seed: int = 0, vocabulary: int = 300, *, whole: bool = True
+    ) -> None:
+        self._url, self._number, self._tokens, self._whole = url, number, tokens, whole
         self._random, self._vocabulary = random.Random(seed), vocabulary
         self.done: list[Stream] = []
         self._stop = threading.Event()
+        self._hang_up: Callable[[], object] | None = None
         self._thread = threading.Thread(target=lambda: asyncio.run(self._run()), daemon=True)
 
     def __enter__(self) -> Streams:
@@ -73,6 +89,8 @@ class Streams:
 
     def __exit__(self, *_: object) -> None:
         self._stop.set()
+        if not self._whole and self._hang_up is not None:
+            self._hang_up()
         self._thread.join()
 
     @property
@@ -83,8 +101,12 @@ class Streams:
         return sum(bool(stream.tokens) and stream.running for stream in self.done) == self._number
 
     async def _run(self) -> None:
+        loop = asyncio.get_running_loop()
         async with httpx.AsyncClient(base_url=self._url, timeout=None) as client:
-            await asyncio.gather(*(self._keep_going(client) for _ in range(self._number)))
+            streams = asyncio.gather(*(self._keep_going(client) for _ in range(self._number)))
+            self._hang_up = lambda: loop.call_soon_threadsafe(streams.cancel)
+            with suppress(asyncio.CancelledError):
+                await streams
 
     async def _keep_going(self, client: httpx.AsyncClient) -> None:
         while not self._stop.is_set():
