@@ -25,11 +25,12 @@ _NUMBERS_AT_ONCE = 1 << 24
 def apply_edit(tensor: torch.Tensor, edit: TensorEdit) -> torch.Tensor:
     """A copy of `tensor` in which each slice that `edit` names is its original times its gain, or the lowest number.
 
-    The product is taken in float32 (float64 for a float64 tensor) and cast to the tensor's own format. For 16 bits these
-    are two roundings, as in every engine that would compute it: where the first makes a tie, the weight is one step off
-    what one rounding of the exact product gives (4 % of weights at 0.9, none at -0.8, 0.5 or 3). A gain of -1 flips signs and a gain of 0 writes zeros, so both are exact whatever the values. A mask is no product: it
-    writes the lowest number. `tensor` itself, which may be a memory map of the checkpoint, isn't touched; device, shape
-    and format stay.
+    The product is taken in float32 (float64 for a float64 tensor) and cast to the tensor's own format. For 16 bits
+    these are two roundings, as in every engine that would compute it: where the first makes a tie, the weight is one
+    step off what one rounding of the exact product gives (4 % of weights at 0.9, none at -0.8, 0.5 or 3). A gain of -1
+    flips signs and a gain of 0 writes zeros, so both are exact whatever the values. A mask is no product: it writes the
+    lowest number. `tensor` itself, which may be a memory map of the checkpoint, isn't touched; device, shape and format
+    stay.
 
     Args:
         tensor: the checkpoint's tensor, of `edit`'s shape and format.
