@@ -160,6 +160,7 @@ def _answer_there(arm: Arm) -> dict[str, Any]:
         "before": before,
         "graphs": _graphs(),
         "libraries": _libraries(),
+        "counters": _counters(llm) if arm.options.get("disable_log_stats") is False else None,
     }
     result["later"] = [_later(llm, arm, ask, patches) for patches in arm.later]
     del llm, ask
@@ -235,6 +236,11 @@ def _graphs() -> int:
     from torch._dynamo.utils import counters
 
     return int(counters["stats"]["unique_graphs"])
+
+
+def _counters(llm: Any) -> dict[str, int]:
+    """vLLM's own counters by name."""
+    return {metric.name: metric.value for metric in llm.get_metrics() if hasattr(metric, "value")}
 
 
 def _libraries() -> list[str]:
