@@ -227,7 +227,7 @@ def test_what_is_active_is_ticked_and_what_is_broken_cannot_be(opened: Callable[
         "b": (False, True),
         "bad": (False, False),
     }
-    assert "bad.yaml: name: is missing" in page.text("patches")
+    assert "bad is refused; the server's log says why" in page.text("patches")
 
 
 def test_a_patch_that_is_new_is_found_by_listing_again(opened: Callable[..., Page], site: Site) -> None:
@@ -290,7 +290,7 @@ def test_what_followed_files_ask_for_is_shown(opened: Callable[..., Page], site:
     assert page.text("desired").startswith("The followed files ask for: b@")
     wanted.write_text("{}")
     page.refresh()
-    assert page.text("desired").endswith("wanted.json: version: is missing")
+    assert page.text("desired").endswith("wanted.json is refused; the server's log says why")
 
 
 def test_the_key_is_asked_for_where_the_server_wants_one(opened: Callable[..., Page], site: Site) -> None:
@@ -511,7 +511,7 @@ def test_every_control_has_a_name(opened: Callable[..., Page], site: Site) -> No
     page["key"].send_keys("k", Keys.ENTER)
     page.settle()
     controls = page.all("button, input, select")
-    assert len(controls) == 14
+    assert len(controls) == 15
     assert [one.get_attribute("outerHTML") for one in controls if not one.accessible_name and one.is_displayed()] == []
 
 

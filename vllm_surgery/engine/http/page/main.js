@@ -115,6 +115,8 @@ byId("slots-form").addEventListener("submit", (event) => {
   askToMove(state);
 });
 
+byId("confirm-form").addEventListener("submit", (event) => event.preventDefault()); // Enter alone swaps nothing.
+
 byId("cancel").addEventListener("click", () => byId("confirm").close());
 
 byId("go").addEventListener("click", async () => {
