@@ -146,13 +146,14 @@ DETECTOR_ERRORS = Alert(
 )
 NOT_WATCHING = Alert(
     "VllmSurgeryNotWatching",
-    f"{total('rate', 'vllm_surgery_output_tokens_total', '10m', _TARGET)} == 0\n"
-    f"and {total('rate', 'vllm:generation_tokens_total', '10m', _TARGET)} > 0",
+    f"min by ({_TARGET}) (vllm_surgery_watching) == 0\n"
+    f"or (\n{total('rate', 'vllm_surgery_output_tokens_total', '10m', _TARGET)} == 0\n"
+    f"and {total('rate', 'vllm:generation_tokens_total', '10m', _TARGET)} > 0\n)",
     "5m",
     "warning",
     "{{ $labels.instance }} serves {{ $labels.model_name }} and no longer watches it",
-    "Tokens are made and none are counted: watching has failed and switched itself off. The log says why; a restart "
-    "switches it on.",
+    "The gauge says so, or tokens are made and none are counted: watching has failed and switched itself off. The log "
+    "says why; a restart switches it on.",
 )
 
 ALERTS = (

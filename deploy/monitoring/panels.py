@@ -14,7 +14,7 @@ SOURCE: Data = {"type": "prometheus", "uid": "${datasource}"}
 WIDTH = 24
 """Of the page, in Grafana's units."""
 
-KIND_COLORS = {"verbatim": "orange", "decay": "purple", "doom": "red"}
+KIND_COLORS = {"verbatim": "orange", "decay": "purple", "collapse": "blue", "doom": "red"}
 _NO_TRAFFIC = "No answers"
 
 

@@ -96,13 +96,21 @@ def test_a_rate_is_from_0_to_1(rate: str, capsys: pytest.CaptureFixture[str]) ->
     assert f"{rate!r} is not a number from 0 to 1" in capsys.readouterr().err
 
 
+UNKNOWN = 'neither "text" nor "token_ids", "choices", "messages" or "conversations"'
+
+
 @pytest.mark.parametrize(
     ("line", "error"),
     [
         ("nonsense", "not a JSON object"),
         ("[1, 2]", "not a JSON object"),
-        ("{}", 'neither "text" nor "token_ids"'),
-        ('{"text": 3}', 'neither "text" nor "token_ids"'),
+        ("{}", UNKNOWN),
+        ('{"text": 3}', UNKNOWN),
+        ('{"choices": 3}', "choices: not a list of objects"),
+        ('{"choices": [{"message": 3}]}', "choices: a message is not an object"),
+        ('{"response": {"status_code": 200}}', "response: no body with choices"),
+        ('{"messages": "hello"}', "messages: not a list of objects"),
+        ('{"messages": [{"role": "assistant", "content": 3}]}', "content: neither text nor a list of parts"),
         ('{"token_ids": "abc"}', "token_ids: not a list of token ids"),
         ('{"token_ids": [1, -1]}', "token_ids: not a list of token ids"),
         ('{"token_ids": [true]}', "token_ids: not a list of token ids"),
@@ -155,3 +163,100 @@ def test_nothing_to_read_is_no_report(tmp_path: Path, capsys: pytest.CaptureFixt
     file.write_text("\n")
     assert main(["detect", str(file), "--max-loop-rate", "0"]) == 0
     assert reports(capsys) == []
+
+
+# Formats.
+
+CHAT = {"choices": [{"message": {"role": "assistant", "content": STUCK}, "finish_reason": "length"}]}
+
+
+def kinds_of(tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, content: str) -> list[list[str]]:
+    """The kinds of loop in each answer of a file."""
+    file = tmp_path / name
+    file.write_text(content, encoding="utf-8")
+    assert main(["detect", str(file)]) == 0
+    return [[loop["kind"] for loop in report["loops"]] for report in reports(capsys)]
+
+
+@pytest.mark.parametrize("separator", ["\u2028", "\u2029", "\u0085", "\x0b", "\x0c", "\x1c"])
+def test_only_a_line_feed_ends_a_line(tmp_path: Path, separator: str, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = [json.dumps({"text": f"a{separator}{SOUND}"}, ensure_ascii=False), json.dumps({"text": STUCK})]
+    assert kinds_of(tmp_path, capsys, "answers.jsonl", "\r\n".join(lines)) == [[], ["decay"]]
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        CHAT,
+        {"choices": [{"text": STUCK, "finish_reason": "length"}]},
+        {"custom_id": "a", "response": {"status_code": 200, "body": CHAT}},
+        {"messages": [{"role": "user", "content": SOUND}, {"role": "assistant", "content": STUCK}]},
+        {"messages": [{"role": "assistant", "content": [{"type": "text", "text": STUCK}]}]},
+        {"conversations": [{"from": "human", "value": SOUND}, {"from": "gpt", "value": STUCK}]},
+    ],
+    ids=["chat", "completion", "batch", "messages", "content parts", "ShareGPT"],
+)
+@pytest.mark.parametrize("form", ["line", "lines", "array", "pretty"])
+def test_what_servers_and_data_sets_write_is_read(
+    tmp_path: Path, record: dict[str, Any], form: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = json.dumps(record)
+    content = {
+        "line": line,
+        "lines": f"{line}\n{line}\n",
+        "array": f"[{line}, {line}]",
+        "pretty": json.dumps(record, indent=2),
+    }[form]
+    found = kinds_of(tmp_path, capsys, "answers.json", content)
+    assert found == [["decay"]] * (2 if form in ("lines", "array") else 1)
+
+
+def test_an_array_of_texts_or_of_messages_is_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": STUCK}]
+    assert kinds_of(tmp_path, capsys, "a.json", json.dumps([SOUND, STUCK])) == [[], ["decay"]]
+    assert kinds_of(tmp_path, capsys, "b.json", json.dumps(messages)) == [["decay"]]
+
+
+@pytest.mark.parametrize("field", ["reasoning_content", "reasoning"])
+def test_reasoning_is_looked_through_apart(tmp_path: Path, field: str, capsys: pytest.CaptureFixture[str]) -> None:
+    record = {"choices": [{"message": {"content": SOUND, field: STUCK + "13 is enough."}, "finish_reason": "stop"}]}
+    main(["detect", written(tmp_path, record)])
+    assert [(report["part"], report["ending"]) for report in reports(capsys)] == [
+        ("reasoning", "stop"),
+        ("answer", "stop"),
+    ]
+
+
+def test_how_an_answer_ended_is_evidence_and_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tokens = [7, *range(100, 120)] + [1, 2, 3, 4, 5] * 26
+    records = [{"token_ids": tokens, "finish_reason": reason} for reason in ("length", "stop")]
+    main(["detect", written(tmp_path, *records)])
+    cut, stopped = reports(capsys)
+    assert [(loop["kind"], loop["evidence"]) for loop in cut["loops"]] == [("verbatim", "ending")]
+    assert (cut["ending"], stopped["ending"], stopped["loops"]) == ("cut", "stop", [])
+
+
+def test_a_batch_line_that_failed_has_no_answer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    record = {"custom_id": "a", "response": None, "error": {"message": "overloaded"}}
+    assert kinds_of(tmp_path, capsys, "batch.jsonl", json.dumps(record) + "\n" + json.dumps(CHAT)) == [["decay"]]
+
+
+def test_an_array_with_something_else_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "a.json"
+    file.write_text('["fine", 3]')
+    assert main(["detect", str(file)]) == 2
+    error = f"vllm-surgery: error: {file}: record 2: neither a JSON object nor a text\n"
+    assert capsys.readouterr().err == error
+
+
+def test_a_file_of_json_that_is_none_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "a.jsonl"
+    file.write_text(STUCK)
+    assert main(["detect", str(file)]) == 2
+    assert capsys.readouterr().err == f"vllm-surgery: error: {file}:1: not a JSON object\n"
+
+
+def test_an_answer_that_is_itself_json_may_be_a_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    answer = "[\n" + ",\n".join(f'  {{"number": {n}, "name": "Knot"}}' for n in range(1, 121)) + "\n"
+    assert kinds_of(tmp_path, capsys, "a.txt", answer) == [["decay"]]
+    assert kinds_of(tmp_path, capsys, "b", answer) == [["decay"]]

@@ -70,7 +70,7 @@ def test_loops_are_told_by_patch_and_kind(server: Server) -> None:
     first, second = server.traffic.patches
     assert (first.patch, first.answers, first.tokens) == ("a@1", 10, 1000)
     assert (second.patch, second.answers, second.tokens) == ("none", 1, 100)
-    assert [loops.kind for loops in first.loops] == ["verbatim", "decay", "doom"]
+    assert [loops.kind for loops in first.loops] == ["verbatim", "decay", "collapse", "doom"]
     assert of_kind(first, "verbatim") == LoopCounts("verbatim", 1, 1, 0, 10, rate_of(1, 10), 0.01)
     assert of_kind(first, "decay") == LoopCounts("decay", 1, 0, 0, 10, rate_of(1, 10), 0.01)
     assert of_kind(first, "doom") == LoopCounts("doom", 0, 0, 0, 0, rate_of(0, 10), 0.0)

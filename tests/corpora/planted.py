@@ -3,21 +3,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 from tests.corpora.healthy import passages_of
 from tests.corpora.healthy.lists import COUNTRIES, ELEMENTS, STATES
 from tests.corpora.healthy.words import names, paragraph, sentence
+from tests.corpora.loops import text_loops
 from tests.corpora.reasoning import circle
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
+    from tests.corpora.loops.text_loop import Kind
+
     Encode: TypeAlias = Callable[[str], list[int]]
 
-Kind: TypeAlias = Literal["verbatim", "decay", "doom"]
 
 SEED = "planted 2"
 VERBATIM, DECAY, DOOM = 3600, 600, 240
@@ -41,6 +43,7 @@ class Planted:
         onset: index of the loop's first token.
         end: index after its last.
         period: tokens a copy; None where there is no fixed one.
+        also: other kinds that a reader may call it.
     """
 
     id: str
@@ -50,6 +53,7 @@ class Planted:
     onset: int
     end: int
     period: int | None
+    also: tuple[Kind, ...] = ()
 
     @property
     def escaped(self) -> bool:
@@ -197,6 +201,13 @@ def doom(random: Random, name: str, encode: Encode) -> Planted:
     """Reasoning that turns in circles to the end of the budget."""
     start, loop = circle(random, random.randrange(24, 72))
     return _assemble(name, "doom", "circle", encode, (start, loop, ""))
+
+
+def planted_texts(encode: Encode) -> Iterator[Planted]:
+    """The loops that are made as text (`tests.corpora.loops`), as tokens."""
+    for name, family, made in text_loops():
+        one = _assemble(name, made.kinds[0], family, encode, (made.before, made.loop, made.after))
+        yield replace(one, also=made.kinds[1:])
 
 
 def _assemble(name: str, kind: Kind, family: str, encode: Encode, parts: tuple[str, str, str]) -> Planted:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from tests.corpora.samples import Sample
+    from vllm_surgery.loops import Ending
 
 STEP = 32
 """Tokens that the watcher is given at once, to see when it says so. What it finds doesn't depend on it."""
@@ -54,12 +55,12 @@ class Verdict:
 
 def judge(sample: Sample, table: TokenTable | None, thresholds: Thresholds, peers: bool = True) -> Verdict:
     """Asks all rules about a sample."""
-    loops, seen_at = watch(sample.tokens, table, thresholds)
+    loops, seen_at = watch(sample.tokens, table, thresholds, sample.ending)
     return Verdict(loops, seen_at, _peers(sample) if peers else frozenset())
 
 
 def watch(
-    tokens: Sequence[int], table: TokenTable | None, thresholds: Thresholds
+    tokens: Sequence[int], table: TokenTable | None, thresholds: Thresholds, ending: Ending = "unknown"
 ) -> tuple[tuple[Loop, ...], dict[Kind, int]]:
     """What the watcher finds, and when it says so."""
     watcher = Watcher(table, thresholds)
@@ -67,7 +68,7 @@ def watch(
     for start in range(0, len(tokens), STEP):
         for loop in watcher.feed(tokens[start : start + STEP]):
             seen_at.setdefault(loop.kind, min(start + STEP, len(tokens)))
-    loops = watcher.finish()
+    loops = watcher.finish(ending)
     for loop in loops:
         seen_at.setdefault(loop.kind, len(tokens))
     return loops, seen_at

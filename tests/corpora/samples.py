@@ -11,10 +11,13 @@ from tests.corpora.files import read_records
 from tests.corpora.healthy import passages
 from tests.corpora.labels import Label, read_labels
 from tests.corpora.make_real import ANSWERS
-from tests.corpora.planted import Planted, planted
+from tests.corpora.planted import Planted, planted, planted_texts
+from vllm_surgery.loops import ending_of
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from vllm_surgery.loops import Ending
 
 
 @dataclass(frozen=True)
@@ -24,6 +27,7 @@ class Sample:
     Attributes:
         group: class of a healthy passage, family of a planted loop, verdict on a real answer.
         truth: what is planted, or how a reader labels it; None for healthy passages.
+        ending: how the answer ended: healthy text by itself, a loop that lasts to the end by its budget.
     """
 
     id: str
@@ -31,6 +35,7 @@ class Sample:
     tokens: tuple[int, ...]
     text: str
     truth: Planted | Label | None = None
+    ending: Ending = "stop"
 
     @property
     def held_out(self) -> bool:
@@ -70,16 +75,26 @@ def _planted(tokenizer: Any, step: int) -> list[Sample]:
     def encode(text: str) -> list[int]:
         return list(backend.encode(text, add_special_tokens=False).ids)
 
-    loops = list(planted(encode, backend.get_vocab_size()))[::step]
+    loops = [*planted(encode, backend.get_vocab_size()), *planted_texts(encode)][::step]
     texts = backend.decode_batch([list(loop.tokens) for loop in loops], skip_special_tokens=False)
-    return [Sample(loop.id, loop.family, loop.tokens, text, loop) for loop, text in zip(loops, texts, strict=True)]
+    return [
+        Sample(loop.id, loop.family, loop.tokens, text, loop, "stop" if loop.escaped else "cut")
+        for loop, text in zip(loops, texts, strict=True)
+    ]
 
 
 def real_samples() -> list[Sample]:
     """The answers that are labelled."""
     labels = read_labels()
     return [
-        Sample(record["id"], label.verdict, tuple(record["token_ids"]), record["text"], label)
+        Sample(
+            record["id"],
+            label.verdict,
+            tuple(record["token_ids"]),
+            record["text"],
+            label,
+            ending_of(record["finish_reason"]),
+        )
         for record in read_records(ANSWERS)
         if (label := labels.get(record["id"])) is not None
     ]

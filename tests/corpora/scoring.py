@@ -14,14 +14,18 @@ if TYPE_CHECKING:
 
 
 def found_planted(loop: Planted, found: Iterable[Loop]) -> list[Loop]:
-    """The planted loop as it was found: of its kind, in its place, and of its exact period where it has one.
+    """The planted loop as it was found: of its kind or of another that it may be called, in its place, and of its exact period where it
+    has one.
 
     Several if it was found in pieces.
     """
     return [
         one
         for one in found
-        if one.kind == loop.kind and one.onset < loop.end and one.end > loop.onset and loop.period in (None, one.period)
+        if one.kind in (loop.kind, *loop.also)
+        and one.onset < loop.end
+        and one.end > loop.onset
+        and (loop.period in (None, one.period) or one.kind != loop.kind)
     ]
 
 

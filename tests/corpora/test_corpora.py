@@ -13,9 +13,10 @@ from tests.corpora import labels as labels_module
 from tests.corpora.files import read_records, write_records
 from tests.corpora.healthy import FROM_THE_ENVIRONMENT, GENERATED, passages
 from tests.corpora.labels import read_labels
+from tests.corpora.loops import text_loops
 from tests.corpora.make_manifest import entry_of, read_manifest
 from tests.corpora.make_real import ANSWERS, requests
-from tests.corpora.planted import DECAY, DOOM, VERBATIM, Planted, healthy_pool, planted, verbatim
+from tests.corpora.planted import DECAY, DOOM, VERBATIM, Planted, healthy_pool, planted, planted_texts, verbatim
 from tests.corpora.samples import load_tokenizer
 
 if TYPE_CHECKING:
@@ -157,6 +158,19 @@ def test_periods_reach_from_one_token_to_the_longest(loops: list[Planted]) -> No
 
     assert min(periods) == 1  # type: ignore[type-var]
     assert max(periods) >= 1000  # type: ignore[type-var, operator]
+
+
+def test_loops_as_texts_are_all_different_and_made_the_same_twice() -> None:
+    found = list(text_loops())
+
+    assert len({text.text for _, _, text in found}) == len(found)
+    assert found == list(text_loops())
+
+
+def test_a_loop_as_text_begins_and_ends_where_it_says(tokenizer: Any) -> None:
+    for loop, (_, _, made) in zip(planted_texts(_encoder(tokenizer)), text_loops(), strict=True):
+        shown = tokenizer.decode(list(loop.tokens[loop.onset : loop.end]))
+        assert abs(len(shown) - len(made.loop)) <= 24, loop.id
 
 
 def test_planting_depends_on_the_seed_alone(tokenizer: Any) -> None:

@@ -25,7 +25,7 @@ Counts: TypeAlias = dict[tuple[str, ...], float]
 Answer: TypeAlias = tuple[list[int], str]
 """Token ids, and why the answer ended."""
 
-_OF_SWAPS = ("patch_info", "swaps_total", "swap_seconds_count", "swap_seconds_sum")
+_OF_SWAPS = ("watching", "patch_info", "swaps_total", "swap_seconds_count", "swap_seconds_sum")
 
 
 def counts_of(url: str) -> Counts:
@@ -96,7 +96,9 @@ def _detect(
     answers: list[Answer], folder: Path, capsys: pytest.CaptureFixture[str], tokenizer: Path | None
 ) -> list[dict[str, Any]]:
     file = folder / "answers.jsonl"
-    file.write_text("".join(json.dumps({"token_ids": tokens}) + "\n" for tokens, _ in answers))
+    file.write_text(
+        "".join(json.dumps({"token_ids": tokens, "finish_reason": reason}) + "\n" for tokens, reason in answers)
+    )
     capsys.readouterr()
     assert main(["detect", str(file), *(["--tokenizer", str(tokenizer)] if tokenizer else [])]) == 0
     return [json.loads(line) for line in capsys.readouterr().out.splitlines()]

@@ -15,6 +15,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
 from tests.engine.monitoring.watched import samples
 from vllm_surgery.engine.metrics import OTHER, PATCHES_KEPT, Metrics, Spec, process_metrics
 from vllm_surgery.engine.monitoring.metrics import LoopMetrics
+from vllm_surgery.loops import KINDS, Loop
 
 if TYPE_CHECKING:
     from vllm_surgery.engine.monitoring.request import WatchedAnswer
@@ -97,7 +98,7 @@ def test_counters_of_a_patch_begin_at_zero_so_that_a_rate_misses_nothing(registr
     LoopMetrics(Metrics(registry), "tiny").open("none")
     shown = samples(registry, zeros=True)
     assert set(shown.values()) == {0}
-    assert {("loops_total", kind, "terminal", "none") for kind in ("verbatim", "decay", "doom")} <= set(shown)
+    assert {("loops_total", kind, "terminal", "none") for kind in KINDS} <= set(shown)
 
 
 def test_the_page_stays_small_with_all_patches_that_are_kept(registry: CollectorRegistry) -> None:
@@ -111,7 +112,6 @@ def test_the_page_stays_small_with_all_patches_that_are_kept(registry: Collector
 
 def looped_in_every_kind(patch: str) -> WatchedAnswer:
     from vllm_surgery.engine.monitoring.request import WatchedAnswer
-    from vllm_surgery.loops import KINDS, Loop
 
     loops = tuple((Loop(kind, 10, 3, 5.0, 25, "terminal"), patch) for kind in KINDS)
     return WatchedAnswer("length", patch, 25, loops, {(kind, patch): 15 for kind in KINDS})

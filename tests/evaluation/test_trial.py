@@ -121,7 +121,7 @@ def test_loops_are_judged_by_arm(server: FakeVllm, protocol: str, tmp_path: Path
     trial, folder = trial_of(protocol, sets=["paper"]), TrialFolder(tmp_path / "out")
     go(trial, server, folder)
     base, cure, penalty = summarize(trial, folder.records(), folder.logprobs()).arms
-    assert base.rates[JUDGED].terminal == {"verbatim": 16, "decay": 0, "doom": 0}
+    assert base.rates[JUDGED].terminal == {"verbatim": 16, "decay": 0, "collapse": 0, "doom": 0}
     assert cure.rates[JUDGED].terminal["verbatim"] == 8
     assert cure.against[JUDGED].rescued == 8
     assert penalty.against[JUDGED].difference.value == 0

@@ -78,7 +78,9 @@ def test_each_kind_is_counted_in_each_cell(tmp_path: Path, tiny: ModelFolder) ->
     judged(tmp_path, FakeModel(causes=frozenset({CAUSE}), breeders=frozenset({CAUSE})), tiny)
     folder = TrialFolder(tmp_path / "held-out")
     found = {(one.cell, one.kind): one for one in cells_and_kinds(folder.trial(), folder.records(), "cure")}
-    assert set(found) == {(cell, kind) for cell in ("greedy", "sampled") for kind in ("verbatim", "decay", "doom")}
+    assert set(found) == {
+        (cell, kind) for cell in ("greedy", "sampled") for kind in ("verbatim", "decay", "collapse", "doom")
+    }
     assert found["greedy", "verbatim"] == CellKind("greedy", "verbatim", PROBES, LOOPED // 2, 0, LOOPED // 2, 0)
     assert found["sampled", "decay"] == CellKind("sampled", "decay", PROBES, 0, 1, 0, 1)
 

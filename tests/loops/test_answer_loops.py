@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vllm_surgery.loops import Loop
-from vllm_surgery.loops.answer_loops import one_a_kind, stretches
+from vllm_surgery.loops.answer_loops import loop_per_kind, merged_spans
 
 
 def loop(onset: int, end: int, outcome: str = "escaped", kind: str = "verbatim") -> Loop:
@@ -16,25 +16,25 @@ def loop(onset: int, end: int, outcome: str = "escaped", kind: str = "verbatim")
 
 def test_the_loop_that_an_answer_ends_in_counts() -> None:
     first, last = loop(0, 10), loop(20, 30, "terminal")
-    assert one_a_kind([first, last]) == [last]
+    assert loop_per_kind([first, last]) == [last]
 
 
 def test_else_the_first_counts() -> None:
-    assert one_a_kind([loop(5, 10), loop(20, 30)]) == [loop(5, 10)]
+    assert loop_per_kind([loop(5, 10), loop(20, 30)]) == [loop(5, 10)]
 
 
 def test_each_kind_counts_by_itself() -> None:
-    assert one_a_kind([loop(0, 9, kind="decay"), loop(3, 5)]) == [loop(3, 5), loop(0, 9, kind="decay")]
+    assert loop_per_kind([loop(0, 9, kind="decay"), loop(3, 5)]) == [loop(3, 5), loop(0, 9, kind="decay")]
 
 
 def test_no_loop_counts_for_nothing() -> None:
-    assert one_a_kind([]) == []
-    assert stretches([], "decay") == []
+    assert loop_per_kind([]) == []
+    assert merged_spans([], "decay") == []
 
 
 @given(st.lists(st.tuples(st.integers(0, 60), st.integers(1, 30)), max_size=8))
 def test_every_token_is_covered_once(places: list[tuple[int, int]]) -> None:
     loops = [loop(onset, onset + tokens) for onset, tokens in places]
-    covered = [token for first, end in stretches(loops, "verbatim") for token in range(first, end)]
+    covered = [token for first, end in merged_spans(loops, "verbatim") for token in range(first, end)]
     assert covered == sorted({token for each in loops for token in range(each.onset, each.end)})
-    assert stretches(loops, "decay") == []
+    assert merged_spans(loops, "decay") == []

@@ -67,14 +67,15 @@ def test_a_list_that_goes_on(frame: str) -> None:
 
 def test_a_list_that_recovers_is_escaped() -> None:
     frame = FRAMES["numbers"]
-    loop = loops_of(listed(frame, ["Pikachu"] * 12) + listed(frame, list(KNOWN), 13))["decay"]
+    text = listed(frame, [*KNOWN, *["Pikachu"] * 12, *(name + "s" for name in KNOWN)])
+    loop = loops_of(text)["decay"]
     assert (loop.outcome, loop.copies) == ("escaped", 12)
 
 
 def test_a_closing_sentence_is_not_a_cut_entry() -> None:
-    text = listed(FRAMES["numbers"], ["Pikachu"] * 12)
+    text = listed(FRAMES["numbers"], [*KNOWN, *["Pikachu"] * 12])
     assert loops_of(text + "\nI hope that this helps you.")["decay"].outcome == "escaped"
-    assert loops_of(text + "13. Pika")["decay"].outcome == "terminal"
+    assert loops_of(text + "20. Pika")["decay"].outcome == "terminal"
 
 
 def test_long_entries_collapse_sooner() -> None:
@@ -85,18 +86,84 @@ def test_long_entries_collapse_sooner() -> None:
 
 def test_case_and_decoration_make_no_new_entry() -> None:
     variants = ["Pikachu", "**pikachu**", "PIKACHU", "Pikachu."]
-    assert loops_of(listed(FRAMES["numbers"], variants * 3))["decay"].copies == 12
+    assert loops_of(listed(FRAMES["numbers"], [*KNOWN, *variants * 3]))["decay"].copies == 12
 
 
 def test_lines_without_markers_need_more() -> None:
     random = Random(1)
-    lines = [random.choice(STUCK[:2]) + "\n" for _ in range(60)]
-    assert "decay" not in loops_of("".join(lines[:20]))
+    lines = [name + "\n" for name in KNOWN] + [random.choice(STUCK[:2]) + "\n" for _ in range(60)]
+    assert "decay" not in loops_of("".join(lines[:24]))
     assert loops_of("".join(lines))["decay"].outcome == "terminal"
 
 
 def test_numbers_within_entries_may_count() -> None:
-    assert loops_of(listed("- Helium: {number}\n", [""] * 60))["decay"].onset == 0
+    random = Random(1)
+    assert loops_of("".join(f"- Helium: {random.randrange(90)}\n" for _ in range(60)))["decay"].onset == 0
+
+
+DRESSES = {
+    "JSON in a line": ('{{"number":{n},"name":"{x}"}},', "decay"),
+    "JSON in lines": ('  {{\n    "id": {n},\n    "name": "{x}"\n  }},\n', "decay"),
+    "YAML": ("  - id: {n}\n    name: {x}\n", "decay"),
+    "XML": ('<bird id="{n}">{x}</bird>\n', "decay"),
+    "CSV": ("{n},{x},common\n", "decay"),
+    "table": ("| {n} | {x} | common |\n", "decay"),
+    "quotes": ('{n}. "{x}"\n', "decay"),
+    "episodes": ('Season 1, Episode {n}: "{x}"\n', "decay"),
+    "S01E05": ("S01E{n:02d} - {x}\n", "decay"),
+    "1x05": ("1x{n:02d} {x}\n", "decay"),
+    "atomic numbers": ("Atomic number {n}: {x}\n", "decay"),
+    "years in a line": ("20{n:02d} {x}, ", "decay"),
+    "links": ("- [{x}](https://example.org/{n})\n", "decay"),
+    "headings": ("### {n}. {x}\n\n{x} is known for what it is.\n\n", "decay"),
+    "trailing numbers": ("{x} ({n})\n", "decay"),
+    "Arabic digits": ("{a}. {x}\n", "decay"),
+}
+ARABIC = str.maketrans("0123456789", "٠١٢٣٤٥٦٧٨٩")
+
+
+def dressed(frame: str, entries: list[str]) -> str:
+    return "".join(frame.format(n=n, a=str(n).translate(ARABIC), x=x) for n, x in enumerate(entries, 1))
+
+
+@pytest.mark.parametrize(("frame", "kind"), DRESSES.values(), ids=DRESSES)
+def test_a_list_collapses_in_any_dress(frame: str, kind: str) -> None:
+    sound = [f"{first}{last}" for first in ("Al", "Bo", "Ce") for last in ("dan", "fer", "kin", "mos")]
+
+    assert kind not in loops_of(dressed(frame, [*sound, *("Du" + name for name in sound)]))
+    assert loops_of(dressed(frame, [*sound, *["Knot"] * 40]))[kind].outcome == "terminal"
+
+
+@pytest.mark.parametrize("answers", [2, 5, 8, 12])
+def test_a_list_that_goes_round_collapses(answers: int) -> None:
+    names = [f"{first}{last}" for first in ("Al", "Bo", "Ce") for last in ("dan", "fer", "kin", "mos")]
+
+    assert "decay" in loops_of(listed(FRAMES["numbers"], [names[n % answers] for n in range(120)]))
+
+
+def test_a_block_with_a_counter_collapses() -> None:
+    assert "decay" in loops_of(
+        "".join(f"Annual Report - page {n}\nConfidential. Hill & Sons.\n\n" for n in range(3, 42))
+    )
+
+
+def test_one_answer_from_the_start_is_a_loop_only_where_the_answer_was_cut() -> None:
+    text = listed(FRAMES["numbers"], ["spam"] * 40)
+
+    assert "decay" not in loops_of(text, "unknown")
+    assert "decay" not in loops_of(text, "stop")
+    assert loops_of(text, "cut")["decay"].evidence == "ending"
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize(
+    "frame", ["{n}. {x}\n", "Item {n}: {x}\n", '{{"id": {n}, "label": "{x}"}}\n', "| {n} | {x} |\n", "{n},{x}\n"]
+)
+def test_labels_are_no_loop(frame: str, seed: int) -> None:
+    random = Random(seed)
+    labels = random.choices(["billing", "technical", "account", "shipping", "not spam"], [5, 3, 2, 1, 1], k=60)
+
+    assert loops_of(dressed(frame, labels)) == {}
 
 
 HEALTHY = {
@@ -111,6 +178,12 @@ HEALTHY = {
     "yes and no": "".join(f"{n}. {['Yes', 'No'][n * 7 % 3 % 2]}\n" for n in range(60)),
     "zeros": "[" + ", ".join("0" * 60) + "]",
     "nulls": "[" + ", ".join(["null"] * 60) + "]",
+    "knitting": "".join(f"Row {n}: {('knit', 'purl')[n % 2]} all stitches.\n" for n in range(1, 61)) + "Cast off.",
+    "doses": "".join(f"Day {n}: take {40 - n // 7 * 10} mg in the morning\n" for n in range(28)) + "Then stop.",
+    "ditto": "".join(f"{n}. {('as above', KNOWN[n // 6])[n % 6 == 0]}\n" for n in range(42)),
+    "reviews": "".join(
+        f"### {a}{b}.py\nNo secrets found. No unsafe calls found.\n\n" for a in "abcdef" for b in "ghijkl"
+    ),
     "code": "    return None\n}\n" * 4 + "    else:\n        pass\n" * 6,
 }
 

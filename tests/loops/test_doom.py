@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
+# ruff: noqa: RUF001  (Signs of other scripts.)
 """Doom loops: self-correction in circles, and self-correction that makes headway."""
 
 from __future__ import annotations
@@ -57,4 +58,44 @@ def test_a_few_corrections_are_not_a_circle() -> None:
 
 
 def test_repetition_without_a_cue_is_not_doom() -> None:
-    assert "doom" not in loops_of("The sum must be even, and it is below twenty. " * 60)
+    assert "doom" not in loops_of("The sum must be even, and it is below twenty. " * 24)
+
+
+CIRCLES = {
+    "German": ("Moment, ich zähle noch einmal. Es sind drei. ", "Nein, eigentlich sind es zwei. ", "Warte, nochmal: drei. "),
+    "Chinese": ("等等，我再检查一下。答案是三。", "不对，应该是四。", "让我重新考虑一下，是三吗？"),
+    "Spanish": ("Espera, lo compruebo otra vez. Es tres. ", "No, en realidad son cuatro. ", "A ver, otra vez: tres. "),
+    "French": ("Attends, je vérifie. C'est trois. ", "Non, en fait c'est quatre. ", "Un instant, peut-être trois. "),
+    "Japanese": ("待って、もう一度確認します。答えは三です。", "いや、実は四です。", "でも、三かもしれません。"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("turns", CIRCLES.values(), ids=CIRCLES)
+def test_circles_in_other_languages(turns: tuple[str, ...]) -> None:
+    random = Random(1)
+
+    assert loops_of("".join(random.choice(turns) for _ in range(60)))["doom"].outcome == "terminal"
+
+
+def test_a_plan_in_another_order_each_time_is_a_circle() -> None:
+    random = Random(1)
+    steps = [
+        "First I will read the tests. ", "Then I need to run the build. ", "After that I look at the log again. ",
+        "The log should come before the build. ", "I have to make sure that the tests are right. ",
+    ]  # fmt: skip
+    said = [step for _ in range(14) for step in random.sample(steps, len(steps))]
+
+    assert "doom" in loops_of("Let me plan. " + "".join(said))
+
+
+FORWARD = {
+    "each checked once": [f"Wait, is {a}{b} right? Let me check. Yes, it is fine. " for a in "bcdf" for b in ("owl", "elk", "asp", "eel")],
+    "sums": [f"Hmm, {a} times {b}: {a * b}. Wait, check: {a * b}/{b}={a}. Good. " for a in (13, 47, 71) for b in range(21, 31)],
+    "cases": [f"Let me try k = {n}. Actually, k = {n} gives {n * n + n}. No. " for n in range(30)],
+    "No. 7": [f"No. {n}: {chr(96 + n % 26)}owl. No. {n} is done. " for n in range(1, 40)],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("sentences", FORWARD.values(), ids=FORWARD)
+def test_checking_that_goes_forward_is_no_circle(sentences: list[str]) -> None:
+    assert "doom" not in loops_of("".join(sentences))

@@ -3,17 +3,17 @@
 
 from __future__ import annotations
 
-from vllm_surgery.loops import Loop, detect
-from vllm_surgery.loops.answers import read_answers
+from vllm_surgery.loops import Ending, Loop, detect
+from vllm_surgery.loops.answers import of_words
 
 
-def loops_of(text: str) -> dict[str, Loop]:
-    """The first loop of each kind in a text."""
-    (answer,) = read_answers(text, "test")
-    return {loop.kind: loop for loop in reversed(detect(answer.tokens, answer.table))}
+def loops_of(text: str, ending: Ending = "unknown") -> dict[str, Loop]:
+    """The first loop of each kind in a text that ended so."""
+    answer = of_words(text)
+    return {loop.kind: loop for loop in reversed(detect(answer.tokens, answer.table, ending=ending))}
 
 
 def start_of(text: str, loop: Loop) -> str:
     """The text from a loop's onset on."""
-    (answer,) = read_answers(text, "test")
+    answer = of_words(text)
     return text[answer.offsets[loop.onset] :]

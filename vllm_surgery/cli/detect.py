@@ -24,7 +24,8 @@ def add_to(subparsers: Subparsers) -> None:
         subparsers,
         "detect",
         run,
-        'Find loops in a text, or in JSON lines with "text" or "token_ids"; one JSON report a line.',
+        "Find loops in a text, or in JSON lines or a JSON array of texts, token ids, OpenAI responses, conversations; "
+        "one JSON report a line.",
     )
     parser.add_argument("file", nargs="?", default=_STDIN, metavar="FILE", help="what to read (default: stdin)")
     parser.add_argument(
@@ -41,7 +42,7 @@ def add_to(subparsers: Subparsers) -> None:
 
 def run(args: argparse.Namespace, _rest: list[str]) -> int:
     """Carries the command out."""
-    from vllm_surgery.loops.answers import read_answers  # Here, since Numba takes half a second to import.
+    from vllm_surgery.loops.answer_files import read_answers  # Here, since Numba takes half a second to import.
     from vllm_surgery.loops.report import report_of
 
     source, text = _read(args.file)

@@ -31,7 +31,7 @@ class LoopCounts:
     """The loops of one kind under one patch.
 
     Attributes:
-        kind: verbatim, decay or doom.
+        kind: verbatim, decay, collapse or doom.
         answers: that looped so; counted when they end.
         terminal: those of them that ended in the loop.
         live: requests that are in such a loop now.

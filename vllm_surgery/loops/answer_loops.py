@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the loops of one answer come to: metrics and reports count alike."""
+"""The loops of one answer, counted: metrics and reports count alike."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from vllm_surgery.loops.loop import Kind, Loop
 
 
-def one_a_kind(loops: Sequence[Loop]) -> list[Loop]:
+def loop_per_kind(loops: Sequence[Loop]) -> list[Loop]:
     """The loops that an answer is counted for, at most one of each kind: the one that it ended in, else the first."""
     told: list[Loop] = []
     for kind in KINDS:
@@ -22,7 +22,7 @@ def one_a_kind(loops: Sequence[Loop]) -> list[Loop]:
     return told
 
 
-def stretches(loops: Iterable[Loop], kind: Kind) -> list[tuple[int, int]]:
+def merged_spans(loops: Iterable[Loop], kind: Kind) -> list[tuple[int, int]]:
     """The tokens that loops of a kind cover, as ``(first, end)``, none of them twice."""
     covered: list[tuple[int, int]] = []
     for loop in sorted((loop for loop in loops if loop.kind == kind), key=lambda loop: loop.onset):

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Answers to look through, from a file."""
+"""Answers to look through, with their tokens."""
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass
 from functools import lru_cache
@@ -15,12 +14,12 @@ from vllm_surgery.loops.tokenizers import load_tokenizer
 from vllm_surgery.loops.tokens import TokenTable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from vllm_surgery.loops.loop import Ending
 
-_WORD = re.compile(r"\n|[^\S\n]*(?:[^\W\d_]+|\d|[^\w\s]|_)|[^\S\n]+")
-"""What text is cut into without a tokenizer: words and signs with the space before them, digits, ends of lines."""
-
-_MAX_ID = 2**31 - 1
+_WHOLE = r"\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"
+_WORD = re.compile(rf"\n|[^\S\n]*(?:[{_WHOLE}]|[^\W\d_{_WHOLE}]+|\d|[^\w\s]|_)|[^\S\n]+")
+"""What text is cut into without a tokenizer: words and signs with the space before them, ideographs and kana, digits,
+ends of lines."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +32,8 @@ class Answer:
         table: what they are as text; None: unknown.
         text: the whole text; None if only its tokens are known.
         offsets: the character at which each token begins; empty without text.
+        ending: how it ended.
+        part: which part of a reply it is, where the reply has several: `answer`, `reasoning`, `choice 2`.
     """
 
     line: int
@@ -40,57 +41,17 @@ class Answer:
     table: TokenTable | None
     text: str | None = None
     offsets: tuple[int, ...] = ()
+    ending: Ending = "unknown"
+    part: str | None = None
 
 
-def read_answers(content: str, source: str, tokenizer: str | None = None) -> Iterator[Answer]:
-    """The answers in a file: one in each line that isn't empty if the first is a JSON object, else the whole is one.
-
-    Args:
-        content: of the file.
-        source: its name, for errors.
-        tokenizer: folder of the tokenizer that made token ids, and that cuts text; an answer may name its own.
-
-    Raises:
-        UsageError: a line isn't what it should be, or there is no such tokenizer.
-    """
-    lines = [(number, line) for number, line in enumerate(content.splitlines(), start=1) if line.strip()]
-    if not lines or not lines[0][1].lstrip().startswith("{") or _as_object(lines[0][1]) is None:
-        if lines:
-            yield _of_text(content, 1, tokenizer)
-        return
-    for number, line in lines:
-        yield _of_record(line, number, f"{source}:{number}", tokenizer)
+def of_tokens(token_ids: tuple[int, ...], number: int = 1, folder: str | None = None) -> Answer:
+    """An answer whose tokens are known; their text too, if the folder of their tokenizer is."""
+    return Answer(number, token_ids, _load(folder)[1] if folder is not None else None)
 
 
-def _as_object(line: str) -> dict[str, Any] | None:
-    try:
-        record = json.loads(line)
-    except (ValueError, RecursionError):
-        return None
-    return record if isinstance(record, dict) else None
-
-
-def _of_record(line: str, number: int, place: str, tokenizer: str | None) -> Answer:
-    record = _as_object(line)
-    if record is None:
-        raise UsageError(f"{place}: not a JSON object")
-    folder = record.get("tokenizer", tokenizer)
-    if not (folder is None or isinstance(folder, str)):
-        raise UsageError(f"{place}: tokenizer: not the name of a folder")
-    if "token_ids" in record:
-        return _of_tokens(record["token_ids"], number, place, folder)
-    if isinstance(record.get("text"), str):
-        return _of_text(record["text"], number, folder)
-    raise UsageError(f'{place}: neither "text" nor "token_ids"')
-
-
-def _of_tokens(token_ids: Any, number: int, place: str, folder: str | None) -> Answer:
-    if not isinstance(token_ids, list) or not all(type(token) is int and 0 <= token <= _MAX_ID for token in token_ids):
-        raise UsageError(f"{place}: token_ids: not a list of token ids")
-    return Answer(number, tuple(token_ids), _load(folder)[1] if folder is not None else None)
-
-
-def _of_text(text: str, number: int, folder: str | None) -> Answer:
+def of_text(text: str, number: int = 1, folder: str | None = None) -> Answer:
+    """An answer whose text is known, cut by the tokenizer of a folder, or into words."""
     if folder is None:
         return of_words(text, number)
     tokenizer, table = _load(folder)

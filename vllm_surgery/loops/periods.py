@@ -12,23 +12,18 @@ found within a few tokens, at its primitive period.
 
 from __future__ import annotations
 
-from vllm_surgery.loops.compiled import Integers, kernel
-from vllm_surgery.loops.thresholds import (
-    COPIES,
-    LEAST_VARIETY,
-    LONG_COPIES,
-    LONG_PERIOD,
-    MAX_PERIOD,
-    POOR_TOKENS,
-    POOR_VARIETY,
-    TOKENS,
-)
+from typing import Final
 
-RING = 2 * MAX_PERIOD
+import numpy as np
+
+from vllm_surgery.loops.kernels import Integers, Layout, Record, Records, kernel
+from vllm_surgery.loops.thresholds import MAX_PERIOD
+
+RING: Final = 2 * MAX_PERIOD
 """Tokens kept. Twice the period, so that the beginning of a run is still there when a shorter lag has hidden it for
 nearly a copy: with one and a half, the onset came up to 227 tokens late in 8 of 482 nested loops."""
 
-SLOTS = 512
+SLOTS: Final = 512
 """Places in the table of grams. A gram may lose its place to another; the next token's gram is the next chance, so
 fewer places mean some tokens of delay, not a miss: 8 at the longest period."""
 
@@ -46,106 +41,125 @@ _SLOT_FACTOR, _SLOT_SHIFT = (
 )  # Old tokens are in the high bits alone: mixed once more. 2**9 is `SLOTS`.
 _PLACE_MASK = 0x7FFF  # A slot keeps the lower 15 bits of a position.
 
-POSITION, GRAM, LAG, ONSET, LOOPING, EVENT, _VARIETY = range(7)
-"""Where the state keeps: tokens seen; hash of the last ones; lag that is followed (0: none) and since when the tokens
-are periodic at it; whether that is a loop by now; what made `advance` stop; whether the
-period has many different tokens."""
-STATE = 7
+Tail = Layout(
+    position=0,
+    gram=0,
+    lag=0,
+    onset=0,
+    looping=0,
+    event=0,
+    variety=0,
+    ring=(RING, 0, np.int32),
+    slots=(SLOTS, -1, np.int16),
+)
+"""Tokens seen; hash of the last ones; lag that is followed (0: none) and since when the tokens are periodic at it;
+whether that is a loop by now; what made `advance` stop; whether the period has many different tokens; the latest
+tokens; and where each gram stood last."""
 
 NOTHING, BEGUN, LEFT = range(3)
 """Events."""
 
-_UNKNOWN, _POOR, _RICH = range(3)
+UNKNOWN, POOR, RICH = range(3)
+"""Varieties of a period."""
 
 
 @kernel
-def advance(tokens: Integers, start: int, ring: Integers, slots: Integers, state: Integers, rules: Integers) -> int:
-    """Reads tokens from `start` on, up to the end or to an event, which it notes in the state.
+def advance(tokens: Integers, start: int, tails: Records, rules_record: Records) -> int:
+    """Reads tokens from `start` on, up to the end or to an event, which it notes in the tail.
 
     Returns:
         The index after the last token read. After `BEGUN` that token belongs to the loop, after `LEFT` it is the first
-        outside; `LAG` and `ONSET` are the loop's in either case, until the next call.
+        outside; `lag` and `onset` are the loop's in either case, until the next call.
     """
-    if state[EVENT] == LEFT:
-        _settle(ring, slots, state)
-    state[EVENT] = NOTHING
+    tail, rules = tails[0], rules_record[0]
+    if tail.event == LEFT:
+        _settle(tail)
+    tail.event = NOTHING
     for index in range(start, len(tokens)):
         token = tokens[index]
-        position = state[POSITION]
-        lag = state[LAG]
-        ring[position % RING] = token
-        state[GRAM] = ((state[GRAM] << _GRAM_BITS) ^ ((token + 1) * _SPREAD)) & _HASH_MASK
-        if lag > 0 and ring[(position - lag) % RING] != token:
-            if state[LOOPING]:
-                state[LOOPING] = 0
-                state[EVENT] = LEFT
+        position = tail.position
+        tail.ring[position % RING] = token
+        tail.gram = ((tail.gram << _GRAM_BITS) ^ ((token + 1) * _SPREAD)) & _HASH_MASK
+        if tail.lag > 0 and tail.ring[(position - tail.lag) % RING] != token:
+            if tail.looping:
+                tail.looping = 0
+                tail.event = LEFT
                 return index + 1
-            lag = 0
-            state[LAG] = 0
-        _follow(ring, slots, state, position, lag)
-        state[POSITION] = position + 1
-        if state[LAG] > 0 and not state[LOOPING] and _is_loop(ring, state, rules):
-            state[LOOPING] = 1
-            state[EVENT] = BEGUN
+            tail.lag = 0
+        _follow(tail)
+        tail.position = position + 1
+        if tail.lag > 0 and not tail.looping and _is_loop(tail, rules):
+            tail.looping = 1
+            tail.event = BEGUN
             return index + 1
     return len(tokens)
 
 
 @kernel
-def _settle(ring: Integers, slots: Integers, state: Integers) -> None:
+def judge_cut(tails: Records, rules_record: Records) -> bool:
+    """Whether the tokens end in a loop by the lower floors of an answer that was cut."""
+    tail, rules = tails[0], rules_record[0]
+    if tail.lag == 0 or tail.looping:
+        return False
+    covered = tail.position - tail.onset
+    copies = min(rules.cut_copies, rules.long_copies) if tail.lag >= rules.long_period else rules.cut_copies
+    return bool(covered >= rules.cut_tokens and covered >= copies * tail.lag)
+
+
+@kernel
+def _settle(tail: Record) -> None:
     """After a loop was left: the token that differed is the first of what comes next."""
-    position = state[POSITION]
-    state[LAG] = 0
-    _follow(ring, slots, state, position, 0)
-    state[POSITION] = position + 1
+    tail.lag = 0
+    _follow(tail)
+    tail.position += 1
 
 
 @kernel
-def _follow(ring: Integers, slots: Integers, state: Integers, position: int, lag: int) -> None:
-    slot = (state[GRAM] * _SLOT_FACTOR & _HASH_MASK) >> _SLOT_SHIFT
-    if lag == 0 and slots[slot] >= 0:
-        proposed = (position - slots[slot]) & _PLACE_MASK
+def _follow(tail: Record) -> None:
+    position = tail.position
+    slot = (tail.gram * _SLOT_FACTOR & _HASH_MASK) >> _SLOT_SHIFT
+    if tail.lag == 0 and tail.slots[slot] >= 0:
+        proposed = (position - tail.slots[slot]) & _PLACE_MASK
         if 0 < proposed <= MAX_PERIOD and proposed <= position:
-            first = _periodic_since(ring, position, proposed)
+            first = _periodic_since(tail, position, proposed)
             if position - first + 1 >= proposed + _GRAM:
-                state[LAG] = proposed
-                state[_VARIETY] = _UNKNOWN
-                state[ONSET] = first
-    slots[slot] = position & _PLACE_MASK
+                tail.lag = proposed
+                tail.variety = UNKNOWN
+                tail.onset = first
+    tail.slots[slot] = position & _PLACE_MASK
 
 
 @kernel
-def _periodic_since(ring: Integers, position: int, lag: int) -> int:
+def _periodic_since(tail: Record, position: int, lag: int) -> int:
     """The first token from which on all tokens up to `position` repeat at `lag`, as far as the ring reaches."""
     oldest = max(position - RING + 1, 0)
     place = position
-    while place - lag >= oldest and ring[place % RING] == ring[(place - lag) % RING]:
+    while place - lag >= oldest and tail.ring[place % RING] == tail.ring[(place - lag) % RING]:
         place -= 1
     return place + 1 - lag
 
 
 @kernel
-def _is_loop(ring: Integers, state: Integers, rules: Integers) -> bool:
-    lag = state[LAG]
-    covered = state[POSITION] - state[ONSET]
-    copies = rules[LONG_COPIES] if lag >= rules[LONG_PERIOD] else rules[COPIES]
-    if covered < rules[TOKENS] or covered < copies * lag:
+def _is_loop(tail: Record, rules: Record) -> bool:
+    covered = tail.position - tail.onset
+    copies = rules.long_copies if tail.lag >= rules.long_period else rules.copies
+    if covered < rules.tokens or covered < copies * tail.lag:
         return False
-    if state[_VARIETY] == _UNKNOWN:
-        state[_VARIETY] = _POOR if _is_poor(ring, state[POSITION] - lag, state[POSITION], rules) else _RICH
-    return bool(state[_VARIETY] == _RICH or covered >= rules[POOR_TOKENS])
+    if tail.variety == UNKNOWN:
+        tail.variety = POOR if _is_poor(tail, tail.position - tail.lag, tail.position, rules) else RICH
+    return bool(tail.variety == RICH or covered >= rules.poor_tokens)
 
 
 @kernel
-def _is_poor(ring: Integers, start: int, stop: int, rules: Integers) -> bool:
+def _is_poor(tail: Record, start: int, stop: int, rules: Record) -> bool:
     """Whether the tokens of a period are few different ones."""
     different = 0
     for place in range(start, stop):
         earlier = start
-        while ring[earlier % RING] != ring[place % RING]:
+        while tail.ring[earlier % RING] != tail.ring[place % RING]:
             earlier += 1
         different += earlier == place
-        if different > rules[POOR_VARIETY]:
+        if different > rules.poor_variety:
             return False
     # A row of zeros says the same tokens again and again; a short phrase says each once.
-    return bool(different <= rules[LEAST_VARIETY] or 4 * different < 3 * (stop - start))
+    return bool(different <= rules.least_variety or 4 * different < 3 * (stop - start))

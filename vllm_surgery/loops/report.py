@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What was found in one answer, as plain data."""
+"""The loops of one answer as plain data."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
 from vllm_surgery.errors import one_line
-from vllm_surgery.loops.answer_loops import stretches
+from vllm_surgery.loops.answer_loops import merged_spans
 from vllm_surgery.loops.loop import KINDS, MOTIF_TOKENS, Loop
 from vllm_surgery.loops.watcher import detect
 
@@ -21,14 +21,17 @@ def report_of(answer: Answer) -> dict[str, Any]:
     """Looks through an answer.
 
     Returns:
-        ``line``; ``tokens``; ``loops``, each with ``kind``, ``onset``, ``period``, ``copies``, ``end``, ``outcome`` and
-        for text also ``character``, where it begins, and ``words``, how it begins; ``looped_tokens``, how many are in
-        loops of each kind that there is.
+        ``line``; ``part`` and ``ending`` if they are known; ``tokens``; ``loops``, each with ``kind``, ``onset``,
+        ``period``, ``copies``, ``end``, ``outcome``, with ``evidence`` if how the answer ended was needed, and for text
+        also ``character``, where it begins, and ``words``, how it begins; ``looped_tokens``, how many are in loops of
+        each kind that there is.
     """
-    loops = detect(answer.tokens, answer.table)
-    looped = {kind: sum(end - first for first, end in stretches(loops, kind)) for kind in KINDS}
+    loops = detect(answer.tokens, answer.table, ending=answer.ending)
+    looped = {kind: sum(end - first for first, end in merged_spans(loops, kind)) for kind in KINDS}
     return {
         "line": answer.line,
+        **({"part": answer.part} if answer.part is not None else {}),
+        **({"ending": answer.ending} if answer.ending != "unknown" else {}),
         "tokens": len(answer.tokens),
         "loops": [_of_loop(loop, answer) for loop in loops],
         "looped_tokens": {kind: tokens for kind, tokens in looped.items() if tokens},
@@ -43,6 +46,7 @@ def _of_loop(loop: Loop, answer: Answer) -> dict[str, Any]:
         "copies": round(loop.copies, 1),
         "end": loop.end,
         "outcome": loop.outcome,
+        **({"evidence": loop.evidence} if loop.evidence != "stream" else {}),
     }
     if answer.text is None:
         return said

@@ -1,220 +1,260 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Doom loops: self-correction goes in circles.
+"""Doom loops: reasoning goes in circles.
 
-A turn begins with a cue at the start of a sentence ("Wait", "Hmm", "Actually", "Let me check again"). A loop is a row
-of turns, none of them too long, in which hardly any pair of neighbouring words is new.
+A turn begins with a cue at the start of a sentence ("Wait", "Hmm", "Moment", "等等"). A loop is a row of turns, none
+of them too long, most of which bring no word that the turns before didn't have. Or there is no cue, and a few
+sentences come again and again in another order: a plan that is never carried out.
 
-What this can see: a model that says "Wait" again and again and comes back to the same words and the same candidates,
-word for word or shuffled. What it can't see: whether the reasoning is right; circles in other words each time; circles
-in languages other than English; cues that it doesn't know. Long reasoning that makes headway says "Wait" too, and its
-word pairs stay new: that is what tells the two apart, and where in doubt nothing is reported. A turn that ends with an
-answer looks like any other turn: an answer is only seen by its length, as text without a cue.
+What this can see: a model that comes back to the same words and the same candidates, word for word or shuffled. What
+it can't see: whether the reasoning is right; circles in other words each time; cues that it doesn't know. Reasoning
+that makes headway says "Wait" too, and so does somebody who checks forty things once each; but each of their turns
+has a word of its own. A number counts as one together with the word before it, so that "case 9" is new though 9
+isn't.
 """
 
 from __future__ import annotations
 
-from vllm_surgery.loops.compiled import Integers, kernel
-from vllm_surgery.loops.thresholds import ROUND_NOVELTY, TURN_NOVELTY, TURN_TOKENS, TURNS
-from vllm_surgery.loops.tokens import COLUMNS, CONTENT, DIGIT, MODULUS, MORE, SENTENCE, SPACE, content_hash
+from typing import Final
 
-(
-    POSITION,
-    WORD,
-    BEFORE,
-    FRESH,
-    ASIDE,
-    COUNT,
-    LOOPING,
-    ONSET,
-    END,
-    REPEATS,
-    EVENT,
-    LATEST,
-    WORD_FIRST,
-    MOTIF,
-    SENTENCE_FIRST,
-) = range(15)
-"""Where the state keeps: tokens seen; hash of the word that is being read (-1: none) and of the one before; whether a
-sentence has just begun; how much of "let me" was read; turns begun; whether they are a loop, since which token, up to
-which, with how many turns; what the last call brought about; the first token of the latest turn; the first token of the
-word; the first token of the turn by which the loop was found, and of the sentence."""
-STATE = 15
+import numpy as np
+
+from vllm_surgery.loops import entries as entry_lists
+from vllm_surgery.loops.counters import FACTOR
+from vllm_surgery.loops.cues import CUES, ENDING_CUES, OPENERS, PREFIXES
+from vllm_surgery.loops.entries import SENTENCE
+from vllm_surgery.loops.kernels import Layout, Record, Records, kernel
+from vllm_surgery.loops.scanner import BREAK, MARK, MODULUS, NUMBER, WORD
+from vllm_surgery.loops.signs import COMMAS, SENTENCE_ENDS, WIDE_ENDS
+
+_WORDS: Final = 1024
+"""Places for the words of a row of turns."""
+
+_SHARED: Final = 8
+"""Places that a word may stand in. More words than that push each other out, which makes them new again."""
+
+_TURNS: Final = 64
+_ROW: Final = 40_503
+"""Tells the words of one row from those of the next."""
+
+Turns = Layout(
+    count=0,
+    row=1,
+    looping=0,
+    onset=0,
+    end=0,
+    repeats=0,
+    event=0,
+    latest=0,
+    motif=0,
+    before=0,
+    fresh=1,
+    prefix=0,
+    sentence_first=0,
+    pending=0,
+    opening_first=0,
+    first=(_TURNS, 0, np.int32),
+    news=(_TURNS, 0, np.int32),
+    known=(_WORDS, 0, np.int32),
+)
+"""Turns begun in this row, and the row's number; whether it is a loop, since which token, up to which, with how many
+turns; what the last call brought about; first token of the latest turn, and of the one by which the loop was found;
+hash of the word before; whether a sentence has just begun; what of a cue of several words was read; first token of
+the sentence; the token of a cue that holds only if a comma follows, or 0; of each turn: its first token, and how
+many words in it were new; and the row's words."""
+
+Sentence = Layout(said=0, words=0, first=-1, ended=0)
+"""Of the sentence that is being read: the hash of what it says, its words, its first token, and whether it may have
+ended."""
 
 NOTHING, BEGUN, LEFT = range(3)
 """Events."""
 
-PAIRS = 1024
-"""Word pairs remembered, by a hash that says where: the words of about ten turns."""
-
-TURNS_KEPT, TURN_FIELDS = 32, 3
-_FIRST, _WORDS, _FRESH_PAIRS = range(3)
-"""Of a turn: its first token, its words, and the pairs among them that were new."""
-
-_TAG_SHIFT = 10  # 2**10 is `PAIRS`. Seven more bits tell pairs of the same place apart; one in 128 looks known.
-_TAG_MASK = 0x7F
-_PAIR_FACTOR = 1_000_003
-
-
-def _words(text: str) -> tuple[int, ...]:
-    return tuple(content_hash(word) for word in text.split())
-
-
-_CUES = _words("wait hmm hm actually alternatively no oh")
-"""Begin a turn where they begin a sentence."""
-
-_OPENINGS = _words("but so ok okay and well")
-"""May stand before a cue."""
-
-_LET, _ME = _words("let me")
-_AGAIN = _words("re recheck check double reconsider rethink verify recount think try start")
-"""Begin a turn after "let me". Of "re-check" and "double-check" the first part is enough."""
-
-_JUST_BEGUN, _OPENING = 1, 2
-"""Of a sentence: no word yet; only words that may stand before a cue."""
-
-_NEITHER, _AFTER_LET, _AFTER_LET_ME = range(3)
-
 
 @kernel
 def advance(
-    tokens: Integers, start: int, columns: Integers, pairs: Integers, turns: Integers, state: Integers, rules: Integers
+    units: Records,
+    start: int,
+    count: int,
+    turns_record: Records,
+    sentences: Records,
+    plans: Records,
+    rules_record: Records,
 ) -> int:
-    """Reads tokens from `start` on, up to the end or to an event, which it notes in the state.
+    """Reads units from `start` on, up to `count` or to an event, which `turns_record` or `plans` note.
+
+    Args:
+        units: see `scanner`.
+        start: see above.
+        count: see above.
+        turns_record: one of `Turns`.
+        sentences: one of `Sentence`.
+        plans: one of `EntryList`: the sentences.
+        rules_record: see `Thresholds`.
 
     Returns:
-        The index after the last token read.
+        The index after the last unit read.
     """
-    state[EVENT] = NOTHING
-    for index in range(start, len(tokens)):
-        row = tokens[index] * COLUMNS
-        known = 0 <= row < len(columns)
-        flags = columns[row] if known else 0
-        _read(flags, columns[row + 1] if known else 0, columns[row + 2] if known else 1, pairs, turns, state, rules)
-        state[POSITION] += 1
-        if state[LOOPING] and state[POSITION] - state[LATEST] > rules[TURN_TOKENS]:
-            _leave(state)
-        if state[EVENT]:
+    turns, plan, rules = turns_record[0], plans[0], rules_record[0]
+    turns.event = NOTHING
+    plan.event = entry_lists.NOTHING
+    for index in range(start, count):
+        unit = units[index]
+        _read_turn(unit.kind, unit.said, unit.token, unit.spaced, turns, rules)
+        _read_sentence(unit.kind, unit.said, unit.token, unit.spaced, sentences[0], plan, turns.looping == 0, rules)
+        if turns.looping and unit.token - turns.latest > rules.turn_tokens:
+            _leave(turns)
+        if plan.looping and entry_lists.is_over(plan, unit.token, rules):
+            entry_lists.leave(plan, plan.new == 0)
+        if turns.event or plan.event:
             return index + 1
-    return len(tokens)
+    return count
 
 
 @kernel
-def _read(
-    flags: int, said: int, power: int, pairs: Integers, turns: Integers, state: Integers, rules: Integers
-) -> None:
-    if state[WORD] >= 0 and (flags & (SPACE | DIGIT) or not flags & CONTENT):
-        _end_word(pairs, turns, state, rules)
-    if flags & CONTENT:
-        if state[WORD] < 0:
-            state[WORD] = 0
-            state[WORD_FIRST] = state[POSITION]
-        state[WORD] = (state[WORD] * power + said) % MODULUS
-        if not flags & MORE or flags & DIGIT:
-            _end_word(pairs, turns, state, rules)
-    if flags & SENTENCE:
-        state[FRESH] = _JUST_BEGUN
-        state[ASIDE] = _NEITHER
+def _read_turn(kind: int, said: int, token: int, spaced: int, turns: Record, rules: Record) -> None:
+    if turns.pending:
+        if kind == MARK and said in COMMAS:
+            _begin_turn(turns, rules)
+        turns.pending = 0
+    if kind == BREAK or (kind == MARK and said in SENTENCE_ENDS):
+        turns.fresh = 1
+        turns.prefix = 0
+    elif kind != MARK:
+        if turns.fresh == 1:
+            turns.sentence_first = token
+            turns.fresh = 2
+        if turns.fresh:
+            _look_for_a_cue(kind, said, token, turns, rules)
+        _learn(kind, said, turns)
+        turns.before = said
 
 
 @kernel
-def _end_word(pairs: Integers, turns: Integers, state: Integers, rules: Integers) -> None:
-    word = state[WORD]
-    state[WORD] = -1
-    if state[FRESH] == _JUST_BEGUN:
-        state[FRESH] = _OPENING
-        state[SENTENCE_FIRST] = state[WORD_FIRST]
-    if state[FRESH] and _is_cue(word, state):
-        _begin_turn(turns, state, rules)
-    _remember(word, pairs, turns, state)
-    state[BEFORE] = word
+def _look_for_a_cue(kind: int, said: int, token: int, turns: Record, rules: Record) -> None:
+    """Reads a word near the start of a sentence, which may be one of self-correction."""
+    if kind == NUMBER:
+        turns.fresh = 0
+        return
+    phrase = (turns.prefix * FACTOR + said) % MODULUS
+    if phrase in CUES:
+        turns.fresh = 0
+        _begin_turn(turns, rules)
+    elif phrase in ENDING_CUES:
+        turns.fresh = 0
+        turns.pending = 1
+    elif phrase in PREFIXES:
+        turns.prefix = phrase
+    elif turns.prefix == 0 and said in OPENERS:
+        turns.fresh = 2
+    else:
+        turns.fresh = 0
 
 
 @kernel
-def _is_cue(word: int, state: Integers) -> bool:
-    """Whether `word`, near the start of a sentence, makes the sentence one of self-correction."""
-    aside = state[ASIDE]
-    if aside == _NEITHER and word in _OPENINGS:
-        return False
-    if aside == _NEITHER and word == _LET:
-        state[ASIDE] = _AFTER_LET
-        return False
-    if aside == _AFTER_LET and word == _ME:
-        state[ASIDE] = _AFTER_LET_ME
-        return False
-    state[FRESH] = 0
-    state[ASIDE] = _NEITHER
-    return bool(word in _AGAIN) if aside == _AFTER_LET_ME else bool(word in _CUES)
+def _learn(kind: int, said: int, turns: Record) -> None:
+    """Notes whether a word is new in this row of turns."""
+    if turns.count == 0:
+        return
+    word = (turns.before * FACTOR + said) % MODULUS if kind == NUMBER else said
+    mark = (word + turns.row * _ROW) % MODULUS
+    if not _knows(mark, turns):
+        turns.news[turns.count % _TURNS] += 1
 
 
 @kernel
-def _remember(word: int, pairs: Integers, turns: Integers, state: Integers) -> None:
-    pair = (state[BEFORE] * _PAIR_FACTOR + word) % MODULUS
-    place = pair % PAIRS
-    tag = (pair >> _TAG_SHIFT) & _TAG_MASK
-    slot = state[COUNT] % TURNS_KEPT * TURN_FIELDS
-    turns[slot + _WORDS] += 1
-    if pairs[place] != tag:
-        pairs[place] = tag
-        turns[slot + _FRESH_PAIRS] += 1
+def _knows(mark: int, turns: Record) -> bool:
+    """Whether a word was noted before; if not, it is now, in the place of the oldest of those that share its places."""
+    first = (mark ^ mark >> 10 ^ mark >> 20) % (_WORDS // _SHARED) * _SHARED
+    for place in range(first, first + _SHARED):
+        if turns.known[place] == mark:
+            return True
+    for place in range(first + _SHARED - 1, first, -1):
+        turns.known[place] = turns.known[place - 1]
+    turns.known[first] = mark
+    return False
 
 
 @kernel
-def _begin_turn(turns: Integers, state: Integers, rules: Integers) -> None:
+def _begin_turn(turns: Record, rules: Record) -> None:
     """Ends the turn before, judges the row, and begins the next turn."""
-    first = state[SENTENCE_FIRST]
-    if first - state[LATEST] > rules[TURN_TOKENS]:
-        state[COUNT] = 0  # The row is broken.
-    window = min(rules[TURNS], TURNS_KEPT - 1)
-    circling = state[COUNT] >= window and _circles(turns, state, window, rules)
-    if state[LOOPING]:
+    first = turns.sentence_first
+    if turns.count and first - turns.latest > rules.turn_tokens:
+        turns.count = 0
+        turns.row += 1
+    circling = turns.count >= rules.turns and _circles(turns, rules)
+    if turns.looping:
         if circling:
-            state[REPEATS] += 1
-            state[END] = first
+            turns.repeats += 1
+            turns.end = first
         else:
-            _leave(state)
+            _leave(turns)
     elif circling:
-        _begin_loop(turns, state, window, first, rules)
-    state[COUNT] += 1
-    slot = state[COUNT] % TURNS_KEPT * TURN_FIELDS
-    turns[slot + _FIRST] = first
-    turns[slot + _WORDS] = 0
-    turns[slot + _FRESH_PAIRS] = 0
-    state[LATEST] = first
+        _begin_loop(turns, first)
+    turns.count += 1
+    turns.first[turns.count % _TURNS] = first
+    turns.news[turns.count % _TURNS] = 0
+    turns.latest = first
 
 
 @kernel
-def _circles(turns: Integers, state: Integers, window: int, rules: Integers) -> bool:
-    words = 0
-    fresh = 0
-    for turn in range(state[COUNT] - window + 1, state[COUNT] + 1):
-        slot = turn % TURNS_KEPT * TURN_FIELDS
-        words += turns[slot + _WORDS]
-        fresh += turns[slot + _FRESH_PAIRS]
-    return bool(100 * fresh <= rules[TURN_NOVELTY] * words)
+def _circles(turns: Record, rules: Record) -> bool:
+    """Whether most of the latest turns brought no new word, and several in a row. In a loop half of them are enough."""
+    window = min(rules.turns, _TURNS - 2)
+    stale = 0
+    row = 0
+    longest = 0
+    for turn in range(turns.count - window + 1, turns.count + 1):
+        row = 0 if turns.news[turn % _TURNS] else row + 1
+        stale += 1 if row else 0
+        longest = max(longest, row)
+    if turns.looping:
+        return bool(2 * stale >= window)
+    return bool(100 * stale >= rules.stale_turns * window and longest >= min(rules.stale_row, window))
 
 
 @kernel
-def _begin_loop(turns: Integers, state: Integers, window: int, end: int, rules: Integers) -> None:
-    words = 0
-    fresh = 0
-    turn = state[COUNT]
-    onset = turn
-    while turn > max(state[COUNT] - TURNS_KEPT + 1, 0):  # Turn 0 is what stood before the first cue.
-        slot = turn % TURNS_KEPT * TURN_FIELDS
-        words += turns[slot + _WORDS]
-        fresh += turns[slot + _FRESH_PAIRS]
-        if 100 * fresh <= rules[ROUND_NOVELTY] * words or turn > state[COUNT] - window:
-            onset = turn
-        turn -= 1
-    state[LOOPING] = 1
-    state[ONSET] = turns[onset % TURNS_KEPT * TURN_FIELDS + _FIRST]
-    state[END] = end
-    state[REPEATS] = state[COUNT] - onset + 1
-    state[MOTIF] = state[LATEST]
-    state[EVENT] = BEGUN
+def _begin_loop(turns: Record, end: int) -> None:
+    """The loop began with the row: its first round brought what the others turn over."""
+    onset = max(turns.count - _TURNS + 2, 1)
+    turns.looping = 1
+    turns.onset = turns.first[onset % _TURNS]
+    turns.end = end
+    turns.repeats = turns.count - onset + 1
+    turns.motif = turns.latest
+    turns.event = BEGUN
 
 
 @kernel
-def _leave(state: Integers) -> None:
-    state[LOOPING] = 0
-    state[EVENT] = LEFT
+def _leave(turns: Record) -> None:
+    turns.looping = 0
+    turns.event = LEFT
+
+
+@kernel
+def _read_sentence(
+    kind: int, said: int, token: int, spaced: int, sentence: Record, plan: Record, idle: bool, rules: Record
+) -> None:
+    if sentence.ended and (spaced or kind == BREAK or sentence.ended > 1):
+        _close_sentence(token, sentence, plan, idle, rules)
+    sentence.ended = 0
+    if kind == BREAK:
+        _close_sentence(token + 1, sentence, plan, idle, rules)
+    elif kind == MARK:
+        if said in WIDE_ENDS:
+            sentence.ended = 2
+        elif said in SENTENCE_ENDS:
+            sentence.ended = 1
+    else:
+        if sentence.first < 0:
+            sentence.first = token
+        sentence.said = (sentence.said * FACTOR + said) % MODULUS
+        sentence.words += 1 if kind == WORD else 0
+
+
+@kernel
+def _close_sentence(end: int, sentence: Record, plan: Record, idle: bool, rules: Record) -> None:
+    if sentence.first >= 0:
+        entry_lists.add(plan, sentence.said, 0, sentence.first, end, sentence.words, SENTENCE, idle, rules)
+    sentence.said = 0
+    sentence.words = 0
+    sentence.first = -1

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One request's detectors together."""
+"""The detectors of one request together."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from vllm_surgery.loops.compiled import integers
-from vllm_surgery.loops.detectors import Decay, Detector, Doom, Verbatim, rules_of
+from vllm_surgery.loops.detectors import TAKEN_BACK, Collapse, Decay, Doom, Scanner, UnitDetector, Verbatim, rules_of
+from vllm_surgery.loops.kernels import integers
 from vllm_surgery.loops.thresholds import Thresholds
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
-    from vllm_surgery.loops.loop import Kind, Loop
+    from vllm_surgery.loops.loop import Ending, Kind, Loop
     from vllm_surgery.loops.tokens import TokenTable
 
 _BLOCK: Final = 64
@@ -40,22 +40,23 @@ class Watcher:
 
     Args:
         table: what the tokens are as text; without one only verbatim loops are looked for.
-        thresholds: from when on a repetition is a loop.
+        thresholds: from when on a repetition is a loop. `Thresholds().strict()` is for what can't be undone.
 
     Attributes:
         looping: the kinds of loop that the request is in, as far as its tokens were looked at.
     """
 
-    __slots__ = ("_detectors", "_loops", "_pending", "_total", "looping")
+    __slots__ = ("_detectors", "_loops", "_pending", "_scanner", "_total", "_verbatim", "looping")
 
     looping: frozenset[Kind]
 
     def __init__(self, table: TokenTable | None = None, thresholds: Thresholds = _THRESHOLDS) -> None:
         rules = rules_of(thresholds)
-        verbatim = Verbatim(rules)
-        self._detectors: tuple[Detector, ...] = (verbatim,)
+        self._verbatim = verbatim = Verbatim(rules, table)
+        self._scanner = None if table is None else Scanner(table)
+        self._detectors: tuple[UnitDetector, ...] = ()
         if table is not None:
-            self._detectors = (verbatim, Decay(rules, table, verbatim), Doom(rules, table, verbatim))
+            self._detectors = (Decay(rules, verbatim), Doom(rules, verbatim), Collapse(rules, verbatim))
         self._loops: list[Loop] = []
         self._pending: list[int] = []
         self._total = 0
@@ -71,23 +72,43 @@ class Watcher:
         pending += token_ids
         return _NOTHING if len(pending) < _BLOCK else self._look()
 
-    def finish(self) -> tuple[Loop, ...]:
+    def running(self) -> tuple[Loop, ...]:
+        """The loops that the request is in, as they stand now, in the order of their onset."""
+        self._look()
+        found = [*self._verbatim.running(), *(loop for one in self._detectors for loop in one.running())]
+        return tuple(sorted((loop for loop in found if loop.kind in self.looping), key=lambda loop: loop.onset))
+
+    def finish(self, ending: Ending = "unknown") -> tuple[Loop, ...]:
         """All loops of the request now that it has ended, in the order of their onset; none is running any more.
 
         A kind's first onset is where the answer began to be wasted. An answer that ends in a loop and the token that
         says so is terminal, even if `feed` has called it escaped for that one token. Of many loops of one kind the
         first and the latest are kept.
+
+        Args:
+            ending: how the answer ended. In one that was cut, lower floors hold for what it was cut in; in one that
+                stopped, a list that named nothing but its few answers is no loop.
         """
         self._look()
-        for detector in self._detectors:
-            for loop in detector.running():
-                self._note(loop)
-        self._detectors = ()
+        for loop in self._last_loops(ending):
+            self._note(loop)
+        self._detectors, self._scanner = (), None
         self.looping = frozenset()
         self._loops = [
             replace(loop, outcome="terminal") if self._total - loop.end <= 1 else loop for loop in self._loops
         ]
+        self._loops = _without_explained(self._loops)
         return tuple(sorted(self._loops, key=lambda loop: (loop.onset, loop.kind)))
+
+    def _last_loops(self, ending: Ending) -> Iterator[Loop]:
+        if self._scanner is None and self._detectors:
+            return
+        yield from self._verbatim.finish(ending)
+        if self._scanner is not None:
+            units, count = self._scanner.finish()
+            for detector in self._detectors:
+                yield from detector.read(units, count)
+                yield from detector.finish(self._total, ending)
 
     def _look(self) -> Sequence[Loop]:
         news = list(self._read())
@@ -103,14 +124,20 @@ class Watcher:
         self._total += len(tokens)
         for start in range(0, len(tokens), _CHUNK):
             chunk = integers(tokens[start : start + _CHUNK], np.int32)
-            for detector in self._detectors:
-                yield from detector.read(chunk)
+            yield from self._verbatim.read(chunk)
+            if self._scanner is not None:
+                for units, count in self._scanner.read(chunk):
+                    for detector in self._detectors:
+                        yield from detector.read(units, count)
 
     def _note(self, news: Loop) -> None:
-        """Keeps a loop: in the place of what was known of it, or in a new one."""
+        """Keeps a loop: in the place of what was known of it, or in a new one. Removes one that is taken back."""
         for place, loop in enumerate(self._loops):
             if loop.outcome == "running" and (loop.kind, loop.onset) == (news.kind, news.onset):
-                self._loops[place] = news
+                if news.period == TAKEN_BACK:
+                    del self._loops[place]
+                else:
+                    self._loops[place] = news
                 return
         same = [place for place, loop in enumerate(self._loops) if loop.kind == news.kind]
         if len(same) >= _LOOPS_KEPT:
@@ -118,10 +145,27 @@ class Watcher:
         self._loops.append(news)
 
 
+def _without_explained(loops: Iterable[Loop]) -> list[Loop]:
+    """The loops without collapses of which another kind says more: where at least half of it is one."""
+    kept = list(loops)
+    for loop in [one for one in kept if one.kind == "collapse"]:
+        others = [one for one in kept if one.kind != "collapse"]
+        if any(2 * _shared(loop, one) >= loop.tokens for one in others):
+            kept.remove(loop)
+    return kept
+
+
+def _shared(one: Loop, other: Loop) -> int:
+    return max(0, min(one.end, other.end) - max(one.onset, other.onset))
+
+
 def detect(
-    token_ids: Sequence[int], table: TokenTable | None = None, thresholds: Thresholds = _THRESHOLDS
+    token_ids: Sequence[int],
+    table: TokenTable | None = None,
+    thresholds: Thresholds = _THRESHOLDS,
+    ending: Ending = "unknown",
 ) -> tuple[Loop, ...]:
     """The loops of a whole answer: what a `Watcher` that has read it finds."""
     watcher = Watcher(table, thresholds)
     watcher.feed(token_ids)
-    return watcher.finish()
+    return watcher.finish(ending)

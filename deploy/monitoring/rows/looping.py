@@ -31,8 +31,8 @@ def panels() -> Iterator[Data]:
     yield from _numbers()
     yield timeseries(
         "Loop rate by kind",
-        "verbatim: the same tokens again and again. decay: a list's entries collapse onto a few. doom: self-correction "
-        "in circles.",
+        "verbatim: the same tokens again and again. decay: a list's entries collapse onto a few. collapse: few words "
+        "in no order. doom: self-correction in circles.",
         [query(_share_of_answers("kind"), "{{kind}}")],
         "percentunit",
         colors=KIND_COLORS,

@@ -8,7 +8,19 @@ from dataclasses import dataclass
 from random import Random
 from typing import TYPE_CHECKING
 
-from tests.corpora.healthy import digits, environment, layout, lists, prose, records, repetitive, structured
+from tests.corpora.healthy import (
+    checking,
+    digits,
+    environment,
+    labels,
+    layout,
+    lists,
+    patterns,
+    prose,
+    records,
+    repetitive,
+    structured,
+)
 from tests.corpora.reasoning import healthy_reasoning
 
 if TYPE_CHECKING:
@@ -27,6 +39,9 @@ GENERATED: dict[str, tuple[int, Callable[[Random], str]]] = {
     **records.CLASSES,
     **repetitive.CLASSES,
     **structured.CLASSES,
+    **labels.CLASSES,
+    **checking.CLASSES,
+    **patterns.CLASSES,
     "reasoning": (250, healthy_reasoning),
 }
 """How many, and what makes one. The same everywhere."""

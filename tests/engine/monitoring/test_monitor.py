@@ -211,7 +211,7 @@ class Faulty:
             raise ValueError("no")
         return ()
 
-    def finish(self) -> Any:
+    def finish(self, ending: Any) -> Any:
         if self.at == "finish":
             raise ValueError("no")
         return ()
@@ -260,6 +260,19 @@ def test_a_fault_of_the_watching_itself_turns_it_off_and_serving_goes_on(
     (record,) = caplog.records
     assert record.getMessage() == "vllm-surgery: watching for loops has failed and is off; serving goes on"
     assert watched.counted == {}
+
+
+def test_the_gauge_says_that_watching_runs_and_that_it_has_failed(watched: Watched) -> None:
+    assert watched.watching == 1
+    watched.add("a")
+    watched.put_out(output("a", LOOPED))
+    assert watched.counted["looping_requests", "verbatim", "none"] == 1
+
+    watched.processor.request_states["b"] = SimpleNamespace()
+    watched.put_out(output("b", HEALTHY))
+
+    assert watched.watching == 0
+    assert ("looping_requests", "verbatim", "none") not in watched.counted
 
 
 # Memory.

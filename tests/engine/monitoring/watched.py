@@ -26,13 +26,14 @@ LOOPED = [1000 + number for number in range(40)] + list(range(20)) * 20
 def samples(registry: CollectorRegistry, *, zeros: bool = False) -> dict[tuple[str, ...], float]:
     """Every counter and gauge of this package that isn't zero, by name and label values (sorted by label's name).
 
-    The model's name, ``_created`` times, histograms' buckets and times are left out.
+    The model's name, ``_created`` times, histograms' buckets, times, and whether watching runs are left out.
     """
     return {
         (sample.name.removeprefix("vllm_surgery_"), *_values(sample.labels)): sample.value
         for metric in registry.collect()
         for sample in metric.samples
         if sample.name.startswith("vllm_surgery_")
+        and sample.name != "vllm_surgery_watching"
         and not sample.name.endswith(("_created", "_bucket", "_seconds_total"))
         and (zeros or sample.value)
     }
@@ -106,6 +107,11 @@ class Watched:
     log: LoopLog = field(default_factory=LoopLog)
     registry: CollectorRegistry = field(default_factory=CollectorRegistry)
     processor: Hooked = field(default_factory=Hooked)
+
+    @property
+    def watching(self) -> float | None:
+        """The gauge that says whether watching runs."""
+        return self.registry.get_sample_value("vllm_surgery_watching", {"model_name": "tiny", "patch": "none"})
 
     def __post_init__(self) -> None:
         metrics = LoopMetrics(Metrics(self.registry, removable=True), "tiny")

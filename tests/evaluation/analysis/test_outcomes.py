@@ -33,7 +33,7 @@ def test_an_answer_that_left_its_loop_doesnt_end_in_one() -> None:
 def test_an_answer_may_end_in_loops_of_two_kinds() -> None:
     both = record(("verbatim", "terminal", 40), ("decay", "terminal", 30), ("doom", "escaped", 5))
     assert terminal_kinds(both) == ["decay", "verbatim"]
-    assert Rates.of([both]).terminal == {"verbatim": 1, "decay": 1, "doom": 0}
+    assert Rates.of([both]).terminal == {"verbatim": 1, "decay": 1, "collapse": 0, "doom": 0}
 
 
 def test_figures_of_many() -> None:

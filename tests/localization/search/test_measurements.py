@@ -37,7 +37,7 @@ def test_answers_are_compared_one_by_one() -> None:
     other = [record(), record("verbatim"), record("doom"), record()]
     found = LoopChange.of(base, other)
     assert (found.answers, found.base, found.looped, found.rescued, found.newly) == (4, 3, 2, 2, 1)
-    assert found.kinds == {"verbatim": (2, 1), "decay": (1, 0), "doom": (1, 1)}
+    assert found.kinds == {"verbatim": (2, 1), "decay": (1, 0), "collapse": (0, 0), "doom": (1, 1)}
 
 
 def test_a_loop_that_was_left_is_no_loop() -> None:

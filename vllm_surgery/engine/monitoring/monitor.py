@@ -7,6 +7,7 @@ request lies on vLLM's own state of that request and goes when it goes.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections import Counter
 from time import perf_counter
@@ -39,7 +40,7 @@ def never_raises(act: Callable[..., None]) -> Callable[..., None]:
             try:
                 act(self, *args)
             except Exception:
-                self.on = False
+                self.stop()
                 logger.exception("vllm-surgery: watching for loops has failed and is off; serving goes on")
 
     return guarded
@@ -103,6 +104,12 @@ class LoopMonitor:
             if _generates(state) and getattr(state, _WATCH, state) is not None:
                 self._finish(self._watch_of(state), state, "abort")
         self._metrics.spent(self._patch, 0, perf_counter() - started)
+
+    def stop(self) -> None:
+        """Ends watching after a failure, and says so in the metrics, as far as these can be written."""
+        self.on = False
+        with contextlib.suppress(Exception):
+            self._metrics.stopped()
 
     def _turn_to(self, patch: str) -> None:
         if patch != self._patch:

@@ -7,13 +7,13 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from vllm_surgery.loops import KINDS
-from vllm_surgery.loops.answer_loops import one_a_kind, stretches
+from vllm_surgery.loops import KINDS, ending_of
+from vllm_surgery.loops.answer_loops import loop_per_kind, merged_spans
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
 
-    from vllm_surgery.loops import Kind, Loop
+    from vllm_surgery.loops import Ending, Kind, Loop
 
 
 class RequestDetector(Protocol):
@@ -26,8 +26,8 @@ class RequestDetector(Protocol):
     def feed(self, token_ids: Sequence[int], /) -> Sequence[Loop]:
         """Takes the next tokens; gives loops found or left."""
 
-    def finish(self) -> Sequence[Loop]:
-        """All loops, now that the answer has ended."""
+    def finish(self, ending: Ending, /) -> Sequence[Loop]:
+        """All loops, now that the answer has ended in this way."""
 
 
 class NullDetector:
@@ -39,7 +39,7 @@ class NullDetector:
         """Finds nothing."""
         return ()
 
-    def finish(self) -> Sequence[Loop]:
+    def finish(self, ending: Ending, /) -> Sequence[Loop]:
         """Has found nothing."""
         return ()
 
@@ -107,8 +107,8 @@ class RequestWatch:
 
     def finish(self, finish_reason: str) -> WatchedAnswer:
         """The answer, now that it has ended."""
-        loops = self._detector.finish()
-        counted = [(loop, self._patch_at(loop.onset)) for loop in one_a_kind(loops)]
+        loops = self._detector.finish(ending_of(finish_reason))
+        counted = [(loop, self._patch_at(loop.onset)) for loop in loop_per_kind(loops)]
         return WatchedAnswer(finish_reason, self.patch, self.tokens, tuple(counted), self._looped_tokens(loops))
 
     def _begin_span(self, patch: str) -> None:
@@ -127,6 +127,6 @@ class RequestWatch:
         ends = [start for start, _ in self._spans[1:]] + [self.tokens]
         for (start, patch), end in zip(self._spans, ends, strict=True):
             for kind in KINDS:
-                looped = (max(0, min(stop, end) - max(first, start)) for first, stop in stretches(loops, kind))
+                looped = (max(0, min(stop, end) - max(first, start)) for first, stop in merged_spans(loops, kind))
                 counted[kind, patch] += sum(looped)
         return +counted

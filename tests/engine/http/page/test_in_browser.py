@@ -126,7 +126,7 @@ def test_the_figures_are_those_of_the_command_line(opened: Callable[..., Page], 
     assert rows[5:8] == [shown(loops) for loops in by_id["none"].loops]
     assert rows[9:12] == [shown(loops) for loops in by_id["b@1"].loops]
     assert (page.text("rate"), page.text("live"), page.text("wasted")) == ("5.0 %", "1", "2.5 %")
-    assert page.text("live-more") == "0 verbatim, 0 decay, 1 doom"
+    assert page.text("live-more") == "0 verbatim, 0 decay, 0 collapse, 1 doom"
 
 
 def test_intervals_are_pythons_to_the_digit(opened: Callable[..., Page]) -> None:
