@@ -14,7 +14,10 @@ from vllm_surgery.cli import main
 if TYPE_CHECKING:
     from pathlib import Path
 
-STUCK = "Some countries:\n" + "".join(f"{number}. Botswana\n" for number in range(1, 41))
+COUNTRIES = ("Chile", "Ghana", "Nepal", "Malta", "Kenya", "Japan", "Cuba", "Fiji")
+STUCK = "Some countries:\n" + "".join(
+    f"{number}. {country}\n" for number, country in enumerate((*COUNTRIES, *["Botswana"] * 32), start=1)
+)
 SOUND = "The cat sat on the mat, looked at the rain, and thought of fish."
 PERIODIC = [7, *range(100, 120)] + [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12] * 12
 
@@ -35,8 +38,8 @@ def test_a_text_is_one_answer(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert main(["detect", str(file)]) == 0
     (report,) = reports(capsys)
     (loop,) = report["loops"]
-    assert (loop["kind"], loop["outcome"], loop["character"]) == ("decay", "terminal", STUCK.index("1. Botswana"))
-    assert loop["words"].startswith("1. Botswana")
+    assert (loop["kind"], loop["outcome"], loop["character"]) == ("decay", "terminal", STUCK.index("9. Botswana"))
+    assert loop["words"].startswith("9. Botswana")
     assert report["looped_tokens"] == {"decay": loop["end"] - loop["onset"]}
 
 
@@ -80,7 +83,7 @@ def test_a_tokenizer_cuts_text(tmp_path: Path, demo_model: Path, capsys: pytest.
     assert main(["detect", written(tmp_path, {"text": STUCK}), "--tokenizer", str(demo_model)]) == 0
     (report,) = reports(capsys)
     (loop,) = report["loops"]
-    assert (loop["kind"], loop["character"]) == ("decay", STUCK.index("1. Botswana"))
+    assert (loop["kind"], loop["character"]) == ("decay", STUCK.index("9. Botswana"))
 
 
 @pytest.mark.parametrize(("rate", "code"), [("0", 1), ("0.4", 1), ("0.5", 0), ("1", 0)])

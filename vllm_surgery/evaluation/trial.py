@@ -16,7 +16,7 @@ from vllm_surgery.evaluation.drift import Drift
 from vllm_surgery.evaluation.probes import ProbeSet, load_probes
 from vllm_surgery.evaluation.protocol import Protocol
 from vllm_surgery.evaluation.records import FoundLoop, Key, Record, append_lines, read_lines
-from vllm_surgery.loops import TokenTable, detect
+from vllm_surgery.loops import TokenTable, detect, ending_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -221,7 +221,7 @@ def _texts(trial: Trial, arm: Arm, measured: set[tuple[str, str, str]]) -> list[
 def record_of(job: Job, completion: Completion, patch: str | None, table: TokenTable) -> Record:
     """The record of an answer that was given under a patch set."""
     tokens = completion.token_ids
-    loops = detect(tokens, table)
+    loops = detect(tokens, table, ending=ending_of(completion.finish))
     offsets = _offsets(tokens, table) if loops else []
     found = [FoundLoop.of(loop, offsets) for loop in loops]
     return Record(job.key, patch, job.prompt, job.sampling, completion.text, tokens, completion.finish, found)

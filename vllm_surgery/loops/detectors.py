@@ -100,9 +100,10 @@ class Verbatim:
         assert self._table is not None
         if loop.tokens < _LONG_ROWS and not _LETTER.search(self._table.text(loop.motif)):
             return True
-        ring, start = self._tail.ring, max(loop.onset - _AROUND, loop.end - periods.RING + 1, 0)
-        around = [int(ring[place % periods.RING]) for place in range(start, loop.onset + _AROUND)]
-        return _is_encoded(self._table.text(around))
+        ring, start = self._tail.ring, max(loop.onset - _BEFORE, loop.end - periods.RING + 1, 0)
+        before = [int(ring[place % periods.RING]) for place in range(start, loop.onset)]
+        run = _ENCODED.search(self._table.text(before))
+        return run is not None and len(run[0]) >= _ENCODED_LENGTH
 
     def kept(self, first: int, end: int) -> tuple[int, ...]:
         """The tokens from `first` on, before `end`, as many as a motif has. They must be among the last `RING` ones."""
@@ -122,16 +123,14 @@ _LETTER = re.compile(r"[^\W\d_]")
 _LONG_ROWS: Final = 512
 """Tokens from which on a matrix of zeros is a loop, even if it ended."""
 
-_AROUND: Final = 48
-"""Tokens on either side of a loop's onset that say what it is part of."""
+_BEFORE: Final = 48
+"""Tokens before a loop that say what it is part of."""
 
-_ENCODED = re.compile(r"[A-Za-z0-9+/=_\n-]{60,}")
+_ENCODED = re.compile(r"[A-Za-z0-9+/=_-]+\n?[A-Za-z0-9+/=_-]*$")
+"""The last run without a space, over one end of a line at most."""
 
-
-def _is_encoded(text: str) -> bool:
-    """Whether text has a long run without a space, as base64 and hexadecimal have."""
-    run = _ENCODED.search(text)
-    return run is not None and run[0].count("\n") <= len(run[0]) // 40
+_ENCODED_LENGTH: Final = 32
+"""Characters of such a run from which on it is base64 or hexadecimal."""
 
 
 class Scanner:

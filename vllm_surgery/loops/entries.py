@@ -44,6 +44,7 @@ EntryList = Layout(
     event=0,
     looping=0,
     proven=0,
+    long=0,
     compared=0,
     onset_entry=0,
     onset=0,
@@ -63,10 +64,10 @@ EntryList = Layout(
     traits=(ENTRIES, 0, np.int16),
 )
 """Entries seen; the first one of the list that goes on; what the last call brought about; whether the list is in a
-loop, whether it named other things before, what is compared, the loop's first entry and token, one past its last,
-its entries, how many new ones came since, its flags, the entry by which it was found; of the collapse that was
-judged last: entries, different answers, strays; and of each entry: hashes of what it says and of its words, its
-first token, how many words it has, its flags."""
+loop, whether it named other things before, whether its entries are too long for labels, what is compared, the loop's
+first entry and token, one past its last, its entries, how many new ones came since, its flags, the entry by which it
+was found; of the collapse that was judged last: entries, different answers, strays; and of each entry: hashes of what
+it says and of its words, its first token, how many words it has, its flags."""
 
 NOTHING, BEGUN, LEFT, TAKEN_BACK = range(4)
 """Events. A loop is taken back if it was none: a list that closed by itself and had named nothing else before."""
@@ -95,7 +96,7 @@ def add(
     elif idle:
         compared = _judge(entries, end, 0, rules)
         if compared >= 0:
-            _begin(entries, compared, first, end)
+            _begin(entries, compared, first, end, rules)
 
 
 @kernel
@@ -106,7 +107,7 @@ def judge_cut(entries: Record, end: int, rules_record: Records) -> bool:
         return False
     compared = _judge(entries, end, 1, rules)
     if compared >= 0:
-        _begin(entries, compared, entries.first[(entries.count - 1) % ENTRIES], end)
+        _begin(entries, compared, entries.first[(entries.count - 1) % ENTRIES], end, rules)
     return bool(compared >= 0)
 
 
@@ -114,7 +115,7 @@ def judge_cut(entries: Record, end: int, rules_record: Records) -> bool:
 def leave(entries: Record, by_itself: bool) -> None:
     """Ends the loop. `by_itself`: the list was closed, and no new entries came."""
     entries.looping = 0
-    taken_back = by_itself and not entries.proven and entries.repeats < ENTRIES
+    taken_back = by_itself and not entries.proven and not entries.long and entries.repeats < ENTRIES
     entries.event = TAKEN_BACK if taken_back else LEFT
 
 
@@ -357,7 +358,11 @@ def _goes_on_from_the_start(entries: Record, compared: int, end: int, cut: int, 
         and entries.window >= rules.bare_copies * answers
     ):
         return bool(entries.window >= rules.bare_entries)
-    return bool(cut and whole and entries.window >= rules.cut_labels)
+    if not cut:
+        return False
+    nearly_whole = 4 * (entries.count - entries.start - entries.window) <= entries.window
+    least = rules.cut_cycle if _words(entries) > rules.label_words else rules.cut_labels
+    return bool((whole or nearly_whole) and entries.window >= least)
 
 
 @kernel
@@ -439,9 +444,10 @@ def _latest(entries: Record, compared: int, what: int, start: int, stop: int) ->
 
 
 @kernel
-def _begin(entries: Record, compared: int, first: int, end: int) -> None:
+def _begin(entries: Record, compared: int, first: int, end: int, rules: Record) -> None:
     onset = entries.count - entries.window
     entries.looping = 1
+    entries.long = 1 if _words(entries) >= rules.random_words else 0
     entries.compared = compared
     entries.onset_entry = onset
     entries.onset = entries.first[onset % ENTRIES]

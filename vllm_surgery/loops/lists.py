@@ -33,6 +33,9 @@ LINES, PIECES, COUNTED_LISTS = 0, 1, 2
 
 LISTS: Final = COUNTED_LISTS + COUNTERS
 
+_ENCODED_TOKENS: Final = 24
+"""Tokens to a word, and a line is encoded data: no tokenizer cuts the words of a language into so many."""
+
 _START, _NUMBERED, _POINTED, _BODY = range(4)
 """Phases of a line: nothing but markers yet; a number, which may be a marker; and what closes one; what it says."""
 
@@ -231,7 +234,9 @@ def _close_line(end: int, counts_on: bool, parts: Records, lists: Records, rules
     pointed = line.phase == _POINTED
     flags = MARKED if pointed or line.marked else RECORD if line.record else 0
     field = (line.record or line.quoted) and line.numbers and not flags & MARKED
-    if (line.words or (flags & MARKED and (line.numbers or pointed))) and not field and not lists[PIECES].looping:
+    encoded = end - line.first > _ENCODED_TOKENS * (line.words + line.numbers + 1)
+    listed = line.words or (flags & MARKED and (line.numbers or pointed))
+    if listed and not field and not encoded and not lists[PIECES].looping:
         few = line.numbers == 1 or (line.numbers == 2 and flags & MARKED)  # noqa: PLR2004
         if line.words and few and not flags & RECORD and not counts_on:
             flags |= COUNTED
