@@ -16,7 +16,7 @@ from vllm_surgery.evaluation.records import FoundLoop, Record
 from vllm_surgery.evaluation.report.blocks import Section, Table, Words, markdown
 from vllm_surgery.evaluation.report.examples import CHARACTERS_SHOWN, EXAMPLES_PER_SORT, examples
 from vllm_surgery.evaluation.report.figures import onset_figure, rates_figure, series_of
-from vllm_surgery.evaluation.report.write import html, write_report
+from vllm_surgery.evaluation.report.write import html, sections_of, write_report
 from vllm_surgery.evaluation.trial import Trial
 from vllm_surgery.patch.format import Patch
 
@@ -85,6 +85,18 @@ def test_a_page_in_markdown_and_html() -> None:
 def test_a_trial_that_says_nothing_of_itself_has_a_report(tmp_path: Path) -> None:
     files = write_report(SUMMARY, TRIAL, RECORDS, tmp_path)
     assert "**Model**: not known" in files["markdown"].read_text()
+
+
+def test_both_judges_are_reported_and_where_they_disagree() -> None:
+    text = TEXT.replace("Orion", "`Orion`") + "Lyra"
+    unseen = Record(RECORDS[7].key, "id", "", {}, text, list(range(84)), "stop", [])
+    summary = summarize(TRIAL, [*RECORDS[:7], unseen, *RECORDS[8:]], {})
+    page = markdown("T", sections_of(summary, TRIAL, RECORDS))
+    assert "## Two judges" in page
+    row = next(line for line in page.split("## Two judges")[1].splitlines() if line.startswith("| unpatched |"))
+    cells = [cell.strip() for cell in row.split("|")]
+    assert cells[5:9] == ["6", "0", "1", ""]
+    assert f"They disagree, **unpatched**:\n\n- greedy/paper/{unseen.key.probe}, seed 0, tail judge only: `" in page
 
 
 def test_what_cant_be_said_is_null() -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from vllm_surgery.evaluation.analysis.outcomes import Rates, ever_loops, loops, until_loop
 from vllm_surgery.evaluation.analysis.side_effects import Healthy, Ordinary, Tasks, healthy, ordinary, tasks
 from vllm_surgery.evaluation.analysis.statistics import Paired, compare, survival
+from vllm_surgery.evaluation.analysis.tail_judge import Agreement, ends_in_repeats
 from vllm_surgery.evaluation.analysis.verdict import RULE, Evidence, Verdict, judge
 from vllm_surgery.evaluation.arms import UNPATCHED
 from vllm_surgery.evaluation.drift import drift
@@ -49,6 +50,8 @@ class ArmSummary:
         survival: share of the judged answers not yet in a loop, from which token on.
         tasks: of each set of short lists and skills.
         exact: as `healthy`, with whole distributions; None where it wasn't asked for.
+        judges: what the detectors and the tail judge say of the judged answers; None where there are none.
+        tail_against: the unpatched arm: judged answers that end in a loop, says the tail judge.
     """
 
     arm: Arm
@@ -62,6 +65,8 @@ class ArmSummary:
     ordinary: Ordinary | None
     healthy: Healthy | None
     exact: Healthy | None = None
+    judges: Agreement | None = None
+    tail_against: Paired | None = None
 
 
 @dataclass(frozen=True)
@@ -215,6 +220,8 @@ def _arm(
         ordinary=_ordinary(answers, arm.name),
         healthy=_healthy(answers.trial, arm.name, logprobs),
         exact=exact,
+        judges=Agreement.of(answers.of(arm.name, JUDGED)) if JUDGED in groups else None,
+        tail_against=answers.compare(UNPATCHED, arm.name, JUDGED, ends_in_repeats) if JUDGED in other else None,
     )
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
+from vllm_surgery.evaluation.analysis.summary import JUDGED
 from vllm_surgery.evaluation.report.blocks import Table, Words
 from vllm_surgery.loops import KINDS
 
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from vllm_surgery.evaluation.analysis.side_effects import Healthy, Ordinary, Tasks
     from vllm_surgery.evaluation.analysis.statistics import Paired
     from vllm_surgery.evaluation.analysis.summary import Summary
+    from vllm_surgery.evaluation.analysis.tail_judge import Agreement, Disagreement
     from vllm_surgery.evaluation.arms import Arm
     from vllm_surgery.evaluation.report.blocks import ReportBlock
     from vllm_surgery.intervals import Estimate
@@ -50,6 +52,20 @@ def against_table(summary: Summary, group: str) -> Table:
         if group in one.against
     ]
     return Table([*head, "needed", "difference, ever in a loop"], rows)
+
+
+def judges_table(summary: Summary) -> list[ReportBlock]:
+    """The two judges side by side, and the answers about which they disagree."""
+    judged = [(one, one.judges) for one in summary.arms if one.judges is not None]
+    if not judged:
+        return []
+    rows = [[one.arm.name, *_judges(one.rates[JUDGED], judges), _tail(one.tail_against)] for one, judges in judged]
+    head = ["arm", "answers", "detectors", "tail judge", "both", "detectors only", "tail judge only"]
+    blocks: list[ReportBlock] = [Table([*head, "difference in points, tail judge"], rows)]
+    for one, judges in judged:
+        if judges.disagreements:
+            blocks.append(Words(f"They disagree, **{one.arm.name}**:", [_said(each) for each in judges.disagreements]))
+    return blocks
 
 
 def tasks_table(summary: Summary) -> list[ReportBlock]:
@@ -120,6 +136,23 @@ def _rates(rates: Rates) -> list[str]:
         f"{100 * rates.wasted / rates.tokens:.0f} %" if rates.tokens else "",
         f"{rates.entries:g}",
     ]
+
+
+def _judges(rates: Rates, judges: Agreement) -> list[str]:
+    alone = [bool(one.kinds) for one in judges.disagreements]
+    counts = (judges.both, sum(alone), len(alone) - sum(alone))
+    return [str(judges.answers), _percent(rates.looped), _percent(judges.looped), *map(str, counts)]
+
+
+def _tail(paired: Paired | None) -> str:
+    return "" if paired is None else points(paired.difference)
+
+
+def _said(one: Disagreement) -> str:
+    """One answer. Its text can't end the code that it stands in."""
+    who = ", ".join(one.kinds) if one.kinds else "tail judge only"
+    end = one.end.replace("`", "'")
+    return f"{one.cell}/{one.set}/{one.probe}, seed {one.seed}, {who}: `{end}`"
 
 
 def _paired(paired: Paired) -> list[str]:

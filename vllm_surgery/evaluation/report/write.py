@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from vllm_surgery.errors import UsageError
 from vllm_surgery.evaluation.analysis.summary import JUDGED
+from vllm_surgery.evaluation.analysis.tail_judge import COPIES, DOZEN, TAIL
 from vllm_surgery.evaluation.report.blocks import Examples, Figure, Section, Words, markdown
 from vllm_surgery.evaluation.report.examples import examples
 from vllm_surgery.evaluation.report.figures import onset_figure, rates_figure
@@ -18,6 +19,7 @@ from vllm_surgery.evaluation.report.tables import (
     arms_table,
     cells_table,
     healthy_table,
+    judges_table,
     ordinary_table,
     rates_table,
     tasks_table,
@@ -103,7 +105,8 @@ def _parts(text: str) -> list[tuple[str, str]]:
 
 def sections_of(summary: Summary, trial: Trial, records: Sequence[Record]) -> list[Section]:
     """The report's parts, in order."""
-    found = [_asked(summary), _verdicts(summary), _loops(summary, records), _against(summary), _side_effects(summary)]
+    found = [_asked(summary), _verdicts(summary), _loops(summary, records), _against(summary)]
+    found += [_judges(summary), _side_effects(summary)]
     pairs = list(examples(trial, records))
     if pairs:
         note = "The first of each sort, in the order of asking. What repeats is marked (in text: behind \u00bb)."
@@ -183,6 +186,18 @@ def _against(summary: Summary) -> Section:
         )
     )
     return Section("Against the unpatched model", blocks)
+
+
+def _judges(summary: Summary) -> Section:
+    blocks = judges_table(summary)
+    if blocks:
+        note = (
+            f"The tail judge says that an answer loops if its last {TAIL} characters are {COPIES} copies of something "
+            f"or more, or if its last {DOZEN} list entries hold {DOZEN // COPIES} different ones or fewer. It is blind "
+            "elsewhere than the detectors are, so a cure that both see isn't one that only moves loops out of sight."
+        )
+        blocks.insert(0, Words(note))
+    return Section("Two judges", blocks)
 
 
 def _side_effects(summary: Summary) -> Section:
