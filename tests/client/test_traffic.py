@@ -19,7 +19,7 @@ from vllm_surgery.engine.monitoring.request import WatchedAnswer
 from vllm_surgery.engine.swap.metrics import InstrumentedSwapper
 from vllm_surgery.errors import ConflictError, UsageError
 from vllm_surgery.intervals import Estimate
-from vllm_surgery.loops import Loop
+from vllm_surgery.loops import KINDS, Loop
 from vllm_surgery.patch.patch_set import PatchSet
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ def test_requests_that_loop_now_are_told(server: Server) -> None:
 def test_before_the_first_answer_there_is_no_rate(server: Server) -> None:
     server.loops.open("none")
     (patch,) = server.traffic.patches
-    assert [(loops.rate, loops.token_share) for loops in patch.loops] == [(None, None)] * 3
+    assert [(loops.rate, loops.token_share) for loops in patch.loops] == [(None, None)] * len(KINDS)
 
 
 def test_detector_errors_are_told(server: Server) -> None:

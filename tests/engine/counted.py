@@ -25,7 +25,7 @@ Counts: TypeAlias = dict[tuple[str, ...], float]
 Answer: TypeAlias = tuple[list[int], str]
 """Token ids, and why the answer ended."""
 
-_OF_SWAPS = ("watching", "patch_info", "swaps_total", "swap_seconds_count", "swap_seconds_sum")
+_OF_SWAPS = ("patch_info", "swaps_total", "swap_seconds_count", "swap_seconds_sum")
 
 
 def counts_of(url: str) -> Counts:

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 MODEL, PATCH = "model_name", "patch"
 """Labels: every metric has the first, and all that differ by patch have the second."""
 
-PATCHES_KEPT = 64
-"""Patch ids that have series. At about 130 lines each, this keeps ``/metrics`` below 1.5 MB; a person won't swap more
+PATCHES_KEPT = 48
+"""Patch ids that have series. At about 170 lines each, this keeps ``/metrics`` below 1.5 MB; a person won't swap more
 patches than that between two looks at a dashboard."""
 
 REFUSED = "refused"

@@ -111,7 +111,7 @@ class Watched:
     @property
     def watching(self) -> float | None:
         """The gauge that says whether watching runs."""
-        return self.registry.get_sample_value("vllm_surgery_watching", {"model_name": "tiny", "patch": "none"})
+        return self.registry.get_sample_value("vllm_surgery_watching", {"model_name": "tiny"})
 
     def __post_init__(self) -> None:
         metrics = LoopMetrics(Metrics(self.registry, removable=True), "tiny")

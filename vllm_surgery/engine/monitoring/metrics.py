@@ -4,12 +4,11 @@
 from __future__ import annotations
 
 from collections import Counter as Tally
-from collections import OrderedDict
 from typing import TYPE_CHECKING, Any
 
 from prometheus_client import Counter, Gauge, Histogram
 
-from vllm_surgery.engine.metrics import PATCHES_KEPT, Spec
+from vllm_surgery.engine.metrics import Spec
 from vllm_surgery.loops import KINDS
 
 if TYPE_CHECKING:
@@ -63,9 +62,9 @@ ERRORS = Spec(
 WATCHING = Spec(
     Gauge,
     "vllm_surgery_watching",
-    "1 while detectors run, by the active patch; 0 once watching has failed, and the counters of loops stand still.",
-    (),
-    {"multiprocess_mode": "livemin"},
+    "1 while detectors run; 0 once watching has failed, so that the counters of loops stand still.",
+    options={"multiprocess_mode": "livemin"},
+    by_patch=False,
 )
 
 SPECS = (REQUESTS, LOOPS, OUTPUT_TOKENS, LOOPED_TOKENS, ONSET, PERIOD, LOOPING, SECONDS, ERRORS, WATCHING)
@@ -86,17 +85,12 @@ class LoopMetrics:
     def __init__(self, metrics: Metrics, model_name: str) -> None:
         self._metrics, self._model_name = metrics, model_name
         self._looping: Tally[tuple[Kind, str]] = Tally()
-        self._patches: OrderedDict[str, None] = OrderedDict()
 
     def open(self, patch: str) -> None:
         """Makes the counters of `patch`: a rate over a counter that begins at one misses that one."""
-        self._patches[patch] = None
-        self._patches.move_to_end(patch)
-        if len(self._patches) > PATCHES_KEPT:
-            self._patches.popitem(last=False)
+        self._metrics.total(WATCHING, self._model_name).set(1)
         for spec in (OUTPUT_TOKENS, SECONDS, ERRORS):
             self._of(spec, patch)
-        self._of(WATCHING, patch).set(1)
         for reason in _USUAL_REASONS:
             self._of(REQUESTS, patch, reason)
         for kind in KINDS:
@@ -117,10 +111,9 @@ class LoopMetrics:
 
     def stopped(self) -> None:
         """Says that watching is off: nothing is known to loop any more, which isn't the same as that nothing loops."""
-        for patch in self._patches:
-            self._of(WATCHING, patch).set(0)
-            for kind in KINDS:
-                self._of(LOOPING, patch, kind).set(0)
+        self._metrics.total(WATCHING, self._model_name).set(0)
+        for kind, patch in self._looping:
+            self._of(LOOPING, patch, kind).set(0)
         self._looping.clear()
 
     def entered(self, kind: Kind, patch: str) -> None:
