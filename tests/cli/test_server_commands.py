@@ -138,6 +138,8 @@ def test_swap_in_words(server: FakeServer, capsys: pytest.CaptureFixture[str]) -
     assert capsys.readouterr().out.splitlines() == [
         "b@1 in place of a@1, epoch 4",
         "10.0 ms: stage 1.0, pause 2.0, apply 3.0, verify 4.0",
+        "verified in 12 places",
+        "not verified: 2 parts: no kernel tells",
     ]
 
 

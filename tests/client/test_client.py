@@ -19,7 +19,17 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 TIMES = {"stage": 1.0, "pause": 2.0, "apply": 3.0, "verify": 4.0, "total": 10.0}
-REPORT = {"id": "b@1", "previous": "a@1", "epoch": 4, "units": 1, "tensors": 1, "modules": 1, "milliseconds": TIMES}
+REPORT = {
+    "id": "b@1",
+    "previous": "a@1",
+    "epoch": 4,
+    "units": 1,
+    "tensors": 1,
+    "modules": 1,
+    "verified": 12,
+    "unverified": [{"parts": 2, "reason": "no kernel tells"}],
+    "milliseconds": TIMES,
+}
 STATE = {
     "active": "a@1",
     "patches": [{"name": "a", "id": "a@1"}],

@@ -25,7 +25,14 @@ Counts: TypeAlias = dict[tuple[str, ...], float]
 Answer: TypeAlias = tuple[list[int], str]
 """Token ids, and why the answer ended."""
 
-_OF_SWAPS = ("patch_info", "swaps_total", "swap_seconds_count", "swap_seconds_sum")
+_OF_SWAPS = (
+    "patch_info",
+    "swaps_total",
+    "swap_seconds_count",
+    "swap_seconds_sum",
+    "swap_verified_places_total",
+    "swap_unverified_parts_total",
+)
 
 
 def counts_of(url: str) -> Counts:

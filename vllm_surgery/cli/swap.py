@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, get_args
 from vllm_surgery.cli.options import add_command, add_json
 from vllm_surgery.cli.server_options import add_server, client_of
 from vllm_surgery.client.protocol import SwapMode
-from vllm_surgery.errors import UsageError
+from vllm_surgery.errors import UsageError, one_line
+from vllm_surgery.patch.describe import count
 from vllm_surgery.patch.files import ENDINGS
 from vllm_surgery.patch.patch_set import NO_PATCH, PatchSet
 
@@ -140,4 +141,8 @@ def _in_words(report: SwapReport) -> str:
     if report.id == report.previous:
         return f"{report.id} was active already, epoch {report.epoch}"
     steps = ", ".join(f"{name} {getattr(times, name):.1f}" for name in ("stage", "pause", "apply", "verify"))
-    return f"{report.id} in place of {report.previous}, epoch {report.epoch}\n{times.total:.1f} ms: {steps}"
+    told = [f"{report.id} in place of {report.previous}, epoch {report.epoch}", f"{times.total:.1f} ms: {steps}"]
+    if report.modules:
+        told.append(f"verified in {count(report.verified, 'place')}")
+    told += [f"not verified: {count(each.parts, 'part')}: {one_line(each.reason)}" for each in report.unverified]
+    return "\n".join(told)

@@ -97,6 +97,18 @@ class SwapTimes(_Message):
     total: float
 
 
+class Unverified(_Message):
+    """Parts of the model that were written and not read back.
+
+    Attributes:
+        parts: how many, over all ranks.
+        reason: why they can't be.
+    """
+
+    parts: int
+    reason: str
+
+
 class SwapReport(_Message):
     """The answer to a swap that was carried out.
 
@@ -107,6 +119,8 @@ class SwapReport(_Message):
         units: neurons and experts that have a gain or a mask now.
         tensors: checkpoint tensors that differ from the checkpoint now.
         modules: parts of the model that were written anew, on the rank with most of them.
+        verified: places in which the new weights were read back through the kernels that use them, over all ranks.
+        unverified: the parts that weren't; none: all were.
     """
 
     id: str
@@ -115,6 +129,8 @@ class SwapReport(_Message):
     units: int
     tensors: int
     modules: int
+    verified: int = 0
+    unverified: list[Unverified] = []
     milliseconds: SwapTimes
 
 

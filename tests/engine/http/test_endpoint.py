@@ -15,7 +15,7 @@ import pytest
 from fastapi import FastAPI
 
 from tests.examples import patch_data, zero
-from vllm_surgery.client.protocol import PatchName, ServerState, SwapReport, SwapTimes
+from vllm_surgery.client.protocol import PatchName, ServerState, SwapReport, SwapTimes, Unverified
 from vllm_surgery.engine.http.body import MAX_BODY_BYTES
 from vllm_surgery.engine.http.endpoint import SurgeryEndpoint
 from vllm_surgery.engine.http.routes import STATUS
@@ -55,6 +55,7 @@ class FakeSwapper:
         self.calls: list[tuple[str, str, int | None]] = []
         self.error: Exception | None = None
         self.cannot: str | None = None
+        self.unverified: list[Unverified] = []
         self.begun, self.may_end = asyncio.Event(), asyncio.Event()
         self.may_end.set()
 
@@ -73,7 +74,15 @@ class FakeSwapper:
         previous, self.active, self.epoch = self.active, patches.id, self.epoch + 1
         times = SwapTimes(stage=1, pause=2, apply=3, verify=4, total=10)
         return SwapReport(
-            id=patches.id, previous=previous, epoch=self.epoch, units=1, tensors=1, modules=1, milliseconds=times
+            id=patches.id,
+            previous=previous,
+            epoch=self.epoch,
+            units=1,
+            tensors=1,
+            modules=1,
+            verified=7,
+            unverified=self.unverified,
+            milliseconds=times,
         )
 
 
@@ -203,6 +212,8 @@ def test_names_and_patches_themselves_are_swapped_in(ask: Callable[..., httpx.Re
         "units": 1,
         "tensors": 1,
         "modules": 1,
+        "verified": 7,
+        "unverified": [],
         "milliseconds": {"stage": 1, "pause": 2, "apply": 3, "verify": 4, "total": 10},
     }
 

@@ -63,6 +63,12 @@ class Served:
             self.weights = self.wanted
         return [("rank 0", {"ok": True, "milliseconds": 1.0})]
 
+    async def insist(self, work: Any) -> Any:
+        return await work
+
+    async def meanwhile(self, work: Any, beat: Any) -> Any:
+        return await work
+
     async def pause(self, mode: str) -> None:
         self.log.append("pause")
 

@@ -91,3 +91,55 @@ def test_the_unpatched_model_has_the_version_that_vllm_gives_it() -> None:
     asyncio.run(ServedEngine(client).set_version("none"))
     asyncio.run(ServedEngine(client).set_version("a@12345678"))
     assert client.versions == ["default", "a@12345678"]
+
+
+def test_what_must_be_done_is_done_however_often_its_caller_is_cancelled() -> None:
+    async def run() -> list[str]:
+        done: list[str] = []
+        begun, may_end = asyncio.Event(), asyncio.Event()
+
+        async def work() -> None:
+            begun.set()
+            await may_end.wait()
+            done.append("work")
+
+        caller = asyncio.ensure_future(ServedEngine(Client()).insist(work()))
+        await begun.wait()
+        for _ in range(3):
+            caller.cancel()
+            await asyncio.sleep(0)
+        may_end.set()
+        with pytest.raises(asyncio.CancelledError):
+            await caller
+        return done
+
+    assert asyncio.run(run()) == ["work"]
+
+
+def test_what_fails_fails_though_it_was_insisted_on() -> None:
+    async def work() -> None:
+        raise RuntimeError("mine")
+
+    with pytest.raises(RuntimeError, match="mine"):
+        asyncio.run(ServedEngine(Client()).insist(work()))
+
+
+def test_signs_of_life_are_given_while_something_takes_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engines, "BEAT_SECONDS", 0.001)
+
+    async def run() -> str:
+        enough = asyncio.Event()
+        beats: list[int] = []
+
+        async def beat() -> None:
+            beats.append(1)
+            if len(beats) == 3:
+                enough.set()
+
+        async def work() -> str:
+            await enough.wait()
+            return "done"
+
+        return await ServedEngine(Client()).meanwhile(work(), beat)
+
+    assert asyncio.run(run()) == "done"

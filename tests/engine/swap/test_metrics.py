@@ -11,6 +11,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from tests.engine.http.test_endpoint import A_ID, B_ID, A, B, FakeSwapper
 from vllm_surgery import Patch
 from vllm_surgery.api import patch_set
+from vllm_surgery.client.protocol import Unverified
 from vllm_surgery.engine.metrics import PATCHES_KEPT, Metrics
 from vllm_surgery.engine.swap.metrics import SWAPS, InstrumentedSwapper
 from vllm_surgery.errors import (
@@ -40,6 +41,9 @@ class Measured:
 
     def value(self, name: str, patch: str, **labels: str) -> float | None:
         return self.registry.get_sample_value(name, {"model_name": "model", "patch": patch, **labels})
+
+    def of_model(self, name: str) -> float | None:
+        return self.registry.get_sample_value(name, {"model_name": "model"})
 
     def seconds(self, part: str, phase: str) -> float | None:
         labels = {"model_name": "model", "phase": phase}
@@ -81,6 +85,14 @@ def test_a_swap_is_counted_with_its_times() -> None:
     assert measured.value("vllm_surgery_swaps_total", A_ID, result="done") == 1
     times = {phase: measured.seconds("sum", phase) for phase in ("stage", "pause", "apply", "verify", "total")}
     assert times == pytest.approx({"stage": 0.001, "pause": 0.002, "apply": 0.003, "verify": 0.004, "total": 0.01})
+
+
+def test_what_was_not_verified_is_counted() -> None:
+    measured = Measured()
+    measured.plain.unverified = [Unverified(parts=2, reason="no kernel"), Unverified(parts=1, reason="elsewhere")]
+    measured.swap(A_ID)
+    assert measured.of_model("vllm_surgery_swap_verified_places_total") == 7
+    assert measured.of_model("vllm_surgery_swap_unverified_parts_total") == 3
 
 
 def test_a_swap_to_what_is_active_took_no_time() -> None:

@@ -44,6 +44,7 @@ class Rank:
     token: str | None = None
     before: str = "none"
     halted: bool = False
+    unverified: dict[str, int] = field(default_factory=dict)
 
     def step(self, name: str, token: str, payload: dict[str, Any]) -> dict[str, Any]:
         if name in self.fails:
@@ -66,8 +67,8 @@ class Rank:
     def apply(self, token: str) -> None:
         self.holds = str(self.staged)
 
-    def verify(self, token: str) -> None:
-        pass
+    def verify(self, token: str) -> dict[str, Any]:
+        return {"verified": 3, "unverified": self.unverified}
 
     def commit(self, token: str) -> None:
         self.epoch, self.staged = self.epoch + 1, None
@@ -106,6 +107,12 @@ class Engine:
         self.calls.append(name)
         return named([[rank.step(name, token, payload) for rank in self.ranks]])
 
+    async def insist(self, work: Any) -> Any:
+        return await work
+
+    async def meanwhile(self, work: Any, beat: Any) -> Any:
+        return await work
+
     async def pause(self, mode: str) -> None:
         self.calls.append(f"pause {mode}")
         self.paused = True
@@ -134,6 +141,13 @@ def test_a_swap_goes_step_by_step() -> None:
     assert (report.id, report.previous, report.epoch) == (FIRST.id, "none", 1)
     assert [rank.holds for rank in engine.ranks] == [FIRST.id] * 2
     assert engine.version == FIRST.id
+
+
+def test_a_swap_says_what_it_verified_and_what_not() -> None:
+    engine = Engine(Rank(unverified={"no kernel": 2, "elsewhere": 1}), Rank(unverified={"no kernel": 1}))
+    report = swap(engine, FIRST)
+    assert report.verified == 6
+    assert [(each.parts, each.reason) for each in report.unverified] == [(1, "elsewhere"), (3, "no kernel")]
 
 
 def test_nothing_is_paused_while_a_rank_stages() -> None:
@@ -229,6 +243,45 @@ def test_a_cancelled_swap_is_undone() -> None:
 
     engine = run_sync(cancelled())
     assert engine.calls[-2:] == ["restore", "resume"]
+
+
+class Interrupted(Engine):
+    """An engine whose leader is interrupted at some steps, before or after the ranks have carried them out."""
+
+    def __init__(self, before: set[str], after: set[str], kind: type[BaseException]) -> None:
+        super().__init__()
+        self.before, self.after, self.kind = before, after, kind
+
+    async def step(self, name: str, token: str, payload: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+        if name in self.before:
+            raise self.kind
+        answers = await super().step(name, token, payload)
+        if name in self.after:
+            raise self.kind
+        return answers
+
+
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, asyncio.CancelledError])
+@pytest.mark.parametrize("restore", ["before", "after"])
+def test_a_second_interrupt_while_a_swap_is_undone_never_lets_mixed_weights_go_on(
+    kind: type[BaseException], restore: str
+) -> None:
+    at = {"before": set[str](), "after": {"apply"}}
+    at[restore].add("restore")
+    engine = Interrupted(**at, kind=kind)
+    with pytest.raises(kind):
+        swap(engine, FIRST)
+    assert all(rank.halted for rank in engine.ranks)
+    assert engine.paused
+
+
+def test_a_cancelled_swap_whose_undo_fails_stops_the_engine() -> None:
+    engine = Interrupted(set(), {"apply"}, asyncio.CancelledError)
+    engine.ranks[1].fails["restore"] = RuntimeError("second")
+    with pytest.raises(asyncio.CancelledError):
+        swap(engine, FIRST)
+    assert all(rank.halted for rank in engine.ranks)
+    assert engine.paused
 
 
 def test_an_engine_that_sleeps_is_not_touched() -> None:

@@ -26,7 +26,7 @@ from vllm_surgery import (
 from vllm_surgery.api import patch_set
 from vllm_surgery.engine.rpc_errors import error_of, failure_of
 from vllm_surgery.engine.swap import worker as remote
-from vllm_surgery.engine.swap.rank import Active
+from vllm_surgery.engine.swap.rank import Active, Verified
 from vllm_surgery.engine.swap.worker import STATE, WorkerSurgery, report, step
 from vllm_surgery.planning.planner import Plan
 
@@ -46,8 +46,8 @@ class FakeSwap:
     def apply(self) -> None:
         self.done.append("apply")
 
-    def verify(self) -> int:
-        return 3
+    def verify(self) -> Verified:
+        return Verified(3, {"no kernel": 1})
 
     def settle(self) -> None:
         self.done.append("settle")
@@ -81,7 +81,8 @@ def test_a_swap_from_begin_to_commit(worker: Any) -> None:
         "ok": True, "previous": "none", "epoch": 0, "units": 1, "modules": 1,
     }  # fmt: skip
     assert step(worker, "apply", "mine")["ok"]
-    assert step(worker, "verify", "mine")["columns"] == 3
+    told = step(worker, "verify", "mine")
+    assert (told["verified"], told["unverified"]) == (3, {"no kernel": 1})
     assert step(worker, "commit", "mine")["ok"]
     assert (report(worker)["id"], report(worker)["epoch"]) == (WANTED.id, 1)
 
@@ -118,6 +119,45 @@ def test_two_swaps_at_once_are_a_conflict(worker: Any) -> None:
     assert begin(worker, "yours") == {"ok": False, "kind": "ConflictError", "error": "another swap is running"}
     step(worker, "discard", "yours")
     assert step(worker, "apply", "mine")["ok"], "a stranger's discard must not end a swap"
+
+
+def forgotten(worker: Any, seconds: float = remote.LEASE_SECONDS) -> FakeSwap:
+    """Nobody has been heard of for so long; the swap that they led."""
+    staging = getattr(worker, STATE)._staging
+    staging.used -= seconds
+    made: FakeSwap = staging.swap()
+    return made
+
+
+def test_a_swap_whose_leader_is_gone_makes_room(worker: Any) -> None:
+    staged(worker)
+    forgotten(worker)
+    assert begin(worker, "yours")["ok"]
+    assert not step(worker, "apply", "mine")["ok"]
+    assert step(worker, "restore", "mine")["ok"], "nothing was written, so nothing is mixed"
+
+
+def test_what_a_leader_that_is_gone_had_written_is_undone_first(worker: Any) -> None:
+    staged(worker)
+    step(worker, "apply", "mine")
+    swap = forgotten(worker)
+    assert begin(worker, "yours")["ok"]
+    assert swap.done == ["apply", "restore"]
+
+
+def test_a_leader_that_is_heard_of_keeps_its_swap(worker: Any) -> None:
+    staged(worker)
+    forgotten(worker, remote.LEASE_SECONDS - 1)
+    step(worker, "poll", "mine")
+    forgotten(worker, remote.LEASE_SECONDS - 1)
+    assert begin(worker, "yours")["error"] == "another swap is running"
+
+
+def test_a_halted_worker_says_why_it_takes_no_swap(worker: Any) -> None:
+    staged(worker)
+    step(worker, "apply", "mine")
+    step(worker, "halt", "mine")
+    assert begin(worker, "yours")["error"] == remote.MIXED
 
 
 def test_a_discarded_swap_makes_room(worker: Any) -> None:

@@ -7,16 +7,20 @@ without a patch isn't possible then, nor under another.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from vllm_surgery.engine.rpc_errors import error_of
 from vllm_surgery.errors import ConflictError, UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+
     from vllm_surgery.client.protocol import SwapMode
     from vllm_surgery.engine.requests.choice import Offered
     from vllm_surgery.engine.requests.leader import Engines, SlotState
     from vllm_surgery.engine.swap.transaction import Engine
+
+Result = TypeVar("Result")
 
 
 class HoldingEngine:
@@ -49,6 +53,16 @@ class HoldingEngine:
         if name == "commit" and all(answer["ok"] for _, answer in answers):
             await self._hold(self._digest)
         return answers
+
+    async def insist(self, work: Coroutine[Any, Any, Result]) -> Result:
+        """See `vllm_surgery.engine.swap.transaction.Engine`."""
+        return await self._engine.insist(work)
+
+    async def meanwhile(
+        self, work: Coroutine[Any, Any, Result], beat: Callable[[], Coroutine[Any, Any, None]]
+    ) -> Result:
+        """See `vllm_surgery.engine.swap.transaction.Engine`."""
+        return await self._engine.meanwhile(work, beat)
 
     async def pause(self, mode: SwapMode) -> None:
         """See `vllm_surgery.engine.swap.transaction.Engine`."""

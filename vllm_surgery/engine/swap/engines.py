@@ -12,12 +12,15 @@ from vllm_surgery.engine.weight_version import note_version, version_of
 from vllm_surgery.errors import EngineError
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine, Sequence
+    from collections.abc import Callable, Coroutine, Sequence
 
     from vllm_surgery.client.protocol import SwapMode
 
 DEATH_CHECK_SECONDS = 0.5
 """Between two looks at whether the engine still lives, while it is asked something."""
+
+BEAT_SECONDS = 30.0
+"""Between two signs of life to the workers while a swap waits for requests to end."""
 
 Result = TypeVar("Result")
 Answers = list[tuple[str, dict[str, Any]]]
@@ -43,6 +46,31 @@ class ServedEngine:
     async def step(self, name: str, token: str, payload: dict[str, Any]) -> Answers:
         """Name of every rank and its answer to a step."""
         return await self._call(STEP_METHOD, (name, token), payload)
+
+    async def insist(self, work: Coroutine[Any, Any, Result]) -> Result:
+        """Carries `work` out to its end, whoever cancels the caller meanwhile; then the caller is cancelled."""
+        task, cancelled = asyncio.ensure_future(work), False
+        while not task.done():
+            try:
+                await asyncio.wait({task})
+            except asyncio.CancelledError:
+                cancelled = True
+        if cancelled:
+            task.exception()  # Looked at: nobody else does.
+            raise asyncio.CancelledError
+        return task.result()
+
+    async def meanwhile(
+        self, work: Coroutine[Any, Any, Result], beat: Callable[[], Coroutine[Any, Any, None]]
+    ) -> Result:
+        """Result of `work`; calls `beat` every `BEAT_SECONDS` until it is there."""
+        task = asyncio.ensure_future(work)
+        try:
+            while not (await asyncio.wait({task}, timeout=BEAT_SECONDS))[0]:
+                await beat()
+            return task.result()
+        finally:
+            task.cancel()
 
     async def pause(self, mode: SwapMode) -> None:
         """Holds all tokens and clears the caches; see `vllm_surgery.engine.swap.transaction.Engine`.
@@ -108,6 +136,17 @@ class OfflineEngine:
     async def step(self, name: str, token: str, payload: dict[str, Any]) -> Answers:
         """Name of every rank and its answer to a step."""
         return named([self._llm.collective_rpc(STEP_METHOD, args=(name, token), kwargs=payload)])
+
+    async def insist(self, work: Coroutine[Any, Any, Result]) -> Result:
+        """Result of `work`. Nothing here can be cancelled; a second interrupt ends it."""
+        return await work
+
+    async def meanwhile(
+        self, work: Coroutine[Any, Any, Result], beat: Callable[[], Coroutine[Any, Any, None]]
+    ) -> Result:
+        """Result of `work`, for which nothing has to wait."""
+        del beat
+        return await work
 
     async def pause(self, mode: SwapMode) -> None:
         """Clears the caches: no request runs, so there is nothing to hold."""

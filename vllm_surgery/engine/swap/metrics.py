@@ -43,7 +43,20 @@ SECONDS = Spec(
     by_patch=False,
 )
 
-SPECS = (INFO, SWAPS, SECONDS)
+VERIFIED = Spec(
+    Counter,
+    "vllm_surgery_swap_verified_places_total",
+    "Places in which swaps read the new weights back, and found them.",
+    by_patch=False,
+)
+UNVERIFIED = Spec(
+    Counter,
+    "vllm_surgery_swap_unverified_parts_total",
+    "Parts of the model that swaps wrote and couldn't read back; each swap's answer says why.",
+    by_patch=False,
+)
+
+SPECS = (INFO, SWAPS, SECONDS, VERIFIED, UNVERIFIED)
 """All of them, for dashboards and rules."""
 
 STATES = ("active", "desired")
@@ -91,6 +104,8 @@ class InstrumentedSwapper:
         self._count(report.id, _UNCHANGED if report.id == report.previous else _DONE)
         self._shown["active"] = report.previous  # Another process may have swapped since this one last looked.
         self._show("active", report.id)
+        self._metrics.total(VERIFIED, self._model_name).inc(report.verified)
+        self._metrics.total(UNVERIFIED, self._model_name).inc(sum(each.parts for each in report.unverified))
         if report.id != report.previous:
             for phase in PHASES:
                 seconds = getattr(report.milliseconds, phase) / 1000

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +38,22 @@ if TYPE_CHECKING:
 READY_BYTES = 1 << 30
 """Edited tensors that a rank holds ready before the pause. Larger swaps compute the rest inside the pause, one tensor
 at a time, so that no swap needs memory for a second model."""
+
+
+_UNASKED = "it is no layer that can be asked for columns, or more than columns of one tensor changed"
+
+
+@dataclass(frozen=True)
+class Verified:
+    """The outcome of reading back what a swap wrote on one rank.
+
+    Attributes:
+        places: columns, numbers, experts and routers that were read back and are right.
+        unverified: how many parts couldn't be read back, by why.
+    """
+
+    places: int
+    unverified: dict[str, int]
 
 
 @dataclass
@@ -76,6 +93,7 @@ class Swap:
     ) -> None:
         checkpoint.check_unchanged()
         self.old = active
+        self._checkpoint = checkpoint
         self._writer = writer
         self.new = Active(patches, check_patches(patches, checkpoint.folder), active.epoch + 1)
         self._before, self._after = (_Tensors(checkpoint, patched.plan) for patched in (self.old, self.new))
@@ -88,6 +106,7 @@ class Swap:
         self._probes: dict[ModulePart, ExpertProbe] = {}
         self._touched: list[ModulePart] = []
         self._after.hold_ready(name for part in self.parts for name in part.tensors)
+        checkpoint.check_unchanged()  # Again: what is held ready was read after the first look.
 
     @property
     def modules(self) -> int:
@@ -109,17 +128,26 @@ class Swap:
         self._write(self.parts, self._after)
         self._masks.write()
 
-    def verify(self) -> int:
-        """Reads back what was written, where the backend lets it be read; returns in how many places.
+    def verify(self) -> Verified:
+        """Reads back what was written, where the backend lets it be read.
 
         Raises:
             EngineError: the model doesn't hold what was written.
+            CannotSwapError: the checkpoint changed while the last tensors were read from it.
         """
-        checked = sum(
-            self._probes[part].check() if part.holds_experts else self._check(part, self._after) for part in self.parts
-        )
+        if not self._after.all_ready:
+            self._checkpoint.check_unchanged()
+        unverified: Counter[str] = Counter()
+        places = self._masks.verify()
+        for part in self.parts:
+            if part.holds_experts:
+                places, reason = places + self._probes[part].check(), self._probes[part].unasked
+            else:
+                checked = self._check(part, self._after)
+                places, reason = places + (checked or 0), _UNASKED if checked is None else None
+            unverified.update([reason] if reason else [])
         self._check_router_biases()
-        return checked + self._masks.verify()
+        return Verified(places, dict(unverified))
 
     def settle(self) -> None:
         """Releases the tensors that were held ready: all are written."""
@@ -130,6 +158,7 @@ class Swap:
 
         Raises:
             EngineError: it can't be done; what the model holds isn't known.
+            CannotSwapError: the same, since the checkpoint is no longer the one that was loaded.
         """
         self._masks.restore()
         touched = tuple(self._touched)
@@ -139,6 +168,8 @@ class Swap:
                 self._check(part, self._before)
             elif part in self._probes:
                 self._probes[part].check_unchanged()
+        if touched:
+            self._checkpoint.check_unchanged()
 
     def _probe(self, part: ModulePart) -> ExpertProbe:
         before, after = (expert_gains(part.tensors, tensors.edits) for tensors in (self._before, self._after))
@@ -153,11 +184,11 @@ class Swap:
                 self._touched.remove(part)
                 raise
 
-    def _check(self, part: ModulePart, tensors: _Tensors) -> int:
+    def _check(self, part: ModulePart, tensors: _Tensors) -> int | None:
         if part.parameter is not None:
             return check_parameter(part, tensors)
         columns = self._columns_of(part)
-        return 0 if columns is None else check_columns(part, tensors, columns)
+        return None if columns is None else check_columns(part, tensors, columns)
 
     def _check_router_biases(self) -> None:
         masks = {mask.tensor: mask for mask in self.new.plan.masks}
@@ -177,12 +208,16 @@ class _Tensors:
     Args:
         checkpoint: the files.
         plan: the edits.
+
+    Attributes:
+        all_ready: whether no tensor has to be read any more.
     """
 
     def __init__(self, checkpoint: SourceCheckpoint, plan: Plan) -> None:
         self._checkpoint = checkpoint
         self.edits = {edit.tensor: edit for edit in plan.edits}
         self._ready: dict[str, torch.Tensor] = {}
+        self.all_ready = False
 
     def __call__(self, name: str) -> torch.Tensor:
         if name in self._ready:
@@ -199,6 +234,7 @@ class _Tensors:
             if size > READY_BYTES:
                 return
             self._ready[name] = self(name)
+        self.all_ready = True
 
     def let_go(self) -> None:
         """Undoes `hold_ready`."""
@@ -225,13 +261,16 @@ class Staging:
 
     Attributes:
         committed: whether the swap is over, and only kept to be undone.
+        applied: whether weights may have been written.
+        used: when its leader was last heard of, on the monotonic clock.
     """
 
     def __init__(self, token: str, make: Callable[[], Swap]) -> None:
         self.token = token
         self.started = time.perf_counter()
         self.seconds = 0.0
-        self.committed = False
+        self.committed = self.applied = False
+        self.used = time.monotonic()
         self._make = make
         self._swap: Swap | None = None
         self._error: Exception | None = None

@@ -5,12 +5,13 @@ from __future__ import annotations
 
 import time
 import uuid
+from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from vllm_surgery.client.protocol import PatchName, SwapReport, SwapTimes
+from vllm_surgery.client.protocol import PatchName, SwapReport, SwapTimes, Unverified
 from vllm_surgery.engine.rpc_errors import error_of
 from vllm_surgery.engine.server_config import logger
 from vllm_surgery.errors import (
@@ -25,10 +26,12 @@ from vllm_surgery.errors import (
 from vllm_surgery.patch.patch_set import PatchSet
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Coroutine, Sequence
 
     from vllm_surgery.client.protocol import SwapMode
     from vllm_surgery.patch.patch_set import PatchSet
+
+Result = TypeVar("Result")
 
 FIRST_WAIT_SECONDS = 0.001
 LONGEST_WAIT_SECONDS = 0.05
@@ -49,6 +52,14 @@ class Engine(Protocol):
 
     async def step(self, name: str, token: str, payload: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
         """Name of every rank and its answer to a step."""
+
+    async def insist(self, work: Coroutine[Any, Any, Result]) -> Result:
+        """Carries `work` out to its end, whoever cancels the caller meanwhile."""
+
+    async def meanwhile(
+        self, work: Coroutine[Any, Any, Result], beat: Callable[[], Coroutine[Any, Any, None]]
+    ) -> Result:
+        """Result of `work`; calls `beat` now and then while it isn't there."""
 
     async def pause(self, mode: SwapMode) -> None:
         """Returns when no token is being made and no cache holds anything of the old weights."""
@@ -145,6 +156,8 @@ class SwapTransaction:
         self._token = uuid.uuid4().hex
         self._times = dict.fromkeys(("stage", "pause", "apply", "verify", "total"), 0.0)
         self._held = 0.0
+        self._restored = False
+        self._verified, self._unverified = 0, Counter[str]()
 
     async def run(self, if_epoch: int | None) -> SwapReport:
         """Carries the swap out; see `SwapCoordinator.swap`."""
@@ -164,6 +177,8 @@ class SwapTransaction:
             units=max(answer["units"] for answer in staged),
             tensors=max(answer["tensors"] for answer in staged),
             modules=max(answer["modules"] for answer in staged),
+            verified=self._verified,
+            unverified=[Unverified(parts=parts, reason=reason) for reason, parts in sorted(self._unverified.items())],
             milliseconds=SwapTimes(**self._times),
         )
         logger.info(
@@ -174,6 +189,8 @@ class SwapTransaction:
             report.tensors,
             self._held,
         )
+        for each in report.unverified:
+            logger.warning("vllm-surgery: %d part(s) were written and not verified: %s", each.parts, each.reason)
         return report
 
     async def _stage(self, if_epoch: int | None) -> list[dict[str, Any]]:
@@ -191,7 +208,7 @@ class SwapTransaction:
                 answers = await self._do("poll")
             self._refuse_uncovered(answers)
         except BaseException:
-            await self._tell("discard")
+            await self._engine.insist(self._tell("discard"))
             raise
         self._times["stage"] = max(answer["seconds"] for answer in answers) * 1000
         return answers
@@ -204,45 +221,62 @@ class SwapTransaction:
             raise CannotSwapError(f"{missing[0]} is in the memory of no rank under a name that is known")
 
     async def _carry_out(self, previous: str) -> None:
-        mixed = False
         started = time.perf_counter()
         try:
-            await self._engine.pause(self._mode)
+            await self._engine.meanwhile(self._engine.pause(self._mode), self._beat)
             self._times["pause"] = _milliseconds_since(started)
             await self._write()
         except BaseException as error:
-            mixed = not await self._restore(previous)
+            mixed = not await self._undo(previous)
             if not isinstance(error, Exception):
                 raise
             if mixed:
-                await self._tell("halt")
                 raise MixedWeightsError(
                     f"swap to {self._patches.id} failed and could not be undone, so the engine was stopped: {error}"
                 ) from error
             raise SwapFailedError(
                 f"swap to {self._patches.id} failed and was undone; {previous} is active: {_reason(error)}"
             ) from error
+        await self._engine.insist(self._engine.resume())
+        self._held = _milliseconds_since(started)
+
+    async def _undo(self, previous: str) -> bool:
+        """Brings the old weights back and lets the engine go on; true if it does.
+
+        Weights count as mixed until it is known that they aren't: whatever interrupts this, an engine with mixed
+        weights is stopped and never goes on.
+        """
+        try:
+            await self._engine.insist(self._restore(previous))
         finally:
-            if not mixed:
-                await self._engine.resume()
-                self._held = _milliseconds_since(started)
+            await self._engine.insist(self._engine.resume() if self._restored else self._tell("halt"))
+        return self._restored
+
+    async def _beat(self) -> None:
+        await self._tell("poll")
 
     async def _write(self) -> None:
         for name in ("apply", "verify"):
             answers = await self._do(name)
             self._times[name] = max(answer["milliseconds"] for answer in answers)
+            self._note_verified(answers)
         await self._engine.set_version(self._patches.id)
         await self._do("commit")
 
-    async def _restore(self, previous: str) -> bool:
-        """Restores the old weights; true if every rank holds them again."""
+    def _note_verified(self, answers: Sequence[dict[str, Any]]) -> None:
+        for answer in answers:
+            self._verified += answer.get("verified", 0)
+            self._unverified.update(answer.get("unverified", {}))
+
+    async def _restore(self, previous: str) -> None:
+        """Restores the old weights, and notes that every rank holds them again."""
         try:
             await self._do("restore")
             await self._engine.set_version(previous)
         except Exception as error:
             logger.critical("vllm-surgery: %s could not be restored: %s", previous, _reason(error))
-            return False
-        return True
+        else:
+            self._restored = True
 
     async def _do(self, name: str) -> list[dict[str, Any]]:
         return _all_ok(await self._engine.step(name, self._token, {}))

@@ -26,7 +26,7 @@ TOLERANCE = 2.0**-7
 sign, a zero or another neuron's column is never so close."""
 
 
-def check_columns(part: ModulePart, tensor_of: Callable[[str], torch.Tensor], columns: Sequence[int]) -> int:
+def check_columns(part: ModulePart, tensor_of: Callable[[str], torch.Tensor], columns: Sequence[int]) -> int | None:
     """Compares what a linear layer computes with what its checkpoint tensor says.
 
     Args:
@@ -35,7 +35,8 @@ def check_columns(part: ModulePart, tensor_of: Callable[[str], torch.Tensor], co
         columns: which to compare, in checkpoint coordinates.
 
     Returns:
-        How many were read back on this rank; 0 where it holds none of them, or isn't a layer that can be asked.
+        How many were read back on this rank; 0 where it holds none of them, None where it is no layer that can be
+        asked.
 
     Raises:
         EngineError: they differ.
@@ -44,7 +45,7 @@ def check_columns(part: ModulePart, tensor_of: Callable[[str], torch.Tensor], co
     size, method = getattr(module, "input_size_per_partition", None), getattr(module, "quant_method", None)
     names = [name for name in part.tensors if name.endswith(".weight")]
     if size is None or method is None or len(names) != 1 or not hasattr(module, "tp_rank"):
-        return 0
+        return None
     first = module.tp_rank * size
     here = [column for column in columns if first <= column < first + size]
     sample = here[:: -(-len(here) // MOST_COLUMNS) or 1]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from vllm_surgery.engine.server_config import logger
-from vllm_surgery.errors import EngineError
+from vllm_surgery.errors import EngineError, one_line
 from vllm_surgery.model.conventions import classify_tensor
 from vllm_surgery.patch.units import MASK
 
@@ -38,6 +38,9 @@ class ExpertProbe:
         before: the gain of each edited expert while `before` was active; 1 where it isn't named.
         after: the same for what will be active.
         vllm_config: of the server.
+
+    Attributes:
+        unasked: why the experts can't be asked; None where they can.
     """
 
     def __init__(
@@ -45,7 +48,9 @@ class ExpertProbe:
     ) -> None:
         self._part, self._before, self._after = part, before, after
         self._answers: dict[int, torch.Tensor] = {}
+        self.unasked: str | None = None
         if not _may_be_asked(vllm_config):
+            self.unasked = "with data parallelism an expert's answer may wait for other engines"
             return
         count = int(part.module.global_num_experts)
         changed = [index for index in sorted({*before, *after}) if before.get(index, 1.0) != after.get(index, 1.0)]
@@ -54,7 +59,9 @@ class ExpertProbe:
         try:
             self._answers = {index: _probe(part.module, index) for index in asked}
         except Exception as error:  # Nothing is written yet, and a backend that can't be asked can still be swapped.
-            logger.warning("vllm-surgery: %s can't be asked, so it isn't verified: %s", part.path, error)
+            self._answers = {}
+            self.unasked = one_line(f"its experts can't be asked: {type(error).__name__}: {error}")
+            logger.warning("vllm-surgery: %s isn't verified: %s", part.path, self.unasked)
 
     def check(self) -> int:
         """Compares the experts' answers now with those before; returns how many were asked.

@@ -36,6 +36,10 @@ STEP_METHOD = "vllm_surgery_step"
 REPORT_METHOD = "vllm_surgery_report"
 """The names under which `step` and `report` are methods of every worker."""
 
+LEASE_SECONDS = 300.0
+"""How long a swap stays its leader's who isn't heard of. Leaders are heard of every `BEAT_SECONDS` while they wait for
+requests to end, and between two steps of an engine otherwise."""
+
 EXIT_MIXED = 70
 """What a worker process ends with rather than serve mixed weights (EX_SOFTWARE of sysexits.h)."""
 
@@ -70,6 +74,7 @@ class WorkerSurgery:
     cannot_swap: str | None
     seconds: float = 0.0
     _staging: Staging | None = None
+    _given_up: str | None = None
 
     def state(self) -> dict[str, Any]:
         """State of this worker, as plain data."""
@@ -88,12 +93,14 @@ class WorkerSurgery:
     def begin(self, token: str, patches: list[dict[str, Any]], if_epoch: int | None) -> dict[str, Any]:
         """Starts to stage a swap in the background; returns what `poll` does.
 
+        A swap whose leader hasn't been heard of for `LEASE_SECONDS` is over: its process is gone. What it had written
+        is undone first.
+
         Raises:
             ConflictError: another swap runs, or the epoch is another.
             CannotSwapError: this model can't be swapped.
         """
-        if self._staging is not None and not self._staging.committed and self._staging.token != token:
-            raise ConflictError("another swap is running")
+        self._make_room(token)
         if if_epoch is not None and if_epoch != self.active.epoch:
             raise ConflictError(f"the epoch is {self.active.epoch}, not {if_epoch}: patches were swapped in between")
         if self.cannot_swap is not None or self.checkpoint is None:
@@ -106,6 +113,17 @@ class WorkerSurgery:
         self._staging = Staging(token, stage)
         self._staging.wait(FIRST_LOOK_SECONDS)
         return self.poll(token)
+
+    def _make_room(self, token: str) -> None:
+        held = self._staging
+        if held is None or held.committed or held.token == token:
+            return
+        if time.monotonic() - held.used < LEASE_SECONDS:
+            raise ConflictError("another swap is running")
+        logger.warning("vllm-surgery: nobody leads the swap that was begun before, so it is given up")
+        if held.applied:
+            held.swap().restore()
+        self._staging, self._given_up = None, held.token
 
     def poll(self, token: str) -> dict[str, Any]:
         """Progress of staging, and its result once it is done.
@@ -131,12 +149,15 @@ class WorkerSurgery:
 
     def apply(self, token: str) -> dict[str, Any]:
         """Writes the new weights."""
-        self._of(token).swap().apply()
+        staging = self._of(token)
+        staging.applied = True
+        staging.swap().apply()
         return {}
 
     def verify(self, token: str) -> dict[str, Any]:
         """Verifies the new weights."""
-        return {"columns": self._of(token).swap().verify()}
+        verified = self._of(token).swap().verify()
+        return {"verified": verified.places, "unverified": verified.unverified}
 
     def commit(self, token: str) -> dict[str, Any]:
         """Makes the new patches the active ones. Until the next swap begins it can still be undone."""
@@ -148,7 +169,9 @@ class WorkerSurgery:
         return {}
 
     def restore(self, token: str) -> dict[str, Any]:
-        """Writes the weights again that were active before."""
+        """Writes the weights again that were active before. Of a swap that was given up this has been done."""
+        if token == self._given_up:
+            return {}
         swap = self._of(token).swap()
         swap.restore()
         self.active, self._staging = swap.old, None
@@ -168,13 +191,14 @@ class WorkerSurgery:
         logger.critical("vllm-surgery: weights are mixed after a failed swap (%s); this engine stops", token)
         if multiprocessing.parent_process() is not None:
             os._exit(EXIT_MIXED)
-        self.cannot_swap = MIXED
+        self.cannot_swap, self._staging = MIXED, None
         self.worker.execute_model = _refuse_to_execute
         return {}
 
     def _of(self, token: str) -> Staging:
         if self._staging is None or self._staging.token != token:
             raise ConflictError("this swap is not the one that is staged here")
+        self._staging.used = time.monotonic()
         return self._staging
 
 
