@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from vllm_surgery import SurgeryError
-from vllm_surgery.atomic_files import atomic_folder, atomic_write, check_target
+from tests.examples import refusal
+from vllm_surgery import SurgeryError, UsageError
+from vllm_surgery.atomic_files import atomic_folder, atomic_write, check_target, locked_folder
 
 
 def test_it_takes_its_name_at_the_end(tmp_path: Path) -> None:
@@ -76,3 +77,17 @@ def test_a_file_written_whole_takes_the_place_of_the_old_one_and_keeps_its_mode(
     assert file.read_text(encoding="utf-8") == "new \u00e9"
     assert file.stat().st_mode & 0o777 == 0o600
     assert list(tmp_path.iterdir()) == [file]
+
+
+def test_a_folder_is_one_writers_at_a_time(tmp_path: Path) -> None:
+    with locked_folder(tmp_path / "out", "mine"):
+        other = locked_folder(tmp_path / "out", "another evaluation writes into it")
+        assert refusal(other.__enter__, UsageError) == f"{tmp_path}/out: another evaluation writes into it"
+    with locked_folder(tmp_path / "out", "nobody does any more"):
+        pass
+
+
+def test_a_folder_that_cant_be_locked_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UsageError, match="file/out: Not a directory"), locked_folder(tmp_path / "file" / "out", ""):
+        pass

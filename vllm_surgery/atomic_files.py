@@ -111,3 +111,27 @@ def _refused_by_the_system(out: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise SurgeryError(f"{out}: can't be written: {error.strerror or error}; nothing was left behind") from None
+
+
+@contextmanager
+def locked_folder(folder: Path, why: str) -> Iterator[None]:
+    """Keeps a folder, which is made where it isn't there, for this process alone.
+
+    Args:
+        folder: which.
+        why: it may be somebody else's.
+
+    Raises:
+        UsageError: another process has it, or it can't be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / ".lock").open("wb")
+    except OSError as error:
+        raise UsageError(f"{folder}: {error.strerror or error}") from None
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UsageError(f"{folder}: {why}") from None
+        yield

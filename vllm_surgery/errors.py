@@ -119,6 +119,10 @@ def first_problem(error: ValidationError) -> tuple[tuple[int | str, ...], str]:
 
 def one_line(text: str, limit: int = 500) -> str:
     """`text` with all white space folded, control characters spelled out, and cut at `limit` characters."""
-    folded = " ".join(text.split())
-    visible = "".join(char if char.isprintable() else repr(char)[1:-1] for char in folded)
-    return visible if len(visible) <= limit else visible[: limit - 1] + "…"
+    line = visible(" ".join(text.split()))
+    return line if len(line) <= limit else line[: limit - 1] + "…"
+
+
+def visible(text: str) -> str:
+    """`text` with control characters spelled out, so that a terminal that shows it does nothing else."""
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)

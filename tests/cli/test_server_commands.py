@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.client.test_client import REPORT, STATE, FakeServer
+from tests.client.test_client import LISTING, REPORT, STATE, FakeServer
 from tests.examples import patch_data, zero
 from vllm_surgery.cli import main
 from vllm_surgery.patch.format import Patch
@@ -372,3 +372,34 @@ def test_serve_hands_the_number_of_slots_on(file: Path, monkeypatch: pytest.Monk
 def test_a_number_of_slots_that_cannot_be_is_exit_code_2(count: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["serve", "model", "--patch-slots", count]) == 2
     assert said(capsys) == "--patch-slots: from 0 to 64"
+
+
+HOSTILE = "\x1b]0;mine\x07\x9b2J\u202e"
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["status"],
+        ["status", "--json"],
+        ["patches"],
+        ["patches", "--json"],
+        ["swap", "none"],
+        ["swap", "none", "--json"],
+    ],
+)
+def test_nothing_that_a_server_says_means_anything_to_a_terminal(
+    server: FakeServer, capsys: pytest.CaptureFixture[str], command: list[str]
+) -> None:
+    def spoiled(data: Any) -> Any:
+        if isinstance(data, dict):
+            return {key: spoiled(value) for key, value in data.items()}
+        if isinstance(data, list):
+            return [spoiled(item) for item in data]
+        return f"{data}{HOSTILE}" if isinstance(data, str) else data
+
+    state = REPORT if command[0] == "swap" else STATE
+    server.answers = {"/v1/surgery": (200, spoiled(state)), "/v1/surgery/patches": (200, spoiled(LISTING))}
+    assert main([*command, "--url", server.url]) == 0
+    shown = capsys.readouterr().out
+    assert shown.replace("\n", "").isprintable()

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import threading
+from contextlib import AbstractContextManager, nullcontext
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, Any
 
@@ -218,10 +219,10 @@ def test_an_address_of_no_machine_is_one_line() -> None:
 
 
 def test_a_server_that_never_answers_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    def request(*_: object, timeout: httpx.Timeout, **__: object) -> httpx.Response:
+    def stream(*_: object, timeout: httpx.Timeout, **__: object) -> AbstractContextManager[httpx.Response]:
         raise httpx.ReadTimeout("") if timeout.read else AssertionError
 
-    monkeypatch.setattr("vllm_surgery.client.client.httpx.request", request)
+    monkeypatch.setattr("vllm_surgery.client.client.httpx.stream", stream)
     said = refusal(lambda: SurgeryClient("http://slow").state(), ServerUnreachableError)
     assert said == "http://slow: no answer in time"
 
@@ -229,11 +230,20 @@ def test_a_server_that_never_answers_is_given_up(monkeypatch: pytest.MonkeyPatch
 def test_a_swap_is_waited_for_as_long_as_it_takes(monkeypatch: pytest.MonkeyPatch) -> None:
     timeouts: list[httpx.Timeout] = []
 
-    def request(*_: object, timeout: httpx.Timeout, **__: object) -> httpx.Response:
+    def stream(*_: object, timeout: httpx.Timeout, **__: object) -> AbstractContextManager[httpx.Response]:
         timeouts.append(timeout)
-        return httpx.Response(200, json=REPORT)
+        return nullcontext(httpx.Response(200, json=REPORT, request=httpx.Request("PUT", "http://slow")))
 
-    monkeypatch.setattr("vllm_surgery.client.client.httpx.request", request)
+    monkeypatch.setattr("vllm_surgery.client.client.httpx.stream", stream)
     SurgeryClient("http://slow").swap([], mode="wait")
     assert timeouts[0].read is None
     assert timeouts[0].connect
+
+
+def test_an_answer_without_an_end_is_not_read_to_it(server: FakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vllm_surgery.client.client.MOST_BYTES", 1 << 20)
+    server.answers["/metrics"] = (200, "x" * (1 << 20))
+    assert len(SurgeryClient(server.url).metrics()) == 1 << 20
+    server.answers["/metrics"] = (200, "x" * ((1 << 20) + 1))
+    said = refusal(lambda: SurgeryClient(server.url).metrics(), UsageError)
+    assert said == f"{server.url}: answers with more than 1 MiB, as no server does"

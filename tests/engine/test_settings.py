@@ -3,14 +3,16 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import pickle
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from tests.models import patch_of
 from vllm_surgery import Patch, PatchError, PatchSet, UsageError
-from vllm_surgery.engine.settings import Settings, disabled
+from vllm_surgery.engine.settings import CarriedPatch, Settings, disabled
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -43,6 +45,27 @@ def test_carried_patches_survive_the_config_with_their_file_names(tmp_path: Path
     file.unlink()
     assert config["another_plugin"] == 1
     assert Settings.of(json.loads(json.dumps(config))).load() == patches
+
+
+def test_a_log_shows_carried_patches_by_their_ids_in_every_process() -> None:
+    config = Settings(patches=[GOOD], log_text=True).put_into({})
+    for arrived in (config, pickle.loads(pickle.dumps(config)), copy.deepcopy(config)):
+        assert str(arrived) == str({"vllm_surgery": {"patches": [CarriedPatch(GOOD)], "log_text": True}})
+        assert f"'patches': [<{Patch.from_data(GOOD).id}>]" in str(arrived)
+        assert Settings.of(arrived).load().members[0].patch == Patch.from_data(GOOD)
+    assert repr(CarriedPatch({"name": "secret"})) == "<a patch that is refused>"
+
+
+def test_vllm_logs_no_more_than_ids(monkeypatch: pytest.MonkeyPatch) -> None:
+    api_utils = pytest.importorskip("vllm.entrypoints.serve.utils.api_utils")
+    sealed = {**GOOD, "seal": {"neurons/1/2": "3f" * 32}}
+    shown: list[str] = []
+    monkeypatch.setattr(api_utils.logger, "info", lambda text, *args: shown.append(text % args))
+    config = Settings(patches=[sealed]).put_into({})
+    monkeypatch.setattr(api_utils, "get_non_default_args", lambda args: {"additional_config": config})
+    api_utils.log_non_default_args(None)
+    assert Patch.from_data(sealed).id in shown[0]
+    assert "3f3f" not in shown[0]
 
 
 def test_other_settings_are_carried_along(tmp_path: Path) -> None:

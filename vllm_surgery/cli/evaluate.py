@@ -11,6 +11,7 @@ import sys
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from vllm_surgery.atomic_files import locked_folder
 from vllm_surgery.cli.options import add_command, add_json, add_out, flag, words_of
 from vllm_surgery.cli.server_options import add_server, key_of, surgery_key_of
 from vllm_surgery.errors import UsageError
@@ -120,7 +121,7 @@ def _ask(args: argparse.Namespace, folder: TrialFolder) -> None:
         trial = _with_arms(args, trial, backend)
         backend.require(trial.arms)
         table = token_table(args.tokenizer or backend.facts().root)
-        with _stopped_like_by_hand():
+        with locked_folder(args.out, "another evaluation writes into it"), _stopped_like_by_hand():
             try:
                 run_trial(trial, backend, folder, table, quiet=args.json and not sys.stderr.isatty())
             finally:

@@ -6,7 +6,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from vllm_surgery.cli.options import add_command, add_json
-from vllm_surgery.cli.server_options import add_server, client_of, in_columns
+from vllm_surgery.cli.server_options import add_server, as_json, client_of, in_columns
 from vllm_surgery.errors import one_line
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ def run(args: argparse.Namespace, _rest: list[str]) -> int:
     """Carries the command out."""
     listing = client_of(args).patches()
     if args.json:
-        print(listing.model_dump_json(indent=2))
+        print(as_json(listing))
     elif listing.patches:
         rows = [(item.name, item.id or f"refused: {one_line(item.error or '')}") for item in listing.patches]
         print(in_columns(rows))

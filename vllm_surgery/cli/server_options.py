@@ -3,14 +3,18 @@
 
 from __future__ import annotations
 
+import json
 import os
 from typing import TYPE_CHECKING
 
 from vllm_surgery.client.protocol import SURGERY_KEY_VARIABLE
+from vllm_surgery.errors import visible
 from vllm_surgery.installed import require
 
 if TYPE_CHECKING:
     import argparse
+
+    from pydantic import BaseModel
 
     from vllm_surgery.client.client import SurgeryClient
 
@@ -55,7 +59,13 @@ def surgery_key_of(args: argparse.Namespace) -> str | None:
     return key or None
 
 
+def as_json(answer: BaseModel) -> str:
+    """A server's answer as JSON in ASCII: no byte of it means anything to a terminal."""
+    return json.dumps(answer.model_dump(), indent=2)
+
+
 def in_columns(rows: list[tuple[str, str]]) -> str:
-    """Lines of two aligned columns."""
+    """Lines of two aligned columns, in which no byte means anything to a terminal."""
+    rows = [(visible(left), visible(right)) for left, right in rows]
     width = max((len(left) for left, _ in rows), default=0)
     return "\n".join(f"{left:{width}}  {right}".rstrip() for left, right in rows)

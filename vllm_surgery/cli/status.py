@@ -6,7 +6,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from vllm_surgery.cli.options import add_command, add_json
-from vllm_surgery.cli.server_options import add_server, client_of, in_columns
+from vllm_surgery.cli.server_options import add_server, as_json, client_of, in_columns
 from vllm_surgery.errors import one_line
 from vllm_surgery.patch.describe import count
 
@@ -27,7 +27,7 @@ def add_to(subparsers: Subparsers) -> None:
 def run(args: argparse.Namespace, _rest: list[str]) -> int:
     """Carries the command out."""
     state = client_of(args).state()
-    print(state.model_dump_json(indent=2) if args.json else _in_words(state))
+    print(as_json(state) if args.json else _in_words(state))
     return 0
 
 

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from vllm_surgery.cli.options import add_command, add_json
-from vllm_surgery.cli.server_options import add_server, client_of
+from vllm_surgery.cli.server_options import add_server, as_json, client_of
 from vllm_surgery.client.protocol import SwapMode
-from vllm_surgery.errors import UsageError, one_line
+from vllm_surgery.errors import UsageError, one_line, visible
 from vllm_surgery.patch.describe import count
 from vllm_surgery.patch.files import ENDINGS
 from vllm_surgery.patch.patch_set import NO_PATCH, PatchSet
@@ -68,7 +68,7 @@ def run(args: argparse.Namespace, _rest: list[str]) -> int:
         raise UsageError(f"name the patches to serve, or `{NO_PATCH}`")
     wanted = wanted_patches(args.patches)
     report = client_of(args).swap(wanted, mode=args.mode, if_epoch=args.if_epoch)
-    print(report.model_dump_json(indent=2) if args.json else _in_words(report))
+    print(as_json(report) if args.json else _in_words(report))
     return 0
 
 
@@ -76,7 +76,7 @@ def _promote(args: argparse.Namespace) -> int:
     if args.patches:
         raise UsageError("--promote writes the default that there is; swap to other patches before it")
     report = client_of(args).promote(mode=args.mode, if_epoch=args.if_epoch)
-    print(report.model_dump_json(indent=2) if args.json else _in_words(report))
+    print(as_json(report) if args.json else _in_words(report))
     return 0
 
 
@@ -89,7 +89,7 @@ def _change_slots(args: argparse.Namespace) -> int:
     report = client_of(args).change_slots(
         fill, free=args.free, default=_shares(args.share) or None, if_epoch=args.if_epoch
     )
-    print(report.model_dump_json(indent=2) if args.json else _slots_in_words(report))
+    print(as_json(report) if args.json else _slots_in_words(report))
     return 0
 
 
@@ -113,7 +113,7 @@ def _slots_in_words(report: SlotsReport) -> str:
     slots = report.slots
     names = ", ".join(patch.id for patch in slots.patches if not patch.leaving) or "no patch"
     shares = ", ".join(f"{name} {share:.4g}" for name, share in slots.default.items())
-    return f"slots: {names}; default: {shares}; epoch {report.epoch}\n{report.milliseconds.total:.1f} ms"
+    return f"{visible(f'slots: {names}; default: {shares}; epoch {report.epoch}')}\n{report.milliseconds.total:.1f} ms"
 
 
 def wanted_patches(words: Sequence[str]) -> list[str | dict[str, Any]]:
@@ -139,10 +139,10 @@ def _is_file(word: str) -> bool:
 def _in_words(report: SwapReport) -> str:
     times = report.milliseconds
     if report.id == report.previous:
-        return f"{report.id} was active already, epoch {report.epoch}"
+        return f"{visible(report.id)} was active already, epoch {report.epoch}"
     steps = ", ".join(f"{name} {getattr(times, name):.1f}" for name in ("stage", "pause", "apply", "verify"))
     told = [f"{report.id} in place of {report.previous}, epoch {report.epoch}", f"{times.total:.1f} ms: {steps}"]
     if report.modules:
         told.append(f"verified in {count(report.verified, 'place')}")
     told += [f"not verified: {count(each.parts, 'part')}: {one_line(each.reason)}" for each in report.unverified]
-    return "\n".join(told)
+    return "\n".join(map(visible, told))

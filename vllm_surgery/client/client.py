@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 
 MessageT = TypeVar("MessageT", bound=BaseModel)
 
+MOST_BYTES = 64 << 20
+"""Of an answer that is read. The largest is that of ``/metrics``, of a few megabytes."""
+
 READ_SECONDS = 60.0
 """For an answer that only tells: an engine in the middle of a long step answers after it."""
 
@@ -142,9 +145,24 @@ class SurgeryClient(Connection):
         if method == "PUT" and self.surgery_key:
             headers[SURGERY_KEY_HEADER] = self.surgery_key
         with self.network_errors():
-            response = httpx.request(method, self.base + path, json=body, headers=headers, timeout=timeout)
+            response = self._read(method, path, json=body, headers=headers, timeout=timeout)
         self.check(response)
         return response
+
+    def _read(self, method: str, path: str, **options: Any) -> httpx.Response:
+        """The whole answer, if it is no longer than answers are.
+
+        Raises:
+            UsageError: it is.
+        """
+        with httpx.stream(method, self.base + path, **options) as response:
+            content = bytearray()
+            for chunk in response.iter_bytes(1 << 16):
+                content += chunk
+                if len(content) > MOST_BYTES:
+                    raise UsageError(f"{self.url}: answers with more than {MOST_BYTES >> 20} MiB, as no server does")
+            plain = {"content-type": response.headers.get("content-type", "")}
+            return httpx.Response(response.status_code, headers=plain, content=bytes(content), request=response.request)
 
     def refusal(self, response: httpx.Response) -> SurgeryError:
         """As `Connection.refusal`, and the error of a server without the plugin."""

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from pydantic_core import PydanticCustomError
 
 from vllm_surgery.client.protocol import MOST_SLOTS
-from vllm_surgery.errors import UsageError, first_problem
+from vllm_surgery.errors import PatchError, UsageError, first_problem
 from vllm_surgery.patch.files import load_patch
 from vllm_surgery.patch.format import Patch
 from vllm_surgery.patch.patch_set import PatchSet, SourcedPatch
@@ -24,6 +24,16 @@ if TYPE_CHECKING:
 
 KEY = "vllm_surgery"
 DISABLE_VARIABLE = "VLLM_SURGERY_DISABLE"
+
+
+class CarriedPatch(dict[str, Any]):
+    """A patch as plain data, which logs show by its id: with its seals it would be a page of hashes."""
+
+    def __repr__(self) -> str:
+        try:
+            return f"<{Patch.from_data(self).id}>"
+        except PatchError:
+            return "<a patch that is refused>"
 
 
 class Settings(BaseModel):
@@ -97,8 +107,11 @@ class Settings(BaseModel):
         return [str(Path(file).absolute()) for file in self.watch] if isinstance(self.watch, list) else []
 
     def put_into(self, additional_config: dict[str, Any]) -> dict[str, Any]:
-        """Copy of vLLM's ``additional_config`` with these settings in it."""
-        return {**additional_config, KEY: self.model_dump(exclude_defaults=True)}
+        """Copy of vLLM's ``additional_config`` with these settings in it. vLLM's log shows patches by their ids."""
+        data = self.model_dump(exclude_defaults=True)
+        if "patches" in data:
+            data["patches"] = [CarriedPatch(item) if isinstance(item, dict) else item for item in data["patches"]]
+        return {**additional_config, KEY: data}
 
     def load(self) -> PatchSet:
         """Reads and validates the patches.

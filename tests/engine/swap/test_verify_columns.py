@@ -39,7 +39,7 @@ def part(layer: nn.Module) -> ModulePart:
     return ModulePart("layers.0.mlp.down_proj", layer, (NAME,))
 
 
-def check(layer: nn.Module, wanted: torch.Tensor, columns: Any = range(WIDTH)) -> int:
+def check(layer: nn.Module, wanted: torch.Tensor, columns: Any = range(WIDTH)) -> int | None:
     return check_columns(part(layer), lambda name: wanted, list(columns))
 
 

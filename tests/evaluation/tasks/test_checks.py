@@ -3,14 +3,16 @@
 
 from __future__ import annotations
 
+import resource
 from pathlib import Path
 
 import pytest
 from pydantic import TypeAdapter
 
+from tests.waiting import until
 from vllm_surgery.evaluation.probes import load_probes
 from vllm_surgery.evaluation.tasks.checks import Check
-from vllm_surgery.evaluation.tasks.sandbox import run_code
+from vllm_surgery.evaluation.tasks.sandbox import landlock_version, run_code
 
 CHECKS: TypeAdapter[Check] = TypeAdapter(Check)
 
@@ -57,6 +59,35 @@ def test_code_is_only_run_where_asked() -> None:
 )
 def test_code_beyond_a_limit_has_no_value(code: str) -> None:
     assert run_code(code, "f()") is None
+
+
+def test_output_without_an_end_is_ended() -> None:
+    started = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert run_code("import sys\nwhile True: sys.stdout.write('x' * 65536)", "1") is None
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - started < 256 << 10
+
+
+@pytest.mark.parametrize("leave", ["pass", "os.setsid()", "os.setsid(); os.fork() and os._exit(0)"])
+def test_nothing_that_code_starts_outlives_it(leave: str) -> None:
+    code = f"import os, time\ndef f():\n    pid = os.fork()\n    if pid == 0:\n        {leave}\n        time.sleep(600)\n    return pid"
+    value = run_code(code, "f()")
+    assert value is not None
+    until(lambda: Path(f"/proc/{value}").exists(), lambda there: not there)
+
+
+def test_a_value_without_the_mark_is_none() -> None:
+    forged = "import os\nos.write(1, b'<value>1\\n1\\n')\nos._exit(0)"
+    assert run_code(forged, "2") is None
+    assert run_code("print('<value>1')", "2") == "2"
+
+
+@pytest.mark.skipif(not landlock_version(), reason="this kernel has no Landlock")
+@pytest.mark.parametrize("do", ["open({!r}, 'w')", "os.truncate({!r}, 0)", "os.remove({!r})", "os.mkdir({!r} + '2')"])
+def test_code_changes_no_file_anywhere(tmp_path: Path, do: str) -> None:
+    file = tmp_path / "mine"
+    file.write_text("kept")
+    assert run_code(f"import os\n{do.format(str(file))}", "1") is None
+    assert [(each.name, each.read_text()) for each in tmp_path.iterdir()] == [("mine", "kept")]
 
 
 def test_code_sees_none_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
