@@ -31,8 +31,8 @@ BIN := $(VENV)/bin
 DEMO_OPTIONS := --served-model-name smollm2 --dtype float32 --max-model-len 4096 --enforce-eager \
 	--kv-cache-memory-bytes 1073741824
 
-.PHONY: help serve demo test check docs lint pytest system-packages monitoring bench bench-swaps bench-slots bench-watching compat evidence \
-	search schema matrix install demo-model clean
+.PHONY: help serve demo test check docs lint pytest system-packages monitoring bench bench-swaps bench-slots bench-candidates bench-watching compat \
+	evidence search schema matrix install demo-model clean
 
 help:
 	@echo "make serve      serve the demo model with its patch on port $(PORT)"
@@ -41,7 +41,7 @@ help:
 	@echo "make check      lint, types and the tests that need no engine, in a minute or two"
 	@echo "make docs       build the documentation site in $(VENV)/site"
 	@echo "make bench      what a patch costs while a model is loaded (bench-swaps: a swap; bench-slots: a patch per request;"
-	@echo "                bench-watching: the detectors)"
+	@echo "                bench-candidates: a search's candidates; bench-watching: the detectors)"
 	@echo "make matrix     write docs/families.md again, which the tests hold against what they find"
 	@echo "make evidence   measure again what the example of one neuron does, and what it costs"
 	@echo "make search     find the demo model's patch again, and judge it on held-out prompts (two hours)"
@@ -96,6 +96,11 @@ bench-slots: EXTRAS = --extra test
 bench-slots: PATCH = patches/smollm2-135m-instruct-noloop.yaml
 bench-slots: demo-model
 	$(BIN)/python -m tests.benchmarks.slot_cost --model $(DEMO_MODEL) --patch $(PATCH) $(ARGS)
+
+bench-candidates: EXTRAS = --extra test
+bench-candidates: PATCH = patches/smollm2-135m-instruct-noloop.yaml
+bench-candidates: demo-model
+	$(BIN)/python -m tests.benchmarks.candidate_cost --model $(DEMO_MODEL) --patch $(PATCH) $(ARGS)
 
 bench-watching: EXTRAS = --extra test
 bench-watching: demo-model

@@ -53,8 +53,8 @@ def engines(monkeypatch: pytest.MonkeyPatch, tiny: ModelFolder) -> Callable[[Fak
         said: list[str] = []
         llm = stand_in(monkeypatch, model, every_single(CAUSE))
 
-        def start(name: str, rest: list[str]) -> object:
-            said.append(" ".join(["start", name, *rest]))
+        def start(name: str, rest: list[str], slots: int) -> object:
+            said.append(" ".join(["start", name, f"slots={slots}", *rest]))
             return llm
 
         put_vllm(monkeypatch, there=True)
@@ -116,6 +116,8 @@ def refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.Capt
             "--held-out-tasks text: is a set for `text`; wanted is one for `short` or `skills`",
         ),
         (("--ordinary", "text"), "--ordinary text: is a set for `text`; wanted is one for `healthy`"),
+        (("--patch-slots", "-1"), "--patch-slots -1: 0 to 64"),
+        (("--patch-slots", "65"), "--patch-slots 65: 0 to 64"),
         (("--name", "No Loop"), "--name No Loop: "),
         (("--name", ""), "--name : "),
         (("--name", "unpatched"), "--name unpatched: a search calls something else that"),
@@ -165,7 +167,7 @@ def test_a_cure_is_told_and_written(
     assert "held-out probes: fewer loops" in out
     assert f"patch: {tmp_path / 'out' / 'tiny-model-noloop.yaml'}" in out
     assert {"page", "markdown", "figures"} <= {line.partition(":")[0] for line in out}
-    assert said == ["start org/Tiny Model --max-model-len 512", "stop"]
+    assert said == ["start org/Tiny Model slots=8 --max-model-len 512", "stop"]
 
 
 @pytest.mark.usefixtures("no_waiting_for_disks")
@@ -234,7 +236,7 @@ def test_the_engine_is_stopped_when_a_search_fails(
     said = engines(FakeModel(stop_after=0))
     assert main(["localize", "tiny", *options]) == 1
     assert capsys.readouterr().err.splitlines()[-1].endswith("killed")
-    assert said == ["start tiny", "stop"]
+    assert said == ["start tiny slots=8", "stop"]
 
 
 @pytest.mark.usefixtures("no_waiting_for_disks")

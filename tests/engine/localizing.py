@@ -76,6 +76,7 @@ def _run(task: Task) -> dict[str, Any]:
         "patch": None if outcome.patch is None else str(outcome.patch),
         "answers": outcome.spent_answers,
         "looks": found.evaluations,
+        "ways": found.ways,
         "notes": [] if found.attribution is None else found.attribution.notes,
         "refused": found.refused,
         "first": [] if found.attribution is None else [str(one) for one in found.attribution.singles[:8]],

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A trial on the real demo model: killed and gone on with, asked again, and asked in another process without a server."""
+"""A trial on the real demo model: arms in one batch through slots, killed and gone on with, and asked arm by arm in
+another process without a server."""
 
 from __future__ import annotations
 
@@ -11,6 +12,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import httpx
 import pytest
 
 from tests.engine.server import COMMAND, SMALL, environment, running_server
@@ -52,7 +54,7 @@ class Trials:
     """Runs the command against one server; each trial in a folder of its own."""
 
     def __init__(self, url: str, work: Path, model: Path, patch: Path) -> None:
-        self.work, self.model = work, model
+        self.url, self.work, self.model = url, work, model
         (work / "text.yaml").write_text(TEXT)
         (work / "tiny.yaml").write_text(PROTOCOL.replace("TEXT", str(work / "text.yaml")))
         asked = ["--protocol", str(work / "tiny.yaml"), "--patch", str(patch), "--model", str(model), "--shams", "1"]
@@ -91,7 +93,7 @@ def answers(folder: TrialFolder, cell: str) -> dict[tuple[str, ...], list[int]]:
 def trials(tmp_path_factory: pytest.TempPathFactory, demo_model: Path) -> Iterator[Trials]:
     work = tmp_path_factory.mktemp("trials")
     patch = Path(__file__).parents[2] / "patches" / "smollm2-135m-instruct-lists.yaml"
-    with running_server(work, str(demo_model), *OPTIONS) as server:
+    with running_server(work, str(demo_model), "--patch-slots", "3", *OPTIONS) as server:
         yield Trials(server.url, work, demo_model, patch)
 
 
@@ -120,7 +122,14 @@ def test_a_trial_that_was_killed_goes_on_and_gives_the_same_numbers(trials: Tria
     assert sum(first[key] == second[key] for key in first) > 0.8 * len(first)
 
 
-def test_a_process_without_a_server_answers_the_same(trials: Trials, whole: TrialFolder) -> None:
+def test_arms_share_a_batch_and_the_default_stays(trials: Trials, whole: TrialFolder) -> None:
+    assert {record.way for record in whole.records()} == {"slot"}
+    state = httpx.get(f"{trials.url}/v1/surgery", timeout=None).json()
+    assert (state["active"], state["epoch"] > 0) == ("none", True)
+    assert [patch for patch in state["slots"]["patches"] if not patch["leaving"]] == []
+
+
+def test_a_process_without_a_server_answers_the_same_arm_by_arm(trials: Trials, whole: TrialFolder) -> None:
     out = trials.work / "offline"
     program = trials.work / "offline.py"
     program.write_text(OFFLINE)
@@ -130,6 +139,7 @@ def test_a_process_without_a_server_answers_the_same(trials: Trials, whole: Tria
     assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
     offline = TrialFolder(out)
     assert answers(offline, "greedy") == answers(whole, "greedy")
+    assert {record.way for record in offline.records()} == {"swap"}
     assert offline.logprobs().keys() == whole.logprobs().keys()
 
 

@@ -26,6 +26,11 @@ class FakeVllm:
         refuses: path and what is answered there: status, type and message.
         asked: the bodies of all chat requests.
         stop_after: chat requests after which it refuses all others.
+        slots: how many it has.
+        filled: what is in them, by name.
+        filled_in_all: names of everything that ever was.
+        refuses_to_fill: digests.
+        folder: patches that go by a name.
     """
 
     def __init__(self, key: str | None = None) -> None:
@@ -36,6 +41,12 @@ class FakeVllm:
         self.stop_after: int | None = None
         self.can_swap, self.plugin, self.context = True, True, 4096
         self.on_chat: Any = None
+        self.slots = 0
+        self.filled: dict[str, Patch] = {}
+        self.filled_in_all: list[str] = []
+        self.refuses_to_fill: set[str] = set()
+        self.folder: dict[str, Patch] = {}
+        self.users: dict[str, int] = {}
         self._http = _Http(("127.0.0.1", 0), _handler(self))
         self.url = f"http://127.0.0.1:{self._http.server_address[1]}"
         threading.Thread(target=self._http.serve_forever, args=(0.01,), daemon=True).start()
@@ -49,33 +60,48 @@ class FakeVllm:
             return 401, {"error": "Unauthorized"}
         if path in self.refuses:
             status, kind, message = self.refuses[path]
-            return status, {"error": {"message": message, "type": kind, "param": None, "code": status}}
+            return _error(status, kind, message)
         routes = {
             "/v1/models": lambda: {"data": [{"id": "fake", "root": "fake", "max_model_len": self.context}]},
             "/version": lambda: {"version": "0.0"},
             "/tokenize": lambda: {"tokens": [1, 2, 3] if "messages" in body else [4, 5, 6, 7]},
             "/v1/chat/completions": lambda: self._chat(body),
-            "/v1/completions": lambda: {"choices": [{"prompt_logprobs": self._logprobs(body["prompt"])}]},
+            "/v1/completions": lambda: {"choices": [{"prompt_logprobs": self._logprobs(body)}]},
         }
         if self.plugin:
             routes["/v1/surgery"] = (lambda: self._swap(body)) if method == "PUT" else self._state
-            routes["/v1/surgery/patches"] = lambda: {"patches": []}
+            routes["/v1/surgery/patches"] = lambda: {
+                "patches": [{"name": name, "id": patch.id} for name, patch in self.folder.items()]
+            }
+        if method == "PUT" and self.slots and (refusal := self._unfit(body)):
+            return refusal
         if path not in routes:
             return 404, {"detail": "Not Found"}
         if path == "/v1/chat/completions" and self.stop_after is not None and len(self.asked) >= self.stop_after:
             return 503, {"error": {"message": "going down", "type": "ServiceUnavailable", "code": 503}}
         return 200, routes[path]()
 
-    def loops(self, prompt: str, seed: int) -> bool:
+    def served(self, body: dict[str, Any]) -> str:
+        """The id of the patch that a request gets."""
+        name = body.get("vllm_xargs", {}).get("patch")
+        if name is None or name == NO_PATCH:
+            return self.active if name is None else NO_PATCH
+        return self.filled[name].id
+
+    def headers(self, path: str, body: Any) -> dict[str, str]:
+        """What a server with slots says of the patch of an answer."""
+        return {"X-Surgery-Patch": self.served(body)} if self.slots and "completions" in path else {}
+
+    def loops(self, prompt: str, seed: int, served: str) -> bool:
         """Whether an answer loops: two of three without a patch, one of three with a patch called `cure`."""
-        share = 1 if self.active.startswith("cure@") else 2
+        share = 1 if served.startswith("cure@") else 2
         return "list" in prompt.lower() and (len(prompt) + seed) % 3 < share
 
     def _chat(self, body: dict[str, Any]) -> dict[str, Any]:
         self.asked.append(body)
         if self.on_chat is not None:
             self.on_chat()
-        loops = self.loops(body["messages"][0]["content"], body.get("seed", 0))
+        loops = self.loops(body["messages"][0]["content"], body.get("seed", 0), self.served(body))
         tokens = (LOOP if loops else SOUND)[: body["max_tokens"]]
         choice = {
             "message": {"content": TABLE.text(tokens)},
@@ -84,23 +110,56 @@ class FakeVllm:
         }
         return {"choices": [choice]}
 
-    def _logprobs(self, prompt: list[int]) -> list[Any]:
-        logprob = -0.5 if self.active == NO_PATCH else -0.6
-        return [None, *({str(token): {"logprob": logprob}, "999": {"logprob": -2.0}} for token in prompt[1:])]
+    def _logprobs(self, body: dict[str, Any]) -> list[Any]:
+        logprob = -0.5 if self.served(body) == NO_PATCH else -0.6
+        return [None, *({str(token): {"logprob": logprob}, "999": {"logprob": -2.0}} for token in body["prompt"][1:])]
 
     def _state(self) -> dict[str, Any]:
         patches = [] if self.active == NO_PATCH else [{"name": self.active.partition("@")[0], "id": self.active}]
         cannot = None if self.can_swap else "the model is quantised"
         changed = {"active": self.active, "epoch": self.epoch, "patches": patches, "can_swap": self.can_swap}
-        return {**STATE, **changed, "cannot_swap_reason": cannot}
+        return {**STATE, **changed, "tensors": 0, "cannot_swap_reason": cannot, "slots": self._slots()}
+
+    def _slots(self) -> dict[str, Any] | None:
+        patches = [
+            {"name": name, "id": patch.id, "units": 1, "users": self.users.get(name, 0), "leaving": False}
+            for name, patch in self.filled.items()
+        ]
+        state = {"count": self.slots, "default": {"none": 1.0}, "patches": patches, "unpatched": 0}
+        return state if self.slots else None
+
+    def _unfit(self, body: dict[str, Any]) -> tuple[int, Any] | None:
+        """The refusal of a fill."""
+        wanted = [self._resolved(patch) for patch in body.get("fill", [])]
+        refused = [patch for patch in wanted if patch.digest in self.refuses_to_fill]
+        if refused:
+            return _error(501, "CannotSwapError", "no rank has a place for the gains")
+        if len(self.filled) + len(wanted) > self.slots:
+            return _error(409, "ConflictError", f"all {self.slots} slots are in use; free a patch that isn't needed")
+        return None
+
+    def _resolved(self, patch: str | dict[str, Any]) -> Patch:
+        return self.folder[patch] if isinstance(patch, str) else Patch.from_data(patch)
 
     def _swap(self, body: dict[str, Any]) -> dict[str, Any]:
+        if "patches" not in body:
+            for patch in map(self._resolved, body.get("fill", [])):
+                self.filled[patch.name] = patch
+                self.filled_in_all.append(patch.name)
+            for name in body.get("free", []):
+                del self.filled[name]
+            self.epoch += 1
+            return {"epoch": self.epoch, "slots": self._slots(), "milliseconds": {"fill": 1.0, "total": 1.0}}
         before = self.active
-        members = [SourcedPatch("p", Patch.from_data(patch)) for patch in body["patches"]]
+        members = [SourcedPatch("p", self._resolved(patch)) for patch in body["patches"]]
         self.active, self.epoch = PatchSet(tuple(members)).id, self.epoch + 1
         self.swaps.append(self.active)
         counts = {"epoch": self.epoch, "units": 1, "tensors": 1, "modules": 1, "milliseconds": TIMES}
         return {"id": self.active, "previous": before, **counts}
+
+
+def _error(status: int, kind: str, message: str) -> tuple[int, Any]:
+    return status, {"error": {"message": message, "type": kind, "param": None, "code": status}}
 
 
 class _Http(ThreadingHTTPServer):
@@ -121,6 +180,8 @@ def _handler(server: FakeVllm) -> type[BaseHTTPRequestHandler]:
             status, content = server.answer(self.command, self.path, body, self.headers.get("authorization"))
             data = json.dumps(content).encode()
             self.send_response(status)
+            for name, value in server.headers(self.path, body).items():
+                self.send_header(name, value)
             self.send_header("Content-Length", str(len(data)))
             self.end_headers()
             self.wfile.write(data)

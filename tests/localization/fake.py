@@ -4,13 +4,13 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from tests.evaluation.fake_server import LOOP, SOUND, WORDS
-from vllm_surgery.errors import EngineError, MismatchError
-from vllm_surgery.evaluation.backends.base import Completion, EngineFacts, TokenLogprobs
+from vllm_surgery.errors import CannotSwapError, EngineError, MismatchError, SurgeryError
+from vllm_surgery.evaluation.backends.base import Completion, EngineFacts, Held, TokenLogprobs
 from vllm_surgery.localization import pipeline as localize
 from vllm_surgery.localization.attribution import Attribution
 from vllm_surgery.localization.candidates import Candidate, Target
@@ -18,6 +18,7 @@ from vllm_surgery.localization.search.budget import Budget
 from vllm_surgery.localization.search.evaluator import CandidateEvaluator, EvalContext
 from vllm_surgery.localization.search.measurements import Cost, LoopChange, Measurement
 from vllm_surgery.localization.search.search import Search, SearchResult
+from vllm_surgery.localization.search.stages import Stages
 from vllm_surgery.localization.settings import SearchSettings
 from vllm_surgery.loops import KINDS, TokenTable
 from vllm_surgery.patch.format import Patch
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     import pytest
 
     from vllm_surgery.evaluation.arms import Arm
-    from vllm_surgery.evaluation.backends.base import Job
+    from vllm_surgery.evaluation.backends.base import Job, Text
     from vllm_surgery.model.checkpoint import ModelFolder
     from vllm_surgery.patch.units import Gain
 
@@ -64,7 +65,9 @@ class FakeModel:
         deadly: units without which there are no answers.
         breeders: units without which one list of each half, a sound one, collapses onto few entries.
         learnt_by_heart: whether cures work on the search half alone.
-        unwelcome: units for which a swap is refused.
+        unwelcome: units for which a swap is refused, and a slot too.
+        weights_only: units that slots can't hold.
+        room: slots that it has.
         asked: of each answer that was asked for: the arm, the cell, the prompt and the seed.
         compared: of each text: the edits and the prompt.
         stop_after: answers after which it dies.
@@ -80,23 +83,47 @@ class FakeModel:
     breeders: frozenset[Unit] = frozenset()
     learnt_by_heart: bool = False
     unwelcome: frozenset[Unit] = frozenset()
+    weights_only: frozenset[Unit] = frozenset()
+    room: int = 0
     asked: list[tuple[str, str, str, int]] = field(default_factory=list)
     compared: list[tuple[str, str]] = field(default_factory=list)
     swaps: list[str] = field(default_factory=list)
     stop_after: int | None = None
     gains: dict[Unit, Gain] = field(default_factory=dict)
+    held: dict[str, dict[Unit, Gain]] = field(default_factory=dict)
+    batches: list[list[str]] = field(default_factory=list)
 
     def facts(self) -> EngineFacts:
         return EngineFacts("fake", self.folder, 4096, "fake 0")
 
     def serve(self, arm: Arm) -> str | None:
+        self.gains, self.held = self._gains_of(arm), {}
+        self.swaps.append(arm.name)
+        return arm.id or (arm.name if self.gains else NO_PATCH)
+
+    def hold(self, arms: Sequence[Arm]) -> Held:
+        assert len(arms) <= self.room
+        held = Held()
+        self.held, self.gains = {}, {}
+        for arm in arms:
+            try:
+                gains = self._gains_of(arm)
+                if self.weights_only & gains.keys():
+                    raise CannotSwapError("no rank has a place for the gains")
+            except SurgeryError as error:
+                held.refused[arm.name] = error
+            else:
+                self.held[arm.name] = gains
+                held.ids[arm.name] = arm.id or arm.name
+        self.batches.append(list(held.ids))
+        return held
+
+    def _gains_of(self, arm: Arm) -> dict[Unit, Gain]:
         edits = [item for patch in arm.patches for item in Patch.from_data(patch).assignments()]
         gains = {Unit(item.kind, item.layer, index): item.gain for item in edits for index in item.resolve(WIDTH)}
         if self.unwelcome & gains.keys() and len(gains) < WIDTH:
             raise MismatchError("patch", "edits[0]", "its format can't hold the edit")
-        self.gains = gains
-        self.swaps.append(arm.name)
-        return arm.id or (arm.name if gains else NO_PATCH)
+        return gains
 
     def answer(self, jobs: Sequence[Job]) -> Iterator[list[tuple[Job, Completion]]]:
         for start in range(0, len(jobs), BATCH):
@@ -104,9 +131,17 @@ class FakeModel:
             if self.stop_after is not None and len(self.asked) + len(batch) > self.stop_after:
                 raise EngineError("killed")
             self.asked += [(job.key.arm, job.key.cell, job.prompt, job.key.seed) for job in batch]
-            yield [(job, self._answer(job)) for job in batch]
+            yield [(job, self._under(job.key.arm)._answer(job)) for job in batch]
 
-    def logprobs(self, prompt: str, reply: str) -> TokenLogprobs:
+    def _under(self, arm: str) -> FakeModel:
+        """The model as an arm that is held has it."""
+        return replace(self, gains=self.held[arm]) if self.held else self
+
+    def logprobs(self, texts: Sequence[Text]) -> Iterator[tuple[Text, TokenLogprobs]]:
+        for text in texts:
+            yield text, self._under(text.arm)._logprobs(text.prompt)
+
+    def _logprobs(self, prompt: str) -> TokenLogprobs:
         self.compared.append((repr(sorted(self.gains.items())), prompt))
         targets = [10, 11, 12, 13]
         # Digits that files don't keep: what goes on from files must see the very same log-probabilities.
@@ -192,7 +227,7 @@ def settings_in(folder: Path, **changes: Any) -> SearchSettings:
 def lab_in(
     folder: Path, model: FakeModel, settings: SearchSettings, budget: Budget | None = None
 ) -> CandidateEvaluator:
-    context = EvalContext(model, TABLE, folder, {}, lambda _: None)
+    context = EvalContext(model, TABLE, folder, {}, lambda *_: None)
     return CandidateEvaluator(context, settings, budget if budget is not None else Budget())
 
 
@@ -207,7 +242,7 @@ def search_in(
     """A whole search with an attribution that is given."""
     settings, budget = settings_in(folder, **changes), budget if budget is not None else Budget()
     evaluator = lab_in(folder / "search", model, settings, budget)
-    return Search(evaluator, anatomy.anatomy, settings, budget, lambda *_: attribution).run()
+    return Search(evaluator, anatomy.anatomy, settings, Stages(budget), lambda *_: attribution).run()
 
 
 def stand_in(monkeypatch: pytest.MonkeyPatch, model: FakeModel, attribution: Attribution) -> SimpleNamespace:

@@ -118,7 +118,7 @@ def test_an_attribution_comes_back_from_json() -> None:
 def test_a_ranking_is_made_once_and_never_lies_there_by_halves(tmp_path: Path) -> None:
     made: list[int] = []
 
-    def make(records: Sequence[Record], matter: Sequence[UnitBlock]) -> Attribution:
+    def make(records: Sequence[Record], matter: Sequence[UnitBlock], seconds: float) -> Attribution:
         made.append(len(records))
         assert not (tmp_path / RANKING_FILE).exists()
         return Attribution([A])

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -12,10 +13,12 @@ from tests.examples import refusal
 from tests.folders import write_model
 from tests.localization.fake import LAYERS, WIDTH, FakeModel, candidate, every_single, neuron, settings_in, stand_in
 from vllm_surgery.errors import EngineError, UsageError
+from vllm_surgery.localization import pipeline
 from vllm_surgery.localization.attribution import RANKING_FILE
 from vllm_surgery.localization.pipeline import Outcome, SearchRun, localize
 from vllm_surgery.localization.report import write_report
 from vllm_surgery.localization.search.budget import Budget
+from vllm_surgery.localization.search.stages import Stages
 from vllm_surgery.model.checkpoint import ModelFolder
 from vllm_surgery.patch.files import load_patch
 from vllm_surgery.patch.units import Unit
@@ -36,11 +39,11 @@ class Desk:
         self.out, self.probes, self.model = folder / "out", folder, model
         self._monkeypatch = monkeypatch
 
-    def go(self, rules: FakeModel, folder: Path | None = None, **changes: Any) -> Outcome:
+    def go(self, rules: FakeModel, folder: Path | None = None, budget: Budget | None = None, **changes: Any) -> Outcome:
         llm = stand_in(self._monkeypatch, rules, every_single(CAUSE))
-        settings = settings_in(self.probes, singles=6, **changes)
+        settings = settings_in(self.probes, **{"singles": 6, **changes})
         place = SearchRun(folder or self.out, NAME, "vllm-surgery localize tiny", quiet=True)
-        outcome = localize(llm, self.model, settings, Budget(answers=600), place)
+        outcome = localize(llm, self.model, settings, budget or Budget(answers=600), place)
         write_report(outcome, settings, place)
         return outcome
 
@@ -147,6 +150,72 @@ def test_the_figures_are_json_that_any_reader_takes(desk: Desk) -> None:
         "terminal": {"verbatim": 16, "decay": 0, "collapse": 0, "doom": 0},
     }
     assert found["best"] in {one["candidate"]["id"] for one in found["measured"]}
+
+
+def test_side_by_side_it_comes_to_the_same_patch_and_the_report_says_how(desk: Desk, tmp_path: Path) -> None:
+    swapped = desk.go(curable(), tmp_path / "swapped")
+    held = desk.go(curable(room=8))
+    assert swapped.patch is not None
+    assert held.patch is not None
+    assert held.patch.read_text() == swapped.patch.read_text()
+    for outcome, said in ((swapped, "one by one, by swaps"), (held, "in slots, several in one batch")):
+        assert outcome.patch is not None
+        text = (outcome.patch.parent / "report.md").read_text()
+        assert f"**Held**: {sum(outcome.search.ways.values())} {said}" in text
+
+
+def test_what_was_spent_on_each_part_and_what_was_not_tried_is_said(desk: Desk) -> None:
+    desk.go(curable(), budget=Budget(answers=90), singles=24)
+    text = (desk.out / "report.md").read_text()
+    assert "held-out trial apart: baseline 0.0 minutes and 28 answers, layers 0.0 minutes and 9 answers" in text
+    assert re.search(r"\*\*Not tried, for want of budget\*\*: \d+ singles", text)
+
+
+class Bar:
+    """Stands for tqdm's; remembers where it was, and what it said there."""
+
+    def __init__(self) -> None:
+        self.n, self.said, self.places = 0, "", []
+
+    def __enter__(self) -> Bar:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def set_postfix_str(self, said: str) -> None:
+        self.said = said
+
+    def update(self, steps: int) -> None:
+        assert steps >= 0
+        self.n += steps
+        self.places.append((self.n, self.said))
+
+
+@pytest.mark.parametrize("budget", [Budget(), Budget(answers=600)], ids=["no limit", "600 answers"])
+def test_the_bar_moves_from_the_first_answers_on(desk: Desk, monkeypatch: pytest.MonkeyPatch, budget: Budget) -> None:
+    bar = Bar()
+    monkeypatch.setattr(pipeline, "tqdm", lambda **_: bar)
+    desk.go(curable(), budget=budget)
+    baseline = [place for place, said in bar.places if said.startswith("baseline")]
+    assert baseline[0] > 0
+    assert len(set(baseline)) > 2
+    layers = [place for place, said in bar.places if said.startswith("layers")]
+    assert layers[0] >= baseline[-1]
+    assert bar.n > layers[-1]
+    assert bar.n <= 100
+
+
+def test_the_bar_moves_while_units_are_ranked(monkeypatch: pytest.MonkeyPatch) -> None:
+    bar, budget = Bar(), Budget(seconds=100)
+    clock = iter([5.0, 15.0, 35.0])
+    monkeypatch.setattr(pipeline.time, "monotonic", lambda: next(clock))
+    stages = Stages(budget)
+    progress = pipeline.Progress(bar, budget, stages)
+    stages.enter("units", 1)
+    for number in (1, 2, 3):
+        progress.ranking(f"transcripts, {number} of 3")
+    assert bar.places == [(place, f"units, transcripts, {number} of 3") for number, place in ((1, 0), (2, 10), (3, 30))]
 
 
 def test_a_search_that_is_done_is_told_again_without_asking(desk: Desk) -> None:

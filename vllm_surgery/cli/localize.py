@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from vllm_surgery.localization.pipeline import Outcome
 
 
+SLOTS = 8
+"""Candidates side by side: with the shortest measurements, a dozen answers each, that is a batch which a CPU's cores
+and most of a small GPU are busy with, and a kill loses no more than the answers of one batch."""
+
 _OPTIONS = (
     "kinds", "text", "tasks", "held_out_text", "held_out_tasks", "ordinary", "seeds", "held_out_seeds", "max_tokens",
     "gains", "singles", "sets", "max_units", "seed", "max_kl", "max_perplexity", "shams",
@@ -55,6 +59,14 @@ def add_to(subparsers: Subparsers) -> None:
         help="a set that is divided into halves `search` and `held-out`, or a file of yours (default: lists, and the "
         "set paper held out)",
     )
+    parser.add_argument(
+        "--patch-slots",
+        type=int,
+        default=SLOTS,
+        metavar="N",
+        help="candidates that are asked in one batch, each in a slot; 0: one after another, by swaps "
+        "(default: %(default)s)",
+    )
     parser.add_argument("--no-gradients", action="store_true", help="rank units by their activations alone")
     for name in _OPTIONS:
         _add_setting(parser, name)
@@ -76,6 +88,7 @@ def _add_setting(parser: argparse.ArgumentParser, name: str) -> None:
 
 def run(args: argparse.Namespace, rest: list[str]) -> int:
     """Carries the command out: 0 where a patch holds up, 1 where there is none."""
+    from vllm_surgery.client.protocol import MOST_SLOTS
     from vllm_surgery.localization.names import check_name, default_name
     from vllm_surgery.localization.search.budget import Budget
 
@@ -83,13 +96,15 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
     budget = Budget.parse(args.budget) if args.budget else Budget()
     name = default_name(args.model) if args.name is None else args.name
     check_name(name, settings.penalty)
+    if not 0 <= args.patch_slots <= MOST_SLOTS:
+        raise UsageError(f"--patch-slots {args.patch_slots}: 0 to {MOST_SLOTS}")
     require_vllm("localize")
     from vllm_surgery.engine.offline import folder_of, start_engine, stop_engine
     from vllm_surgery.localization.pipeline import SearchRun, localize
     from vllm_surgery.localization.report import write_report
     from vllm_surgery.model.checkpoint import ModelFolder
 
-    llm = start_engine(args.model, rest)
+    llm = start_engine(args.model, rest, args.patch_slots)
     run = SearchRun(args.out, name, _command(args, rest), quiet=args.json)
     try:
         outcome = localize(llm, ModelFolder(folder_of(llm)), settings, budget, run)
@@ -170,6 +185,8 @@ def _data(outcome: Outcome) -> dict[str, Any]:
 
 
 def _in_words(outcome: Outcome, files: dict[str, Path]) -> str:
+    from vllm_surgery.localization.report import counted
+
     found, judged = outcome.search, outcome.held_out
     lines = [f"searched with {outcome.spent_answers} answers in {outcome.spent_minutes:.0f} minutes"]
     if judged is None:
@@ -183,5 +200,7 @@ def _in_words(outcome: Outcome, files: dict[str, Path]) -> str:
         lines += [f"held-out probes: {verdict.word}" for verdict in judged.summary.verdicts.values()]
         lines += [f"more frequent than before: {rise}" for rise in judged.rises]
         lines += [f"note: {note}" for note in judged.notes]
+    if found.untried:
+        lines.append(f"not tried, for want of budget: {counted(found.untried)}")
     lines += [f"patch: {outcome.patch}"] if outcome.patch is not None else []
     return "\n".join([*lines, *(f"{kind}: {file}" for kind, file in files.items())])

@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vllm_surgery.engine import touchpoints
 from vllm_surgery.engine.requests.admission import board_of
-from vllm_surgery.engine.requests.offline import slot_swapper
+from vllm_surgery.engine.requests.offline import change_slots, slot_swapper
+from vllm_surgery.engine.server_config import logger
+from vllm_surgery.engine.settings import KEY, Settings
 from vllm_surgery.engine.swap.engines import OfflineEngine, run_sync
 from vllm_surgery.engine.swap.source_checkpoint import local_folder
 from vllm_surgery.engine.swap.transaction import SwapCoordinator
-from vllm_surgery.errors import CannotSwapError
+from vllm_surgery.errors import CannotSwapError, EngineError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -29,12 +31,16 @@ _QUIET = {"VLLM_LOGGING_STREAM": "ext://sys.stderr", "VLLM_LOGGING_LEVEL": "WARN
 """Results alone go to stdout, and hundreds of swaps needn't be told one by one."""
 
 
-def start_engine(model: str, arguments: Sequence[str]) -> Any:
+NO_SLOTS_HERE = "candidates are swapped in one by one"
+
+
+def start_engine(model: str, arguments: Sequence[str], slots: int = 0) -> Any:
     """Starts a `vllm.LLM` for a search.
 
     Args:
         model: its folder, or its name on the Hub.
         arguments: options of `vllm serve` that are about the engine.
+        slots: for patches. Where this vLLM or this model can't have them, the engine has none, and a warning says so.
 
     Raises:
         EngineError: this vLLM can't be patched.
@@ -48,7 +54,18 @@ def start_engine(model: str, arguments: Sequence[str]) -> Any:
 
     parser = EngineArgs.add_cli_args(touchpoints.CLI_PARSER.get()(prog="vllm-surgery localize"))
     args = vars(EngineArgs.from_cli_args(parser.parse_args(["--model", model, *arguments])))
+    if slots:
+        try:
+            return LLM(**args | _FIXED | {"additional_config": _with_slots(args["additional_config"], slots)})
+        except EngineError as error:  # Refused before anything was started.
+            logger.warning("vllm-surgery: %s: %s", NO_SLOTS_HERE, error)
     return LLM(**args | _FIXED)
+
+
+def _with_slots(additional_config: Any, slots: int) -> dict[str, Any]:
+    """An ``additional_config`` of vLLM's with slots in it, unless it says itself how many."""
+    given = dict(additional_config or {})
+    return {**given, KEY: {"slots": slots, **given.get(KEY, {})}}
 
 
 def stop_engine(llm: Any) -> None:
@@ -104,6 +121,32 @@ def served_model(llm: Any) -> ServedModel:
 def swap_patches(llm: Any, patches: PatchSet) -> SwapReport:
     """Replaces the patches of an idle ``vllm.LLM`` as one transaction; see `vllm_surgery.swap` for what it raises."""
     return run_sync(swapper_of(llm).swap(patches))
+
+
+def swap_weights(llm: Any, patches: PatchSet) -> SwapReport:
+    """As `swap_patches`, always in the weights; for requests that are under no patch in a slot."""
+    return run_sync(SwapCoordinator(OfflineEngine(llm)).swap(patches))
+
+
+def slot_count(llm: Any) -> int:
+    """How many patches the engine has room for beside its weights."""
+    if board_of(llm.llm_engine.input_processor) is None:
+        return 0
+    return Settings.of(llm.llm_engine.vllm_config.additional_config).slots
+
+
+def fill_slot(llm: Any, patches: PatchSet) -> None:
+    """Puts a patch set into a slot, for requests that choose it.
+
+    Raises:
+        SurgeryError: refused with the reason; nothing was changed.
+    """
+    change_slots(llm, [patches])
+
+
+def free_slots(llm: Any, names: Sequence[str]) -> None:
+    """Offers patches in slots no more."""
+    change_slots(llm, free=names)
 
 
 def swapper_of(llm: Any) -> Swapper:

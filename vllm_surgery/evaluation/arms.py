@@ -122,3 +122,26 @@ def by_patches(arms: Sequence[Arm]) -> list[Arm]:
     """The arms in an order in which those with the same patches stand together, so that each set is swapped in once."""
     first = {repr(arm.patches): place for place, arm in reversed(list(enumerate(arms)))}
     return sorted(arms, key=lambda arm: (arm.url is not None, first[repr(arm.patches)]))
+
+
+def in_batches(arms: Sequence[Arm], room: int) -> list[list[Arm]]:
+    """The arms that are asked together.
+
+    Args:
+        arms: of a trial.
+        room: patch sets that can be held side by side; 0: none, so that each arm is asked by itself.
+    """
+    batches: list[list[Arm]] = []
+    for arm in by_patches(arms):
+        last = batches[-1] if batches else []
+        fits = room and arm.url is None and all(one.url is None for one in last)
+        if last and fits and _patch_sets([*last, arm]) <= room:
+            last.append(arm)
+        else:
+            batches.append([arm])
+    return batches
+
+
+def _patch_sets(arms: Iterable[Arm]) -> int:
+    """How many different ones there are, no patch apart."""
+    return len({repr(arm.patches) for arm in arms if arm.patches})

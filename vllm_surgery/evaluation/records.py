@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 import os
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
 from vllm_surgery.errors import UsageError
 
@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from vllm_surgery.loops import Loop
+
+
+Way: TypeAlias = Literal["slot", "swap"]
 
 
 class Key(NamedTuple):
@@ -62,6 +65,8 @@ class Record:
         sampling: as the request said it.
         finish: the server's word: ``stop`` where the model ended it, ``length`` where the budget did.
         loops: what the detectors found in `token_ids`.
+        way: how the arm's patch came to it: in a slot, beside other arms in one batch, or swapped in; None where nobody
+            chose, such as on another server, or where it wasn't noted.
     """
 
     key: Key
@@ -72,6 +77,7 @@ class Record:
     token_ids: list[int]
     finish: str
     loops: list[FoundLoop] = field(default_factory=list)
+    way: Way | None = None
 
     def to_data(self) -> dict[str, Any]:
         """Plain data: the line in the file."""

@@ -4,14 +4,15 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from tqdm import tqdm
 
 from vllm_surgery.errors import UsageError
-from vllm_surgery.evaluation.arms import Arm, by_patches, checked
-from vllm_surgery.evaluation.backends.base import Job, TokenLogprobs
+from vllm_surgery.evaluation.arms import Arm, checked, in_batches
+from vllm_surgery.evaluation.backends.base import Job, Text, TokenLogprobs
 from vllm_surgery.evaluation.drift import Drift
 from vllm_surgery.evaluation.probes import ProbeSet, load_probes
 from vllm_surgery.evaluation.protocol import Protocol
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from vllm_surgery.evaluation.backends.base import Backend, Completion
+    from vllm_surgery.evaluation.records import Way
 
 TRIAL_FILE, ANSWERS_FILE, LOGPROBS_FILE, EXACT_FILE = "trial.json", "answers.jsonl", "logprobs.jsonl", "exact.json"
 FORMAT = 1
@@ -187,21 +189,71 @@ def run_trial(trial: Trial, backend: Backend, folder: TrialFolder, table: TokenT
     """
     folder.open(trial)
     known = {record.key for record in folder.records()}
-    measured = set(folder.logprobs())
     total = sum(len(trial.jobs(arm)) for arm in trial.arms)
     with tqdm(total=total, initial=len(known), unit="answer", desc="trial", disable=quiet) as progress:
-        for arm in by_patches(trial.arms):
-            jobs = [job for job in trial.jobs(arm) if job.key not in known]
-            texts = _texts(trial, arm, measured)
-            if not (jobs or texts):
-                continue
-            progress.set_description(arm.name)
-            patch = backend.serve(arm)
-            for answered in backend.answer(jobs):
-                folder.add([record_of(job, completion, patch, table) for job, completion in answered])
-                progress.update(len(answered))
-            for key, prompt, reply in texts:
-                folder.add_logprobs(key, backend.logprobs(prompt, reply))
+        asking = _Asking(trial, backend, folder, table, known, set(folder.logprobs()), progress, quiet)
+        for arms in in_batches(trial.arms, backend.room):
+            asking.ask(arms)
+
+
+@dataclass(frozen=True)
+class _Asking:
+    """One run of a trial, and what was there before it."""
+
+    trial: Trial
+    backend: Backend
+    folder: TrialFolder
+    table: TokenTable
+    known: set[Key]
+    measured: set[tuple[str, str, str]]
+    progress: Any
+    quiet: bool
+
+    def ask(self, arms: Sequence[Arm]) -> None:
+        """What is missing of these arms: in one batch, as far as slots hold them, and else one after another."""
+        left = [arm for arm in arms if self._jobs(arm) or self._texts(arm)]
+        if left and self.backend.room and all(arm.url is None for arm in left):
+            held = self.backend.hold(left)
+            self._answer([arm for arm in left if arm.name in held.ids], held.ids, "slot")
+            for name, reason in held.refused.items():
+                self._say(f"{name}: can't be held in a slot, so it is swapped in: {reason}")
+            left = [arm for arm in left if arm.name in held.refused]
+        for arm in left:
+            way: Way | None = None if arm.url is not None else "swap"
+            self._answer([arm], {arm.name: self.backend.serve(arm)}, way)
+
+    def _answer(self, arms: Sequence[Arm], ids: Mapping[str, str | None], way: Way | None) -> None:
+        self.progress.set_description(arms[0].name if len(arms) == 1 else f"{len(arms)} arms")
+        for answered in self.backend.answer(paired([self._jobs(arm) for arm in arms])):
+            records = [record_of(job, said, ids[job.key.arm], self.table, way) for job, said in answered]
+            self.folder.add(records)
+            self.progress.update(len(records))
+        for text, logprobs in self.backend.logprobs(paired([self._texts(arm) for arm in arms])):
+            self.folder.add_logprobs(text.key, logprobs)
+
+    def _jobs(self, arm: Arm) -> list[Job]:
+        return [job for job in self.trial.jobs(arm) if job.key not in self.known]
+
+    def _texts(self, arm: Arm) -> list[Text]:
+        texts = [
+            Text(arm.name, name, probe.id, probe.prompt, probe.reply or "")
+            for name in self.trial.protocol.text
+            for probe in self.trial.sets[name].probes
+        ]
+        return [text for text in texts if is_measured(arm) and text.key not in self.measured]
+
+    def _say(self, line: str) -> None:
+        if not self.quiet:
+            tqdm.write(f"vllm-surgery: {line}", file=sys.stderr)
+
+
+Asked = TypeVar("Asked")
+
+
+def paired(lists: Sequence[Sequence[Asked]]) -> list[Asked]:
+    """The first of every list, then the second, and so on: arms' answers to one probe are made side by side."""
+    longest = max(map(len, lists), default=0)
+    return [one[place] for place in range(longest) for one in lists if place < len(one)]
 
 
 def is_measured(arm: Arm) -> bool:
@@ -209,22 +261,13 @@ def is_measured(arm: Arm) -> bool:
     return arm.kind != "penalty"
 
 
-def _texts(trial: Trial, arm: Arm, measured: set[tuple[str, str, str]]) -> list[tuple[tuple[str, str, str], str, str]]:
-    return [
-        ((arm.name, name, probe.id), probe.prompt, probe.reply or "")
-        for name in trial.protocol.text
-        for probe in trial.sets[name].probes
-        if is_measured(arm) and (arm.name, name, probe.id) not in measured
-    ]
-
-
-def record_of(job: Job, completion: Completion, patch: str | None, table: TokenTable) -> Record:
+def record_of(job: Job, completion: Completion, patch: str | None, table: TokenTable, way: Way | None = None) -> Record:
     """The record of an answer that was given under a patch set."""
     tokens = completion.token_ids
     loops = detect(tokens, table, ending=ending_of(completion.finish))
     offsets = _offsets(tokens, table) if loops else []
     found = [FoundLoop.of(loop, offsets) for loop in loops]
-    return Record(job.key, patch, job.prompt, job.sampling, completion.text, tokens, completion.finish, found)
+    return Record(job.key, patch, job.prompt, job.sampling, completion.text, tokens, completion.finish, found, way)
 
 
 def _offsets(tokens: Sequence[int], table: TokenTable) -> list[int]:

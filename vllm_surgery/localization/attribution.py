@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+import math
+import time
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from vllm_surgery.atomic_files import atomic_write
@@ -32,22 +34,24 @@ class Attribution:
         singles: one unit each.
         sets: several units each.
         notes: what couldn't be looked at, and why.
+        seconds: that it took.
     """
 
     singles: list[Candidate]
     sets: list[Candidate] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    seconds: float = field(default=0.0, compare=False)
 
     def to_data(self) -> dict[str, Any]:
         """Plain data."""
         singles, sets = ([one.to_data() for one in part] for part in (self.singles, self.sets))
-        return {"singles": singles, "sets": sets, "notes": self.notes}
+        return {"singles": singles, "sets": sets, "notes": self.notes, "seconds": self.seconds}
 
     @classmethod
     def from_data(cls, data: Mapping[str, Any]) -> Attribution:
         """The attribution whose `to_data` this is."""
         singles, sets = ([Candidate.from_data(one) for one in data[part]] for part in ("singles", "sets"))
-        return cls(singles, sets, data["notes"])
+        return cls(singles, sets, data["notes"], data.get("seconds", 0.0))
 
 
 def passages(records: Sequence[Record], tokens_before: Callable[[str], list[int]]) -> list[Passage]:
@@ -100,14 +104,17 @@ def interleave(rankings: Sequence[Sequence[Candidate]], blocks: Sequence[UnitBlo
 
 def load_or_compute(
     folder: Path,
-    make: Callable[[Sequence[Record], Sequence[UnitBlock]], Attribution],
+    make: Callable[[Sequence[Record], Sequence[UnitBlock], float], Attribution],
     records: Sequence[Record],
     matter: Sequence[UnitBlock],
+    seconds: float = math.inf,
 ) -> Attribution:
-    """The attribution that `make` gives, or gave before the search was stopped."""
+    """The attribution that `make` gives in `seconds`, or gave before the search was stopped."""
     file = folder / RANKING_FILE
     if file.exists():
         return Attribution.from_data(json.loads(file.read_text()))
-    found = make(records, matter)
+    started = time.monotonic()
+    found = make(records, matter, seconds)
+    found = replace(found, seconds=time.monotonic() - started)
     atomic_write(file, json.dumps(found.to_data(), indent=1) + "\n")  # A kill leaves no half of a ranking.
     return found

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,7 @@ from vllm_surgery.localization.held_out import HeldOutResult, TrialContext, evid
 from vllm_surgery.localization.ranking.ranker import Ranker
 from vllm_surgery.localization.search.evaluator import CandidateEvaluator, EvalContext
 from vllm_surgery.localization.search.search import Search, SearchResult
+from vllm_surgery.localization.search.stages import BASELINE, Stages
 from vllm_surgery.loops import TokenTable
 from vllm_surgery.patch.patch_set import SourcedPatch
 from vllm_surgery.planning.check import seal_patch
@@ -47,7 +49,7 @@ class Outcome:
         search: on the search's own probes.
         held_out: on the held-out ones; None where there was nothing to judge.
         patch: the file that holds the edit, sealed, where it holds up; else None.
-        spent_minutes: all measurements of the search, without the held-out trial.
+        spent_minutes: all measurements and rankings of the search, without the held-out trial.
         spent_answers: likewise.
     """
 
@@ -112,19 +114,43 @@ def localize(llm: Any, model: ModelFolder, settings: SearchSettings, budget: Bud
 def _search(
     llm: Any, model: ModelFolder, settings: SearchSettings, budget: Budget, context: TrialContext
 ) -> SearchResult:
-    folder = context.folder.parent / SEARCH_FOLDER
-    with tqdm(total=100, unit="%", desc="search", disable=context.quiet) as progress:
-        report = partial(_show, progress, budget)
+    folder, stages = context.folder.parent / SEARCH_FOLDER, Stages(budget)
+    with tqdm(total=100, unit="%", desc="search", disable=context.quiet) as bar:
+        report = Progress(bar, budget, stages)
         where = EvalContext(context.backend, context.table, folder, guard_of(model), report)
         evaluator = CandidateEvaluator(where, settings, budget)
-        ranker = Ranker(llm, model, evaluator, settings, context.quiet)
+        ranker = Ranker(llm, model, evaluator, settings, context.quiet, report.ranking)
         attribute = partial(load_or_compute, folder, ranker.rank)
-        return Search(evaluator, model.anatomy, settings, budget, attribute).run()
+        return Search(evaluator, model.anatomy, settings, stages, attribute).run()
 
 
-def _show(progress: Any, budget: Budget, what: str) -> None:
-    progress.set_postfix_str(f"{budget.spent_answers} answers, {what}"[:60])
-    progress.update(min(100, round(100 * budget.used)) - progress.n)
+class Progress:
+    """The bar of a search. It moves with every batch of answers and every transcript that is looked into.
+
+    Args:
+        bar: of tqdm, of a hundred steps.
+        budget: of the search.
+        stages: its parts.
+    """
+
+    def __init__(self, bar: Any, budget: Budget, stages: Stages) -> None:
+        self._bar, self._budget, self._stages = bar, budget, stages
+        self._ranking_since: float | None = None
+
+    def __call__(self, what: str, done: float = 0.0) -> None:
+        """Shows what is being done, and how far the search has come."""
+        if self._stages.part == BASELINE:
+            self._stages.step(done)
+        said = ", ".join(filter(None, [self._stages.part if self._stages.part != BASELINE else "", what]))
+        self._bar.set_postfix_str(said[:60])
+        self._bar.update(max(0, round(100 * self._stages.position) - self._bar.n))
+
+    def ranking(self, what: str) -> None:
+        """The same for rankings, which take time and no answers."""
+        now = time.monotonic()
+        self._ranking_since = now if self._ranking_since is None else self._ranking_since
+        self._budget.note(now - self._ranking_since, 0)
+        self(what)
 
 
 def _open(folder: Path, settings: SearchSettings, about: Mapping[str, Any]) -> None:

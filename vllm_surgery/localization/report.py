@@ -11,12 +11,14 @@ from vllm_surgery.evaluation.trial import TrialFolder
 from vllm_surgery.localization.figure import front_figure
 from vllm_surgery.localization.held_out import cells_and_kinds
 from vllm_surgery.localization.pipeline import FOUND_FILE, HELD_OUT_FOLDER
-from vllm_surgery.localization.search.search import block_of
+from vllm_surgery.localization.search.search import block_of, told_spent
 from vllm_surgery.loops import KINDS
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
+    from vllm_surgery.evaluation.records import Way
     from vllm_surgery.evaluation.report.blocks import ReportBlock
     from vllm_surgery.localization.pipeline import Outcome, SearchRun
     from vllm_surgery.localization.search.measurements import Measurement
@@ -50,19 +52,33 @@ def write_report(outcome: Outcome, settings: SearchSettings, run: SearchRun) -> 
 
 def _asked(outcome: Outcome, run: SearchRun) -> Section:
     about, found = outcome.about, outcome.search
-    looks = ", ".join(f"{count} {part}" for part, count in found.evaluations.items())
+    looks, parts = counted(found.evaluations), told_spent(found.spent)
     points = [
         f"**Model**: {about['model']}, sha256 over config and weights {about['fingerprint']}",
         f"**Engine**: {about['engine']}, vllm-surgery {about['vllm_surgery']}",
         f"**Command**: `{run.command}`",
-        f"**Spent**: {outcome.spent_answers} answers in {outcome.spent_minutes:.0f} minutes, held-out trial apart",
+        f"**Spent**: {outcome.spent_answers} answers in {outcome.spent_minutes:.0f} minutes, held-out trial apart"
+        + (f": {', '.join(f'{part} {said}' for part, said in parts.items())}" if parts else ""),
         f"**Unpatched**: {_share(found.base.looped.value)} of {found.base.answers} answers to search probes end in a "
         f"loop ({', '.join(f'{count} {kind}' for kind, count in found.base.terminal.items())})",
         f"**Looks at candidates**: {looks or 'none'}",
+        *([f"**Held**: {ways}"] if (ways := _ways(found.ways)) else []),
+        *([f"**Not tried, for want of budget**: {untried}"] if (untried := counted(found.untried)) else []),
     ]
     notes = list(found.attribution.notes) if found.attribution is not None else []
+    notes += found.notes
     notes += [f"refused: {reason}" for reason in found.refused[:SHOWN]]
     return Section("The search", [Words("", points), *([Words("Notes:", notes)] if notes else [])])
+
+
+def counted(parts: Mapping[str, int]) -> str:
+    """Counts of candidates by the part of a search, in words."""
+    return ", ".join(f"{count} {part}" for part, count in parts.items())
+
+
+def _ways(ways: Mapping[Way, int]) -> str:
+    said: dict[Way, str] = {"slot": "in slots, several in one batch", "swap": "one by one, by swaps"}
+    return ", ".join(f"{count} {said[way]}" for way, count in ways.items())
 
 
 def _came_of_it(outcome: Outcome, settings: SearchSettings) -> Section:

@@ -4,7 +4,8 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -12,12 +13,12 @@ from tests.localization.fake import BATCH, PROBES, FakeModel, candidate, lab_in,
 from vllm_surgery.errors import EngineError, MismatchError
 from vllm_surgery.evaluation.analysis.outcomes import loops
 from vllm_surgery.localization.search.budget import Budget
-from vllm_surgery.localization.search.evaluator import SPENT_FILE, CandidateEvaluator, Fidelity
+from vllm_surgery.localization.search.evaluator import CandidateEvaluator, Fidelity
+from vllm_surgery.localization.search.measurements import Measurement
+from vllm_surgery.localization.search.spending import SPENT_FILE
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-    from vllm_surgery.localization.search.measurements import Measurement
 
 pytestmark = pytest.mark.usefixtures("no_waiting_for_disks")
 
@@ -95,7 +96,7 @@ def test_a_longer_look_asks_only_what_is_missing(tmp_path: Path) -> None:
         evaluator.measure(CURE, look)
     assert len(model.asked) == len(set(model.asked)) == 2 * (JOBS + TASKS)
     assert len(model.compared) == len(set(model.compared)) == 2 * TEXTS
-    assert model.swaps == ["unpatched", CURE.id, CURE.id, CURE.id]
+    assert model.swaps == ["unpatched", "unpatched", CURE.id, CURE.id, CURE.id]
 
 
 def test_tasks_are_asked_in_the_closest_look_alone(tmp_path: Path) -> None:
@@ -128,10 +129,10 @@ def test_without_texts_nothing_is_known_of_cost(tmp_path: Path) -> None:
 def test_every_look_is_charged_once(tmp_path: Path) -> None:
     budget = Budget(answers=ROOM)
     passed = walk(lab_of(tmp_path, looping(), budget), budget)
-    spent = [0, JOBS + TASKS, 6, 6, 6, JOBS - 12 + TASKS]
+    spent = [PROBES + TASKS, PROBES, 6, 6, 6, JOBS - 12 + TASKS]
     assert [used * ROOM for _, used in passed] == pytest.approx([sum(spent[: n + 2]) for n in range(5)])
     lines = (tmp_path / "search" / SPENT_FILE).read_text().splitlines()
-    assert [json.loads(line)["answers"] for line in lines] == spent[1:]
+    assert [json.loads(line)["answers"] for line in lines] == spent
 
 
 def test_what_is_known_is_charged_as_it_was_and_nothing_is_asked(tmp_path: Path) -> None:
@@ -163,34 +164,34 @@ def test_answers_before_a_kill_are_charged_when_the_measurement_ends(tmp_path: P
         lab_of(tmp_path, killed).baseline()
     lab_of(tmp_path, looping(), budget).baseline()
     assert budget.spent_answers == JOBS + TASKS
-    (line,) = map(json.loads, (tmp_path / "search" / SPENT_FILE).read_text().splitlines())
-    assert line["answers"] == JOBS + TASKS
+    lines = map(json.loads, (tmp_path / "search" / SPENT_FILE).read_text().splitlines())
+    assert [line["answers"] for line in lines] == [PROBES + TASKS, PROBES]
 
 
 def test_the_time_before_a_kill_is_charged_at_the_pace_of_the_rest(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Four of 28 answers are left, and they take 4 seconds."""
+    """Eight of 16 greedy answers are left, and they take 8 seconds."""
     killed, budget = looping(), Budget(seconds=3600)
-    killed.stop_after = 3 * BATCH
+    killed.stop_after = BATCH
     with pytest.raises(EngineError):
-        lab_of(tmp_path, killed).baseline()
-    clock = iter([100.0, 104.0])
-    monkeypatch.setattr("vllm_surgery.localization.search.evaluator.time.monotonic", lambda: next(clock))
-    lab_of(tmp_path, looping(), budget).baseline()
-    assert budget.spent_seconds == pytest.approx(28.0)
+        lab_of(tmp_path, killed, seeds=0).baseline()
+    model = looping()
+    monkeypatch.setattr("vllm_surgery.localization.search.evaluator.time.monotonic", lambda: 100.0 + len(model.asked))
+    lab_of(tmp_path, model, budget, seeds=0).baseline()
+    assert budget.spent_seconds == pytest.approx(16.0)
 
 
 def test_a_kill_after_all_answers_leaves_texts_to_compare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def die(prompt: str, reply: str) -> None:
+    def die(texts: object) -> None:
         raise EngineError("killed")
 
     killed, rest, budget = looping(), looping(), Budget(answers=ROOM)
     monkeypatch.setattr(killed, "logprobs", die)
     with pytest.raises(EngineError):
-        lab_of(tmp_path, killed).baseline()
-    lab_of(tmp_path, rest, budget).baseline()
-    assert (rest.asked, len(rest.compared), budget.spent_answers) == ([], TEXTS, JOBS + TASKS)
+        lab_of(tmp_path, killed, seeds=0).baseline()
+    lab_of(tmp_path, rest, budget, seeds=0).baseline()
+    assert (rest.asked, len(rest.compared), budget.spent_answers) == ([], TEXTS, PROBES + TASKS)
 
 
 def test_a_candidate_that_the_model_cannot_take_is_refused_each_time_and_charged_for_nothing(tmp_path: Path) -> None:
@@ -203,10 +204,130 @@ def test_a_candidate_that_the_model_cannot_take_is_refused_each_time_and_charged
     assert budget.spent_answers == JOBS + TASKS
 
 
-def test_each_measurement_is_reported(tmp_path: Path) -> None:
-    told: list[str] = []
-    evaluator = lab_of(tmp_path, looping())
-    evaluator._context = evaluator._context.__class__(**{**vars(evaluator._context), "report": told.append})
+@pytest.mark.parametrize("room", [0, 4])
+def test_it_is_told_how_far_a_measurement_has_come(tmp_path: Path, room: int) -> None:
+    told: list[tuple[str, float]] = []
+    model = looping()
+    model.room = room
+    evaluator = lab_of(tmp_path, model)
+    evaluator._context = replace(evaluator._context, report=lambda what, done=0.0: told.append((what, done)))
+    evaluator.baseline()
+    assert sum(done for _, done in told) == pytest.approx(1)
+    assert told[0] == (f"baseline, {BATCH} of {JOBS + TASKS} answers", BATCH / (JOBS + TASKS))
+    evaluator.measure(CURE, Fidelity(6, 1))
+    assert told[-1] == (f"{'1 candidates' if room else CURE}, 6 of 6 answers", 1.0)
+
+
+def test_what_is_under_way_moves_the_budgets_place_and_is_counted_once(tmp_path: Path) -> None:
+    budget = Budget(answers=ROOM)
+    evaluator = lab_of(tmp_path, looping(), budget)
+    places: list[float] = []
+    evaluator._context = replace(evaluator._context, report=lambda *_: places.append(budget.used_so_far * ROOM))
+    evaluator.baseline()
+    assert places == pytest.approx([8, 16, 24, 28])
+    assert budget.used * ROOM == pytest.approx(28)
+
+
+def test_the_baseline_takes_no_further_seed_once_its_share_is_used_up(tmp_path: Path) -> None:
+    budget = Budget(answers=100)
+    model = looping()
+    evaluator = lab_of(tmp_path, model, budget, seeds=3)
+    records = evaluator.baseline(0.25)
+    assert budget.spent_answers == len(model.asked) == PROBES + TASKS + PROBES
+    assert evaluator.left_out == 2 * PROBES
+    assert len(records) == len(evaluator.jobs) == evaluator.full_fidelity.answers == 2 * PROBES
+    idle, again = FakeModel(stop_after=0), Budget(answers=100)
+    gone_on = lab_of(tmp_path, idle, again, seeds=3)
+    assert gone_on.baseline(0.25) == records
+    assert again.spent_answers == budget.spent_answers
+
+
+def in_slots(room: int = 4, **rules: Any) -> FakeModel:
+    return FakeModel(causes=frozenset({CAUSE}), room=room, **rules)
+
+
+MANY = [CURE, NOTHING, candidate(neuron(0, 1)), candidate(neuron(2, 2))]
+
+
+@pytest.mark.parametrize("look", [Fidelity(6, 1), EVERYTHING])
+def test_side_by_side_measurements_are_those_of_each_alone(tmp_path: Path, look: Fidelity) -> None:
+    one_by_one, together = lab_of(tmp_path / "a", looping()), lab_of(tmp_path / "b", model := in_slots())
+    one_by_one.baseline()
+    together.baseline()
+    assert together.measure_all(MANY, look) == [one_by_one.measure(one, look) for one in MANY]
+    assert model.batches == [[one.id for one in MANY]]
+    assert model.swaps == ["unpatched"] * 2
+
+
+def test_answers_to_one_prompt_are_made_side_by_side(tmp_path: Path) -> None:
+    evaluator = lab_of(tmp_path, model := in_slots())
+    evaluator.baseline()
+    before = len(model.asked)
+    evaluator.measure_all(MANY, Fidelity(6, 1))
+    asked = model.asked[before:]
+    assert [arm for arm, *_ in asked] == [one.id for one in MANY] * 6
+    assert len({prompt for _, _, prompt, _ in asked[:4]}) == 1
+
+
+def test_of_candidates_side_by_side_only_what_is_missing_is_asked(tmp_path: Path) -> None:
+    evaluator = lab_of(tmp_path, model := in_slots())
+    evaluator.baseline()
+    evaluator.measure_all(MANY[:2], Fidelity(6, 1))
+    evaluator.measure_all(MANY, Fidelity(12, 1))
+    evaluator.measure_all(MANY, Fidelity(6, 1))
+    assert len(model.asked) == len(set(model.asked)) == JOBS + TASKS + 4 * 12
+    assert len(model.batches) == 3
+
+
+def test_one_that_no_slot_can_hold_is_swapped_in_and_the_reason_kept(tmp_path: Path) -> None:
+    model = in_slots(weights_only=frozenset({OTHER}))
+    evaluator, alone = lab_of(tmp_path / "a", model), lab_of(tmp_path / "b", looping())
+    alone.baseline()
+    evaluator.baseline()
+    found = evaluator.measure_all(MANY, Fidelity(6, 1))
+    assert found == [alone.measure(one, Fidelity(6, 1)) for one in MANY]
+    assert model.swaps[2:] == [NOTHING.id]
+    assert evaluator.spending.ways == {"slot": 3, "swap": 1}
+    again = lab_of(tmp_path / "a", FakeModel(stop_after=0))
+    assert again.spending.why_swapped == ["no rank has a place for the gains"]
+
+
+def test_one_that_the_model_cannot_take_is_refused_and_the_others_are_measured(tmp_path: Path) -> None:
+    budget = Budget(answers=ROOM)
+    evaluator = lab_of(tmp_path, in_slots(unwelcome=frozenset({OTHER})), budget)
+    evaluator.baseline()
+    cure, refusal, *rest = evaluator.measure_all(MANY, Fidelity(6, 1))
+    assert isinstance(refusal, MismatchError)
+    assert all(isinstance(one, Measurement) for one in (cure, *rest))
+    assert budget.spent_answers == JOBS + TASKS + 3 * 6
+
+
+@pytest.mark.parametrize("stop", [8, 16])
+def test_a_batch_that_was_killed_goes_on_and_each_candidate_is_charged_once(tmp_path: Path, stop: int) -> None:
+    whole, parts = Budget(answers=ROOM), Budget(answers=ROOM)
+    first = lab_of(tmp_path / "whole", in_slots(), whole)
+    first.baseline()
+    wanted = first.measure_all(MANY, Fidelity(6, 1))
+    killed, rest = in_slots(stop_after=JOBS + TASKS + stop), in_slots()
+    evaluator = lab_of(tmp_path / "parts", killed)
+    evaluator.baseline()
+    with pytest.raises(EngineError, match="killed"):
+        evaluator.measure_all(MANY, Fidelity(6, 1))
+    again = lab_of(tmp_path / "parts", rest, parts)
+    again.baseline()
+    assert [again.answers_missing(one, Fidelity(6, 1)) for one in MANY] == [6] * 4
+    assert again.measure_all(MANY, Fidelity(6, 1)) == wanted
+    assert parts.spent_answers == whole.spent_answers == len(killed.asked) + len(rest.asked)
+
+
+def test_the_time_of_a_batch_is_shared_by_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, budget = in_slots(), Budget(seconds=3600)
+    monkeypatch.setattr("vllm_surgery.localization.search.evaluator.time.monotonic", lambda: float(len(model.asked)))
+    evaluator = lab_of(tmp_path, model, budget)
     evaluator.baseline()
     evaluator.measure(CURE, Fidelity(6, 1))
-    assert told == ["neurons/1/5 x 0"]
+    evaluator.measure_all(MANY, Fidelity(12, 1))
+    lines = [json.loads(line) for line in (tmp_path / "search" / SPENT_FILE).read_text().splitlines()]
+    assert [line["seconds"] for line in lines] == pytest.approx([16, 12, 6, 6, 12, 12, 12])
+    assert [line["batch"] for line in lines] == [1, 2, 3, 4, 4, 4, 4]
+    assert budget.spent_seconds == pytest.approx(len(model.asked))

@@ -14,7 +14,7 @@ from vllm_surgery.localization.settings import SearchSettings
 from vllm_surgery.patch.units import MASK, Unit
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from typing import Any
 
     from vllm_surgery.localization.candidates import Candidate
@@ -35,6 +35,9 @@ class World:
     def __init__(self, useful: set[int], costly: set[int] = frozenset(), budget: int = 10**6) -> None:
         self.useful, self.costly, self.budget = useful, costly, budget
         self.asked: list[Candidate] = []
+
+    def all(self, candidates: Sequence[Candidate]) -> list[Measurement | None]:
+        return [self(one) for one in candidates]
 
     def __call__(self, one: Candidate) -> Measurement | None:
         if len(self.asked) >= self.budget:
@@ -82,26 +85,26 @@ def test_what_comes_of_two_pairs_is_tried_once() -> None:
 
 def test_it_grows_as_long_as_that_helps() -> None:
     world = World({0, 3, 5})
-    grown = grow(start(world, 0), SINGLES[:8], 8, world, rank)
+    grown = grow(start(world, 0), SINGLES[:8], 8, world.all, rank)
     assert units_of(grown) == {0, 3, 5}
     assert grown.candidate.origin == "grown"
 
 
 def test_it_grows_to_no_more_units_than_are_wanted() -> None:
     world = World(set(range(8)))
-    assert len(units_of(grow(start(world, 0), SINGLES[:8], 3, world, rank))) == 3
+    assert len(units_of(grow(start(world, 0), SINGLES[:8], 3, world.all, rank))) == 3
 
 
 def test_what_costs_too_much_is_not_added() -> None:
     world = World({0, 1, 2}, costly={1})
-    assert units_of(grow(start(world, 0), SINGLES[:3], 8, world, rank)) == {0, 2}
+    assert units_of(grow(start(world, 0), SINGLES[:3], 8, world.all, rank)) == {0, 2}
 
 
 def test_growth_without_a_budget_keeps_what_it_has() -> None:
     world = World({0, 1}, budget=1)
     one = start(world, 0)
-    assert grow(one, SINGLES[:3], 8, world, rank) == one
-    assert grow(one, [], 8, World({0, 1}), rank) == one
+    assert grow(one, SINGLES[:3], 8, world.all, rank) == one
+    assert grow(one, [], 8, World({0, 1}).all, rank) == one
 
 
 def test_what_is_not_needed_is_dropped() -> None:
@@ -145,7 +148,7 @@ def test_growing_and_shrinking_end_with_needed_units_alone_and_never_do_worse(
 ) -> None:
     world = World(useful, costly - {0})
     one = start(world, 0)
-    grown = grow(one, SINGLES[:12], most, world, rank)
+    grown = grow(one, SINGLES[:12], most, world.all, rank)
     found = shrink(grown, world, rank)
     assert rank(found)[:2] <= rank(grown)[:2] <= rank(one)[:2]
     assert found.candidate.units <= most

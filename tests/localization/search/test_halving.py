@@ -19,10 +19,12 @@ from vllm_surgery.localization.search.halving import (
     ROUNDS,
     affordable,
     halve,
+    looks,
     rungs,
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from typing import Any
 
     from vllm_surgery.localization.candidates import Candidate
@@ -48,7 +50,10 @@ class Looking:
         self.seen: list[tuple[Candidate, Fidelity]] = []
         self.budget = budget
 
-    def __call__(self, one: Candidate, fidelity: Fidelity) -> Measurement | None:
+    def __call__(self, candidates: Sequence[Candidate], fidelity: Fidelity) -> list[Measurement | None]:
+        return [self.look(one, fidelity) for one in candidates]
+
+    def look(self, one: Candidate, fidelity: Fidelity) -> Measurement | None:
         if len(self.seen) == self.budget:
             return None
         self.seen.append((one, fidelity))
@@ -100,7 +105,11 @@ def test_when_the_budget_ends_within_a_round_those_that_came_in_it_count() -> No
 
 def test_a_candidate_that_cannot_be_tried_is_out() -> None:
     looking = Looking()
-    found = halve(MANY[:4], rungs(FULL), lambda one, fidelity: looking(one, fidelity) if one != MANY[0] else None, rank)
+
+    def look(candidates: Sequence[Candidate], fidelity: Fidelity) -> list[Measurement | None]:
+        return [looking.look(one, fidelity) if one != MANY[0] else None for one in candidates]
+
+    found = halve(MANY[:4], rungs(FULL), look, rank)
     assert [one.candidate for one in found] == MANY[1 : 1 + MIN_KEPT]
 
 
@@ -111,9 +120,12 @@ def test_nothing_to_look_at() -> None:
 @given(st.floats(0, 30), st.integers(1, ROUNDS))
 def test_what_is_planned_is_within_the_budget_and_one_more_is_not(room: float, rounds: int) -> None:
     def spent(count: int) -> float:
-        looking = Looking()
+        looking, closest = Looking(), {}
         halve([candidate(neuron(1, index)) for index in range(count)], rungs(FULL, rounds), looking, rank)
-        return sum(fidelity.answers / FULL.answers for _, fidelity in looking.seen)
+        assert len(looking.seen) == looks(count, rounds)
+        for one, fidelity in looking.seen:
+            closest[one.id] = fidelity.answers / FULL.answers  # What is known of it isn't asked again.
+        return sum(closest.values())
 
     count = affordable(room, 1.0, rounds)
     assert spent(count) <= room

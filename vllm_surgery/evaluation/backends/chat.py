@@ -3,12 +3,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import httpx
 
 from vllm_surgery.client.connection import CONNECT_SECONDS, Connection
-from vllm_surgery.errors import ServerError, SurgeryError, UsageError
+from vllm_surgery.errors import ConflictError, ServerError, SurgeryError, UsageError
 from vllm_surgery.evaluation.backends.base import TOP_LOGPROBS, Completion, EngineFacts, TokenLogprobs
 
 if TYPE_CHECKING:
@@ -20,6 +20,24 @@ ANSWER_SECONDS = 3600.0
 _TIMEOUT = httpx.Timeout(ANSWER_SECONDS, connect=CONNECT_SECONDS, pool=None)
 _CHAT = "/v1/chat/completions"
 _STRANGE = "answers, but not as an OpenAI-compatible server does"
+
+
+CHOICE_KEY = "patch"
+"""What a request says in ``vllm_xargs``: the name of a patch in a slot."""
+CHOICE_HEADER = "x-surgery-patch"
+"""In which a server with slots says under which patch an answer was made."""
+
+
+class Choice(NamedTuple):
+    """The patch in a slot that a request asks for.
+
+    Attributes:
+        name: by which it asks.
+        id: by which the answer's header says that it was given.
+    """
+
+    name: str
+    id: str
 
 
 class Chat(Connection):
@@ -79,15 +97,20 @@ class Chat(Connection):
         """
         return self._completion(self._ask("POST", _CHAT, self._chat_body(prompt, sampling)))
 
-    async def complete_among(self, http: httpx.AsyncClient, prompt: str, sampling: Mapping[str, Any]) -> Completion:
-        """As `complete`, beside others, over a client that `open_async` gave.
+    async def complete_among(
+        self, http: httpx.AsyncClient, prompt: str, sampling: Mapping[str, Any], choice: Choice | None = None
+    ) -> Completion:
+        """As `complete`, beside others, over a client that `open_async` gave, and under a patch of its own.
 
         Raises:
             SurgeryError: as with `complete`.
+            ConflictError: it was made under another patch.
         """
         with self.network_errors():
-            response = await http.post(_CHAT, json=self._chat_body(prompt, sampling))
-        return self._completion(self._read(response))
+            response = await http.post(_CHAT, json=self._chat_body(prompt, sampling) | _chosen(choice))
+        answer = self._read(response)
+        self._check(response, choice)
+        return self._completion(answer)
 
     def open_async(self, connections: int) -> httpx.AsyncClient:
         """A client for many requests at a time."""
@@ -111,16 +134,16 @@ class Chat(Connection):
             raise UsageError(f"{self.url}: gives no token ids (`return_token_ids`), which loops are looked for in")
         return Completion(text, tokens, finish)
 
-    def logprobs(self, prompt: str, reply: str) -> TokenLogprobs:
+    def logprobs(self, prompt: str, reply: str, choice: Choice | None = None) -> TokenLogprobs:
         """Log-probabilities of a reply, token by token, without the token that ends it.
 
         Raises:
-            SurgeryError: as with `complete`.
+            SurgeryError: as with `complete_among`.
         """
         start = self._tokens({"messages": [{"role": "user", "content": prompt}], "add_generation_prompt": True})
         targets = self._tokens({"prompt": reply, "add_special_tokens": False})
         body = {"model": self.facts().name, "prompt": start + targets, "max_tokens": 1, "prompt_logprobs": TOP_LOGPROBS}
-        answer = self._ask("POST", "/v1/completions", {**body, "temperature": 0})
+        answer = self._ask("POST", "/v1/completions", {**body, "temperature": 0} | _chosen(choice), choice)
         try:
             steps = answer["choices"][0]["prompt_logprobs"][len(start) :]
             tops = [{int(token): float(entry["logprob"]) for token, entry in step.items()} for step in steps]
@@ -132,10 +155,21 @@ class Chat(Connection):
         tokens = self._ask("POST", "/tokenize", {"model": self.facts().name, **body})
         return [int(token) for token in _list(tokens, "tokens")]
 
-    def _ask(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> Any:
+    def _ask(self, method: str, path: str, body: Mapping[str, Any] | None = None, choice: Choice | None = None) -> Any:
         with self.network_errors():
             response = self._http.request(method, path, json=body)
-        return self._read(response)
+        answer = self._read(response)
+        self._check(response, choice)
+        return answer
+
+    def _check(self, response: httpx.Response, choice: Choice | None) -> None:
+        """Sees that an answer was made under the patch that was asked for."""
+        made_under = response.headers.get(CHOICE_HEADER)
+        if choice is not None and made_under != choice.id:
+            raise ConflictError(
+                f"{self.url}: an answer was made under {made_under or 'a patch that it does not name'}, not under "
+                f"{choice.id}: somebody else changed the slots"
+            )
 
     def _read(self, response: httpx.Response) -> Any:
         self.check(response)
@@ -153,6 +187,10 @@ class Chat(Connection):
         if found.status == httpx.codes.NOT_FOUND and found.kind == "ServerError":
             return UsageError(f"{self.url}: has no {response.request.url.path}, so it isn't a server of vLLM's")
         return ServerError(found.status, found.kind, f"{self.url}: {found}")
+
+
+def _chosen(choice: Choice | None) -> dict[str, Any]:
+    return {} if choice is None else {"vllm_xargs": {CHOICE_KEY: choice.name}}
 
 
 def _list(answer: Any, name: str) -> list[Any]:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A trial against running servers: arms are swapped in live, and every answer is known to be of its arm."""
+"""A trial against running servers: arms in slots or swapped in live, and every answer is known to be of its arm."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, TypeAlias
 from vllm_surgery.client.client import SurgeryClient
 from vllm_surgery.errors import CannotSwapError, ConflictError, PluginMissingError, SurgeryError, UsageError
 from vllm_surgery.evaluation.backends.chat import Chat
+from vllm_surgery.evaluation.backends.server_slots import ServerSlots
 from vllm_surgery.patch.patch_set import NO_PATCH
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
     from vllm_surgery.client.protocol import ServerState
     from vllm_surgery.evaluation.arms import Arm
-    from vllm_surgery.evaluation.backends.base import Completion, EngineFacts, Job, TokenLogprobs
+    from vllm_surgery.evaluation.backends.base import Completion, EngineFacts, Held, Job, Text, TokenLogprobs
 
     AnswerTask: TypeAlias = asyncio.Task[tuple[Job, Completion]]
 
@@ -52,6 +53,12 @@ class HttpBackend:
         self._epoch: int | None = None
         self._before: ServerState | None = None
         self._swapped = False
+        self._slots = ServerSlots(self._surgery)
+
+    @property
+    def room(self) -> int:
+        """The slots of the trial's own server that nobody uses; known once `require` has looked."""
+        return self._slots.room
 
     def facts(self) -> EngineFacts:
         """The model of the trial's own server."""
@@ -70,11 +77,13 @@ class HttpBackend:
         state = self._before
         if state is not None and not state.can_swap and {arm.id for arm in own} != {state.active}:
             raise CannotSwapError(f"{self._url}: can't swap patches: {state.cannot_swap_reason}")
+        self._slots.look(state)
         for chat in [self._chat, *(self._chat_at(arm.url) for arm in arms if arm.url)]:
             chat.complete("Hello", {"max_tokens": 1, "temperature": 0})
 
     def serve(self, arm: Arm) -> str | None:
         """Swaps, or turns to another server."""
+        self._slots.release()
         self._chat = self._chat_at(arm.url or self._url)
         self._epoch = None
         if arm.url is not None or self._before is None:
@@ -89,8 +98,18 @@ class HttpBackend:
             raise UsageError(f"{arm.name}: the server serves {active} instead of {arm.id}")
         return active
 
+    def hold(self, arms: Sequence[Arm]) -> Held:
+        """Fills slots. The server's default stays what it is, so nobody else's requests change.
+
+        Raises:
+            SurgeryError: the server is gone.
+        """
+        self._chat, self._epoch = self._chat_at(self._url), None
+        return self._slots.hold(arms)
+
     def restore(self) -> str | None:
-        """Swaps back to what was served before the trial. Gives a warning where it can't."""
+        """Frees what was filled, and swaps back to what was served before. Gives a warning where it can't."""
+        self._slots.release()
         before = self._before
         if before is None or not self._swapped or self._surgery.state().active == before.active:
             return None
@@ -131,13 +150,15 @@ class HttpBackend:
 
     async def _one(self, http: httpx.AsyncClient, free: asyncio.Semaphore, job: Job) -> tuple[Job, Completion]:
         async with free:
-            return job, await self._chat.complete_among(http, job.prompt, job.sampling)
+            choice = self._slots.choice(job.key.arm)
+            return job, await self._chat.complete_among(http, job.prompt, job.sampling, choice)
 
-    def logprobs(self, prompt: str, reply: str) -> TokenLogprobs:
-        """Asks for the log-probabilities of a reply."""
-        logprobs = self._chat.logprobs(prompt, reply)
-        self._settled([])
-        return logprobs
+    def logprobs(self, texts: Sequence[Text]) -> Iterator[tuple[Text, TokenLogprobs]]:
+        """Asks for the log-probabilities of replies, one after another."""
+        for text in texts:
+            logprobs = self._chat.logprobs(text.prompt, text.reply, self._slots.choice(text.arm))
+            self._settled([])
+            yield text, logprobs
 
     def close(self) -> None:
         """Closes all connections."""

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from vllm_surgery.evaluation.analysis.summary import Summary
-    from vllm_surgery.evaluation.records import Record
+    from vllm_surgery.evaluation.records import Record, Way
     from vllm_surgery.evaluation.report.blocks import ReportBlock, Table
     from vllm_surgery.evaluation.trial import Trial
 
@@ -105,7 +105,7 @@ def _parts(text: str) -> list[tuple[str, str]]:
 
 def sections_of(summary: Summary, trial: Trial, records: Sequence[Record]) -> list[Section]:
     """The report's parts, in order."""
-    found = [_asked(summary), _verdicts(summary), _loops(summary, records), _against(summary)]
+    found = [_asked(summary, records), _verdicts(summary), _loops(summary, records), _against(summary)]
     found += [_judges(summary), _side_effects(summary)]
     pairs = list(examples(trial, records))
     if pairs:
@@ -114,19 +114,35 @@ def sections_of(summary: Summary, trial: Trial, records: Sequence[Record]) -> li
     return [section for section in found if section.blocks]
 
 
-def _asked(summary: Summary) -> Section:
+def _asked(summary: Summary, records: Sequence[Record]) -> Section:
     known = partial(_known, summary.about)
     said = [
         f"**Model**: {known('model')}, sha256 over config and weights {known('fingerprint')}",
         f"**Served by**: {known('engine')}, vllm-surgery {known('vllm_surgery')}, {known('started')}",
         f"**Command**: `{known('command')}`; seed of the shams {known('sham_seed')}",
         f"**Answers**: {summary.answers} of {summary.expected}",
+        *([f"**Arms**: {way}"] if (way := ways_of(records, [one.arm.name for one in summary.arms])) else []),
     ]
     note = (
         "Loops are found in the answers' tokens by vllm-surgery's detectors. Intervals are 95 %: Wilson's for rates, "
         "from a bootstrap over probes for differences. Seeds are 0, 1, ... for each probe, the same for all arms."
     )
     return Section("What was asked", [Words("", said), arms_table(summary), cells_table(summary), Words(note)])
+
+
+_WAYS: dict[Way, str] = {
+    "slot": "in one batch through slots, the patch chosen by each request",
+    "swap": "one after another, swapped in",
+}
+
+
+def ways_of(records: Sequence[Record], arms: Sequence[str]) -> str:
+    """How the arms' patches came to their answers, in words; empty where it isn't known."""
+    found = {(one.way, one.key.arm) for one in records}
+    asked = {way: names for way in _WAYS if (names := [name for name in arms if (way, name) in found])}
+    if len(asked) == 1:
+        return _WAYS[next(iter(asked))]
+    return "; ".join(f"{_WAYS[way]}: {', '.join(names)}" for way, names in asked.items())
 
 
 def _known(about: Mapping[str, Any], name: str) -> str:

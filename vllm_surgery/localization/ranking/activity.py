@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vllm_surgery.errors import UsageError
+from vllm_surgery.localization.ranking.allowance import Allowance
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -91,12 +92,14 @@ class PassageMeans:
     loops: bool
 
 
-def measure_activity(llm: Any, passages: Sequence[Passage]) -> Activity:
+def measure_activity(llm: Any, passages: Sequence[Passage], allowance: Allowance | None = None) -> Activity:
     """Runs each passage through the engine once, as a prompt, with hooks in the model that are gone afterwards.
 
     Args:
         llm: a `vllm.LLM` that isn't inside one of its calls, started with ``enforce_eager``. Its caches are emptied.
-        passages: they count alike, however long. Those without a loop count for what is before a loop alone.
+        passages: they count alike, however long. Those without a loop count for what is before a loop alone. The first
+            of them must loop.
+        allowance: the time that it may take; None for all that it needs.
 
     Raises:
         UsageError: no passage loops, or one has no row before its loop.
@@ -106,10 +109,12 @@ def measure_activity(llm: Any, passages: Sequence[Passage]) -> Activity:
     from vllm_surgery.localization.ranking.read_engine import read_passage
 
     seen: dict[UnitBlock, list[PassageMeans]] = defaultdict(list)
-    for passage in passages:
+    read = []
+    for passage in (allowance if allowance is not None else Allowance()).within(passages, "transcripts"):
+        read.append(passage)
         for block, values in read_passage(llm, passage).items():
             seen[block].append(PassageMeans(values, bool(passage.after)))
-    return summarise(seen, passages)
+    return summarise(seen, read)
 
 
 def summarise(seen: Mapping[UnitBlock, Sequence[PassageMeans]], passages: Sequence[Passage]) -> Activity:

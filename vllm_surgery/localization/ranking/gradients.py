@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vllm_surgery.errors import EngineError
+from vllm_surgery.localization.ranking.allowance import Allowance
 from vllm_surgery.localization.ranking.gain_hooks import GainedNetwork, gained_network
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Collection, Iterator, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -64,7 +65,7 @@ class Gradients:
 
 def gain_gradients(  # noqa: PLR0913 - all but three have defaults
     folder: Path, looping: Sequence[Passage], healthy: Sequence[Passage], right: Sequence[Passage] = (), *,
-    draws: int = DRAWS, seed: int = 0, device: str = "cpu", quiet: bool = False,
+    draws: int = DRAWS, seed: int = 0, device: str = "cpu", allowance: Allowance | None = None, quiet: bool = False,
 ) -> Gradients:  # fmt: skip
     """The gradients of a model.
 
@@ -76,6 +77,7 @@ def gain_gradients(  # noqa: PLR0913 - all but three have defaults
         draws: samples of next tokens for each healthy transcript.
         seed: of these samples. The same inputs give the same result on the same machine.
         device: as torch calls it.
+        allowance: the time that it may take, which is divided among the three sorts; None for all that it needs.
         quiet: no progress.
 
     Raises:
@@ -84,21 +86,27 @@ def gain_gradients(  # noqa: PLR0913 - all but three have defaults
     """
     from tqdm import tqdm
 
+    allowance = allowance if allowance is not None else Allowance()
+
+    def each(passages: Sequence[Passage], what: str, share: float) -> Iterator[tuple[int, Passage]]:
+        within = allowance.within(passages, what, share)
+        return enumerate(tqdm(within, desc=what, total=len(passages), unit="text", disable=quiet))
+
     with gained_network(folder, device) as gained:
         margins = [
             _margins(gained, passage, f"looping transcript {number}")
-            for number, passage in enumerate(tqdm(looping, desc="loops' margins", unit="text", disable=quiet))
+            for number, passage in each(looping, "loops' margins", 1 / 3)
         ]
         draw = _Draw(gained, draws, seed)
-        for number, passage in enumerate(tqdm(healthy, desc="sensitivities", unit="text", disable=quiet)):
+        for number, passage in each(healthy, "sensitivities", 1 / 2):
             draw.add(passage, f"healthy transcript {number}")
         likelihoods = [
             _likelihood(gained, passage, f"right answer {number}")
-            for number, passage in enumerate(tqdm(right, desc="right answers", unit="text", disable=quiet))
+            for number, passage in each(right, "right answers", 1)
         ]
         stacked = [
-            {block: np.stack([one[block] for one in each]) for block in gained.gains} if each else {}
-            for each in (margins, likelihoods)
+            {block: np.stack([one[block] for one in part]) for block in gained.gains} if part else {}
+            for part in (margins, likelihoods)
         ]
         return Gradients(stacked[0], draw.sensitivities(), stacked[1], gained.without)
 

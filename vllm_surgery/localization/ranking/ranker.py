@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -11,13 +12,14 @@ from vllm_surgery.evaluation.backends.offline import OfflineBackend
 from vllm_surgery.localization.attribution import Attribution, by_activity, interleave, passages
 from vllm_surgery.localization.candidates import Candidate
 from vllm_surgery.localization.ranking.activity import measure_activity
+from vllm_surgery.localization.ranking.allowance import Allowance
 from vllm_surgery.localization.ranking.gradients import gain_gradients
 from vllm_surgery.localization.ranking.natural_gradient import KL_TARGETS, SIZES, set_candidates, single_candidates
 from vllm_surgery.localization.ranking.scores import rank_by_activity
 from vllm_surgery.localization.transcripts import Passage
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from vllm_surgery.evaluation.records import Record
     from vllm_surgery.localization.ranking.natural_gradient import Direction
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
     from vllm_surgery.model.checkpoint import ModelFolder
     from vllm_surgery.patch.units import UnitBlock
 
+ACTIVITY_SHARE = 0.25
+"""Of the time for rankings, where there are gradients too: forward passes take a fraction of what they take."""
 MAX_PASSAGES = 32
 """Transcripts that are looked into, of those that loop and of those that don't: means over more hardly move."""
 
@@ -40,6 +44,7 @@ class Ranker:
         evaluator: whose reference replies are what healthy text is, and whose right answers a set of units shall spare.
         settings: of the search.
         quiet: no progress.
+        told: is called with each transcript that is looked into.
     """
 
     llm: Any
@@ -47,13 +52,15 @@ class Ranker:
     evaluator: CandidateEvaluator
     settings: SearchSettings
     quiet: bool = False
+    told: Callable[[str], None] | None = None
 
-    def rank(self, records: Sequence[Record], matter: Sequence[UnitBlock]) -> Attribution:
+    def rank(self, records: Sequence[Record], matter: Sequence[UnitBlock], seconds: float = math.inf) -> Attribution:
         """Candidates worth a try.
 
         Args:
             records: the unpatched model's answers.
             matter: blocks that loops need.
+            seconds: that it may take. When they are up, fewer transcripts are looked into, which the notes say.
 
         Raises:
             EngineError: the engine can't be looked into.
@@ -63,21 +70,32 @@ class Ranker:
         healthy = [one for one in transcripts if one.repeats is None][:MAX_PASSAGES]
         if not looping:
             return Attribution([], [], ["no loop is long enough to look into"])
-        active = self._by_activity([*looping, *healthy])
-        singles, sets, notes = self._by_gradients(looping)
-        return Attribution(interleave([singles, active], matter, self.settings.singles), sets, notes)
+        whole = Allowance(seconds)
+        first = Allowance(seconds * ACTIVITY_SHARE if self.settings.gradients else seconds, self.told)
+        active = self._by_activity(in_turn(looping, healthy), first)
+        singles, sets, notes = self._by_gradients(looping, whole.rest(self.told))
+        ranked = interleave([singles, active], matter, self.settings.singles)
+        return Attribution(ranked, sets, [*first.cut, *notes])
 
-    def _by_activity(self, transcripts: Sequence[Passage]) -> list[Candidate]:
-        scored = rank_by_activity(measure_activity(self.llm, transcripts), self.model)
+    def _by_activity(self, transcripts: Sequence[Passage], allowance: Allowance) -> list[Candidate]:
+        scored = rank_by_activity(measure_activity(self.llm, transcripts, allowance), self.model)
         scores = [one for one in scored if one.unit.kind in self.settings.kinds]
         return by_activity(scores[: 2 * self.settings.singles], mask=self.settings.mask)
 
-    def _by_gradients(self, looping: Sequence[Passage]) -> tuple[list[Candidate], list[Candidate], list[str]]:
+    def _by_gradients(
+        self, looping: Sequence[Passage], allowance: Allowance
+    ) -> tuple[list[Candidate], list[Candidate], list[str]]:
         if not self.settings.gradients:
             return [], [], ["gradients were switched off"]
         try:
             found = gain_gradients(
-                self.model.path, looping, self._healthy(), self._right(), seed=self.settings.seed, quiet=self.quiet
+                self.model.path,
+                looping,
+                self._healthy(),
+                self._right(),
+                seed=self.settings.seed,
+                allowance=allowance,
+                quiet=self.quiet,
             )
         except SurgeryError as error:
             return [], [], [f"no gradients: {error}"]
@@ -85,7 +103,10 @@ class Ranker:
         count = 2 * self.settings.singles
         singles = [_candidate(one, "gradient") for one in single_candidates(found, self.settings.gains, count)]
         sets = [_candidate(one, "set") for one in set_candidates(found, SIZES, self._targets()) if len(one.gains) > 1]
-        notes = [f"layer {layer} without some gradients: {why}" for layer, why in sorted(found.without.items())]
+        notes = [
+            *allowance.cut,
+            *(f"layer {layer} without some gradients: {why}" for layer, why in sorted(found.without.items())),
+        ]
         return singles, sets, notes
 
     def _right(self) -> list[Passage]:
@@ -107,6 +128,12 @@ class Ranker:
         before = OfflineBackend(self.llm).tokens_before
         prompts = [(before(prompt), answer) for prompt, answer in answers]
         return [Passage(prompt + answer, len(prompt)) for prompt, answer in prompts]
+
+
+def in_turn(looping: Sequence[Passage], healthy: Sequence[Passage]) -> list[Passage]:
+    """Both sorts by turns, so that what is left out when time is up is some of both. One that loops comes first."""
+    longest = max(len(looping), len(healthy))
+    return [one[place] for place in range(longest) for one in (looping, healthy) if place < len(one)]
 
 
 def _candidate(direction: Direction, origin: str) -> Candidate:

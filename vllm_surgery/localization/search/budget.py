@@ -22,7 +22,7 @@ class Budget:
     """A limit, and how much of it was spent.
 
     Attributes:
-        seconds: that all measurements together may take.
+        seconds: that a search may take: its measurements and its rankings.
         answers: that may be asked for.
     """
 
@@ -30,6 +30,8 @@ class Budget:
     answers: float = math.inf
     spent_seconds: float = field(default=0.0, init=False)
     spent_answers: int = field(default=0, init=False)
+    _asking_seconds: float = field(default=0.0, init=False)
+    _under_way: tuple[float, int] = field(default=(0.0, 0), init=False, compare=False)
 
     @classmethod
     def parse(cls, text: str) -> Budget:
@@ -44,12 +46,37 @@ class Budget:
         number = float(found["number"])
         return cls(answers=number) if found["unit"] == "g" else cls(seconds=number * _SECONDS[found["unit"]])
 
+    @property
+    def limited(self) -> bool:
+        """Whether there is a limit at all."""
+        return math.isfinite(self.seconds) or math.isfinite(self.answers)
+
     def spend(self, seconds: float, answers: int) -> None:
-        """Counts a measurement."""
+        """Counts what was done."""
         self.spent_seconds += seconds
         self.spent_answers += answers
+        self._asking_seconds += seconds if answers else 0.0
+        self._under_way = (0.0, 0)
+
+    def note(self, seconds: float, answers: int) -> None:
+        """What is being done now has taken so much. It is counted by `spend` when it is done."""
+        self._under_way = (seconds, answers)
 
     @property
     def used(self) -> float:
         """The share that was spent; 0 without a limit."""
-        return max(self.spent_seconds / self.seconds, self.spent_answers / self.answers)
+        return self._share(self.spent_seconds, self.spent_answers)
+
+    @property
+    def used_so_far(self) -> float:
+        """The same with what is under way."""
+        seconds, answers = self._under_way
+        return self._share(self.spent_seconds + seconds, self.spent_answers + answers)
+
+    def after(self, answers: int) -> float:
+        """The share that will be spent after so many more answers, at the pace of those until now."""
+        pace = self._asking_seconds / self.spent_answers if self.spent_answers else 0.0
+        return self._share(self.spent_seconds + answers * pace, self.spent_answers + answers)
+
+    def _share(self, seconds: float, answers: int) -> float:
+        return max(seconds / self.seconds, answers / self.answers)

@@ -1,25 +1,29 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Evaluation of candidates: swapped in, asked, compared with the unpatched model, and every answer kept.
+"""Evaluation of candidates: held in slots or swapped in, asked, compared with the unpatched model, every answer kept.
 
 Nothing is asked twice: a search that was killed walks the same way again through what is known and goes on from there.
 """
 
 from __future__ import annotations
 
+import math
 import random
 import time
-from collections import Counter
+from collections import defaultdict
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias
 
+from vllm_surgery.errors import CannotSwapError, PatchError
 from vllm_surgery.evaluation.analysis.outcomes import loops
 from vllm_surgery.evaluation.analysis.side_effects import Tasks, is_right, tasks
 from vllm_surgery.evaluation.analysis.summary import PairKey
 from vllm_surgery.evaluation.arms import Arm, unpatched
+from vllm_surgery.evaluation.backends.base import Text
 from vllm_surgery.evaluation.drift import Drift, drift
 from vllm_surgery.evaluation.records import Record, append_lines, read_lines
 from vllm_surgery.evaluation.trial import Trial, TrialFolder, record_of
 from vllm_surgery.localization.search.measurements import Cost, LoopChange, Measurement
+from vllm_surgery.localization.search.spending import Spending
 from vllm_surgery.localization.settings import GREEDY, SIDE
 from vllm_surgery.patch.patch_set import NO_PATCH
 
@@ -29,12 +33,16 @@ if TYPE_CHECKING:
 
     from vllm_surgery.evaluation.backends.base import Backend, Job, TokenLogprobs
     from vllm_surgery.evaluation.probes import Probe
+    from vllm_surgery.evaluation.records import Way
     from vllm_surgery.localization.candidates import Candidate
     from vllm_surgery.localization.search.budget import Budget
     from vllm_surgery.localization.settings import SearchSettings
     from vllm_surgery.loops import TokenTable
 
-DRIFTS_FILE, SPENT_FILE = "drifts.jsonl", "spent.jsonl"
+Refusal: TypeAlias = PatchError | CannotSwapError
+"""Why the model can't take a candidate."""
+
+DRIFTS_FILE = "drifts.jsonl"
 
 
 class Fidelity(NamedTuple):
@@ -51,6 +59,13 @@ class Fidelity(NamedTuple):
     tasks: bool = False
 
 
+class Report(Protocol):
+    """Is told how a search goes on."""
+
+    def __call__(self, what: str, done: float = 0.0) -> None:
+        """What is being done, and how much of the search's part was done since the last call."""
+
+
 @dataclass(frozen=True)
 class EvalContext:
     """The surroundings of an evaluation: a backend, and a folder for the answers.
@@ -60,14 +75,14 @@ class EvalContext:
         table: what the model's tokens are as text.
         folder: where everything is kept.
         guard: of the candidates' patches.
-        report: is told of each measurement: what was measured.
+        report: is told of each measurement, and of each batch of answers.
     """
 
     backend: Backend
     table: TokenTable
     folder: Path
     guard: Mapping[str, Any]
-    report: Callable[[str], None]
+    report: Report
 
 
 class CandidateEvaluator:
@@ -77,6 +92,13 @@ class CandidateEvaluator:
         context: who answers, and where that is kept.
         settings: what is asked.
         budget: is charged for every measurement.
+
+    Attributes:
+        jobs: of a measurement in full, those for loops.
+        task_jobs: the others.
+        texts: reference replies, by their set.
+        spending: what every measurement cost.
+        left_out: sampled answers that the baseline had no budget for.
     """
 
     def __init__(self, context: EvalContext, settings: SearchSettings, budget: Budget) -> None:
@@ -84,20 +106,16 @@ class CandidateEvaluator:
         self.trial = Trial.of(settings.search_protocol(), [unpatched()], {})
         self._kept = TrialFolder(context.folder)
         context.folder.mkdir(parents=True, exist_ok=True)
-        self._answers: dict[str, dict[PairKey, Record]] = {}
+        self._answers: dict[str, dict[PairKey, Record]] = defaultdict(dict)
         for record in self._kept.records():
-            self._answers.setdefault(record.key.arm, {})[_pair_key(record)] = record
+            self._answers[record.key.arm][_pair_key(record)] = record
         lines = read_lines(context.folder / DRIFTS_FILE)
         self._drifts = {(line["candidate"], line["set"], line["text"]): _drift(line) for line in lines}
         self._logprobs: dict[tuple[str, str, str], TokenLogprobs] = self._kept.logprobs()
-        self._spent: dict[tuple[Any, ...], tuple[float, int]] = {
-            (line["candidate"], *line["look"]): (line["seconds"], line["answers"])
-            for line in read_lines(context.folder / SPENT_FILE)
-        }
-        self._paid: set[tuple[Any, ...]] = set()
-        self._owed = self._unpaid_answers()
+        self.spending = Spending(context.folder, budget, {name: len(known) for name, known in self._answers.items()})
         every = self.trial.jobs(self.trial.arms[0])
         self.jobs = [job for job in every if job.key.cell != SIDE]
+        self.left_out = 0
         self.task_jobs = [job for job in every if job.key.cell == SIDE]
         self.texts = [(name, probe) for name in settings.text for probe in self.trial.sets[name].probes]
 
@@ -106,16 +124,47 @@ class CandidateEvaluator:
         """Every job for loops, every reference reply and all tasks."""
         return Fidelity(len(self.jobs), len(self.texts), tasks=bool(self.task_jobs))
 
-    def baseline(self) -> list[Record]:
+    @property
+    def room(self) -> int:
+        """Candidates that can be measured side by side."""
+        return max(1, self._context.backend.room)
+
+    def baseline(self, most: float = math.inf) -> list[Record]:
         """The unpatched model's answers, and from now on the jobs in the order in which they tell most.
 
         Two that loop, then one that doesn't, and so on, the greedy ones first: a measurement of low fidelity then sees
         loops that could go away, and answers that could begin to loop.
+
+        Args:
+            most: the share of the budget after which no further seed of sampled answers is asked for. Those that are
+                left out are no job of any candidate.
         """
+        every, greedy = self.jobs, [job for job in self.jobs if job.key.cell == GREEDY]
+        seeds = sorted({job.key.seed for job in every if job.key.cell != GREEDY})
+        self.jobs = greedy
+        self._measure_unpatched(len(every))
+        for seed in seeds:
+            if self._budget.used >= most:
+                break
+            self.jobs = [*self.jobs, *(job for job in every if job.key.cell != GREEDY and job.key.seed == seed)]
+            self._measure_unpatched(len(every))
+        self.left_out = len(every) - len(self.jobs)
+        return self._in_telling_order(greedy)
+
+    def _measure_unpatched(self, every: int) -> None:
         fidelity = self.full_fidelity
-        self._charged(NO_PATCH, fidelity, lambda: self._ask(None, fidelity))
+        if not self.spending.knows(NO_PATCH, fidelity):
+            started, told = time.monotonic(), self._told("baseline", every + len(self.task_jobs))
+            wanted = self._wanted({NO_PATCH: None}, fidelity)
+            if any(wanted):
+                patch = self._context.backend.serve(unpatched())
+                self._ask({NO_PATCH: patch}, wanted, None, told)
+            self.spending.write({NO_PATCH: len(wanted[0])}, fidelity, time.monotonic() - started)
+        self.spending.pay(NO_PATCH, fidelity)
+
+    def _in_telling_order(self, greedy: list[Job]) -> list[Record]:
         known = self._answers[NO_PATCH]
-        greedy = [job for job in self.jobs if job.key.cell == GREEDY]
+        greedy = [*greedy]
         source = random.Random(self._settings.seed)  # noqa: S311 - a draw that anybody may repeat
         source.shuffle(greedy)
         looping = [job for job in greedy if loops(known[PairKey(*job.key[1:])])]
@@ -140,8 +189,32 @@ class CandidateEvaluator:
         Raises:
             SurgeryError: it can't be swapped in, or somebody couldn't answer.
         """
-        self._charged(candidate.id, fidelity, lambda: self._ask(candidate, fidelity))
-        self._context.report(str(candidate))
+        (found,) = self.measure_all([candidate], fidelity)
+        if isinstance(found, (PatchError, CannotSwapError)):
+            raise found
+        return found
+
+    def measure_all(self, candidates: Sequence[Candidate], fidelity: Fidelity) -> list[Measurement | Refusal]:
+        """The same for several candidates side by side, `room` at most and each once; for each that, or its refusal.
+
+        Raises:
+            SurgeryError: somebody couldn't answer.
+        """
+        new = [one for one in candidates if not self.spending.knows(one.id, fidelity)]
+        refused = self._measure_new(new, fidelity) if new else {}
+        for one in candidates:
+            if one.id not in refused:
+                self.spending.pay(one.id, fidelity)
+        return [refused.get(one.id) or self._measurement(one, fidelity) for one in candidates]
+
+    def answers_missing(self, candidate: Candidate, fidelity: Fidelity) -> int:
+        """How many answers a measurement will be charged with."""
+        if self.spending.knows(candidate.id, fidelity):
+            return self.spending.unpaid(candidate.id, fidelity)
+        jobs, _ = self._wanted({candidate.id: None}, fidelity)
+        return len(jobs) + self.spending.owed(candidate.id)
+
+    def _measurement(self, candidate: Candidate, fidelity: Fidelity) -> Measurement:
         jobs = self.jobs[: fidelity.answers]
         drifts = [self._drifts[candidate.id, name, probe.id] for name, probe in self.texts[: fidelity.texts]]
         cost = Cost.of(drifts, self._tasks(candidate) if fidelity.tasks else []) if drifts else None
@@ -163,57 +236,92 @@ class CandidateEvaluator:
             for name in self._settings.tasks
         ]
 
-    def _charged(self, name: str, fidelity: Fidelity, work: Callable[[], int]) -> None:
-        """Does what is missing, and charges the budget once for it, now or as it was when it was done."""
-        key = (name, *fidelity)
-        if key in self._paid:
-            return
+    def _measure_new(self, candidates: Sequence[Candidate], fidelity: Fidelity) -> dict[str, Refusal]:
+        """Asks what isn't known yet: in slots side by side, and else one after another. Gives what is refused."""
+        reasons: dict[str, str] = {}
+        if self._context.backend.room:
+            reasons = self._in_slots(candidates, fidelity)
+            candidates = [one for one in candidates if one.id in reasons]
+        refused: dict[str, Refusal] = {}
+        for one in candidates:
+            try:
+                self._swapped_in(one, fidelity, reasons.get(one.id))
+            except (PatchError, CannotSwapError) as error:
+                refused[one.id] = error
+        return refused
+
+    def _in_slots(self, candidates: Sequence[Candidate], fidelity: Fidelity) -> dict[str, str]:
+        """Measures those that slots can hold. Gives the reasons of the others."""
         started = time.monotonic()
-        answers = work()
-        if key not in self._spent:
-            self._spent[key] = self._with_owed(name, time.monotonic() - started, answers)
-            seconds, answers = self._spent[key]
-            line = {"candidate": name, "look": fidelity, "seconds": seconds, "answers": answers}
-            append_lines(self._context.folder / SPENT_FILE, [line])
-        self._paid.add(key)
-        self._budget.spend(*self._spent[key])
+        held = self._context.backend.hold([self._arm(one) for one in candidates])
+        wanted = self._wanted(held.ids, fidelity)
+        told = self._told(f"{len(held.ids)} candidates", len(wanted[0]))
+        asked = self._ask(held.ids, wanted, "slot", told)
+        seconds = time.monotonic() - started
+        self.spending.write(asked, fidelity, seconds, "slot")
+        return {name: str(reason) for name, reason in held.refused.items()}
 
-    def _unpaid_answers(self) -> Counter[str]:
-        """By candidate, the answers of measurements in the middle of which a search was killed."""
-        owed = Counter({name: len(known) for name, known in self._answers.items()})
-        for (name, *_), (_, answers) in self._spent.items():
-            owed[name] -= answers
-        return +owed
+    def _swapped_in(self, candidate: Candidate, fidelity: Fidelity, why: str | None) -> None:
+        started = time.monotonic()
+        wanted = self._wanted({candidate.id: None}, fidelity)
+        asked = {candidate.id: 0}
+        if any(wanted):
+            patch = self._context.backend.serve(self._arm(candidate))
+            asked = self._ask({candidate.id: patch}, wanted, "swap", self._told(str(candidate), len(wanted[0])))
+        seconds = time.monotonic() - started
+        self.spending.write(asked, fidelity, seconds, "swap", why)
 
-    def _with_owed(self, name: str, seconds: float, answers: int) -> tuple[float, int]:
-        """Cost of a measurement, with what was done of it before a kill; how long that took is no longer known."""
-        owed = self._owed.pop(name, 0)
-        took, made = map(sum, zip((seconds, answers), *self._spent.values(), strict=True))
-        return seconds + (owed * took / made if made else 0.0), answers + owed
+    def _told(self, what: str, answers: int) -> Callable[[int], None]:
+        """Tells of answers as they come, of so many in all."""
+        started, came = time.monotonic(), 0
 
-    def _ask(self, candidate: Candidate | None, fidelity: Fidelity) -> int:
-        """Asks for what isn't known yet; gives how many answers that were."""
-        name = NO_PATCH if candidate is None else candidate.id
-        known = self._answers.setdefault(name, {})
-        wanted = [*self.jobs[: fidelity.answers], *(self.task_jobs if fidelity.tasks else [])]
-        jobs = [job for job in wanted if PairKey(*job.key[1:]) not in known]
-        texts = [text for text in self.texts[: fidelity.texts] if not self._is_known(name, text[0], text[1].id)]
-        if not (jobs or texts):
-            return 0
-        patch = self._context.backend.serve(self._arm(candidate))
-        named = [replace(job, key=job.key._replace(arm=name)) for job in jobs]
-        for answered in self._context.backend.answer(named):
-            records = [record_of(job, completion, patch, self._context.table) for job, completion in answered]
+        def tell(more: int) -> None:
+            nonlocal came
+            came += more
+            self._budget.note(time.monotonic() - started, came)
+            self._context.report(f"{what}, {came} of {answers} answers", more / answers if answers else 0.0)
+
+        return tell
+
+    def _wanted(self, names: Mapping[str, object], fidelity: Fidelity) -> tuple[list[Job], list[Text]]:
+        """The answers and texts that aren't known yet of candidates, those to one prompt side by side."""
+        jobs = [*self.jobs[: fidelity.answers], *(self.task_jobs if fidelity.tasks else [])]
+        return [
+            replace(job, key=job.key._replace(arm=name))
+            for job in jobs
+            for name in names
+            if PairKey(*job.key[1:]) not in self._answers[name]
+        ], [
+            Text(name, set_name, probe.id, probe.prompt, probe.reply or "")
+            for set_name, probe in self.texts[: fidelity.texts]
+            for name in names
+            if not self._is_known(name, set_name, probe.id)
+        ]
+
+    def _ask(
+        self,
+        patches: Mapping[str, str | None],
+        wanted: tuple[Sequence[Job], Sequence[Text]],
+        way: Way | None,
+        told: Callable[[int], None],
+    ) -> dict[str, int]:
+        """Asks under patches that are served; gives how many answers each of them gave."""
+        asked, (jobs, texts) = dict.fromkeys(patches, 0), wanted
+        for answered in self._context.backend.answer(jobs):
+            records = [
+                record_of(job, completion, patches[job.key.arm], self._context.table, way)
+                for job, completion in answered
+            ]
             self._kept.add(records)
-            known.update((_pair_key(record), record) for record in records)
-        for set_name, probe in texts:
-            logprobs = self._context.backend.logprobs(probe.prompt, probe.reply or "")
-            self._keep(name, set_name, probe.id, logprobs)
-        return len(jobs)
+            for record in records:
+                self._answers[record.key.arm][_pair_key(record)] = record
+                asked[record.key.arm] += 1
+            told(len(records))
+        for text, logprobs in self._context.backend.logprobs(texts):
+            self._keep(*text.key, logprobs)
+        return asked
 
-    def _arm(self, candidate: Candidate | None) -> Arm:
-        if candidate is None:
-            return unpatched()
+    def _arm(self, candidate: Candidate) -> Arm:
         return Arm(candidate.id, "patch", [candidate.patch(f"candidate-{candidate.id}", self._context.guard).to_data()])
 
     def _is_known(self, name: str, set_name: str, text: str) -> bool:

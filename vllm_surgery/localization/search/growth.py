@@ -64,7 +64,7 @@ def grow(
     start: Measurement,
     more: Sequence[Candidate],
     most: int,
-    measure: Callable[[Candidate], Measurement | None],
+    measure: Callable[[Sequence[Candidate]], Sequence[Measurement | None]],
     rank: Callable[[Measurement], tuple[Any, ...]],
 ) -> Measurement:
     """Adds the edit that helps most, again and again, as long as one leaves fewer loops.
@@ -73,14 +73,14 @@ def grow(
         start: what to add to.
         more: what may be added.
         most: units that the set may come to.
-        measure: gives None where the budget is used up.
+        measure: gives None for those for which the budget is used up.
         rank: what measures are sorted by.
     """
     best = start
     while True:
         larger = [joined(best.candidate, one, "grown") for one in more]
         fitting = [one for one in larger if one is not None and one.units <= most]
-        measured = [one for one in map(measure, fitting) if one is not None]
+        measured = [one for one in measure(fitting) if one is not None]
         found = min(measured, key=rank, default=None)
         if found is None or rank(found)[:2] >= rank(best)[:2]:
             return best

@@ -48,10 +48,20 @@ def affordable(share: float, full_cost: float, rounds: int = ROUNDS) -> int:
 
 
 def _cost(count: int, rounds: int) -> float:
-    """Cost of all rounds of so many candidates, in measurements at full fidelity."""
-    total = 0.0
+    """Cost of all rounds of so many candidates, in measurements at full fidelity. Nothing is asked twice."""
+    total, before = 0.0, 0.0
     for number in range(rounds):
-        total += count * 2.0 ** -(rounds - 1 - number)
+        share = 2.0 ** -(rounds - 1 - number)
+        total += count * (share - before)
+        count, before = _left(count), share
+    return total
+
+
+def looks(count: int, rounds: int = ROUNDS) -> int:
+    """How many measurements all rounds of so many candidates are."""
+    total = 0
+    for _ in range(rounds):
+        total += count
         count = _left(count)
     return total
 
@@ -64,7 +74,7 @@ def _left(count: int) -> int:
 def halve(
     candidates: Sequence[Candidate],
     fidelities: Sequence[Fidelity],
-    measure: Callable[[Candidate, Fidelity], Measurement | None],
+    measure: Callable[[Sequence[Candidate], Fidelity], Sequence[Measurement | None]],
     rank: Callable[[Measurement], tuple[Any, ...]],
 ) -> list[Measurement]:
     """The candidates that were left in the last round, best first.
@@ -72,13 +82,13 @@ def halve(
     Args:
         candidates: in the order in which they are measured.
         fidelities: one for each round.
-        measure: None where the budget is used up, or the candidate can't be tried: it is out.
+        measure: gives None for those for which the budget is used up, or which can't be tried: they are out.
         rank: what measures of one round are sorted by.
     """
     left = list(candidates)
     found: list[Measurement] = []
     for fidelity in fidelities:
-        measured = [measure(candidate, fidelity) for candidate in left]
+        measured = measure(left, fidelity)
         round_ = sorted((one for one in measured if one is not None), key=rank)
         # When the budget ends in the middle of a round, what an earlier one found still counts.
         found = round_ or found

@@ -6,34 +6,29 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
-from vllm_surgery.errors import CannotSwapError, PatchError
 from vllm_surgery.evaluation.analysis.outcomes import Rates
 from vllm_surgery.evaluation.analysis.verdict import MIN_RATE_DROP
 from vllm_surgery.localization.candidates import Candidate, distinct
 from vllm_surgery.localization.search.growth import grow, other_gains, pair_parts, pairs, shrink, weaker
-from vllm_surgery.localization.search.halving import ROUNDS, affordable, halve, rungs
+from vllm_surgery.localization.search.halving import ROUNDS, affordable, halve, looks, rungs
 from vllm_surgery.localization.search.measurements import Measurement, pareto_front
+from vllm_surgery.localization.search.stages import BASELINE_SHARE, UNITS
 from vllm_surgery.patch.units import MASK, UnitBlock
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
-    from vllm_surgery.evaluation.records import Record
+    from vllm_surgery.evaluation.records import Record, Way
     from vllm_surgery.localization.attribution import Attribution
-    from vllm_surgery.localization.search.budget import Budget
     from vllm_surgery.localization.search.evaluator import CandidateEvaluator, Fidelity
-    from vllm_surgery.localization.search.measurements import Measurement
+    from vllm_surgery.localization.search.stages import Stages
     from vllm_surgery.localization.settings import SearchSettings
     from vllm_surgery.model.anatomy import Anatomy
     from vllm_surgery.patch.units import Gain, Kind
 
-BUDGET_SHARES = {
-    "layers": 0.12, "singles": 0.38, "gains": 0.45, "sets": 0.65, "doses": 0.8, "pairs": 0.85, "grown": 1, "shrunk": 1,
-}  # fmt: skip
-"""The share of the budget by which each part of the search is done. Ablating layers only guides, and gradients find
-units without it; sets have done most on the demo model."""
 DOSES = (0.5, 0.25)
 """Of an edit that does much and costs too much. Half the change of all gains is about a quarter of the KL."""
 
@@ -49,6 +44,10 @@ class SearchResult:
         attribution: what looked worth trying; None where the search ended before.
         evaluations: how many candidates were measured in each part.
         measured: all candidates that were measured at full fidelity, in the order of measuring.
+        untried: how many candidates of each part nobody looked at, for want of budget.
+        spent: of each part, the seconds and the answers.
+        ways: how many measurements were made by slots, and how many by swaps.
+        notes: what else was left out, or done in another way.
         refused: candidates that the model can't take, each with the reason.
         best: the edit to judge; None where there is none.
         why_none: the reason.
@@ -59,6 +58,10 @@ class SearchResult:
     kept: list[UnitBlock] = field(default_factory=list)
     attribution: Attribution | None = None
     evaluations: dict[str, int] = field(default_factory=dict)
+    untried: dict[str, int] = field(default_factory=dict)
+    spent: dict[str, tuple[float, int]] = field(default_factory=dict)
+    ways: dict[Way, int] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
     measured: list[Measurement] = field(default_factory=list)
     refused: list[str] = field(default_factory=list)
     best: Measurement | None = None
@@ -77,6 +80,10 @@ class SearchResult:
             "kept": self.kept,
             "attribution": None if self.attribution is None else self.attribution.to_data(),
             "looks": self.evaluations,
+            "untried": self.untried,
+            "spent": {part: {"seconds": each[0], "answers": each[1]} for part, each in self.spent.items()},
+            "ways": self.ways,
+            "notes": self.notes,
             "measured": [one.to_data() for one in self.measured],
             "front": [one.candidate.id for one in self.front],
             "refused": self.refused,
@@ -92,8 +99,9 @@ class Search:
         evaluator: where candidates are measured.
         anatomy: of the model.
         settings: what may be tried, and what an edit may cost.
-        budget: what may be spent.
-        attribute: ranks units, given the unpatched model's answers and the blocks that matter.
+        stages: what may be spent, and on which part.
+        attribute: ranks units, given the unpatched model's answers, the blocks that matter, and the seconds that it may
+            take.
     """
 
     def __init__(
@@ -101,12 +109,13 @@ class Search:
         evaluator: CandidateEvaluator,
         anatomy: Anatomy,
         settings: SearchSettings,
-        budget: Budget,
-        attribute: Callable[[Sequence[Record], Sequence[UnitBlock]], Attribution],
+        stages: Stages,
+        attribute: Callable[[Sequence[Record], Sequence[UnitBlock], float], Attribution],
     ) -> None:
         self._evaluator, self._anatomy, self._settings = evaluator, anatomy, settings
-        self._budget, self._attribute = budget, attribute
+        self._budget, self._stages, self._attribute = stages.budget, stages, attribute
         self._measured: dict[str, Measurement] = {}
+        self._seen: set[str] = set()
         self._refused: set[str] = set()
 
     def run(self) -> SearchResult:
@@ -115,24 +124,43 @@ class Search:
         Raises:
             SurgeryError: the model can't be swapped, or somebody couldn't answer.
         """
-        records = self._evaluator.baseline()
+        records = self._evaluator.baseline(BASELINE_SHARE)
         self.result = SearchResult(Rates.of(records))
-        self._full_cost = self._budget.used
-        if not self.result.base.looped.value:
+        if self._evaluator.left_out:
+            self.result.notes.append(
+                f"{self._evaluator.left_out} sampled answers to each candidate were left out: the unpatched model's "
+                "took a quarter of the budget without them"
+            )
+        self._full_cost = self._budget.after(self._full_answers()) - self._budget.used
+        if self.result.base.looped.value:
+            self._look_for_units(records)
+        else:
             self.result.why_none = "no answer of the unpatched model ends in a loop, so there is nothing to cure"
-            return self.result
+        self._stages.close()
+        self.result.spent, self.result.ways = self._stages.spent, self._evaluator.spending.ways
+        if why := self._evaluator.spending.why_swapped:
+            self.result.notes.append(f"no slot can hold some candidates, which were swapped in: {why[0]}")
+        return self.result
+
+    def _full_answers(self) -> int:
+        return len(self._evaluator.jobs) + len(self._evaluator.task_jobs)
+
+    def _look_for_units(self, records: Sequence[Record]) -> None:
         self._ablate_layers()
-        self.result.attribution = self._attribute(records, self.result.kept)
-        self._try(self.result.attribution)
+        self._stages.enter(UNITS, 1)
+        attribution = self._attribute(records, self.result.kept, self._stages.seconds_left(UNITS))
+        self._budget.spend(attribution.seconds, 0)
+        self.result.attribution = attribution
+        self._try(attribution)
         self.result.measured = list(self._measured.values())
         self._choose()
-        return self.result
 
     def _ablate_layers(self) -> None:
         fidelity = rungs(self._evaluator.full_fidelity, ROUNDS + 1)[0]
-        for block in blocks(self._anatomy, self._settings.kinds):
-            one = self._measure("layers", ablation(block), fidelity)
-            self.result.layers += [one] if one is not None else []
+        silenced = [ablation(block) for block in blocks(self._anatomy, self._settings.kinds)]
+        self._stages.enter("layers", len(silenced))
+        found = self._measure_all("layers", silenced, fidelity)
+        self.result.layers = [one for one in found if one is not None]
         self.result.kept = blocks_reducing_loops(self.result.layers) or blocks(self._anatomy, self._settings.kinds)
 
     def _try(self, attribution: Attribution) -> None:
@@ -153,26 +181,31 @@ class Search:
     def _weaken(self, measures: Sequence[Measurement]) -> None:
         """Edits that leave few loops and cost too much, at lower doses: those with the fewest loops first."""
         dear = [one for one in measures if one.excess(self._settings) and one.candidate.id in self._measured]
-        for one in sorted(dear, key=lambda each: (each.loops.looped, *self._rank(each))):
-            for dose in DOSES:
-                candidate = weaker(one.candidate, dose)
-                if candidate is not None:
-                    self._measure("doses", candidate, self._evaluator.full_fidelity)
+        ranked = sorted(dear, key=lambda each: (each.loops.looped, *self._rank(each)))
+        doses = [weaker(one.candidate, dose) for one in ranked for dose in DOSES]
+        fitting = [one for one in doses if one is not None]
+        self._stages.enter("doses", len(fitting))
+        self._measure_all("doses", fitting, self._evaluator.full_fidelity)
+        self._count_untried("doses", fitting)
 
     def _grow_and_shrink(self, more: Sequence[Candidate]) -> None:
         start = min(self._measured.values(), key=self._rank, default=None)
         if start is None:
             return
-        measure, full = self._measure, self._evaluator.full_fidelity
-        adding = partial(measure, "grown", fidelity=full)
+        full = self._evaluator.full_fidelity
+        self._stages.enter("grown", self._settings.max_units * max(1, len(more)))
+        adding = partial(self._measure_all, "grown", fidelity=full)
         grown = grow(start, more, self._settings.max_units, adding, self._rank)
-        shrink(grown, partial(measure, "shrunk", fidelity=full), self._rank)
+        self._stages.enter("shrunk", grown.candidate.units)
+        shrink(grown, lambda smaller: self._measure_all("shrunk", [smaller], full)[0], self._rank)
 
     def _choose(self) -> None:
         base, settings = self.result.base, self._settings
         allowed = [one for one in self.result.measured if not one.excess(settings)]
         best = min(allowed, key=self._rank, default=None)
-        if best is None:
+        if not self.result.measured:
+            self.result.why_none = self._why_none_in_full()
+        elif best is None:
             self.result.why_none = "no candidate that was measured in full stays within the bounds of its side effects"
         elif best.loops.base - best.loops.looped < max(1, MIN_RATE_DROP * base.answers):
             self.result.why_none = (
@@ -182,26 +215,73 @@ class Search:
         else:
             self.result.best = best
 
+    def _why_none_in_full(self) -> str:
+        """Why nothing was measured in full. Nothing is said of candidates that nobody tried."""
+        assert self.result.attribution is not None
+        tried = len(self._seen)
+        if tried:
+            return f"of {tried} candidates that were tried none was measured in full before the budget was used up"
+        if self.result.untried:
+            self._stages.close()
+            spent = ", ".join(f"{part} {said}" for part, said in told_spent(self._stages.spent).items())
+            return f"no candidate was tried: the budget was used up before ({spent})"
+        if self.result.refused:
+            return f"the model can't take any of the candidates: {self.result.refused[-1]}"
+        notes = "; ".join(self.result.attribution.notes)
+        return "no unit was found that is worth a try" + (f": {notes}" if notes else "")
+
     def _halve(self, part: str, candidates: Sequence[Candidate], rounds: int = ROUNDS) -> list[Measurement]:
         """Successive halving over as many candidates as the budget has room for."""
-        room = affordable(max(0.0, BUDGET_SHARES[part] - self._budget.used), self._full_cost, rounds)
+        room = affordable(self._stages.left(part), self._full_cost, rounds)
         fidelities = rungs(self._evaluator.full_fidelity, rounds)
-        return halve(candidates[:room], fidelities, partial(self._measure, part), self._rank)
+        tried = candidates[:room]
+        self._stages.enter(part, looks(len(tried), rounds))
+        found = halve(tried, fidelities, partial(self._measure_all, part), self._rank)
+        self._count_untried(part, candidates)
+        return found
 
-    def _measure(self, part: str, candidate: Candidate, fidelity: Fidelity) -> Measurement | None:
-        """A measurement, unless the part has used up its share of the budget, or the model can't take the edit."""
-        if self._budget.used >= BUDGET_SHARES[part] or candidate.id in self._refused:
-            return None
-        try:
-            one = self._evaluator.measure(candidate, fidelity)
-        except (PatchError, CannotSwapError) as error:
-            self._refused.add(candidate.id)
-            self.result.refused.append(f"{candidate}: {getattr(error, 'detail', error)}")
-            return None
+    def _count_untried(self, part: str, candidates: Sequence[Candidate]) -> None:
+        """Notes how many of a part's candidates nobody looked at: the budget had no room for them."""
+        untried = {one.id for one in candidates} - self._seen - self._refused
+        if untried:
+            self.result.untried[part] = len(untried)
+
+    def _measure_all(self, part: str, candidates: Sequence[Candidate], fidelity: Fidelity) -> list[Measurement | None]:
+        """A measurement of each, unless the part has used up its share of the budget, or the model can't take it."""
+        found: dict[str, Measurement] = {}
+        left = [one for one in distinct(candidates) if one.id not in self._refused]
+        while left and not self._stages.is_over(part):
+            group = self._side_by_side(part, left, fidelity)
+            left = left[len(group) :]
+            for candidate, one in zip(group, self._evaluator.measure_all(group, fidelity), strict=True):
+                self._stages.step()
+                if isinstance(one, Measurement):
+                    found[candidate.id] = one
+                    self._note(part, one, fidelity)
+                else:
+                    self._refused.add(candidate.id)
+                    self.result.refused.append(f"{candidate}: {getattr(one, 'detail', one)}")
+        return [found.get(one.id) for one in candidates]
+
+    def _note(self, part: str, one: Measurement, fidelity: Fidelity) -> None:
         self.result.evaluations[part] = self.result.evaluations.get(part, 0) + 1
+        if part != "layers":
+            self._seen.add(one.candidate.id)
         if fidelity == self._evaluator.full_fidelity:
-            self._measured[candidate.id] = one
-        return one
+            self._measured[one.candidate.id] = one
+
+    def _side_by_side(self, part: str, left: Sequence[Candidate], fidelity: Fidelity) -> list[Candidate]:
+        """The next candidates to measure: those that would be measured too if it went one by one."""
+        made = self._evaluator.spending.batch_of
+        if (batch := made(left[0].id, fidelity)) is not None:
+            return list(takewhile(lambda one: made(one.id, fidelity) == batch, left))
+        group, answers = left[:1], self._evaluator.answers_missing(left[0], fidelity)
+        for one in left[1 : self._evaluator.room]:
+            if self._budget.after(answers) >= self._stages.bound(part) or made(one.id, fidelity) is not None:
+                break
+            group = [*group, one]
+            answers += self._evaluator.answers_missing(one, fidelity)
+        return list(group)
 
     def _ranked(self, measures: Sequence[Measurement]) -> list[Measurement]:
         """Best first. What was measured more closely comes before the rest: more answers say more than fewer loops."""
@@ -209,6 +289,15 @@ class Search:
 
     def _rank(self, one: Measurement) -> tuple[Any, ...]:
         return one.rank(self._settings)
+
+
+def told_spent(spent: Mapping[str, tuple[float, int]]) -> dict[str, str]:
+    """What each part of a search took, in words."""
+    return {
+        part: f"{seconds / 60:.1f} minutes" + (f" and {answers} answers" if answers else "")
+        for part, (seconds, answers) in spent.items()
+        if seconds or answers
+    }
 
 
 DESTROYED_KL = 3.0

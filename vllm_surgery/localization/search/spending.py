@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The cost of every measurement, written down: the budget is charged once for each, now or as it was back then."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from vllm_surgery.evaluation.records import append_lines, read_lines
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from vllm_surgery.evaluation.records import Way
+    from vllm_surgery.localization.search.budget import Budget
+
+    Look = tuple[Any, ...]
+    """How closely a candidate was measured: a `Fidelity`."""
+
+SPENT_FILE = "spent.jsonl"
+
+
+@dataclass(frozen=True)
+class Spent:
+    """Cost of one measurement.
+
+    Attributes:
+        batch: number of the batch in which it was made, beside others.
+        way: how the candidate came to its answers; None for the unpatched model.
+        why: no slot could hold it, where it was swapped in for that.
+    """
+
+    seconds: float
+    answers: int
+    batch: int = 0
+    way: Way | None = None
+    why: str | None = None
+
+
+class Spending:
+    """What was spent.
+
+    Args:
+        folder: of the search.
+        budget: that is charged.
+        known: by candidate, how many answers there are already. Some may be of measurements in the middle of which a
+            search was killed.
+    """
+
+    def __init__(self, folder: Path, budget: Budget, known: Mapping[str, int]) -> None:
+        self._file, self._budget = folder / SPENT_FILE, budget
+        self._spent = {(line["candidate"], *line["look"]): _spent(line) for line in read_lines(self._file)}
+        self._batches = max((spent.batch for spent in self._spent.values()), default=0)
+        self._paid: set[Look] = set()
+        owed = Counter(known)
+        for (name, *_), spent in self._spent.items():
+            owed[name] -= spent.answers
+        self._owed = +owed
+
+    def knows(self, name: str, look: Look) -> bool:
+        """Whether a measurement was made."""
+        return (name, *look) in self._spent
+
+    def pay(self, name: str, look: Look) -> None:
+        """Charges the budget for a measurement, once."""
+        key = (name, *look)
+        if key not in self._paid:
+            self._paid.add(key)
+            self._budget.spend(self._spent[key].seconds, self._spent[key].answers)
+
+    def unpaid(self, name: str, look: Look) -> int:
+        """The answers that the budget will be charged with for a measurement that was made."""
+        key = (name, *look)
+        return 0 if key in self._paid else self._spent[key].answers
+
+    def owed(self, name: str) -> int:
+        """Answers that were made before a kill, and that the next measurement of a candidate will be charged with."""
+        return self._owed[name]
+
+    def batch_of(self, name: str, look: Look) -> int | None:
+        """The batch in which a measurement was made before the search was stopped; None where it wasn't made."""
+        key = (name, *look)
+        return self._spent[key].batch if key in self._spent and key not in self._paid else None
+
+    def write(
+        self, asked: Mapping[str, int], look: Look, seconds: float, way: Way | None = None, why: str | None = None
+    ) -> None:
+        """Notes what each measurement of a batch cost: its own answers, and as much of the time.
+
+        Args:
+            asked: by candidate, how many answers it gave.
+            look: how closely they were measured.
+            seconds: of the whole batch.
+            way: see `Spent`.
+            why: see `Spent`.
+        """
+        total, lines = sum(asked.values()), []
+        self._batches += 1
+        for name, answers in asked.items():
+            share = answers / total if total else 1 / len(asked)
+            took, made = self._with_owed(name, share * seconds, answers)
+            spent = self._spent[name, *look] = Spent(took, made, self._batches, way, why)
+            lines.append({"candidate": name, "look": look, **asdict(spent)})
+        append_lines(self._file, lines)
+
+    def _with_owed(self, name: str, seconds: float, answers: int) -> tuple[float, int]:
+        """Cost of a measurement, with what was done of it before a kill; how long that took is no longer known."""
+        owed = self._owed.pop(name, 0)
+        took = seconds + sum(spent.seconds for spent in self._spent.values())
+        made = answers + sum(spent.answers for spent in self._spent.values())
+        return seconds + (owed * took / made if made else 0.0), answers + owed
+
+    @property
+    def ways(self) -> dict[Way, int]:
+        """How many measurements were made in each way."""
+        found: Counter[Way] = Counter(spent.way for spent in self._spent.values() if spent.way is not None)
+        return dict(sorted(found.items()))
+
+    @property
+    def why_swapped(self) -> list[str]:
+        """Reasons for which no slot could hold a candidate."""
+        return list(dict.fromkeys(spent.why for spent in self._spent.values() if spent.why is not None))
+
+
+def _spent(line: Mapping[str, Any]) -> Spent:
+    return Spent(**{name: line[name] for name in Spent.__dataclass_fields__ if name in line})
