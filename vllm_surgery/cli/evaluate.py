@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from vllm_surgery.evaluation.trial import Trial, TrialFolder
 
 SEED = 20261124
+SLOTS_FILE = "slots.json"
+"""In a trial's folder: which slots of the server hold its arms, for the one that goes on after a kill."""
 _CONTEXT_FOR_PROMPT = 256
 """Tokens kept for a prompt and its template; the longest of the package's own takes about 120."""
 
@@ -117,6 +119,7 @@ def _ask(args: argparse.Namespace, folder: TrialFolder) -> None:
 
     trial = _questions(args)
     backend = HttpBackend(args.url, key_of(args), args.served_model, args.concurrency, surgery_key=surgery_key_of(args))
+    backend.keep_notes(args.out / SLOTS_FILE)
     try:
         trial = _with_arms(args, trial, backend)
         backend.require(trial.arms)

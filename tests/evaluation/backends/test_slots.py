@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -206,3 +207,41 @@ def test_names_in_slots_are_unused_ones() -> None:
     assert unused_name("cure", ["cure", "cure-2"]) == "cure-3"
     assert unused_name("none", []) == "none-2"
     assert len(unused_name("a" * 64, ["a" * 64])) <= 64
+
+
+def noting(server: FakeVllm, notes: Path) -> HttpBackend:
+    backend = HttpBackend(server.url)
+    backend.keep_notes(notes)
+    return backend
+
+
+def test_what_a_killed_trial_left_in_slots_is_taken_out_by_the_one_that_goes_on(
+    server: FakeVllm, protocol: str, tmp_path: Path
+) -> None:
+    server.slots = 1
+    notes = tmp_path / "slots.json"
+    killed = noting(server, notes)
+    killed.require([unpatched(), of_patch(CURE)])
+    killed.hold([of_patch(CURE)])
+    assert list(server.filled) == ["cure"]
+    again = noting(server, notes)
+    again.require([unpatched(), of_patch(CURE)])
+    assert again.room == 1
+    assert again.hold([of_patch(CURE)]).ids == {"cure": CURE.id}
+    assert again.restore() is None
+    assert server.filled == {}
+    assert json.loads(notes.read_text())["names"] == []
+    killed.close()
+    again.close()
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"url": "http://elsewhere", "names": ["theirs"]}'])
+def test_notes_that_say_nothing_of_this_server_are_left(server: FakeVllm, tmp_path: Path, content: str) -> None:
+    server.slots, server.filled = 2, {"theirs": ANOTHER}
+    notes = tmp_path / "slots.json"
+    notes.write_text(content)
+    backend = noting(server, notes)
+    backend.require([unpatched()])
+    backend.hold([unpatched()])
+    assert server.filled == {"theirs": ANOTHER}
+    backend.close()

@@ -9,6 +9,8 @@ import pytest
 
 from vllm_surgery.localization.ranking import allowance as module
 from vllm_surgery.localization.ranking.allowance import LEAST, Allowance
+from vllm_surgery.localization.ranking.ranker import in_turn
+from vllm_surgery.localization.transcripts import Passage
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -71,3 +73,8 @@ def test_it_tells_of_each_item(clock: Clock) -> None:
     told: list[str] = []
     clock.work(Allowance(told=told.append).within(ITEMS[:2], "texts"))
     assert told == ["texts, 1 of 2", "texts, 2 of 2"]
+
+
+def test_what_is_left_out_is_some_of_both_sorts_and_one_that_loops_comes_first() -> None:
+    looping, healthy = ([Passage([sort, number], 1) for number in range(3)] for sort in (1, 2))
+    assert in_turn(looping[:2], healthy) == [looping[0], healthy[0], looping[1], healthy[1], healthy[2]]

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from tests.models import EXPERT_FAMILIES, VOCABULARY, make_model
 from vllm_surgery.errors import EngineError, UsageError
+from vllm_surgery.localization.ranking.allowance import LEAST, Allowance
 from vllm_surgery.localization.ranking.gain_hooks import gained_network
 from vllm_surgery.localization.ranking.gradients import MAX_ROWS, Gradients, gain_gradients, log_odds
 from vllm_surgery.localization.transcripts import Passage
@@ -187,3 +188,11 @@ def test_experts_that_are_not_given_weights_are_left_out_with_the_reason(
     found = gain_gradients(folder, LOOPING[:1], HEALTHY[:1], draws=1, quiet=True)
     assert list(found.margins) == [("neurons", 0)]
     assert found.without == dict.fromkeys((1, 2, 3), "its experts don't take the router's choice and weights")
+
+
+def test_when_its_time_is_up_a_few_transcripts_of_each_sort_are_looked_into(model: Path) -> None:
+    allowance = Allowance(0)
+    looping, healthy = ([passage(seed, repeats=repeats) for seed in range(LEAST + 2)] for repeats in (14, None))
+    found = gain_gradients(model, looping, healthy, healthy, draws=1, allowance=allowance, quiet=True)
+    assert {len(rows) for part in (found.margins, found.right) for rows in part.values()} == {LEAST}
+    assert len(allowance.cut) == 3

@@ -14,6 +14,7 @@ from vllm_surgery.patch.patch_set import NO_PATCH
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+    from pathlib import Path
 
     import httpx
 
@@ -59,6 +60,10 @@ class HttpBackend:
     def room(self) -> int:
         """The slots of the trial's own server that nobody uses; known once `require` has looked."""
         return self._slots.room
+
+    def keep_notes(self, file: Path) -> None:
+        """From now on a file says what is put into slots, so that whoever goes on after a kill takes it out."""
+        self._slots.notes = file
 
     def facts(self) -> EngineFacts:
         """The model of the trial's own server."""

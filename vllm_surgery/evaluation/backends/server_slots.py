@@ -3,9 +3,12 @@
 
 from __future__ import annotations
 
+import json
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from vllm_surgery.errors import CannotSwapError, ServerError, UsageError
+from vllm_surgery.atomic_files import atomic_write
+from vllm_surgery.errors import CannotSwapError, ServerError, SurgeryError, UsageError
 from vllm_surgery.evaluation.backends.base import Held
 from vllm_surgery.evaluation.backends.chat import Choice
 from vllm_surgery.evaluation.backends.slot_names import renamed, unused_name
@@ -14,6 +17,7 @@ from vllm_surgery.patch.patch_set import NO_PATCH
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
     from vllm_surgery.client.client import SurgeryClient
     from vllm_surgery.client.protocol import ServerState
@@ -27,12 +31,14 @@ class ServerSlots:
         client: of the server.
 
     Attributes:
+        notes: a file that says what was put in, so that whoever goes on after a kill takes it out; None for no notes.
         room: slots that hold nothing that anybody uses or could choose; 0 on a server without slots, or one whose
             weights hold a patch.
     """
 
     def __init__(self, client: SurgeryClient) -> None:
         self._client = client
+        self.notes: Path | None = None
         self.room = 0
         self._there: dict[str, str] = {}
         self._choices: dict[str, Choice] = {}
@@ -42,7 +48,13 @@ class ServerSlots:
         """Finds out what the server has room for."""
         if state is None or state.slots is None or state.tensors:
             return
-        held = [patch for patch in state.slots.patches if patch.users or not patch.leaving]
+        offered = {patch.name for patch in state.slots.patches if not patch.leaving}
+        self._filled = [name for name in self._noted() if name in offered]
+        held = [
+            patch
+            for patch in state.slots.patches
+            if patch.name not in self._filled and (patch.users or not patch.leaving)
+        ]
         self._there = {patch.name: patch.id for patch in held if not patch.leaving}
         self.room = max(0, state.slots.count - len(held))
 
@@ -75,6 +87,7 @@ class ServerSlots:
         filled, self._filled, self._choices = self._filled, [], {}
         if filled:
             self._client.change_slots(free=filled)
+            self._note()
 
     def _hold(self, arm: Arm) -> tuple[str, Choice]:
         """The id of an arm's patch, and how requests choose it."""
@@ -107,5 +120,22 @@ class ServerSlots:
         return patch_id, Choice(name, patch_id)
 
     def _fill(self, name: str, patch: Any) -> None:
-        self._client.change_slots([patch])
         self._filled.append(name)
+        self._note()  # Before it is true: a name that isn't there does no harm.
+        try:
+            self._client.change_slots([patch])
+        except SurgeryError:
+            self._filled.remove(name)
+            raise
+
+    def _noted(self) -> list[str]:
+        """What a trial put in that was killed."""
+        if self.notes is not None:
+            with suppress(OSError, ValueError, KeyError, TypeError):
+                found = json.loads(self.notes.read_text())
+                return [str(name) for name in found["names"]] if found["url"] == self._client.url else []
+        return []
+
+    def _note(self) -> None:
+        if self.notes is not None:
+            atomic_write(self.notes, json.dumps({"url": self._client.url, "names": self._filled}) + "\n")
