@@ -10,6 +10,8 @@ PATCH ?= patches/smollm2-135m-instruct-noloop.yaml
 # What the benchmarks and `make evidence` measure: an edit of one neuron.
 EXAMPLE := patches/smollm2-135m-instruct-lists.yaml
 PORT ?= 8000
+# Where the server listens. On this machine alone it takes swaps without a key: docs/serve.md.
+HOST ?= 127.0.0.1
 # Test files that run side by side. Each may start a vLLM of its own, which wants about one core and 2 GiB.
 JOBS ?= 2
 # Which of vLLM's libraries for x86 CPUs the tests take: avx2, avx512, or this machine's own. See docs/testing.md.
@@ -48,7 +50,7 @@ help:
 
 serve: demo-model
 	@echo "[serve] http://localhost:$(PORT)/v1, model '$(MODEL)', patch '$(PATCH)'; ready at 'Application startup complete.'"
-	$(BIN)/vllm-surgery serve $(MODEL) $(addprefix --patch ,$(PATCH)) --port $(PORT) \
+	$(BIN)/vllm-surgery serve $(MODEL) $(addprefix --patch ,$(PATCH)) --host $(HOST) --port $(PORT) \
 		$(if $(filter $(DEMO_MODEL),$(MODEL)),$(DEMO_OPTIONS)) $(ARGS)
 
 demo: demo-model system-packages

@@ -91,3 +91,9 @@ def test_a_folder_that_cant_be_locked_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UsageError, match="file/out: Not a directory"), locked_folder(tmp_path / "file" / "out", ""):
         pass
+
+
+def test_a_circle_of_links_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "out").symlink_to("out")
+    with pytest.raises(SurgeryError, match=r"out: can't be written: .*loop"):
+        check_target(tmp_path / "out", tmp_path / "model", "why")

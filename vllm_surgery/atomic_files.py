@@ -109,8 +109,12 @@ def atomic_write(file: Path, content: str) -> None:
 def _refused_by_the_system(out: Path) -> Iterator[None]:
     try:
         yield
-    except OSError as error:
-        raise SurgeryError(f"{out}: can't be written: {error.strerror or error}; nothing was left behind") from None
+    except (OSError, RuntimeError) as error:
+        # A circle of links is the second of these before Python 3.13.
+        if not isinstance(error, OSError) and "loop" not in str(error):
+            raise
+        reason = getattr(error, "strerror", None) or error
+        raise SurgeryError(f"{out}: can't be written: {reason}; nothing was left behind") from None
 
 
 @contextmanager

@@ -75,8 +75,10 @@ def _below(folder: Path, roots: tuple[Path, ...], seen: frozenset[Path] = frozen
 
 
 def _check_link(path: Path, roots: tuple[Path, ...]) -> None:
+    if not path.exists():  # It leads nowhere, or in a circle, and isn't copied.
+        return
     target = path.resolve()
-    if path.exists() and not any(target.is_relative_to(root) for root in roots):
+    if not any(target.is_relative_to(root) for root in roots):
         raise CheckpointError(
             f"{path}: is a link that leads out of the model's folder, so a copy would hold what it leads to; put a "
             "copy in its place"
