@@ -26,6 +26,8 @@ from vllm_surgery.regular_files import open_regular, read_regular
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from numpy.typing import NDArray
+
 INDEX_FILE = "model.safetensors.index.json"
 SINGLE_FILE = "model.safetensors"
 _MAX_HEADER_BYTES = 100_000_000  # The limit of the safetensors library itself.
@@ -52,6 +54,41 @@ class StoredTensor:
     file: Path
     start: int
     size: int
+
+
+class TensorSlices:
+    """Reader of one tensor's slices. Its file is mapped at the first and stays so until the reader goes.
+
+    Args:
+        stored: the tensor.
+    """
+
+    def __init__(self, stored: StoredTensor) -> None:
+        self._stored = stored
+
+    @cached_property
+    def _bytes(self) -> NDArray[np.uint8]:
+        return np.memmap(self._stored.file, np.uint8, "r", self._stored.start, (self._stored.size,))
+
+    def __call__(self, axis: int | None, index: int) -> memoryview:
+        """One slice, as the bytes that store it, in order; not copied where they lie together.
+
+        Args:
+            axis: that `index` counts along: of a matrix 0 for rows, 1 for columns. None for the whole tensor, which is
+                slice 0.
+            index: of the slice.
+
+        Raises:
+            CheckpointError: there is no such slice, or its numbers don't fill whole bytes.
+        """
+        info = self._stored.info
+        size, shape = BYTES_PER_NUMBER.get(info.dtype), info.shape
+        shape, axis = ((1, *shape), 0) if axis is None else (shape, axis)
+        if size is None or axis >= len(shape) or not 0 <= index < shape[axis]:
+            word = {(2, 0): "row", (2, 1): "column"}.get((len(shape), axis), "slice")
+            raise CheckpointError(f"{info.name}: has no {word} {index}: it is {info.dtype} {list(info.shape)}")
+        chosen = np.ascontiguousarray(self._bytes.reshape((*shape, size))[(slice(None),) * axis + (index,)])
+        return chosen.reshape(-1).data.toreadonly()
 
 
 class ModelFolder:
@@ -88,29 +125,24 @@ class ModelFolder:
         """
         return Anatomy.of(self.tensors, self.facts.num_hidden_layers)
 
-    def read_slice(self, name: str, axis: int | None, index: int) -> memoryview:
-        """One slice of a tensor, as the bytes that store it, in order; not copied where they lie together.
-
-        Args:
-            name: of the tensor.
-            axis: that `index` counts along: of a matrix 0 for rows, 1 for columns. None for the whole tensor, which is
-                slice 0.
-            index: of the slice.
+    def slices_of(self, name: str) -> TensorSlices:
+        """Reader of a tensor's slices, for those who want many of them.
 
         Raises:
-            CheckpointError: there is no such tensor or slice, or its numbers don't fill whole bytes.
+            CheckpointError: there is no such tensor.
         """
         stored = self.stored.get(name)
         if stored is None:
             raise CheckpointError(f"{self.path}: has no tensor {name}")
-        size, shape = BYTES_PER_NUMBER.get(stored.info.dtype), stored.info.shape
-        shape, axis = ((1, *shape), 0) if axis is None else (shape, axis)
-        if size is None or axis >= len(shape) or not 0 <= index < shape[axis]:
-            word = {(2, 0): "row", (2, 1): "column"}.get((len(shape), axis), "slice")
-            raise CheckpointError(f"{name}: has no {word} {index}: it is {stored.info.dtype} {list(stored.info.shape)}")
-        table = np.memmap(stored.file, np.uint8, "r", stored.start, (*shape, size))
-        chosen = np.ascontiguousarray(table[(slice(None),) * axis + (index,)])
-        return chosen.reshape(-1).data.toreadonly()
+        return TensorSlices(stored)
+
+    def read_slice(self, name: str, axis: int | None, index: int) -> memoryview:
+        """One slice of a tensor: see `TensorSlices`.
+
+        Raises:
+            CheckpointError: there is no such tensor or slice, or its numbers don't fill whole bytes.
+        """
+        return self.slices_of(name)(axis, index)
 
     @cached_property
     def stored(self) -> dict[str, StoredTensor]:

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import TYPE_CHECKING
 
 from vllm_surgery.errors import PatchError
@@ -83,7 +82,7 @@ def check_patches(patches: PatchSet, folder: ModelFolder, *, for_slots: bool = F
     """
     check = PatchCheck(patches, folder.facts, for_slots=for_slots)
     for info in folder.tensors:
-        check.observe(info, partial(folder.read_slice, info.name))
+        check.observe(info, folder.slices_of(info.name))
     return check.finish()
 
 
