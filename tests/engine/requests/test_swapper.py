@@ -33,6 +33,7 @@ class Served:
         weights: the id of what the weights hold.
         log: what happened to the weights, in order.
         fails: the step of a swap that fails.
+        asked: of the ledgers, in order.
     """
 
     ledgers: list[Ledger]
@@ -40,8 +41,14 @@ class Served:
     wanted: str = "none"
     log: list[str] = field(default_factory=list)
     fails: str | None = None
+    asked: list[str] = field(default_factory=list)
+
+    @property
+    def alone(self) -> bool:
+        return len(self.ledgers) == 1
 
     async def ledger(self, step: str, token: str, payload: dict[str, Any]) -> list[dict[str, Any]]:
+        self.asked.append(step)
         if step == "hold":
             self.log.append(f"hold {payload['digest'][:2]}")
         return [ledger.answer(step, token, payload) for ledger in self.ledgers]
@@ -132,6 +139,29 @@ def test_a_swap_moves_the_default_and_no_weight(one: Slots) -> None:
     assert report.milliseconds.pause == report.milliseconds.verify == 0
     assert one.served.log == []
     assert one.status().active == one.board.offer().default("anybody").id == A.id
+
+
+def test_a_swap_asks_one_engine_once_and_several_twice() -> None:
+    for engines, asked in ((1, ["change"]), (2, ["prepare", "commit"])):
+        here = slots(engines)
+        here.swap(A)
+        assert here.served.asked == asked
+        here.swap(B)
+        assert here.served.asked == asked * 2
+
+
+def test_a_swap_tells_what_was_the_default_although_another_process_changed_it(one: Slots) -> None:
+    one.swap(A)
+    elsewhere = SlotSwapper(one.served, SlotLeader(one.served, Board(Offer())), plan)
+    report = run_sync(elsewhere.swap(B))
+    assert (report.id, report.previous, report.epoch) == (B.id, A.id, 2)
+
+
+def test_a_swap_to_nothing_is_not_taken_for_done_where_another_process_swapped(one: Slots) -> None:
+    one.swap(A)
+    elsewhere = SlotSwapper(one.served, SlotLeader(one.served, Board(Offer())), plan)
+    assert run_sync(elsewhere.swap(PatchSet())).previous == A.id
+    assert one.status().active == "none"
 
 
 def test_a_swap_to_what_is_the_default_changes_nothing(one: Slots) -> None:

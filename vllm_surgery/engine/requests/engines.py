@@ -23,12 +23,17 @@ class ServedLedgers:
     def __init__(self, client: Any) -> None:
         self._client = client
 
+    @property
+    def alone(self) -> bool:
+        """See `vllm_surgery.engine.requests.leader.Engines`."""
+        return not hasattr(self._client.engine_core, "call_utility_all_async")
+
     async def ledger(self, step: str, token: str, payload: dict[str, Any]) -> list[dict[str, Any]]:
         """See `vllm_surgery.engine.requests.leader.Engines`."""
         core = self._client.engine_core
-        if hasattr(core, "call_utility_all_async"):
-            return list(await self._alive(core.call_utility_all_async(LEDGER_METHOD, step, token, payload)))
-        return [await self._alive(core.call_utility_async(LEDGER_METHOD, step, token, payload))]
+        if self.alone:
+            return [await self._alive(core.call_utility_async(LEDGER_METHOD, step, token, payload))]
+        return list(await self._alive(core.call_utility_all_async(LEDGER_METHOD, step, token, payload)))
 
     async def _alive(self, call: Any) -> Any:
         task = asyncio.ensure_future(call)
@@ -47,6 +52,8 @@ class OfflineLedgers:
     Args:
         llm: that isn't inside one of its calls.
     """
+
+    alone = True
 
     def __init__(self, llm: Any) -> None:
         self._llm = llm

@@ -25,6 +25,10 @@ if TYPE_CHECKING:
 class Engines(Protocol):
     """All engines of a server, or the one of a `vllm.LLM`."""
 
+    @property
+    def alone(self) -> bool:
+        """Whether there is but one, so that a change needs no agreement."""
+
     async def ledger(self, step: str, token: str, payload: dict[str, Any]) -> list[dict[str, Any]]:
         """Asks each engine's `Ledger.answer`."""
 
@@ -35,10 +39,12 @@ class Changed:
 
     Attributes:
         state: of the slots, over all engines.
-        fill_milliseconds: what filling took on the slowest engine.
+        before: what was offered until then.
+        fill_milliseconds: what filling took on the slowest engine; of several, until the last had done it.
     """
 
     state: SlotState
+    before: Offer
     fill_milliseconds: float
 
 
@@ -92,17 +98,33 @@ class SlotLeader:
             CannotSwapError: this model can't have a patch in a slot.
             EngineError: the engines don't agree.
         """
-        token, started = uuid.uuid4().hex, time.perf_counter()
+        token = uuid.uuid4().hex
         try:
-            await self._all("prepare", token, change.to_data())
-            filled = (time.perf_counter() - started) * 1000
-            state = self._known(await self._all("commit", token, {}))
+            changed = await (self._change_at_once if self.engines.alone else self._change_together)(token, change)
         except BaseException:
             with suppress(Exception):  # An engine that is gone needs no telling.
                 await self.engines.ledger("discard", token, {})
             raise
-        self._board.publish(state.offer)
-        return Changed(state, filled)
+        self._board.publish(changed.state.offer)
+        return changed
+
+    async def _change_at_once(self, token: str, change: Change) -> Changed:
+        answers = await self._all("change", token, change.to_data())
+        return self._changed(answers, float(answers[0]["milliseconds"]))
+
+    async def _change_together(self, token: str, change: Change) -> Changed:
+        started = time.perf_counter()
+        await self._all("prepare", token, change.to_data())
+        filled = (time.perf_counter() - started) * 1000
+        return self._changed(await self._all("commit", token, {}), filled)
+
+    def _changed(self, answers: Answers, filled: float) -> Changed:
+        return Changed(self._known(answers), Offer.from_data(answers[0]["before"]), filled)
+
+    @property
+    def offer(self) -> Offer:
+        """The offer as far as this process knows without asking an engine."""
+        return self._board.offer()
 
     async def patches(self, digest: str) -> list[dict[str, Any]]:
         """The patches in a slot themselves, as plain data.

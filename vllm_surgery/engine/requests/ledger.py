@@ -2,8 +2,9 @@
 """In an engine's process: which patch is in which slot, who uses it, and what requests are offered.
 
 A change is prepared, which fills slots that nobody can see yet, and then committed or discarded; so several engines
-change together. A slot is filled anew only when no request names it and no offer does. Blocks of the prefix cache are
-keyed by digests, not by slots, so they stay right whatever becomes of a slot.
+change together. One alone does both at one question, since each question waits for the step that runs. A slot is filled
+anew only when no request names it and no offer does. Blocks of the prefix cache are keyed by digests, not by slots, so
+they stay right whatever becomes of a slot.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from vllm_surgery.engine.requests.choice import CHOICE_KEY, Offer, Offered, chec
 from vllm_surgery.engine.requests.worker import FILL_METHOD, HOLD_METHOD
 from vllm_surgery.engine.rpc_errors import error_of, failure_of
 from vllm_surgery.errors import CannotSwapError, ConflictError, UsageError
+from vllm_surgery.patch.patch_set import NO_PATCH
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -191,7 +193,8 @@ class Ledger:
         """Fills what a change needs filled. Requests see nothing of it yet.
 
         Raises:
-            ConflictError: another change is under way, the epoch is another, or all slots are in use.
+            ConflictError: another change is under way, the epoch is another, all slots are in use, or the weights hold
+                a patch.
             UsageError: the default names what isn't there, or a patch is to be freed that it names.
             CannotSwapError: this model can't have a patch in a slot.
         """
@@ -199,6 +202,10 @@ class Ledger:
         if change.if_epoch is not None and change.if_epoch != self.offer.epoch:
             now = self.offer.epoch
             raise ConflictError(f"the epoch is {now}, not {change.if_epoch}: patches were swapped in between")
+        if self.held and (change.fills or change.free or change.shares):
+            raise ConflictError(
+                f"the weights hold a patch ({self.held[:8]}); swap to {NO_PATCH} before slots are changed"
+            )
         offer, kept = self._after(change)
         self._prepared = _Prepared(token, offer, kept, time.monotonic())
         started = time.perf_counter()
@@ -220,9 +227,9 @@ class Ledger:
         if self._prepared is None or self._prepared.token != token:
             raise ConflictError("this change is not the one that was prepared here")
         with self._lock:
-            self.offer, self._kept, self._prepared = self._prepared.offer, self._prepared.kept, None
-            self.since = time.time()
-        return self.state()
+            before, self.offer, self._kept = self.offer, self._prepared.offer, self._prepared.kept
+            self._prepared, self.since = None, time.time()
+        return {**self.state(), "before": before.to_data()}
 
     def discard(self, token: str) -> dict[str, Any]:
         """Forgets what was prepared, if it was by this caller. Its slots are free."""
@@ -333,15 +340,14 @@ class Ledger:
         return {"ok": True, **result}
 
     def _do(self, step: str, token: str, payload: dict[str, Any] | None) -> dict[str, Any]:
-        match step:
-            case "prepare":
-                return self.prepare(token, Change.from_data(payload or {}))
-            case "commit":
-                return self.commit(token)
-            case "discard":
-                return self.discard(token)
-            case "patches":
-                return self.patches(str((payload or {})["digest"]))
-            case "hold":
-                return self.hold(str((payload or {})["digest"]))
-        return self.state()
+        given = payload or {}
+        steps: dict[str, Callable[[], dict[str, Any]]] = {
+            "prepare": lambda: self.prepare(token, Change.from_data(given)),
+            "commit": lambda: self.commit(token),
+            "change": lambda: {**self.prepare(token, Change.from_data(given)), **self.commit(token)},
+            "discard": lambda: self.discard(token),
+            "patches": lambda: self.patches(str(given["digest"])),
+            "hold": lambda: self.hold(str(given["digest"])),
+            "state": self.state,
+        }
+        return steps[step]()

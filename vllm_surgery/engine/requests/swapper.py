@@ -26,12 +26,13 @@ from vllm_surgery.engine.requests.promotion import HoldingEngine, check_alone, c
 from vllm_surgery.engine.server_config import logger
 from vllm_surgery.engine.swap.transaction import ServedStatus, SwapCoordinator, iso_time
 from vllm_surgery.errors import ConflictError
-from vllm_surgery.patch.patch_set import NO_PATCH, PatchSet
+from vllm_surgery.patch.patch_set import PatchSet
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
 
     from vllm_surgery.client.protocol import SwapMode
+    from vllm_surgery.engine.requests.choice import Offer, Offered
     from vllm_surgery.engine.requests.leader import SlotLeader, SlotState
     from vllm_surgery.engine.requests.ledger import Fill
     from vllm_surgery.engine.swap.transaction import Engine
@@ -67,7 +68,7 @@ class SlotSwapper:
             return replace(weights, epoch=state.offer.epoch)
         only = state.offer.only_default
         return ServedStatus(
-            active=active_id(state),
+            active=active_id(state.offer),
             patches=tuple(_members(only.name, only.id)) if only is not None and only.digest else (),
             since=iso_time(state.since),
             epoch=state.offer.epoch,
@@ -88,20 +89,21 @@ class SlotSwapper:
         started = time.perf_counter()
         fills = (await self._plan(patches, False),) if patches else ()
         staged = _milliseconds_since(started)
-        before = await self._leader.state()
-        if before.held and before.held != offered(patches).digest:
-            _check_epoch(before, if_epoch)
-            await self._demote(before, mode)
-            before, if_epoch = await self._leader.state(), None
-        only, wanted = before.offer.only_default, offered(patches)
-        if only is not None and only.digest == wanted.digest:
-            _check_epoch(before, if_epoch)
-            return _report(
-                wanted.id, wanted.id, before, SwapTimes(**_NO_TIMES | {"total": _milliseconds_since(started)})
-            )
+        wanted = offered(patches)
+        # Each question to an engine waits for the step that runs, so most swaps ask but one.
+        if not self._leader.offer.unpatched or _is_default(wanted, self._leader.offer):
+            before = await self._leader.state()
+            if before.held and before.held != wanted.digest:
+                _check_epoch(before, if_epoch)
+                await self._demote(before, mode)
+                before, if_epoch = await self._leader.state(), None
+            if _is_default(wanted, before.offer):
+                _check_epoch(before, if_epoch)
+                times = {"total": _milliseconds_since(started)}
+                return _report(wanted.id, wanted.id, before, SwapTimes(**_NO_TIMES | times))
         changed = await self._leader.change(Change(fills, shares={wanted.name: 1.0}, if_epoch=if_epoch))
         times = {"stage": staged, "apply": changed.fill_milliseconds, "total": _milliseconds_since(started)}
-        report = _report(wanted.id, active_id(before), changed.state, SwapTimes(**_NO_TIMES | times))
+        report = _report(wanted.id, active_id(changed.before), changed.state, SwapTimes(**_NO_TIMES | times))
         logger.info("vllm-surgery: %s in place of %s, in a slot: no token waited", report.id, report.previous)
         return report
 
@@ -155,8 +157,6 @@ class SlotSwapper:
             SurgeryError: as with `swap`, or `UsageError` for names and shares that make no sense.
         """
         started = time.perf_counter()
-        if (held := (await self._leader.state()).held) and (fill or free or shares):
-            raise ConflictError(f"the weights hold a patch ({held[:8]}); swap to {NO_PATCH} before slots are changed")
         fills = tuple([await self._plan(patches, True) for patches in fill])
         changed = await self._leader.change(Change(fills, tuple(free), shares, if_epoch))
         times = SlotTimes(fill=changed.fill_milliseconds, total=_milliseconds_since(started))
@@ -168,10 +168,15 @@ class SlotSwapper:
 _NO_TIMES = dict.fromkeys(("stage", "pause", "apply", "verify", "total"), 0.0)
 
 
-def active_id(state: SlotState) -> str:
+def active_id(offer: Offer) -> str:
     """The id of the default, or that it is drawn."""
-    only = state.offer.only_default
+    only = offer.only_default
     return SHARED if only is None else only.id
+
+
+def _is_default(wanted: Offered, offer: Offer) -> bool:
+    only = offer.only_default
+    return only is not None and only.digest == wanted.digest
 
 
 def slots_state(state: SlotState) -> SlotsState:
