@@ -124,7 +124,9 @@ def measure(arguments: argparse.Namespace, work: Path) -> list[str]:
 
 def candidates_of(model: Path, patch: Path, rounds: int, count: int) -> list[list[Candidate]]:
     """For each round other candidates: single neurons and doses of the patch by turns."""
-    source, widths = random.Random(SEED), ModelFolder(model).anatomy.widths()
+    widths = ModelFolder(model).anatomy.widths()
+    neurons = [Unit("neurons", layer, index) for layer, width in sorted(widths.items()) for index in range(width)]
+    singles = iter(random.Random(SEED).sample(neurons, rounds * count))
     whole = Candidate.of(
         {
             Unit(item.kind, item.layer, index): item.gain
@@ -135,16 +137,15 @@ def candidates_of(model: Path, patch: Path, rounds: int, count: int) -> list[lis
     )
     doses = iter([0.2 + 0.8 * number / (rounds * count) for number in range(rounds * count)])
 
-    def single() -> Candidate:
-        layer = source.choice(sorted(widths))
-        return Candidate.of({Unit("neurons", layer, source.randrange(widths[layer])): 0.0}, "single")
-
     def dosed() -> Candidate:
         found = weaker(whole, next(doses))
         assert found is not None
         return found
 
-    return [[dosed() if number % 2 else single() for number in range(count)] for _ in range(rounds)]
+    return [
+        [dosed() if number % 2 else Candidate.of({next(singles): 0.0}, "single") for number in range(count)]
+        for _ in range(rounds)
+    ]
 
 
 def greedy(folders: dict[str, Path]) -> tuple[int, int]:
