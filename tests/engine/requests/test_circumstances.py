@@ -17,7 +17,7 @@ from tests.engine.requests.batches import (
     rounded_patch,
 )
 from tests.engine.test_load import same
-from tests.engine.test_two_ranks import PP, TP
+from tests.engine.test_two_ranks import EP, PP, TP
 from tests.models import LAYERS, patch_of
 from vllm_surgery import ModelFolder, Patch
 from vllm_surgery.api import patch_set
@@ -51,6 +51,7 @@ CASES: dict[str, tuple[str, list[Any], dict[str, Any]]] = {
         {**FLOAT, "enforce_eager": False},
     ),
     "TP 2": (BESIDE, [exact_patch(BESIDE), last_patch(BESIDE)], TP),
+    "EP 2": (BESIDE, [exact_patch(BESIDE)], EP),
     "PP 2": ("Llama", [BOTH_STAGES], PP),
     "in parts and preempted": ("Llama", DENSE, {**COUNTED, **IN_PARTS, "num_gpu_blocks_override": 9, "block_size": 32}),
     "speculating": ("Llama", DENSE, {**COUNTED, "speculative_config": N_GRAMS}),
@@ -62,7 +63,7 @@ HAPPENED = {
 }
 """vLLM's counter of what a case is about."""
 
-SAME_BATCHES = {"compiled", "compiled experts", "TP 2", "PP 2", "LoRA"}
+SAME_BATCHES = {"compiled", "compiled experts", "TP 2", "EP 2", "PP 2", "LoRA"}
 """Where the mixed server cuts its work up as those with edited weights do, so that even the last bits are equal."""
 
 
@@ -94,7 +95,7 @@ def _how_to_ask(options: dict[str, Any]) -> dict[str, Any]:
     """Two ranks wait for each other by turning in circles, so that every token costs much on few cores. Where there are
     few blocks, answers have to be so long that each request needs a second one."""
     if "distributed_executor_backend" in options:
-        return {"forked": True, "max_tokens": 5}
+        return {"forked": True, "own_experts": True, "max_tokens": 5}
     return {"max_tokens": options["block_size"]} if "block_size" in options else {}
 
 
