@@ -138,7 +138,9 @@ def test_a_server_without_our_routes_neither_follows_files_nor_has_folders(
 ) -> None:
     flags = [name] if name.startswith("--") else []
     monkeypatch.setenv("VLLM_USE_RUST_FRONTEND", "0" if flags else "1")
-    said = f"--patch-dir, --watch and --patch-slots need vLLM's HTTP server in Python, which {name} leaves out"
+    said = (
+        f"--patch-dir, --watch, --patch-slots and --on-loop need vLLM's HTTP server in Python, which {name} leaves out"
+    )
     with pytest.raises(UsageError, match=f"^{said}$"):
         serve(PATCHES, "model", *flags, **{asked: [tmp_path]})
     assert serve(PATCHES, "model", *flags).model_tag == "model"

@@ -32,7 +32,7 @@ def add_to(subparsers: Subparsers) -> None:
         takes_rest=True,
         add_help=False,  # A bare --help shows both sets of options; --help=GROUP is vLLM's alone.
         usage="vllm-surgery serve MODEL [--patch FILE]... [--patch-dir DIR]... [--watch] [--patch-slots N] "
-        "[--surgery-key KEY] [any option of `vllm serve`]",
+        "[--on-loop ACTION[,ACTION]]... [--surgery-key KEY] [any option of `vllm serve`]",
     )
     parser.add_argument(
         "--patch", action="append", default=[], metavar="FILE", help="a patch file; may be given more than once"
@@ -58,6 +58,15 @@ def add_to(subparsers: Subparsers) -> None:
         metavar="KEY",
         help=f"what changes of patches over HTTP ask for, in place of the API key (default: ${SURGERY_KEY_VARIABLE})",
     )
+    parser.add_argument(
+        "--on-loop",
+        action="append",
+        default=[],
+        metavar="ACTION",
+        help="what to do with an answer that loops, and with no other: stop, or let it go on with penalty:1.15, at "
+        "temperature:0.7 or under patch:NAME; several with commas between are tried in turn; KIND=ACTION is for one "
+        "kind of loop; observe: only what requests ask for (default: nothing, and requests can't ask)",
+    )
     parser.set_defaults(print_help=parser.print_help)
 
 
@@ -79,5 +88,20 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
 
     if args.surgery_key is not None:  # Like vLLM's own key: for all processes, and never in a config that is logged.
         os.environ[SURGERY_KEY_VARIABLE] = args.surgery_key
-    serve(patches, rest, patch_dirs=patch_dirs, watch=watch, slots=args.patch_slots)
+    more = {"slots": args.patch_slots or None, "on_loop": _on_loop(args.on_loop)}
+    given = {key: value for key, value in more.items() if value is not None}
+    serve(patches, rest, patch_dirs=patch_dirs, watch=watch, more=given)
     return 0
+
+
+def _on_loop(given: list[str]) -> str | dict[str, str | list[str]] | None:
+    """The setting that the options come to."""
+    if not given:
+        return None
+    by_kind = dict(item.split("=", 1) for item in given if "=" in item)
+    plain = [item for item in given if "=" not in item]
+    if by_kind and plain:
+        raise UsageError("--on-loop: give actions for all kinds of loop, or KIND=ACTION for each")
+    if len(plain) > 1 or len(by_kind) + len(plain) < len(given):
+        raise UsageError("--on-loop: given twice; put commas between actions that are tried in turn")
+    return plain[0] if plain else dict(by_kind)

@@ -84,6 +84,7 @@ _MASKING = "masking experts whose router has no bias"
 _LOCALIZING = "seeing what units do, for `localize`"
 _WATCHING = "watching for loops"
 _ROUTES = "the routes under /v1/surgery"
+_RESCUE = "rescuing answers that loop"
 _SLOTS = "giving each request a patch of its own"
 _EXPERT_SLOTS = "giving experts gains for single requests"
 _NAMING = "choosing a patch by the model's name"
@@ -224,6 +225,81 @@ FOR_WATCHING = (
     Attributes("vllm.v1.engine", "EngineCoreOutput", _WATCHING, names=("request_id", "new_token_ids", "finish_reason")),
     Attributes("vllm.config.model", "ModelConfig", _WATCHING, names=("served_model_name",)),
     Attributes("vllm.config.parallel", "ParallelConfig", _WATCHING, names=("_api_process_count",)),
+)
+
+FOR_RESCUE = (
+    Attributes(
+        "vllm.v1.engine.output_processor",
+        "OutputProcessor",
+        _RESCUE,
+        names=("request_states", "external_req_ids", "lora_states", "tokenizer", "add_request", "process_outputs"),
+    ),
+    Attributes(
+        "vllm.v1.engine.output_processor",
+        "RequestState",
+        _RESCUE,
+        names=(
+            "request_id",
+            "external_req_id",
+            "parent_req",
+            "queue",
+            "lora_name",
+            "output_kind",
+            "detokenizer",
+            "logprobs_processor",
+            "weight_version_starts",
+            "routed_experts_chunks",
+            "sampling_mask_chunks",
+            "make_request_output",
+        ),
+    ),
+    Attributes("vllm.v1.engine.output_processor", "RequestOutputCollector", _RESCUE, names=("request_id", "put")),
+    Attributes(
+        "vllm.v1.engine.output_processor", "OutputProcessorOutput", _RESCUE, names=("request_outputs", "reqs_to_abort")
+    ),
+    Attributes("vllm.v1.engine.parallel_sampling", "ParentRequest", _RESCUE, names=("child_requests",)),
+    Attributes("vllm.v1.engine.detokenizer", "IncrementalDetokenizer", _RESCUE, names=("output_token_ids", "update")),
+    Attributes("vllm.v1.engine.logprobs", "LogprobsProcessor", _RESCUE, names=("logprobs", "cumulative_logprob")),
+    Attributes("vllm.logprobs", "Logprob", _RESCUE, names=("logprob",)),
+    Attributes("vllm.v1.metrics.stats", "LoRARequestStates", _RESCUE, names=("request_finished",)),
+    Attributes("vllm.v1.engine", "FinishReason", _RESCUE, names=("REPETITION",)),
+    Attributes("vllm.sampling_params", "RequestOutputKind", _RESCUE, names=("FINAL_ONLY",)),
+    Attributes(
+        "vllm.v1.engine",
+        "EngineCoreRequest",
+        _RESCUE,
+        names=(
+            "request_id",
+            "prompt_token_ids",
+            "prompt_embeds",
+            "mm_features",
+            "sampling_params",
+            "resumable",
+        ),
+    ),
+    Attributes(
+        "vllm.sampling_params",
+        "SamplingParams",
+        _RESCUE,
+        names=(
+            "extra_args",
+            "structured_outputs",
+            "prompt_logprobs",
+            "logprob_token_ids",
+            "thinking_token_budget",
+            "max_tokens",
+            "min_tokens",
+            "repetition_penalty",
+            "temperature",
+            "seed",
+            "detokenize",
+        ),
+    ),
+    Attributes("vllm.v1.engine.async_llm", "AsyncLLM", _RESCUE, names=("input_processor", "engine_core", "generate")),
+    Attributes("vllm.v1.engine.llm_engine", "LLMEngine", _RESCUE, names=("input_processor", "engine_core")),
+    Attributes(_CLIENTS, "EngineCoreClient", _RESCUE, names=("add_request", "abort_requests")),
+    Attributes(_CLIENTS, "AsyncMPClient", _RESCUE, names=("add_request_async", "abort_requests_async")),
+    Attributes("vllm.config.model", "ModelConfig", _RESCUE, names=("runner_type",)),
 )
 
 FOR_ROUTES = (

@@ -48,6 +48,7 @@ OFFERS = {
     "mask": "FOR_MASKING",
     "localize": "FOR_LOCALIZING",
     "watch": "FOR_WATCHING",
+    "rescue": "FOR_RESCUE",
     "routes": "FOR_ROUTES",
     "weight version": "FOR_TELLING",
     "slots": "FOR_SLOTS",
@@ -61,7 +62,7 @@ OFFERS = {
 
 _RUNNERS = {"V1": "slots on model runner V1", "V2": "slots on model runner V2"}
 
-_SPARED = {"weight version", "slots", *_RUNNERS.values(), "slots for experts", "patches by model name"}
+_SPARED = {"weight version", "rescue", "slots", *_RUNNERS.values(), "slots for experts", "patches by model name"}
 """What older vLLM lacks, without which the rest works."""
 
 

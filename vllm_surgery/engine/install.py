@@ -12,6 +12,7 @@ from vllm_surgery.engine.load.worker import load_hook
 from vllm_surgery.engine.monitoring.hooks import install_watching
 from vllm_surgery.engine.requests.admission import input_processor_hook
 from vllm_surgery.engine.requests.worker import FILL_METHOD, HOLD_METHOD, SLOTS_METHOD, fill_slot, hold, report_slots
+from vllm_surgery.engine.rescue.hooks import attach_rescue
 from vllm_surgery.engine.swap.worker import REPORT_METHOD, STEP_METHOD, report, step
 
 
@@ -36,4 +37,4 @@ def install() -> None:
     setattr(worker, SLOTS_METHOD, report_slots)
     if touchpoints.INPUT_PROCESSOR.there:  # Where it isn't, no server with slots is started.
         touchpoints.INPUT_PROCESSOR.wrap(input_processor_hook)
-    install_watching()
+    install_watching(attach_rescue)

@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING
 
 from vllm_surgery.engine.monitoring import metrics as loop_metrics
 from vllm_surgery.engine.requests import metrics as slot_metrics
+from vllm_surgery.engine.rescue import metrics as rescue_metrics
 from vllm_surgery.engine.swap import metrics as swap_metrics
 from vllm_surgery.loops import KINDS
 
 if TYPE_CHECKING:
     from vllm_surgery.engine.metrics import Spec
 
-SPECS: tuple[Spec, ...] = (*loop_metrics.SPECS, *swap_metrics.SPECS, *slot_metrics.SPECS)
+SPECS: tuple[Spec, ...] = (*loop_metrics.SPECS, *rescue_metrics.SPECS, *swap_metrics.SPECS, *slot_metrics.SPECS)
 
 LABEL_VALUES: dict[str, tuple[str, ...]] = {
     "kind": tuple(KINDS),

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from vllm_surgery.engine import touchpoints
@@ -19,7 +20,7 @@ from vllm_surgery.engine.settings import DISABLE_VARIABLE, KEY, Settings, disabl
 from vllm_surgery.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from vllm_surgery.patch.patch_set import PatchSet
@@ -35,7 +36,7 @@ def serve(
     *,
     patch_dirs: Sequence[Path] = (),
     watch: Sequence[Path] = (),
-    slots: int = 0,
+    more: Mapping[str, Any] = MappingProxyType({}),
 ) -> None:
     """Runs the server until it is told to stop.
 
@@ -44,7 +45,7 @@ def serve(
         vllm_arguments: everything that ``vllm serve`` takes, the model among it.
         patch_dirs: folders whose patches callers may ask for by name.
         watch: the files of `patches`, where they are to be followed.
-        slots: how many patches requests can choose from; 0: `patches` are in the weights, for all requests.
+        more: further keys of `Settings`, such as ``slots``, which override those in ``--additional-config``.
 
     Raises:
         UsageError: patches are named here and in ``--additional-config``, or are to be swapped on a server without our
@@ -61,15 +62,14 @@ def serve(
     command.subparser_init(parser.add_subparsers(required=True, dest="subparser"))
     args = parser.parse_args(["serve", *vllm_arguments])
     check_root_path(args.root_path)
-    if patch_dirs or watch or slots:
+    if patch_dirs or watch or more:
         _check_has_routes(args)
-    settings = Settings.of(args.additional_config)
+    given = args.additional_config or {}
+    settings = Settings.of({**given, KEY: {**given.get(KEY, {}), **more}} if more else given)
     if patches:
         settings = _with_patches(settings, patches, watch)
     if patch_dirs:
         settings = settings.model_copy(update={"patch_dirs": [*settings.patch_dirs, *map(str, patch_dirs)]})
-    if slots:
-        settings = settings.model_copy(update={"slots": slots})
     if settings != Settings():
         args.additional_config = settings.put_into(args.additional_config or {})
     if touchpoints.CLI_LOGGING.there:
@@ -87,7 +87,8 @@ def _check_has_routes(args: Any) -> None:
     }
     if without := [name for name, given in servers.items() if given]:
         raise UsageError(
-            f"--patch-dir, --watch and --patch-slots need vLLM's HTTP server in Python, which {without[0]} leaves out"
+            "--patch-dir, --watch, --patch-slots and --on-loop need vLLM's HTTP server in Python, "
+            f"which {without[0]} leaves out"
         )
 
 

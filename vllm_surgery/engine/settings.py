@@ -22,6 +22,8 @@ from vllm_surgery.patch.patch_set import PatchSet, SourcedPatch
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from vllm_surgery.engine.rescue.policies import Policies
+
 KEY = "vllm_surgery"
 DISABLE_VARIABLE = "VLLM_SURGERY_DISABLE"
 
@@ -53,6 +55,9 @@ class Settings(BaseModel):
         log_text: whether log lines may hold what a model wrote.
         slots: how many patches may be served beside the unpatched model, each request choosing one. `patches` are then
             the default of requests that choose none, and the weights stay as the checkpoint has them. 0: none.
+        on_loop: what is done to an answer that loops: actions, or a mapping of kinds of loop to theirs. None: nothing,
+            and no request can ask for it.
+        on_loop_allowed: further actions that a request may ask for.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
@@ -68,6 +73,20 @@ class Settings(BaseModel):
     mask_buffers: bool = False
     log_text: bool = False
     slots: int = Field(default=0, ge=0, le=MOST_SLOTS)
+
+    on_loop: str | list[str] | dict[str, str | list[str]] | None = None
+    on_loop_allowed: list[str] = Field(default_factory=list)
+
+    @model_validator(mode="after")
+    def _rescues(self) -> Settings:
+        if self.on_loop is None and self.on_loop_allowed:
+            raise PydanticCustomError("on_loop", "on_loop_allowed: needs on_loop, which may be observe")
+        if self.on_loop is not None:
+            try:
+                self.policies()
+            except UsageError as error:
+                raise PydanticCustomError("on_loop", "{reason}", {"reason": str(error)}) from None
+        return self
 
     @model_validator(mode="after")
     def _watches_files(self) -> Settings:
@@ -99,6 +118,19 @@ class Settings(BaseModel):
             "watch": self.watched_files() or False,
         }
         return self.model_copy(update=carried)
+
+    def policies(self) -> Policies:
+        """What is done about loops; nothing where `on_loop` is None.
+
+        Raises:
+            UsageError: it can't be done.
+        """
+        # Only here: the detectors load Numba, for which most processes have no use.
+        from vllm_surgery.engine.rescue.policies import Policies
+
+        if not self.detect_loops:
+            raise UsageError("on_loop: needs detect_loops, since what isn't looked for can't be acted upon")
+        return Policies.parse(self.on_loop or "observe", self.on_loop_allowed, slots=bool(self.slots))
 
     def watched_files(self) -> list[str]:
         """Absolute paths of the files to watch; empty where none are watched."""

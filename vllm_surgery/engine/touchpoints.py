@@ -213,6 +213,25 @@ OUTPUTS_HAVE_VERSIONS = TouchPoint(
 )
 ABORT_REQUESTS = TouchPoint("vllm.v1.engine.output_processor", "OutputProcessor.abort_requests", _WATCHING)
 
+_RESCUE = "rescuing answers that loop"
+_OUTPUTS = "vllm.v1.engine.output_processor"
+ADMIT_OUTPUTS = TouchPoint(_OUTPUTS, "OutputProcessor.add_request", _RESCUE, ("request",))
+FINISH_REQUEST = TouchPoint(_OUTPUTS, "OutputProcessor._finish_request", _RESCUE, ("req_state",))
+COUNT_FINISHED = TouchPoint(
+    _OUTPUTS, "OutputProcessor._update_stats_from_finished", _RESCUE, ("req_state", "finish_reason", "iteration_stats")
+)
+MAKE_OUTPUT = TouchPoint(
+    _OUTPUTS,
+    "RequestState.make_request_output",
+    _RESCUE,
+    ("new_token_ids", "pooling_output", "finish_reason", "stop_reason"),
+)
+DETOKENIZER = TouchPoint(
+    "vllm.v1.engine.detokenizer", "IncrementalDetokenizer.from_new_request", _RESCUE, ("tokenizer", "request")
+)
+FINISH_REASONS = TouchPoint("vllm.v1.engine", "FinishReason", _RESCUE)
+OUTPUT_KINDS = TouchPoint("vllm.sampling_params", "RequestOutputKind", _RESCUE)
+
 _SLOTS = "giving each request a patch of its own"
 INPUT_PROCESSOR = TouchPoint("vllm.v1.engine.input_processor", "InputProcessor.__init__", _SLOTS, ("vllm_config",))
 PROCESS_INPUTS = TouchPoint(
@@ -313,6 +332,17 @@ ENDPOINT_PLUGINS = TouchPoint("vllm.plugins", "load_endpoint_plugins", "the rout
 
 FOR_WATCHING = (ASYNC_ENGINE, SYNC_ENGINE, PROCESS_OUTPUTS, ABORT_REQUESTS)
 """Without any one of these a server still serves its patches, but doesn't watch for loops."""
+
+FOR_RESCUE = (
+    ADMIT_OUTPUTS,
+    FINISH_REQUEST,
+    COUNT_FINISHED,
+    MAKE_OUTPUT,
+    DETOKENIZER,
+    FINISH_REASONS,
+    OUTPUT_KINDS,
+)
+"""Without any one of these no server that rescues answers is started."""
 
 FOR_TELLING = (OUTPUTS_HAVE_VERSIONS,)
 """Without it outputs don't say which weights made them: servers of several API processes aren't watched for loops."""

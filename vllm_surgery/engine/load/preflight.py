@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from vllm_surgery.engine.kernels import missing_kernel
 from vllm_surgery.engine.requests.support import check_support
+from vllm_surgery.engine.rescue.support import check_rescue
 from vllm_surgery.engine.server_config import model_facts, requested_patches
 from vllm_surgery.engine.settings import Settings
 from vllm_surgery.errors import CheckpointError, EngineError
@@ -90,7 +91,10 @@ def preflight_hook(original: Callable[..., Any]) -> Callable[..., Any]:
         vllm_config = original(self, *args, **kwargs)
         check_kernels(vllm_config)
         patches = requested_patches(vllm_config)
-        slots = Settings.of(vllm_config.additional_config).slots
+        settings = Settings.of(vllm_config.additional_config)
+        slots = settings.slots
+        if settings.on_loop is not None:
+            check_rescue(vllm_config)
         if slots:
             check_support(vllm_config)
         if patches and slots:
@@ -98,7 +102,7 @@ def preflight_hook(original: Callable[..., Any]) -> Callable[..., Any]:
         elif patches:
             preflight(patches, vllm_config)
         if patches:
-            carried = Settings.of(vllm_config.additional_config).carrying(patches)
+            carried = settings.carrying(patches)
             vllm_config.additional_config = carried.put_into(vllm_config.additional_config)
         return vllm_config
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from typing import TYPE_CHECKING, Any
 
@@ -23,8 +24,12 @@ _MONITOR = "_vllm_surgery_monitor"
 """Where an `OutputProcessor` that is watched has its `LoopMonitor`."""
 
 
-def install_watching() -> None:
-    """Installs the hooks into this process, once; a vLLM that lacks a touch point serves without being watched."""
+def install_watching(attach: Callable[[Any, Any], None]) -> None:
+    """Installs the hooks into this process, once; a vLLM that lacks a touch point serves without being watched.
+
+    Args:
+        attach: called with each engine that is made, an `AsyncLLM` or `LLMEngine`, and its config.
+    """
     try:
         for point in touchpoints.FOR_WATCHING:
             point.get()
@@ -32,29 +37,31 @@ def install_watching() -> None:
         logger.warning("vllm-surgery: requests are not watched for loops: %s", error)
         return
     let_vllm_look_through_llvmlite()
-    touchpoints.ASYNC_ENGINE.wrap(async_engine_hook)
-    touchpoints.SYNC_ENGINE.wrap(engine_hook)
+    touchpoints.ASYNC_ENGINE.wrap(functools.partial(async_engine_hook, attach=attach))
+    touchpoints.SYNC_ENGINE.wrap(functools.partial(engine_hook, attach=attach))
     touchpoints.PROCESS_OUTPUTS.wrap(process_outputs_hook)
     touchpoints.ABORT_REQUESTS.wrap(abort_requests_hook)
 
 
-def engine_hook(original: Callable[..., Any]) -> Callable[..., Any]:
+def engine_hook(original: Callable[..., Any], attach: Callable[[Any, Any], None]) -> Callable[..., Any]:
     """Wraps `LLMEngine.__init__`, which knows both config and output processor."""
 
     def __init__(self: Any, vllm_config: Any, *args: Any, **kwargs: Any) -> None:  # noqa: N807
         original(self, vllm_config, *args, **kwargs)
         _unless_it_fails(_watch, self, vllm_config)
+        attach(self, vllm_config)
 
     return __init__
 
 
-def async_engine_hook(original: Callable[..., Any]) -> Callable[..., Any]:
+def async_engine_hook(original: Callable[..., Any], attach: Callable[[Any, Any], None]) -> Callable[..., Any]:
     """Wraps `AsyncLLM.__init__`. It waits for an engine in another process, which is time to get ready here."""
 
     def __init__(self: Any, vllm_config: Any, *args: Any, **kwargs: Any) -> None:  # noqa: N807
         _unless_it_fails(_get_ready, vllm_config)
         original(self, vllm_config, *args, **kwargs)
         _unless_it_fails(_watch, self, vllm_config)
+        attach(self, vllm_config)
 
     return __init__
 
@@ -71,7 +78,7 @@ def process_outputs_hook(original: Callable[..., Any]) -> Callable[..., Any]:
         weight_version: str | None = None,
         **more: Any,
     ) -> Any:
-        monitor: LoopMonitor | None = getattr(self, _MONITOR, None)
+        monitor = monitor_of(self)
         # Before, since states of finished requests are gone afterwards; outputs without one are of aborted requests.
         states = self.request_states
         taken = [
@@ -94,7 +101,7 @@ def abort_requests_hook(original: Callable[..., Any]) -> Callable[..., Any]:
     """Wraps `OutputProcessor.abort_requests`, which calls itself for the children of a parent request."""
 
     def abort_requests(self: Any, *args: Any, **kwargs: Any) -> Any:
-        monitor: LoopMonitor | None = getattr(self, _MONITOR, None)
+        monitor = monitor_of(self)
         if monitor is None:
             return original(self, *args, **kwargs)
         before = dict(self.request_states)
@@ -103,6 +110,12 @@ def abort_requests_hook(original: Callable[..., Any]) -> Callable[..., Any]:
         return aborted
 
     return abort_requests
+
+
+def monitor_of(processor: Any) -> LoopMonitor | None:
+    """The monitor of an `OutputProcessor`; None where it isn't watched."""
+    found: LoopMonitor | None = getattr(processor, _MONITOR, None)
+    return found
 
 
 def _unless_it_fails(act: Callable[..., None], *args: Any) -> None:

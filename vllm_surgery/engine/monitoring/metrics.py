@@ -70,7 +70,10 @@ WATCHING = Spec(
 SPECS = (REQUESTS, LOOPS, OUTPUT_TOKENS, LOOPED_TOKENS, ONSET, PERIOD, LOOPING, SECONDS, ERRORS, WATCHING)
 """All of them, for dashboards and rules."""
 
-OUTCOMES = ("terminal", "escaped")
+TAKEN_BACK = "taken_back"
+OUTCOMES = ("terminal", "escaped", TAKEN_BACK)
+"""The answer ended in it; the model left it; it was taken out of the answer before its client saw it."""
+
 _USUAL_REASONS = ("stop", "length", "abort")
 
 
@@ -131,6 +134,8 @@ class LoopMetrics:
             self._of(LOOPS, patch, loop.kind, loop.outcome).inc()
             self._of(ONSET, patch, loop.kind).observe(loop.onset)
             self._of(PERIOD, patch, loop.kind).observe(loop.period)
+        for loop, patch in answer.taken_back:
+            self._of(LOOPS, patch, loop.kind, TAKEN_BACK).inc()
         for (kind, patch), tokens in answer.looped_tokens.items():
             self._of(LOOPED_TOKENS, patch, kind).inc(tokens)
 

@@ -20,11 +20,11 @@ from vllm_surgery.engine.server_config import logger
 from vllm_surgery.engine.weight_version import patch_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
     from vllm_surgery.engine.monitoring.log import LoopLog
     from vllm_surgery.engine.monitoring.metrics import LoopMetrics
-    from vllm_surgery.engine.monitoring.request import RequestDetector
+    from vllm_surgery.engine.monitoring.request import RequestDetector, WatchedAnswer
     from vllm_surgery.loops import Loop
 
 _WATCH = "_vllm_surgery_watch"
@@ -57,6 +57,7 @@ class LoopMonitor:
 
     Attributes:
         on: false once watching has failed.
+        on_ended: called with vLLM's state of each request whose answer has ended, and with what was seen of it.
     """
 
     def __init__(
@@ -65,8 +66,41 @@ class LoopMonitor:
         self._metrics, self._new_detector, self._log = metrics, new_detector, log
         self._patch = patch
         self._opened: set[str] = set()
+        self._looping: dict[int, Any] = {}
         self.on = True
+        self.on_ended: Callable[[Any, WatchedAnswer], None] = lambda *_: None
         self._open(patch)
+
+    @property
+    def looping_states(self) -> list[Any]:
+        """VLLM's states of the requests that are in a loop now."""
+        return list(self._looping.values()) if self._looping else []
+
+    def running(self, state: Any) -> Collection[Loop]:
+        """The loops that a request is in, as the detectors found them."""
+        watch: RequestWatch | None = getattr(state, _WATCH, None)
+        return () if watch is None else watch.running.values()
+
+    def patch_of(self, state: Any) -> str:
+        """The request's own patch, or the one that the weights hold."""
+        own: str | None = getattr(state, REQUEST_PATCH, None)
+        return self._patch if own is None else own
+
+    @never_raises
+    def taken_back(self, state: Any, kept: Sequence[int]) -> None:
+        """Forgets everything after the first tokens of an answer that is in a loop."""
+        watch = self._watch_of(state)
+        for kind, patch in watch.looping.items():
+            self._metrics.left(kind, patch)
+        self._looping.pop(id(state), None)
+        watch.take_back(kept, self._new_detector())
+        for kind, patch in watch.looping.items():
+            self._metrics.entered(kind, patch)
+
+    @never_raises
+    def stopped(self, state: Any, finish_reason: str) -> None:
+        """Counts an answer that was ended here, not by vLLM."""
+        self._finish(self._watch_of(state), state, finish_reason)
 
     @never_raises
     def step(self, taken: Sequence[tuple[Any, Any]], unfinished: Mapping[str, Any], weight_version: str | None) -> None:
@@ -84,7 +118,7 @@ class LoopMonitor:
         for output, state in taken:
             if not _generates(state):
                 continue
-            tokens[self._patch_of(state)] += len(output.new_token_ids)
+            tokens[self.patch_of(state)] += len(output.new_token_ids)
             watch = self._watch_of(state)
             self._feed(watch, state, output.new_token_ids)
             if output.finish_reason is not None:
@@ -124,11 +158,6 @@ class LoopMonitor:
             self._metrics.open(patch)
             self._opened.add(patch)
 
-    def _patch_of(self, state: Any) -> str:
-        """The request's own patch, or the one that the weights hold."""
-        own: str | None = getattr(state, REQUEST_PATCH, None)
-        return self._patch if own is None else own
-
     def _watch_of(self, state: Any) -> RequestWatch:
         watch: RequestWatch | None = getattr(state, _WATCH, None)
         if watch is None:
@@ -137,7 +166,7 @@ class LoopMonitor:
         return watch
 
     def _begin(self, state: Any) -> RequestWatch:
-        patch = self._patch_of(state)
+        patch = self.patch_of(state)
         self._open(patch)
         try:
             return RequestWatch(self._new_detector(), patch)
@@ -151,7 +180,7 @@ class LoopMonitor:
             return
         before = watch.looping
         try:
-            news = watch.feed(token_ids, self._patch_of(state))
+            news = watch.feed(token_ids, self.patch_of(state))
         except Exception as error:
             self._give_up(watch, state, error)
             return
@@ -167,7 +196,9 @@ class LoopMonitor:
             answer = watch.finish(finish_reason)
         for kind, patch in watch.looping.items():
             self._metrics.left(kind, patch)
+        self._looping.pop(id(state), None)
         self._metrics.ended(answer)
+        self.on_ended(state, answer)
 
     def _tell(self, news: Sequence[Loop], before: Mapping[Any, str], watch: RequestWatch, state: Any) -> None:
         now = watch.looping
@@ -175,6 +206,10 @@ class LoopMonitor:
             self._metrics.left(kind, patch)
         for kind, patch in now.items() - before.items():
             self._metrics.entered(kind, patch)
+        if now:
+            self._looping[id(state)] = state
+        else:
+            self._looping.pop(id(state), None)
         for loop in news:
             if loop.outcome == "running" and loop.kind not in before and loop.kind in now:
                 self._log.found(loop, state.external_req_id, now[loop.kind])
@@ -182,6 +217,7 @@ class LoopMonitor:
     def _give_up(self, watch: RequestWatch, state: Any, error: Exception) -> None:
         for kind, patch in watch.looping.items():
             self._metrics.left(kind, patch)
+        self._looping.pop(id(state), None)
         watch.drop_detector()
         self._metrics.failed(watch.patch)
         self._log.failed(error, state.external_req_id)

@@ -57,7 +57,8 @@ class WatchedAnswer:
         tokens: how many it has.
         loops: at most one of each kind, with the patch that was active at its onset: the one that the answer ended in,
             else the first.
-        looped_tokens: tokens in loops of a kind, by the patch that made them.
+        looped_tokens: tokens in loops of a kind, by the patch that made them, those taken back among them.
+        taken_back: loops that were taken back out of the answer and are of no kind in `loops`, with their patch.
     """
 
     finish_reason: str
@@ -65,6 +66,7 @@ class WatchedAnswer:
     tokens: int
     loops: tuple[tuple[Loop, str], ...]
     looped_tokens: Mapping[tuple[Kind, str], int]
+    taken_back: tuple[tuple[Loop, str], ...] = ()
 
 
 class RequestWatch:
@@ -78,9 +80,10 @@ class RequestWatch:
         patch: the one that made the last token, or was active at the start.
         tokens: how many have come.
         looping: the loops that the request is in, each with the patch that was active at its onset.
+        running: the same loops, as the detectors found them.
     """
 
-    __slots__ = ("_detector", "_spans", "looping", "patch", "tokens")
+    __slots__ = ("_detector", "_spans", "_taken_back", "_tokens_taken_back", "looping", "patch", "running", "tokens")
 
     def __init__(self, detector: RequestDetector | None, patch: str) -> None:
         self._detector = detector or _NULL_DETECTOR
@@ -88,6 +91,9 @@ class RequestWatch:
         self.patch = patch
         self.tokens = 0
         self.looping: dict[Kind, str] = {}
+        self.running: dict[Kind, Loop] = {}
+        self._taken_back: dict[Kind, tuple[Loop, str]] = {}
+        self._tokens_taken_back: Counter[tuple[Kind, str]] = Counter()
 
     def feed(self, token_ids: Sequence[int], patch: str) -> Sequence[Loop]:
         """Takes the next tokens, all made by `patch`. Gives loops found (running) or left (escaped), if any."""
@@ -98,18 +104,42 @@ class RequestWatch:
         if news:
             known = self.looping | {loop.kind: self._patch_at(loop.onset) for loop in news if loop.outcome == "running"}
             self.looping = {kind: known[kind] for kind in self._detector.looping}
+            seen = self.running | {loop.kind: loop for loop in news if loop.outcome == "running"}
+            self.running = {kind: seen[kind] for kind in self.looping}
         return news
+
+    def take_back(self, kept: Sequence[int], detector: RequestDetector) -> None:
+        """Forgets everything after the first tokens of the answer, and counts the loops that it is in as taken back.
+
+        Args:
+            kept: the tokens that stay.
+            detector: new, for this request alone.
+        """
+        for kind, found in self.running.items():
+            patch = self.looping[kind]
+            self._taken_back.setdefault(kind, (found, patch))
+            self._tokens_taken_back[kind, patch] += self.tokens - max(found.onset, len(kept))
+        self._spans = [self._spans[0], *(span for span in self._spans[1:] if span[0] < len(kept))]
+        self.patch = self._spans[-1][1]
+        self.tokens = len(kept)
+        self.looping, self.running = {}, {}
+        self._detector = detector
+        if kept:
+            detector.feed(kept)
 
     def drop_detector(self) -> None:
         """Goes on without the detector: tokens are counted, loops are not, not even those already found."""
         self._detector = _NULL_DETECTOR
-        self.looping = {}
+        self.looping, self.running = {}, {}
 
     def finish(self, finish_reason: str) -> WatchedAnswer:
         """The answer, now that it has ended."""
         loops = self._detector.finish(ending_of(finish_reason))
         counted = [(loop, self._patch_at(loop.onset)) for loop in loop_per_kind(loops)]
-        return WatchedAnswer(finish_reason, self.patch, self.tokens, tuple(counted), self._looped_tokens(loops))
+        seen = {loop.kind for loop, _ in counted}
+        taken_back = [found for kind, found in self._taken_back.items() if kind not in seen]
+        looped = self._looped_tokens(loops) + self._tokens_taken_back
+        return WatchedAnswer(finish_reason, self.patch, self.tokens, tuple(counted), looped, tuple(taken_back))
 
     def _begin_span(self, patch: str) -> None:
         if self._spans[-1][0] == self.tokens:

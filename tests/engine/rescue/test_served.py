@@ -1,0 +1,227 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A server that rescues answers: those that loop are changed as their request asks, and no others."""
+
+from __future__ import annotations
+
+import json
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+import httpx
+import openai
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.engine.server import SMALL, Server, running_server
+from tests.localization import chain
+from tests.localization.planted import Planted, dense_loop
+from tests.waiting import until
+from vllm_surgery.loops import TokenTable, detect
+from vllm_surgery.loops.tokenizers import load_tokenizer
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+pytestmark = pytest.mark.engine
+
+MODEL = "planted"
+TOKENS = 400
+OPTIONS = ("--served-model-name", MODEL, "--max-model-len", "512", "--dtype", "float32")
+ACTIONS = ["penalty:2", "penalty:1.01", "temperature:0.9", "patch:cure"]
+SETTINGS = {"vllm_surgery": {"on_loop": "observe", "on_loop_allowed": ACTIONS}}
+ORDER = ("patch", "kind", "action", "outcome")
+LOOPING, HEALTHY = chain.prompt(20), chain.prompt(49)
+
+
+@pytest.fixture(scope="module")
+def planted(tmp_path_factory: pytest.TempPathFactory) -> Planted:
+    return dense_loop(tmp_path_factory.mktemp("planted") / "model")
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory, planted: Planted) -> Iterator[Server]:
+    """A server of a model that goes round in circles of seven words, where a patch in a slot would cure it."""
+    folder = tmp_path_factory.mktemp("served")
+    neurons = {str(layer): [index] for layer, index in planted.units}
+    cure = {"version": 1, "name": "cure", "edits": [{"op": "zero", "neurons": neurons}]}
+    (folder / "cure.json").write_text(json.dumps(cure))
+    arguments = (str(planted.folder), "--patch", str(folder / "cure.json"), "--patch-slots", "1")
+    settings = ("--additional-config", json.dumps(SETTINGS))
+    with running_server(folder, *arguments, *settings, *OPTIONS, *SMALL) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def table(planted: Planted) -> TokenTable:
+    return TokenTable.from_tokenizer(load_tokenizer(planted.folder))
+
+
+def complete(server: Server, prompt: Any = LOOPING, on_loop: Any = None, tokens: int = TOKENS, **more: Any) -> Any:
+    """One choice of an answer without a patch, with its usage."""
+    xargs = {} if on_loop is None else {"on_loop": on_loop}
+    body = {"model": f"{MODEL}@none", "prompt": prompt, "max_tokens": tokens, "temperature": 0, "vllm_xargs": xargs}
+    answer = httpx.post(f"{server.url}/v1/completions", json={**body, "return_token_ids": True, **more}, timeout=None)
+    told = answer.raise_for_status().json()
+    return {**told["choices"][0], "usage": told["usage"]}
+
+
+@pytest.fixture(scope="module")
+def looped(server: Server) -> Any:
+    """The answer that is only observed."""
+    return complete(server)
+
+
+@pytest.fixture(scope="module")
+def onset(looped: Any, table: TokenTable) -> int:
+    return min(loop.onset for loop in detect(looped["token_ids"], table) if loop.outcome == "terminal")
+
+
+def counted(server: Server, metric: str, *labels: str) -> dict[tuple[str, ...], float]:
+    """Samples of a metric by values of labels, all but the model's if none is named; patches without their digest."""
+    families = text_string_to_metric_families(httpx.get(f"{server.url}/metrics", timeout=None).text)
+    return {
+        tuple(sample.labels[name].partition("@")[0] for name in labels or ORDER if name in sample.labels): sample.value
+        for family in families
+        for sample in family.samples
+        if sample.name == metric
+    }
+
+
+def rescues(server: Server) -> dict[tuple[str, ...], float]:
+    return counted(server, "vllm_surgery_rescues_total")
+
+
+def new_since(before: dict[tuple[str, ...], float], server: Server) -> dict[tuple[str, ...], float]:
+    return {key: value - before.get(key, 0) for key, value in rescues(server).items() if value != before.get(key, 0)}
+
+
+def test_an_answer_is_only_observed_where_nothing_is_asked_for(looped: Any) -> None:
+    assert (looped["finish_reason"], looped["usage"]["completion_tokens"]) == ("length", TOKENS)
+
+
+def test_a_loop_is_stopped(server: Server, looped: Any, onset: int) -> None:
+    stopped = complete(server, on_loop="stop")
+    count = len(stopped["token_ids"])
+    assert onset < count < TOKENS
+    assert stopped["token_ids"] == looped["token_ids"][:count]
+    assert stopped["text"] == looped["text"][: len(stopped["text"])]
+    assert (stopped["finish_reason"], stopped["stop_reason"]) == ("repetition", f"decay loop since token {onset}")
+    assert stopped["usage"]["completion_tokens"] == count
+
+
+@pytest.mark.parametrize(
+    ("action", "options"),
+    [("penalty:2", {"repetition_penalty": 2.0}), ("patch:cure", {"model": f"{MODEL}@cure"})],
+)
+def test_a_whole_answer_goes_on_from_the_loops_onset(
+    server: Server, looped: Any, onset: int, action: str, options: dict[str, Any]
+) -> None:
+    rescued = complete(server, on_loop=action, logprobs=1)
+    kept = looped["token_ids"][:onset]
+    assert rescued["token_ids"][:onset] == kept
+    prompt = complete(server, tokens=1, echo=True)["prompt_token_ids"]
+    rest = complete(server, [*prompt, *kept], tokens=TOKENS - onset, logprobs=1, **options)
+    count = len(rest["token_ids"])
+    assert rescued["token_ids"][onset:][:count] == rest["token_ids"]
+    assert rescued["logprobs"]["token_logprobs"][onset:][:count] == pytest.approx(
+        rest["logprobs"]["token_logprobs"], abs=1e-4
+    )
+    assert len(rescued["logprobs"]["token_logprobs"]) == len(rescued["token_ids"])
+    assert rescued["usage"]["completion_tokens"] == len(rescued["token_ids"])
+    assert rescued["usage"]["prompt_tokens"] == looped["usage"]["prompt_tokens"]
+    assert rescued["text"].endswith(rest["text"])
+
+
+def test_a_streamed_answer_goes_on_from_where_it_is(server: Server, looped: Any, onset: int) -> None:
+    client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=None)
+    stream = client.completions.create(
+        model=f"{MODEL}@none",
+        prompt=LOOPING,
+        max_tokens=TOKENS,
+        temperature=0,
+        stream=True,
+        stream_options={"include_usage": True},
+        extra_body={"vllm_xargs": {"on_loop": "penalty:2"}, "return_token_ids": True},
+    )
+    chunks = list(stream)
+    tokens = [token for chunk in chunks if chunk.choices for token in chunk.choices[0].token_ids or []]  # type: ignore[attr-defined]
+    text = "".join(chunk.choices[0].text for chunk in chunks if chunk.choices)
+    same = next(
+        index for index, pair in enumerate(zip(tokens, looped["token_ids"], strict=False)) if pair[0] != pair[1]
+    )
+    assert same > onset, "what a client has seen stays"
+    assert text.startswith(looped["text"][:200])
+    assert chunks[-1].usage is not None
+    assert chunks[-1].usage.completion_tokens == len(tokens)
+
+
+def test_each_of_several_choices_is_rescued_by_itself(server: Server, looped: Any) -> None:
+    body = {
+        "model": f"{MODEL}@none",
+        "prompt": LOOPING,
+        "max_tokens": TOKENS,
+        "temperature": 0.01,
+        "seed": 3,
+        "n": 2,
+        "vllm_xargs": {"on_loop": "stop"},
+    }
+    answer = httpx.post(f"{server.url}/v1/completions", json=body, timeout=None).raise_for_status().json()
+    assert [choice["finish_reason"] for choice in answer["choices"]] == ["repetition", "repetition"]
+
+
+def test_an_answer_that_does_not_loop_is_the_same(server: Server) -> None:
+    options: dict[str, Any] = {"prompt": HEALTHY, "tokens": 40, "logprobs": 1}
+    assert complete(server, on_loop=["penalty:2", "stop"], **options) == complete(server, **options)
+
+
+def test_what_is_not_allowed_is_refused(server: Server) -> None:
+    with pytest.raises(httpx.HTTPStatusError) as refused:
+        complete(server, on_loop="penalty:1.5")
+    assert refused.value.response.status_code == 400
+    assert refused.value.response.json()["error"]["message"].startswith(
+        "on_loop: this server doesn't allow penalty:1.5; a request may ask for observe, patch:cure, penalty:1.01, penalty:2, "
+        "stop, temperature:0.9"
+    )
+
+
+def test_a_grammar_is_left_or_stopped(server: Server, looped: Any) -> None:
+    grammar = {"structured_outputs": {"regex": "(- [a-z]+\\n)+"}}
+    left = complete(server, on_loop="penalty:2", **grammar)
+    assert left["finish_reason"] == "length"
+    assert complete(server, on_loop=["penalty:2", "stop"], **grammar)["finish_reason"] == "repetition"
+
+
+def test_an_answer_goes_on_twice_and_is_then_stopped(server: Server, looped: Any, onset: int) -> None:
+    before = rescues(server)
+    stopped = complete(server, on_loop="penalty:1.01")
+    assert stopped["finish_reason"] == "repetition"
+    assert stopped["token_ids"] == looped["token_ids"][: len(stopped["token_ids"])], "so little changes nothing"
+    assert new_since(before, server) == {
+        ("none", "decay", "penalty", "looped_again"): 2,
+        ("none", "decay", "stop", "ended"): 1,
+    }
+
+
+def test_rescues_are_counted(server: Server) -> None:
+    before = rescues(server)
+    complete(server, on_loop="stop")
+    complete(server, on_loop="patch:cure")
+    assert new_since(before, server) == {
+        ("none", "decay", "stop", "ended"): 1,
+        ("none", "decay", "patch", "ended"): 1,
+    }
+    samples = counted(server, "vllm_surgery_loops_total")
+    assert samples["none", "decay", "taken_back"] > 0
+
+
+def test_a_client_that_goes_away_takes_its_rescued_answer_with_it(server: Server) -> None:
+    with suppress(httpx.ReadTimeout):
+        body = {"model": f"{MODEL}@none", "prompt": LOOPING, "max_tokens": TOKENS, "temperature": 0}
+        url = f"{server.url}/v1/completions"
+        with httpx.stream(
+            "POST", url, json={**body, "stream": True, "vllm_xargs": {"on_loop": "penalty:1.01"}}, timeout=None
+        ) as stream:
+            for number, _ in enumerate(stream.iter_lines()):
+                if number > 2 * (TOKENS - 150):
+                    break
+    until(lambda: counted(server, "vllm:num_requests_running", "model_name") == {(MODEL,): 0.0})

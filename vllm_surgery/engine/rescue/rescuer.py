@@ -1,0 +1,216 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Rescuer of one engine's answers, in the API process: after each step it looks at those that loop, at no others."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+from vllm_surgery.engine.requests.admission import REQUEST_PATCH
+from vllm_surgery.engine.requests.choice import UnknownPatchError, pinned
+from vllm_surgery.engine.rescue.actions import PATCH, STOP, Action
+from vllm_surgery.engine.rescue.confirmation import confirmed
+from vllm_surgery.engine.rescue.continuation import AnswerState, continuation, hindrance
+from vllm_surgery.engine.rescue.metrics import CUT, ENDED, LOOPED_AGAIN
+from vllm_surgery.engine.server_config import logger
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from vllm_surgery.engine.monitoring.monitor import LoopMonitor
+    from vllm_surgery.engine.monitoring.request import WatchedAnswer
+    from vllm_surgery.engine.requests.choice import Offer, Offered
+    from vllm_surgery.engine.rescue.actions import Policy
+    from vllm_surgery.engine.rescue.metrics import RescueMetrics
+    from vllm_surgery.loops import Loop
+
+_RESCUE = "_vllm_surgery_rescue"
+"""Where a request's `_Rescue` lies on vLLM's state of it."""
+
+_BROKEN_OFF = ("length", "abort")
+
+
+class Sender(Protocol):
+    """The way to the engine."""
+
+    def replace(self, old: str, request: Any, state: Any) -> None:
+        """Hands over a request, then ends another in whose place it is: so a slot that both use isn't freed between."""
+
+
+@dataclass(frozen=True)
+class _Done:
+    loop: Loop
+    patch: str
+    action: Action
+    tokens: int
+
+
+@dataclass(frozen=True)
+class _Step:
+    """One engine step as vLLM processed it.
+
+    Attributes:
+        result: of `OutputProcessor.process_outputs`.
+        iteration_stats: as vLLM gave them.
+    """
+
+    result: Any
+    iteration_stats: Any
+
+
+@dataclass
+class _Rescue:
+    """What is known of one request, for its rescues.
+
+    Attributes:
+        request: as it was handed to the engine.
+        policy: of this request.
+        done: what was done to its answer, in turn.
+        since: how many tokens the answer had when that was last done.
+        digest: of the patch that it goes on under, where that changed.
+        left: whether nothing more can be done.
+    """
+
+    request: Any
+    policy: Policy
+    done: list[_Done] = field(default_factory=list)
+    since: int = 0
+    digest: str | None = None
+    left: bool = False
+
+    @property
+    def tried(self) -> list[Action]:
+        """Actions under which the answer went on."""
+        return [done.action for done in self.done]
+
+
+class Rescuer:
+    """Rescues the answers of one engine. None of its methods raises.
+
+    Args:
+        processor: vLLM's `OutputProcessor`.
+        monitor: that watches it.
+        sender: to its engine.
+        metrics: what to count in.
+        offer: what requests can choose now; None where there are no slots.
+
+    Attributes:
+        on: false once something has failed inside; answers are then left as they are.
+    """
+
+    def __init__(
+        self,
+        processor: Any,
+        monitor: LoopMonitor,
+        sender: Sender,
+        metrics: RescueMetrics,
+        offer: Callable[[], Offer] | None,
+    ) -> None:
+        self._processor, self._monitor, self._sender = processor, monitor, sender
+        self._metrics, self._offer = metrics, offer
+        self.on = True
+
+    def admit(self, request: Any, policy: Policy) -> None:
+        """Notes a request that was just handed to `OutputProcessor.add_request`."""
+        state = self._processor.request_states.get(request.request_id)
+        if state is not None and policy.actions:
+            setattr(state, _RESCUE, _Rescue(request, policy))
+
+    def step(self, result: Any, iteration_stats: Any) -> None:
+        """Looks at the answers that loop, after one engine step was processed.
+
+        Args:
+            result: of `OutputProcessor.process_outputs`, which is added to.
+            iteration_stats: as vLLM gave them.
+        """
+        for state in self._monitor.looping_states if self.on else ():
+            rescue: _Rescue | None = getattr(state, _RESCUE, None)
+            if rescue is not None and not rescue.left and state.request_id in self._processor.request_states:
+                try:
+                    self._look(state, rescue, _Step(result, iteration_stats))
+                except Exception:
+                    self.on = False
+                    logger.exception("vllm-surgery: a rescue has failed; answers that loop are left as they are")
+                    return
+
+    def ended(self, state: Any, answer: WatchedAnswer) -> None:
+        """Counts the rescues of an answer that has ended."""
+        rescue: _Rescue | None = getattr(state, _RESCUE, None)
+        if rescue is None or not rescue.done:
+            return
+        *before, last = rescue.done
+        for done in before:
+            self._count(done, LOOPED_AGAIN)
+        if last.action.name == STOP:
+            self._count(last, ENDED)
+        elif any(loop.outcome == "terminal" for loop, _ in answer.loops):
+            self._count(last, LOOPED_AGAIN)
+        else:
+            self._count(last, CUT if answer.finish_reason in _BROKEN_OFF else ENDED)
+
+    def _count(self, done: _Done, outcome: str) -> None:
+        self._metrics.count(done.patch, done.loop.kind, done.action.name, outcome, done.tokens)
+
+    def _look(self, state: Any, rescue: _Rescue, step: _Step) -> None:
+        answer = AnswerState(self._processor, state, rescue.request)
+        loop = confirmed(self._monitor.running(state), len(answer.token_ids), rescue.since)
+        if loop is None:
+            return
+        action = self._choose(loop, rescue, answer)
+        if action is None:
+            rescue.left = True
+        elif action.name == STOP:
+            self._stop(state, rescue, loop, answer, step)
+        else:
+            self._go_on(state, rescue, loop, answer, action)
+
+    def _choose(self, loop: Loop, rescue: _Rescue, answer: AnswerState) -> Action | None:
+        """What can be done about a loop. An answer that can't be continued is stopped where the policy may stop it."""
+        action = rescue.policy.next(loop.kind, rescue.tried)
+        if action is None or action.name == STOP:
+            return action
+        if hindrance(rescue.request) is not None or not answer.can_be_cut():
+            return rescue.policy.stop(loop.kind)
+        if action.name == PATCH and not self._has_another_patch(action, rescue):
+            return rescue.policy.next(loop.kind, [*rescue.tried, action])
+        return action
+
+    def _has_another_patch(self, action: Action, rescue: _Rescue) -> bool:
+        offered = self._offered(action.patch)
+        now = rescue.digest if rescue.digest is not None else pinned(rescue.request.sampling_params.extra_args)
+        return offered is not None and offered.digest != now
+
+    def _offered(self, name: str) -> Offered | None:
+        try:
+            return None if self._offer is None else self._offer().named(name)
+        except UnknownPatchError:
+            return None
+
+    def _stop(self, state: Any, rescue: _Rescue, loop: Loop, answer: AnswerState, step: _Step) -> None:
+        unspent = rescue.request.sampling_params.max_tokens - len(answer.token_ids)
+        rescue.done.append(_Done(loop, self._monitor.patch_of(state), Action(STOP), unspent))
+        request_id = state.request_id
+        last = answer.end(f"{loop.kind} loop since token {loop.onset}", step.iteration_stats)
+        if last is not None:
+            step.result.request_outputs.append(last)
+        step.result.reqs_to_abort.append(request_id)
+        self._monitor.stopped(state, "repetition")
+
+    def _go_on(self, state: Any, rescue: _Rescue, loop: Loop, answer: AnswerState, action: Action) -> None:
+        tokens = answer.token_ids
+        kept = tokens if answer.is_streamed else tokens[: loop.onset]
+        offered = self._offered(action.patch) if action.name == PATCH else None
+        if offered is not None:
+            rescue.digest = offered.digest
+        done = _Done(loop, self._monitor.patch_of(state), action, len(tokens) - len(kept))
+        rest = continuation(rescue.request, kept, [*rescue.tried, action], rescue.digest)
+        if len(kept) < len(tokens):
+            answer.cut(kept)
+            self._monitor.taken_back(state, kept)
+        old = state.request_id
+        answer.rename(rest.request_id)
+        rescue.done.append(done)
+        rescue.since = len(kept)
+        if offered is not None:
+            setattr(state, REQUEST_PATCH, offered.id)
+        self._sender.replace(old, rest, state)
