@@ -62,6 +62,6 @@ MOTIF_TOKENS = 16
 
 def ending_of(finish_reason: str | None) -> Ending:
     """How an answer ended, in the words of vLLM's and OpenAI's `finish_reason`."""
-    if finish_reason in ("length", "abort", "max_tokens"):
+    if finish_reason in ("length", "abort", "max_tokens", "repetition"):
         return "cut"
     return "stop" if finish_reason in ("stop", "end_turn", "tool_calls", "stop_sequence") else "unknown"

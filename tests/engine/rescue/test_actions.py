@@ -76,7 +76,7 @@ def test_an_action_is_for_every_kind_but_doom_unless_kinds_are_named() -> None:
     ("written", "turns"),
     [
         ("stop", [STOP]),
-        ("penalty:1.15", [PENALTY, Action("penalty", pytest.approx(1.3)), STOP]),
+        ("penalty:1.15", [PENALTY, Action("penalty", 1 + 2 * (1.15 - 1)), STOP]),
         ("penalty:1.8", [Action("penalty", 1.8), Action("penalty", 2.0), STOP]),
         ("temperature:0.7", [WARM, WARM, STOP]),
         ("patch:cure", [CURE, STOP]),
@@ -85,7 +85,8 @@ def test_an_action_is_for_every_kind_but_doom_unless_kinds_are_named() -> None:
     ],
 )
 def test_actions_are_tried_in_turn_and_the_last_is_to_stop(written: str, turns: list[Action]) -> None:
-    policy, tried = Policy.parse(written), []
+    policy = Policy.parse(written)
+    tried: list[Action] = []
     while not tried or tried[-1] != STOP:
         action = policy.next("verbatim", tried)
         assert action is not None

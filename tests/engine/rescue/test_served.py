@@ -53,7 +53,7 @@ def server(tmp_path_factory: pytest.TempPathFactory, planted: Planted) -> Iterat
 
 @pytest.fixture(scope="module")
 def table(planted: Planted) -> TokenTable:
-    return TokenTable.from_tokenizer(load_tokenizer(planted.folder))
+    return TokenTable.from_tokenizer(load_tokenizer(str(planted.folder)))
 
 
 def complete(server: Server, prompt: Any = LOOPING, on_loop: Any = None, tokens: int = TOKENS, **more: Any) -> Any:
@@ -132,6 +132,15 @@ def test_a_whole_answer_goes_on_from_the_loops_onset(
     assert rescued["text"].endswith(rest["text"])
 
 
+def test_an_answer_whose_budget_ends_in_the_loop_is_rescued_too(server: Server, looped: Any, onset: int) -> None:
+    tokens = onset + 100  # Too few for a loop to be certain while it runs.
+    rescued = complete(server, on_loop="patch:cure", tokens=tokens)
+    assert rescued["token_ids"] == complete(server, on_loop="patch:cure")["token_ids"][:tokens]
+    assert rescued["token_ids"] != looped["token_ids"][:tokens]
+    left = complete(server, on_loop="stop", tokens=tokens)
+    assert (left["finish_reason"], left["token_ids"]) == ("length", looped["token_ids"][:tokens])
+
+
 def test_a_streamed_answer_goes_on_from_where_it_is(server: Server, looped: Any, onset: int) -> None:
     client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=None)
     stream = client.completions.create(
@@ -185,7 +194,7 @@ def test_what_is_not_allowed_is_refused(server: Server) -> None:
 
 
 def test_a_grammar_is_left_or_stopped(server: Server, looped: Any) -> None:
-    grammar = {"structured_outputs": {"regex": "(- [a-z]+\\n)+"}}
+    grammar: dict[str, Any] = {"structured_outputs": {"regex": "(- [a-z]+\\n)+"}}
     left = complete(server, on_loop="penalty:2", **grammar)
     assert left["finish_reason"] == "length"
     assert complete(server, on_loop=["penalty:2", "stop"], **grammar)["finish_reason"] == "repetition"

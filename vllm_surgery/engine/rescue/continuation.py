@@ -87,6 +87,11 @@ def _seed_of(request: Any) -> int:
     return int.from_bytes(hashlib.sha256(ids.encode()).digest()[:4], "big")
 
 
+def is_streamed(state: Any) -> bool:
+    """True for a request whose client has seen what there is of its answer."""
+    return bool(state.output_kind != touchpoints.OUTPUT_KINDS.get().FINAL_ONLY)
+
+
 class AnswerState:
     """vLLM's state of a request that is being answered.
 
@@ -103,11 +108,6 @@ class AnswerState:
     def token_ids(self) -> list[int]:
         """The answer so far."""
         return list(self._state.detokenizer.output_token_ids)
-
-    @property
-    def is_streamed(self) -> bool:
-        """True if its client has seen what there is of it."""
-        return bool(self._state.output_kind != touchpoints.OUTPUT_KINDS.get().FINAL_ONLY)
 
     def can_be_cut(self) -> bool:
         """True if all that is kept of an answer can be cut at any token."""
@@ -139,14 +139,18 @@ class AnswerState:
         processor.lora_states.request_finished(old, state.lora_name)
         state.request_id = request_id
 
-    def end(self, stop_reason: str, iteration_stats: Any) -> Any:
-        """Ends the answer as vLLM's own detection of repetitions does.
+    def end(self, reason: Any, stop_reason: str | None, iteration_stats: Any) -> Any:
+        """Ends the answer as it is.
+
+        Args:
+            reason: vLLM's `FinishReason`.
+            stop_reason: what its client is told beside it.
+            iteration_stats: as vLLM gave them.
 
         Returns:
             The last `RequestOutput`, where nobody waits for it at a queue; else None.
         """
         processor, state = self._processor, self._state
-        reason = touchpoints.FINISH_REASONS.get().REPETITION
         output = state.make_request_output([], None, reason, stop_reason)
         touchpoints.FINISH_REQUEST.of(processor)(state)
         touchpoints.COUNT_FINISHED.of(processor)(state, reason, iteration_stats)

@@ -102,8 +102,9 @@ def _rescuing(original: Callable[..., Any], rescuer: Rescuer) -> Callable[..., A
         iteration_stats: Any = None,
         **more: Any,
     ) -> Any:
+        held = rescuer.hold(engine_core_outputs)
         result = original(engine_core_outputs, engine_core_timestamp, iteration_stats, **more)
-        rescuer.step(result, iteration_stats)
+        rescuer.step(result, iteration_stats, held)
         return result
 
     return process_outputs

@@ -6,16 +6,17 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
+from vllm_surgery.engine import touchpoints
 from vllm_surgery.engine.requests.admission import REQUEST_PATCH
 from vllm_surgery.engine.requests.choice import UnknownPatchError, pinned
 from vllm_surgery.engine.rescue.actions import PATCH, STOP, Action
-from vllm_surgery.engine.rescue.confirmation import confirmed
-from vllm_surgery.engine.rescue.continuation import AnswerState, continuation, hindrance
+from vllm_surgery.engine.rescue.confirmation import AT_THE_END, TOKENS, confirmed
+from vllm_surgery.engine.rescue.continuation import AnswerState, continuation, hindrance, is_streamed
 from vllm_surgery.engine.rescue.metrics import CUT, ENDED, LOOPED_AGAIN
 from vllm_surgery.engine.server_config import logger
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping, Sequence
 
     from vllm_surgery.engine.monitoring.monitor import LoopMonitor
     from vllm_surgery.engine.monitoring.request import WatchedAnswer
@@ -52,10 +53,12 @@ class _Step:
     Attributes:
         result: of `OutputProcessor.process_outputs`.
         iteration_stats: as vLLM gave them.
+        held: states of requests whose budget has ended and whose end was held back, by request.
     """
 
     result: Any
     iteration_stats: Any
+    held: Mapping[str, Any]
 
 
 @dataclass
@@ -116,22 +119,53 @@ class Rescuer:
         if state is not None and policy.actions:
             setattr(state, _RESCUE, _Rescue(request, policy))
 
-    def step(self, result: Any, iteration_stats: Any) -> None:
+    def hold(self, outputs: Sequence[Any]) -> dict[str, Any]:
+        """Keeps answers open that loop and whose budget ends now, before the outputs of an engine step are processed.
+
+        Only of those that aren't streamed, since what a client has seen can't be taken back. `step` has to follow.
+
+        Args:
+            outputs: `EngineCoreOutput`s, from which the reason to finish is taken.
+
+        Returns:
+            vLLM's states of these requests, by request.
+        """
+        looping = {
+            state.request_id: state for state in self._monitor.looping_states if self.on and self._may_act(state)
+        }
+        ended = touchpoints.FINISH_REASONS.get().LENGTH if looping else None
+        held = {}
+        for output in outputs if looping else ():
+            state = looping.get(output.request_id)
+            if state is not None and output.finish_reason == ended and not is_streamed(state):
+                output.finish_reason = None
+                held[output.request_id] = state
+        return held
+
+    def step(self, result: Any, iteration_stats: Any, held: Mapping[str, Any]) -> None:
         """Looks at the answers that loop, after one engine step was processed.
 
         Args:
             result: of `OutputProcessor.process_outputs`, which is added to.
             iteration_stats: as vLLM gave them.
+            held: what `hold` gave.
         """
+        step = _Step(result, iteration_stats, held)
         for state in self._monitor.looping_states if self.on else ():
-            rescue: _Rescue | None = getattr(state, _RESCUE, None)
-            if rescue is not None and not rescue.left and state.request_id in self._processor.request_states:
+            if self._may_act(state):
                 try:
-                    self._look(state, rescue, _Step(result, iteration_stats))
+                    self._look(state, step)
                 except Exception:
                     self.on = False
                     logger.exception("vllm-surgery: a rescue has failed; answers that loop are left as they are")
-                    return
+                    break
+        for request_id, state in held.items():
+            if request_id in self._processor.request_states:  # Neither continued nor at a stop string.
+                self._end(state, touchpoints.FINISH_REASONS.get().LENGTH, None, step)
+
+    def _may_act(self, state: Any) -> bool:
+        rescue: _Rescue | None = getattr(state, _RESCUE, None)
+        return rescue is not None and not rescue.left and state.request_id in self._processor.request_states
 
     def ended(self, state: Any, answer: WatchedAnswer) -> None:
         """Counts the rescues of an answer that has ended."""
@@ -151,18 +185,21 @@ class Rescuer:
     def _count(self, done: _Done, outcome: str) -> None:
         self._metrics.count(done.patch, done.loop.kind, done.action.name, outcome, done.tokens)
 
-    def _look(self, state: Any, rescue: _Rescue, step: _Step) -> None:
+    def _look(self, state: Any, step: _Step) -> None:
+        rescue: _Rescue = getattr(state, _RESCUE)
         answer = AnswerState(self._processor, state, rescue.request)
-        loop = confirmed(self._monitor.running(state), len(answer.token_ids), rescue.since)
+        ends = state.request_id in step.held
+        running = self._monitor.running(state)
+        loop = confirmed(running, len(answer.token_ids), rescue.since, AT_THE_END if ends else TOKENS)
         if loop is None:
             return
         action = self._choose(loop, rescue, answer)
         if action is None:
             rescue.left = True
-        elif action.name == STOP:
-            self._stop(state, rescue, loop, answer, step)
-        else:
+        elif action.name != STOP:
             self._go_on(state, rescue, loop, answer, action)
+        elif not ends:
+            self._stop(state, rescue, loop, answer, step)
 
     def _choose(self, loop: Loop, rescue: _Rescue, answer: AnswerState) -> Action | None:
         """What can be done about a loop. An answer that can't be continued is stopped where the policy may stop it."""
@@ -189,16 +226,20 @@ class Rescuer:
     def _stop(self, state: Any, rescue: _Rescue, loop: Loop, answer: AnswerState, step: _Step) -> None:
         unspent = rescue.request.sampling_params.max_tokens - len(answer.token_ids)
         rescue.done.append(_Done(loop, self._monitor.patch_of(state), Action(STOP), unspent))
-        request_id = state.request_id
-        last = answer.end(f"{loop.kind} loop since token {loop.onset}", step.iteration_stats)
+        step.result.reqs_to_abort.append(state.request_id)
+        reason = touchpoints.FINISH_REASONS.get().REPETITION
+        self._end(state, reason, f"{loop.kind} loop since token {loop.onset}", step)
+
+    def _end(self, state: Any, reason: Any, stop_reason: str | None, step: _Step) -> None:
+        answer = AnswerState(self._processor, state, getattr(state, _RESCUE).request)
+        last = answer.end(reason, stop_reason, step.iteration_stats)
         if last is not None:
             step.result.request_outputs.append(last)
-        step.result.reqs_to_abort.append(request_id)
-        self._monitor.stopped(state, "repetition")
+        self._monitor.stopped(state, str(reason))
 
     def _go_on(self, state: Any, rescue: _Rescue, loop: Loop, answer: AnswerState, action: Action) -> None:
         tokens = answer.token_ids
-        kept = tokens if answer.is_streamed else tokens[: loop.onset]
+        kept = tokens if is_streamed(state) else tokens[: loop.onset]
         offered = self._offered(action.patch) if action.name == PATCH else None
         if offered is not None:
             rescue.digest = offered.digest

@@ -1,0 +1,160 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How often would a rescue touch a sound answer, and how soon does it act on one that loops? On the detectors' corpora.
+
+    python -m tests.benchmarks.rescue_rates --model DIR [--markdown docs/rescue.md]
+
+Prints Markdown tables. `DIR` is the demo model's folder; only its tokenizer is used. Answers are read in steps of
+one token, as a server reads them, and at the end by the lower floors for an answer whose budget has ended, which
+is the worst case for healthy text.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+from tests.benchmarks.detector_report import HARDEST, share
+from tests.benchmarks.markdown import table
+from tests.corpora.planted import Planted
+from tests.corpora.samples import load_corpora, load_tokenizer
+from vllm_surgery.engine.monitoring.request import RequestWatch
+from vllm_surgery.engine.rescue.confirmation import AT_THE_END, TOKENS, confirmed
+from vllm_surgery.loops import TokenTable, Watcher
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+
+    from tests.corpora.samples import Corpora, Sample
+    from vllm_surgery.loops import Kind, Loop
+
+BEGIN = "<!-- Figures of `python -m tests.benchmarks.rescue_rates`; not written by hand. -->"
+END = "<!-- End of the figures. -->"
+
+RESCUED: tuple[Kind, ...] = ("verbatim", "decay", "collapse")
+"""Kinds that an action is for unless kinds are named."""
+
+_LENGTHS = (128, 256, 512, 1024)
+
+
+@dataclass(frozen=True)
+class Seen:
+    """When a rescue would act on a sample.
+
+    Attributes:
+        loop: on what; None for not at all.
+        tokens: how many the answer had.
+        at_the_end: whether its budget had ended.
+    """
+
+    sample: Sample
+    loop: Loop | None
+    tokens: int
+    at_the_end: bool
+
+
+def look(sample: Sample, tokens_table: TokenTable) -> Seen:
+    """Reads a sample as a server would."""
+    watch = RequestWatch(Watcher(tokens_table), "none")
+    for count, token in enumerate(sample.tokens, 1):
+        watch.feed([token], "none")
+        if watch.running and (loop := _certain(watch, count)):
+            return Seen(sample, loop, count, at_the_end=False)
+    end = len(sample.tokens)
+    return Seen(sample, _certain(watch, end, at_the_end=True), end, at_the_end=True)
+
+
+def _certain(watch: RequestWatch, tokens: int, *, at_the_end: bool = False) -> Loop | None:
+    running = [loop for kind, loop in watch.running.items() if kind in RESCUED]
+    return confirmed(running, tokens, least=AT_THE_END if at_the_end else TOKENS)
+
+
+def render(seen: Sequence[Seen]) -> str:
+    """All tables."""
+    return "\n".join(line for part in (_healthy, _planted) for line in part(seen))
+
+
+def _healthy(seen: Sequence[Seen]) -> Iterator[str]:
+    healthy = [one for one in seen if one.sample.truth is None]
+    classes = _grouped(healthy, lambda one: one.sample.group)
+    touched = {name: [one for one in group if one.loop is not None] for name, group in classes.items()}
+    ordinary = [one for one in healthy if one.sample.group != HARDEST]
+    totals = {
+        f"all but {HARDEST}": ordinary,
+        "of these, the half held out": [one for one in ordinary if one.sample.held_out],
+        HARDEST: classes.get(HARDEST, []),
+    }
+    yield f"### Healthy passages that would be touched, of {len(healthy)}"
+    yield ""
+    rows = []
+    for name, group in totals.items():
+        running = sum(one.loop is not None and not one.at_the_end for one in group)
+        rows.append([name, share(running, len(group)), share(sum(one.loop is not None for one in group), len(group))])
+    yield from table(["passages", "while they run", "and if each were cut at its end"], rows)
+    yield ""
+    yield "Touched: " + ("; ".join(_named(group) for group in touched.values() if group) or "none") + "."
+    yield ""
+
+
+def _named(touched: Sequence[Seen]) -> str:
+    return ", ".join(f"{one.sample.id} ({one.loop.kind})" for one in touched if one.loop is not None)
+
+
+def _planted(seen: Sequence[Seen]) -> Iterator[str]:
+    planted = [
+        (one, one.sample.truth)
+        for one in seen
+        if isinstance(one.sample.truth, Planted) and one.sample.truth.kind in RESCUED and not one.sample.truth.escaped
+    ]
+    yield "### Planted loops to the end of the answer that would be acted on"
+    yield ""
+    rows = []
+    for kind in RESCUED:
+        for least, most in zip(_LENGTHS, [*_LENGTHS[1:], 1 << 30], strict=True):
+            group = [one for one, loop in planted if loop.kind == kind and least <= loop.end - loop.onset < most]
+            rows.append([kind, str(least), *_cells(group)])
+    yield from table(["loop", "tokens, from", "while it runs", "and at the end", "tokens until then, median"], rows)
+
+
+def _cells(group: Sequence[Seen]) -> list[str]:
+    running = [one for one in group if one.loop is not None and not one.at_the_end]
+    delays = [one.tokens - one.loop.onset for one in running if one.loop is not None]
+    acted = sum(one.loop is not None for one in group)
+    return [share(len(running), len(group)), share(acted, len(group)), f"{median(delays):.0f}" if delays else ""]
+
+
+def _grouped(seen: Iterable[Seen], key: Callable[[Seen], str]) -> dict[str, list[Seen]]:
+    groups: dict[str, list[Seen]] = defaultdict(list)
+    for one in seen:
+        groups[key(one)].append(one)
+    return groups
+
+
+def look_at(corpora: Corpora, tokens_table: TokenTable) -> list[Seen]:
+    """Reads all healthy passages and planted loops."""
+    return [look(sample, tokens_table) for sample in (*corpora.healthy, *corpora.planted)]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.rescue_rates", description=_first_line())
+    parser.add_argument("--model", type=Path, required=True, help="folder of the demo model")
+    parser.add_argument("--markdown", type=Path, metavar="FILE", help="put the figures between the two marks in FILE")
+    arguments = parser.parse_args()
+    tokenizer: Any = load_tokenizer(arguments.model)
+    report = render(look_at(load_corpora(tokenizer, planted_step=5), TokenTable.from_tokenizer(tokenizer)))
+    if arguments.markdown is None:
+        print(report)
+        return
+    before, _, rest = arguments.markdown.read_text("utf-8").partition(BEGIN)
+    arguments.markdown.write_text(f"{before}{BEGIN}\n\n{report}\n{END}{rest.partition(END)[2]}", "utf-8")
+
+
+def _first_line() -> str:
+    return (__doc__ or "").partition("\n")[0]
+
+
+if __name__ == "__main__":
+    main()
