@@ -135,6 +135,21 @@ SWAP_FAILED = Alert(
     "undone: a rank failed, and every rank has what it had before. mixed: undoing failed too, and the engine was "
     "stopped rather than serve mixed weights; `/health` fails from then on. error: see the server's log.",
 )
+RESCUES_FAIL = Alert(
+    "VllmSurgeryRescuesLoopAgain",
+    wilson(
+        total("increase", 'vllm_surgery_rescues_total{action!="stop", outcome="looped_again"}', "1h", _PATCH),
+        total("increase", 'vllm_surgery_rescues_total{action!="stop"}', "1h", _PATCH),
+        "lower",
+        _OF_PATCH,
+    )
+    + " > 0.5",
+    "10m",
+    "warning",
+    "Most rescued answers of {{ $labels.model_name }} under patch {{ $labels.patch }} loop again",
+    "At least {{ $value | humanizePercentage }} of the rescues of the last hour were followed by another loop, so they "
+    "spend tokens and cure little. Try another action, or let it be followed by stop.",
+)
 DETECTOR_ERRORS = Alert(
     "VllmSurgeryDetectorErrors",
     f"{total('increase', 'vllm_surgery_detector_errors_total', '1h', _TARGET)} > 0",
@@ -164,6 +179,7 @@ ALERTS = (
     NOT_DESIRED,
     FILES_REFUSED,
     SWAP_FAILED,
+    RESCUES_FAIL,
     DETECTOR_ERRORS,
     NOT_WATCHING,
 )

@@ -18,7 +18,8 @@ SPECS: tuple[Spec, ...] = (*loop_metrics.SPECS, *rescue_metrics.SPECS, *swap_met
 
 LABEL_VALUES: dict[str, tuple[str, ...]] = {
     "kind": tuple(KINDS),
-    "outcome": loop_metrics.OUTCOMES,
+    "outcome": (*loop_metrics.OUTCOMES, *rescue_metrics.OUTCOMES),
+    "action": rescue_metrics.ACTIONS,
     "state": (*swap_metrics.STATES, *slot_metrics.STATES),
     "result": swap_metrics.RESULTS,
     "phase": swap_metrics.PHASES,

@@ -6,7 +6,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from deploy.monitoring.panels import row
-from deploy.monitoring.rows import cost, effect, health, looping, trial
+from deploy.monitoring.rows import cost, effect, health, looping, rescue, trial
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -20,6 +20,7 @@ def all_panels() -> Iterator[Data]:
         ("Is it looping?", looping.panels()),
         ("Did the surgery work?", effect.panels()),
         ("A/B on the same traffic", trial.panels()),
+        ("Are answers rescued?", rescue.panels()),
         ("What does it cost?", cost.panels()),
         ("Health", health.panels()),
     ):
