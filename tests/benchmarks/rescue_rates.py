@@ -22,14 +22,14 @@ from tests.benchmarks.markdown import table
 from tests.corpora.planted import Planted
 from tests.corpora.samples import load_corpora, load_tokenizer
 from vllm_surgery.engine.monitoring.request import RequestWatch
-from vllm_surgery.engine.rescue.confirmation import AT_THE_END, TOKENS, confirmed
+from vllm_surgery.engine.rescue.confirmation import AT_THE_END, TOKENS, lasting, read_again_at, seems_poor
 from vllm_surgery.loops import TokenTable, Watcher
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from tests.corpora.samples import Corpora, Sample
-    from vllm_surgery.loops import Kind, Loop
+    from vllm_surgery.loops import Ending, Kind, Loop
 
 BEGIN = "<!-- Figures of `python -m tests.benchmarks.rescue_rates`; not written by hand. -->"
 END = "<!-- End of the figures. -->"
@@ -58,18 +58,23 @@ class Seen:
 
 def look(sample: Sample, tokens_table: TokenTable) -> Seen:
     """Reads a sample as a server would."""
-    watch = RequestWatch(Watcher(tokens_table), "none")
+    watch, read_at = RequestWatch(Watcher(tokens_table), "none"), 0
     for count, token in enumerate(sample.tokens, 1):
         watch.feed([token], "none")
-        if watch.running and (loop := _certain(watch, count)):
-            return Seen(sample, loop, count, at_the_end=False)
-    end = len(sample.tokens)
-    return Seen(sample, _certain(watch, end, at_the_end=True), end, at_the_end=True)
+        if count >= read_at and lasting(watch.running.values(), RESCUED, count, 0, TOKENS):
+            if found := _certain(sample.tokens[:count], tokens_table, "stop"):
+                return Seen(sample, found[0], count, at_the_end=False)
+            read_at = read_again_at(count)
+    found = []
+    if watch.running or seems_poor(sample.tokens):
+        found = _certain(sample.tokens, tokens_table, "cut")
+    return Seen(sample, found[0] if found else None, len(sample.tokens), at_the_end=True)
 
 
-def _certain(watch: RequestWatch, tokens: int, *, at_the_end: bool = False) -> Loop | None:
-    running = [loop for kind, loop in watch.running.items() if kind in RESCUED]
-    return confirmed(running, tokens, least=AT_THE_END if at_the_end else TOKENS)
+def _certain(tokens: Sequence[int], tokens_table: TokenTable, ending: Ending) -> list[Loop]:
+    watcher = Watcher(tokens_table)
+    watcher.feed(tokens)
+    return lasting(watcher.finish(ending), RESCUED, len(tokens), 0, AT_THE_END if ending == "cut" else TOKENS)
 
 
 def render(seen: Sequence[Seen]) -> str:

@@ -28,6 +28,7 @@ from vllm_surgery.engine.metric_catalog import LABEL_VALUES, SPECS
 from vllm_surgery.engine.metrics import Metrics, Spec
 from vllm_surgery.engine.monitoring import metrics as loop_metrics
 from vllm_surgery.engine.requests import metrics as slot_metrics
+from vllm_surgery.engine.rescue import metrics as rescue_metrics
 from vllm_surgery.engine.swap import metrics as swap_metrics
 from vllm_surgery.intervals import wilson
 
@@ -43,7 +44,7 @@ NEARLY = 2e-5
 
 
 def test_every_metric_of_the_code_is_listed() -> None:
-    modules = (loop_metrics, swap_metrics, slot_metrics)
+    modules = (loop_metrics, rescue_metrics, swap_metrics, slot_metrics)
     defined = [spec for module in modules for spec in vars(module).values() if isinstance(spec, Spec)]
     assert sorted(defined, key=id) == sorted(SPECS, key=id)
 

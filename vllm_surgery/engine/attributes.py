@@ -258,7 +258,12 @@ FOR_RESCUE = (
         "vllm.v1.engine.output_processor", "OutputProcessorOutput", _RESCUE, names=("request_outputs", "reqs_to_abort")
     ),
     Attributes("vllm.v1.engine.parallel_sampling", "ParentRequest", _RESCUE, names=("child_requests",)),
-    Attributes("vllm.v1.engine.detokenizer", "IncrementalDetokenizer", _RESCUE, names=("output_token_ids", "update")),
+    Attributes(
+        "vllm.v1.engine.detokenizer",
+        "IncrementalDetokenizer",
+        _RESCUE,
+        names=("output_token_ids", "num_output_tokens", "update"),
+    ),
     Attributes("vllm.v1.engine.logprobs", "LogprobsProcessor", _RESCUE, names=("logprobs", "cumulative_logprob")),
     Attributes("vllm.logprobs", "Logprob", _RESCUE, names=("logprob",)),
     Attributes("vllm.v1.metrics.stats", "LoRARequestStates", _RESCUE, names=("request_finished",)),

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from vllm_surgery.engine.monitoring.log import LoopLog
     from vllm_surgery.engine.monitoring.metrics import LoopMetrics
     from vllm_surgery.engine.monitoring.request import RequestDetector, WatchedAnswer
-    from vllm_surgery.loops import Loop
+    from vllm_surgery.loops import Ending, Loop
 
 _WATCH = "_vllm_surgery_watch"
 """Where a request's `RequestWatch` lies on its state; None there once its answer has been counted."""
@@ -80,6 +80,17 @@ class LoopMonitor:
         """The loops that a request is in, as the detectors found them."""
         watch: RequestWatch | None = getattr(state, _WATCH, None)
         return () if watch is None else watch.running.values()
+
+    def read_again(self, token_ids: Sequence[int], ending: Ending) -> Sequence[Loop]:
+        """All loops of an answer, read as a whole.
+
+        Args:
+            token_ids: the answer so far.
+            ending: how it is taken to end.
+        """
+        detector = self._new_detector()
+        detector.feed(token_ids)
+        return detector.finish(ending)
 
     def patch_of(self, state: Any) -> str:
         """The request's own patch, or the one that the weights hold."""

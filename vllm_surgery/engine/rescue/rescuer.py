@@ -10,7 +10,7 @@ from vllm_surgery.engine import touchpoints
 from vllm_surgery.engine.requests.admission import REQUEST_PATCH
 from vllm_surgery.engine.requests.choice import UnknownPatchError, pinned
 from vllm_surgery.engine.rescue.actions import PATCH, STOP, Action
-from vllm_surgery.engine.rescue.confirmation import AT_THE_END, TOKENS, confirmed
+from vllm_surgery.engine.rescue.confirmation import AT_THE_END, TOKENS, lasting, read_again_at, seems_poor
 from vllm_surgery.engine.rescue.continuation import AnswerState, continuation, hindrance, is_streamed
 from vllm_surgery.engine.rescue.metrics import CUT, ENDED, LOOPED_AGAIN
 from vllm_surgery.engine.server_config import logger
@@ -72,6 +72,7 @@ class _Rescue:
         since: how many tokens the answer had when that was last done.
         digest: of the patch that it goes on under, where that changed.
         left: whether nothing more can be done.
+        read_at: the length from which on the answer is read a second time.
     """
 
     request: Any
@@ -80,6 +81,7 @@ class _Rescue:
     since: int = 0
     digest: str | None = None
     left: bool = False
+    read_at: int = 0
 
     @property
     def tried(self) -> list[Action]:
@@ -120,7 +122,7 @@ class Rescuer:
             setattr(state, _RESCUE, _Rescue(request, policy))
 
     def hold(self, outputs: Sequence[Any]) -> dict[str, Any]:
-        """Keeps answers open that loop and whose budget ends now, before the outputs of an engine step are processed.
+        """Keeps answers open whose budget ends now, perhaps in a loop, before the outputs of a step are processed.
 
         Only of those that aren't streamed, since what a client has seen can't be taken back. `step` has to follow.
 
@@ -130,17 +132,18 @@ class Rescuer:
         Returns:
             vLLM's states of these requests, by request.
         """
-        looping = {
-            state.request_id: state for state in self._monitor.looping_states if self.on and self._may_act(state)
-        }
-        ended = touchpoints.FINISH_REASONS.get().LENGTH if looping else None
         held = {}
-        for output in outputs if looping else ():
-            state = looping.get(output.request_id)
-            if state is not None and output.finish_reason == ended and not is_streamed(state):
-                output.finish_reason = None
-                held[output.request_id] = state
+        length = touchpoints.FINISH_REASONS.get().LENGTH if self.on else None
+        for output in outputs:
+            if output.finish_reason is not None and output.finish_reason == length:
+                state = self._processor.request_states.get(output.request_id)
+                if state is not None and self._may_act(state) and not is_streamed(state) and self._may_loop(state):
+                    output.finish_reason = None
+                    held[output.request_id] = state
         return held
+
+    def _may_loop(self, state: Any) -> bool:
+        return bool(self._monitor.running(state)) or seems_poor(state.detokenizer.output_token_ids)
 
     def step(self, result: Any, iteration_stats: Any, held: Mapping[str, Any]) -> None:
         """Looks at the answers that loop, after one engine step was processed.
@@ -151,7 +154,8 @@ class Rescuer:
             held: what `hold` gave.
         """
         step = _Step(result, iteration_stats, held)
-        for state in self._monitor.looping_states if self.on else ():
+        looping = {id(state): state for state in (*held.values(), *self._monitor.looping_states)}
+        for state in looping.values() if self.on else ():
             if self._may_act(state):
                 try:
                     self._look(state, step)
@@ -187,12 +191,11 @@ class Rescuer:
 
     def _look(self, state: Any, step: _Step) -> None:
         rescue: _Rescue = getattr(state, _RESCUE)
-        answer = AnswerState(self._processor, state, rescue.request)
         ends = state.request_id in step.held
-        running = self._monitor.running(state)
-        loop = confirmed(running, len(answer.token_ids), rescue.since, AT_THE_END if ends else TOKENS)
+        loop = self._certain(state, rescue, ends=ends)
         if loop is None:
             return
+        answer = AnswerState(self._processor, state, rescue.request)
         action = self._choose(loop, rescue, answer)
         if action is None:
             rescue.left = True
@@ -200,6 +203,19 @@ class Rescuer:
             self._go_on(state, rescue, loop, answer, action)
         elif not ends:
             self._stop(state, rescue, loop, answer, step)
+
+    def _certain(self, state: Any, rescue: _Rescue, *, ends: bool) -> Loop | None:
+        """The loop that the answer is in for certain."""
+        kinds = rescue.policy.actions.keys()
+        tokens = state.detokenizer.num_output_tokens()
+        if not ends:
+            seen = lasting(self._monitor.running(state), kinds, tokens, rescue.since, TOKENS)
+            if not seen or tokens < rescue.read_at:
+                return None
+            rescue.read_at = read_again_at(tokens)
+        found = self._monitor.read_again(state.detokenizer.output_token_ids, "cut" if ends else "stop")
+        certain = lasting(found, kinds, tokens, rescue.since, AT_THE_END if ends else TOKENS)
+        return certain[0] if certain else None
 
     def _choose(self, loop: Loop, rescue: _Rescue, answer: AnswerState) -> Action | None:
         """What can be done about a loop. An answer that can't be continued is stopped where the policy may stop it."""
@@ -251,7 +267,7 @@ class Rescuer:
         old = state.request_id
         answer.rename(rest.request_id)
         rescue.done.append(done)
-        rescue.since = len(kept)
+        rescue.since, rescue.read_at = len(kept), 0
         if offered is not None:
             setattr(state, REQUEST_PATCH, offered.id)
         self._sender.replace(old, rest, state)
