@@ -43,10 +43,15 @@ def lasting(
         since: how many it had when it was last rescued. What was begun there gets the same time to leave the loop.
         least: `TOKENS` or `AT_THE_END`.
     """
-    found = [loop for loop in loops if loop.kind in kinds and loop.outcome != "escaped"]
+    found = [loop for loop in loops if loop.kind in kinds and loop.outcome != "escaped" and not _may_be_labels(loop)]
     return sorted(
         (loop for loop in found if tokens - max(loop.onset, since) >= least[loop.kind]), key=lambda loop: loop.onset
     )
+
+
+def _may_be_labels(loop: Loop) -> bool:
+    """True for a list of few answers that is a loop only because its budget ended in it. So are classified tickets."""
+    return loop.kind == "decay" and loop.evidence == "ending"
 
 
 def seems_poor(token_ids: Sequence[int]) -> bool:
