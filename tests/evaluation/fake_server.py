@@ -42,6 +42,7 @@ class FakeVllm:
         self.can_swap, self.plugin, self.context = True, True, 4096
         self.on_chat: Any = None
         self.slots = 0
+        self.on_loop: str | None = None
         self.filled: dict[str, Patch] = {}
         self.filled_in_all: list[str] = []
         self.refuses_to_fill: set[str] = set()
@@ -118,7 +119,14 @@ class FakeVllm:
         patches = [] if self.active == NO_PATCH else [{"name": self.active.partition("@")[0], "id": self.active}]
         cannot = None if self.can_swap else "the model is quantised"
         changed = {"active": self.active, "epoch": self.epoch, "patches": patches, "can_swap": self.can_swap}
-        return {**STATE, **changed, "tensors": 0, "cannot_swap_reason": cannot, "slots": self._slots()}
+        return {
+            **STATE,
+            **changed,
+            "tensors": 0,
+            "cannot_swap_reason": cannot,
+            "slots": self._slots(),
+            "on_loop": self.on_loop,
+        }
 
     def _slots(self) -> dict[str, Any] | None:
         patches = [

@@ -208,6 +208,24 @@ def test_a_swap_that_is_refused(server: FakeVllm, refused: Callable[..., str], c
     assert "not for this model" in refused("--patch", cure, code=1)
 
 
+def test_an_arm_that_is_rescued_says_so_in_its_requests(
+    evaluate: Callable[..., int], server: FakeVllm, tmp_path: Path
+) -> None:
+    server.on_loop = "observe"
+    assert evaluate("--no-penalty", "--probes", "paper", "--rescue", "penalty:1.15, stop") == 0
+    said = [body["vllm_xargs"] for body in server.asked if "vllm_xargs" in body]
+    assert said == [{"on_loop": "penalty:1.15, stop"}] * len(said)
+    assert len(said) > len(server.asked) / 3
+    text = (tmp_path / "out" / "report.md").read_text()
+    assert "rescue-penalty-1.15-stop" in text
+    assert "on_loop penalty:1.15, stop" in text
+
+
+def test_a_server_that_rescues_nothing_is_refused(refused: Callable[..., str], server: FakeVllm) -> None:
+    said = refused("--no-penalty", "--rescue", "stop")
+    assert said == f"{server.url}: rescues no answers: start it with --on-loop, of which observe is enough"
+
+
 @pytest.mark.parametrize(
     ("words", "reason"),
     [

@@ -67,6 +67,13 @@ def _add_arms(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--no-penalty", action="store_true", help="no arm with a repetition penalty")
     parser.add_argument(
+        "--rescue",
+        action="append",
+        default=[],
+        metavar="ACTION[,ACTION]",
+        help="an arm: the unpatched model, rescued from loops, on a server that was started with --on-loop",
+    )
+    parser.add_argument(
         "--server", action="append", default=[], metavar="NAME=URL", help="an arm: another server, as it is"
     )
     parser.add_argument("--model", metavar="DIR", help="the model's folder (default: the server's, if it is here)")
@@ -175,7 +182,7 @@ def _with_arms(args: argparse.Namespace, trial: Trial, backend: HttpBackend) -> 
         )
     model = setup.model_folder(args.model, facts)
     penalties = [] if args.no_penalty else args.penalty or [setup.PENALTY]
-    wanted = setup.Wanted(args.patch, args.shams, args.sham_seed, penalties, args.server)
+    wanted = setup.Wanted(args.patch, args.shams, args.sham_seed, penalties, args.rescue, args.server)
     arms = setup.build_arms(wanted, model)
     started = datetime.datetime.now(datetime.UTC).date().isoformat()
     about = setup.about(facts, model, args.sham_seed) | {"started": started, "command": _command(args)}
@@ -186,7 +193,7 @@ def _command(args: argparse.Namespace) -> str:
     """The command without what is this machine's own, and without the key."""
     protocol = ["protocol"] if args.protocol != "default" else []
     words = words_of(args, ["patch", "shams", *protocol, "cells", "seeds", "max_tokens", "concurrency"])
-    words += words_of(args, ["probes", "penalty"])
+    words += words_of(args, ["probes", "penalty", "rescue"])
     words += [word for server in args.server for word in ("--server", f"{server.partition('=')[0]}=URL")]
     words += words_of(args, ["no_penalty", "exact", "run_code"])
     return shlex.join(["vllm-surgery", "evaluate", *words])

@@ -88,13 +88,13 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
 
     if args.surgery_key is not None:  # Like vLLM's own key: for all processes, and never in a config that is logged.
         os.environ[SURGERY_KEY_VARIABLE] = args.surgery_key
-    more = {"slots": args.patch_slots or None, "on_loop": _on_loop(args.on_loop)}
+    more = {"slots": args.patch_slots or None, "on_loop": on_loop_setting(args.on_loop)}
     given = {key: value for key, value in more.items() if value is not None}
     serve(patches, rest, patch_dirs=patch_dirs, watch=watch, more=given)
     return 0
 
 
-def _on_loop(given: list[str]) -> str | dict[str, str | list[str]] | None:
+def on_loop_setting(given: list[str]) -> str | dict[str, str | list[str]] | None:
     """The setting that the options come to."""
     if not given:
         return None

@@ -40,6 +40,7 @@ def _in_words(state: ServerState) -> str:
             ("changes", f"{changed}, on {count(state.ranks, 'rank')}"),
             *([("desired", _desired(state))] if state.watching else []),
             *_slots(state.slots),
+            *([("on loop", state.on_loop)] if state.on_loop else []),
             ("swaps", "possible" if state.can_swap else f"not possible: {one_line(state.cannot_swap_reason or '')}"),
             ("model", _model(state.model)),
         ]

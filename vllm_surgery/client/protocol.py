@@ -238,6 +238,7 @@ class ServerState(_Message):
         cannot_swap_reason: why not.
         model: what is served.
         slots: what is in its slots; null on a server without. There the fields above tell of the default.
+        on_loop: what is done with answers that loop, by kind of loop; null on a server that rescues none.
     """
 
     active: str
@@ -253,6 +254,7 @@ class ServerState(_Message):
     cannot_swap_reason: str | None
     model: ModelSummary
     slots: SlotsState | None = None
+    on_loop: str | None = None
 
 
 class ListedPatch(_Message):

@@ -12,7 +12,7 @@ here imports vLLM before an engine in this process is asked; answers over HTTP n
 
 from vllm_surgery.evaluation.analysis.statistics import Paired, compare
 from vllm_surgery.evaluation.analysis.summary import JUDGED, Summary, summarize
-from vllm_surgery.evaluation.arms import Arm, of_patch, of_penalty, of_server, shams_of, unpatched
+from vllm_surgery.evaluation.arms import Arm, of_patch, of_penalty, of_rescue, of_server, shams_of, unpatched
 from vllm_surgery.evaluation.backends.base import Backend, Completion, Job, TokenLogprobs
 from vllm_surgery.evaluation.probes import Probe, ProbeSet, load_probes
 from vllm_surgery.evaluation.protocol import Cell, Protocol, load_protocol
@@ -43,6 +43,7 @@ __all__ = [
     "load_protocol",
     "of_patch",
     "of_penalty",
+    "of_rescue",
     "of_server",
     "run_trial",
     "shams_of",

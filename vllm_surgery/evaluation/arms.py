@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Arms of a trial: the model as it is, under patches, under shams, under a repetition penalty, or another server."""
+"""Arms of a trial: the model as it is, under patches, shams or a repetition penalty, rescued, or another server."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from vllm_surgery.model.checkpoint import ModelFolder
     from vllm_surgery.patch.format import Patch
 
-ArmKind: TypeAlias = Literal["unpatched", "patch", "sham", "penalty", "server"]
+ArmKind: TypeAlias = Literal["unpatched", "patch", "sham", "penalty", "rescue", "server"]
 
 UNPATCHED = "unpatched"
 
@@ -98,6 +98,16 @@ def _of_sham(sham: Sham, control_of: str, number: int) -> Arm:
 def of_penalty(penalty: float) -> Arm:
     """The unpatched model with vLLM's repetition penalty."""
     return Arm(f"penalty-{penalty:g}", "penalty", id=NO_PATCH, sampling={"repetition_penalty": penalty})
+
+
+def of_rescue(actions: str) -> Arm:
+    """The unpatched model on a server that acts on answers that loop.
+
+    Args:
+        actions: as a request says them, such as ``penalty:1.15,stop``.
+    """
+    name = actions.translate(str.maketrans(":,", "--", " "))
+    return Arm(f"rescue-{name}", "rescue", id=NO_PATCH, sampling={"vllm_xargs": {"on_loop": actions}})
 
 
 def of_server(name: str, url: str) -> Arm:

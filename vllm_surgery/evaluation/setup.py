@@ -49,6 +49,7 @@ class Wanted:
         shams: for each patch file; None for `SHAMS` where the model's folder is known.
         sham_seed: chooses their units.
         penalties: repetition penalties of the unpatched model.
+        rescues: actions on answers of the unpatched model that loop.
         servers: other servers, as ``NAME=URL``.
     """
 
@@ -56,6 +57,7 @@ class Wanted:
     shams: int | None = None
     sham_seed: int = 0
     penalties: Sequence[float] = (PENALTY,)
+    rescues: Sequence[str] = ()
     servers: Sequence[str] = ()
 
 
@@ -74,6 +76,7 @@ def build_arms(wanted: Wanted, folder: Path | None) -> list[Arm]:
         raise UsageError("shams need the model's folder: name it with --model")
     built = [make.unpatched(), *(arm for word in wanted.patches for arm in _of_patch(word, wanted, folder))]
     built += [make.of_penalty(_penalty(value)) for value in wanted.penalties]
+    built += map(make.of_rescue, wanted.rescues)
     return make.checked([*built, *map(_server, wanted.servers)])
 
 

@@ -258,7 +258,7 @@ def paired(lists: Sequence[Sequence[Asked]]) -> list[Asked]:
 
 def is_measured(arm: Arm) -> bool:
     """True if an arm's log-probabilities are compared: not where only the sampling differs."""
-    return arm.kind != "penalty"
+    return arm.kind not in ("penalty", "rescue")
 
 
 def record_of(job: Job, completion: Completion, patch: str | None, table: TokenTable, way: Way | None = None) -> Record:

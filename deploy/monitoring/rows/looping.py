@@ -45,8 +45,8 @@ def panels() -> Iterator[Data]:
     )
     yield timeseries(
         "Loop rate by outcome",
-        "terminal: to the answer's end. escaped: the model left the loop by itself. taken_back: a rescue took it out of the "
-        "answer before its client saw it.",
+        "terminal: to the answer's end. escaped: the model left the loop by itself. taken_back: a rescue took it out "
+        "of the answer before its client saw it.",
         [query(_share_of_answers("outcome"), "{{outcome}}")],
         "percentunit",
         colors={"terminal": "red", "escaped": "green", "taken_back": "blue"},

@@ -12,7 +12,7 @@ import pytest
 
 from tests.examples import patch_data, refusal
 from vllm_surgery.errors import CannotSwapError, UsageError
-from vllm_surgery.evaluation import Job, Key, of_patch, of_penalty, of_server, unpatched
+from vllm_surgery.evaluation import Job, Key, of_patch, of_penalty, of_rescue, of_server, unpatched
 from vllm_surgery.evaluation.arms import of_name
 from vllm_surgery.evaluation.backends import offline as module
 from vllm_surgery.evaluation.backends.base import Text
@@ -35,6 +35,7 @@ class FakeLlm:
         self.swapped: list[list[str]] = []
         self.prompts: list[int] = []
         self.chosen: list[str] = []
+        self.sampled: list[Any] = []
         self.room, self.refused = 0, set[str]()
         self.slots: dict[str, Patch] = {}
         self.in_weights: list[list[str]] = []
@@ -53,6 +54,7 @@ class FakeLlm:
         )
 
     def _note(self, sampling: list[Any]) -> None:
+        self.sampled += sampling
         self.chosen += [one.extra_args["patch"] for one in sampling if hasattr(one, "extra_args")]
 
     def generate(self, prompts: list[Any], sampling: list[Any], *, use_tqdm: bool) -> list[Any]:
@@ -164,6 +166,14 @@ def test_arms_are_held_in_slots_side_by_side_and_each_job_chooses_its_own(llm: F
     list(backend.logprobs([Text(name, "s", "p", "?", "ab") for name in held.ids]))
     assert llm.chosen == ["none", "cure", "none"] * 2
     assert llm.swapped == [[]]
+
+
+def test_what_an_arm_says_to_the_plugin_goes_beside_the_choice(llm: FakeLlm) -> None:
+    backend, _ = held_by(llm, unpatched(), of_patch(CURE))
+    asked = job(0)
+    sampling = {**asked.sampling, **of_rescue("stop").sampling}
+    list(backend.answer([replace(asked, key=asked.key._replace(arm="cure"), sampling=sampling)]))
+    assert llm.sampled[-1].extra_args == {"on_loop": "stop", "patch": "cure"}
 
 
 def test_two_patches_of_one_name_get_slots_of_their_own(llm: FakeLlm) -> None:

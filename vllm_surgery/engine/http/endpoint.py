@@ -95,6 +95,7 @@ class SurgeryEndpoint:
             files=files,
             watcher=watcher,
             slots=slots,
+            on_loop=None if settings.on_loop is None else str(settings.policies().default),
             refuses=None if settings.allow_swaps else CHANGES_OFF,
         )
         access = Access.of(args, remote=settings.allow_remote_swaps, changes=settings.allow_swaps)

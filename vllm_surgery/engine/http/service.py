@@ -42,6 +42,7 @@ class SurgeryService:
         files: the files that are followed; None where none are.
         watcher: what follows them; None in every process but one.
         slots: changes the slots; None on a server without.
+        on_loop: what is done with answers that loop, for people; None where nothing is.
         refuses: why nothing can be changed over HTTP; None where it can.
     """
 
@@ -52,6 +53,7 @@ class SurgeryService:
     files: WatchedFiles | None = None
     watcher: FileWatcher | None = None
     slots: SlotSwapper | None = None
+    on_loop: str | None = None
     refuses: str | None = None
     _told: frozenset[str] = field(default=frozenset(), init=False)
     _swaps: set[asyncio.Task[Any]] = field(default_factory=set, init=False)
@@ -78,6 +80,7 @@ class SurgeryService:
             cannot_swap_reason=reason and without_folders(reason),
             model=self.model,
             slots=None if self.slots is None else await self.slots.slots(),
+            on_loop=self.on_loop,
         )
 
     async def listing(self) -> PatchListing:

@@ -107,7 +107,7 @@ class Chat(Connection):
             ConflictError: it was made under another patch.
         """
         with self.network_errors():
-            response = await http.post(_CHAT, json=self._chat_body(prompt, sampling) | _chosen(choice))
+            response = await http.post(_CHAT, json=_choosing(self._chat_body(prompt, sampling), choice))
         answer = self._read(response)
         self._check(response, choice)
         return self._completion(answer)
@@ -143,7 +143,7 @@ class Chat(Connection):
         start = self._tokens({"messages": [{"role": "user", "content": prompt}], "add_generation_prompt": True})
         targets = self._tokens({"prompt": reply, "add_special_tokens": False})
         body = {"model": self.facts().name, "prompt": start + targets, "max_tokens": 1, "prompt_logprobs": TOP_LOGPROBS}
-        answer = self._ask("POST", "/v1/completions", {**body, "temperature": 0} | _chosen(choice), choice)
+        answer = self._ask("POST", "/v1/completions", _choosing({**body, "temperature": 0}, choice), choice)
         try:
             steps = answer["choices"][0]["prompt_logprobs"][len(start) :]
             tops = [{int(token): float(entry["logprob"]) for token, entry in step.items()} for step in steps]
@@ -189,8 +189,11 @@ class Chat(Connection):
         return ServerError(found.status, found.kind, f"{self.url}: {found}")
 
 
-def _chosen(choice: Choice | None) -> dict[str, Any]:
-    return {} if choice is None else {"vllm_xargs": {CHOICE_KEY: choice.name}}
+def _choosing(body: Mapping[str, Any], choice: Choice | None) -> dict[str, Any]:
+    """The body of a request that chooses a patch, beside what it says to the plugin already."""
+    if choice is None:
+        return dict(body)
+    return {**body, "vllm_xargs": {**body.get("vllm_xargs", {}), CHOICE_KEY: choice.name}}
 
 
 def _list(answer: Any, name: str) -> list[Any]:

@@ -119,7 +119,7 @@ class OfflineBackend:
 
     def _answer(self, jobs: Sequence[Job], template: dict[str, Any]) -> list[Completion]:
         asked = [
-            {name: value for name, value in job.sampling.items() if name != _TEMPLATE} | self._choice(job.key.arm)
+            {name: value for name, value in job.sampling.items() if name not in (_TEMPLATE, _XARGS)} | self._extra(job)
             for job in jobs
         ]
         outputs = self._llm.chat(
@@ -130,6 +130,11 @@ class OfflineBackend:
         )
         said = [output.outputs[0] for output in outputs]
         return [Completion(one.text, list(one.token_ids), str(one.finish_reason)) for one in said]
+
+    def _extra(self, job: Job) -> dict[str, Any]:
+        """What a request says to the plugin."""
+        extra = job.sampling.get(_XARGS, {}) | self._choice(job.key.arm).get("extra_args", {})
+        return {"extra_args": extra} if extra else {}
 
     def _choice(self, arm: str) -> dict[str, Any]:
         """What a request says so that it is made under an arm that is held."""
@@ -165,6 +170,8 @@ class OfflineBackend:
 
 
 _TEMPLATE = "chat_template_kwargs"
+_XARGS = "vllm_xargs"
+"""What HTTP calls the `extra_args` of `SamplingParams`."""
 
 
 def _patches(arm: Arm) -> PatchSet:

@@ -28,6 +28,10 @@ ANSWERS_PER_EPOCH_CHECK = 16
 """Answers after which the server is asked whether it still serves the arm. What a kill loses is this much."""
 
 
+_LEAST = {"max_tokens": 1, "temperature": 0}
+"""What is sampled of a request whose answer nobody needs."""
+
+
 class HttpBackend:
     """A trial's own server, and other servers that are arms.
 
@@ -78,13 +82,18 @@ class HttpBackend:
         """
         self.facts()  # What is wrong with the server as such is said before what it lacks.
         own = [arm for arm in arms if arm.url is None]
-        self._before = self._state(needed=any(arm.patches for arm in own))
+        self._before = self._state(needed=any(arm.patches or arm.kind == "rescue" for arm in own))
         state = self._before
         if state is not None and not state.can_swap and {arm.id for arm in own} != {state.active}:
             raise CannotSwapError(f"{self._url}: can't swap patches: {state.cannot_swap_reason}")
+        if any(arm.kind == "rescue" for arm in own) and (state is None or state.on_loop is None):
+            raise UsageError(f"{self._url}: rescues no answers: start it with --on-loop, of which observe is enough")
         self._slots.look(state)
         for chat in [self._chat, *(self._chat_at(arm.url) for arm in arms if arm.url)]:
-            chat.complete("Hello", {"max_tokens": 1, "temperature": 0})
+            chat.complete("Hello", _LEAST)
+        for arm in own:
+            if arm.kind == "rescue":  # Its server may not allow what it asks for.
+                self._chat.complete("Hello", _LEAST | arm.sampling)
 
     def serve(self, arm: Arm) -> str | None:
         """Swaps, or turns to another server."""

@@ -109,8 +109,14 @@ _HEALTHY_HEAD += ["perplexity unpatched", "perplexity"]
 def _remarks(arm: Arm) -> str:
     shown = ", ".join(arm.units[:_UNITS_SHOWN]) + (", \u2026" if len(arm.units) > _UNITS_SHOWN else "")
     ratio = "" if arm.norm_ratio is None else f"; norm {arm.norm_ratio:.2f} of the patch's"
-    extra = ", ".join(f"{name} {value:g}" for name, value in arm.sampling.items())
+    extra = ", ".join(_setting(name, value) for name, value in arm.sampling.items())
     return shown + ratio + extra
+
+
+def _setting(name: str, value: Any) -> str:
+    if isinstance(value, dict):  # What is said to the plugin.
+        return ", ".join(f"{key} {said}" for key, said in value.items())
+    return f"{name} {value:g}"
 
 
 def _cells(summary: Summary) -> list[dict[str, Any]]:
