@@ -61,7 +61,7 @@ def serve(
     parser = touchpoints.CLI_PARSER.get()(prog="vllm-surgery")
     command.subparser_init(parser.add_subparsers(required=True, dest="subparser"))
     args = parser.parse_args(["serve", *vllm_arguments])
-    check_root_path(args.root_path)
+    check_root_path(getattr(args, "root_path", None))
     if patch_dirs or watch or more:
         _check_has_routes(args)
     given = args.additional_config or {}

@@ -178,6 +178,7 @@ def test_the_state_is_told(ask: Callable[..., httpx.Response]) -> None:
         "desired": {"id": A_ID, "error": None},
         "watching": False,
         "slots": None,
+        "on_loop": None,
         "can_swap": True,
         "cannot_swap_reason": None,
         "model": {"name": "served", "architectures": ["LlamaForCausalLM"], "layers": 4, "experts": 8},
