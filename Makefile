@@ -33,7 +33,7 @@ BIN := $(VENV)/bin
 DEMO_OPTIONS := --served-model-name smollm2 --dtype float32 --max-model-len 4096 --enforce-eager \
 	--kv-cache-memory-bytes 1073741824
 
-.PHONY: help serve demo test check docs lint pytest system-packages monitoring bench bench-swaps bench-slots bench-candidates bench-watching compat \
+.PHONY: help serve demo test check soak docs lint pytest system-packages monitoring bench bench-swaps bench-slots bench-candidates bench-watching compat \
 	evidence search schema matrix install demo-model clean
 
 help:
@@ -41,6 +41,7 @@ help:
 	@echo "make demo       the same under Prometheus, with traffic and a swap after two minutes"
 	@echo "make test       lint, types and all tests"
 	@echo "make check      lint, types and the tests that need no engine, in a minute or two"
+	@echo "make soak       a server under streams, swaps and hostile bodies for an hour"
 	@echo "make docs       build the documentation site in $(VENV)/site"
 	@echo "make bench      what a patch costs while a model is loaded (bench-swaps: a swap; bench-slots: a patch per request;"
 	@echo "                bench-candidates: a search's candidates; bench-watching: the detectors)"
@@ -62,6 +63,11 @@ test: demo-model lint pytest
 check: EXTRAS = --extra test
 check: demo-model lint
 	VLLM_SURGERY_DEMO_MODEL=$(DEMO_MODEL) $(BIN)/python -m pytest -m "not engine and not slow" --numprocesses $(JOBS) $(ARGS)
+
+# A server under streams, swaps and hostile bodies for an hour; `make test` has two minutes of it.
+soak: EXTRAS = --extra test
+soak: demo-model
+	VLLM_SURGERY_SOAK_SECONDS=3600 $(BIN)/python -m pytest tests/engine/test_soak.py $(ARGS)
 
 docs: EXTRAS = --extra docs
 docs: install
