@@ -4,16 +4,47 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import httpx
 
 from vllm_surgery.errors import ServerError, ServerUnreachableError, SurgeryError, UsageError, check_key, one_line
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import AsyncIterator, Iterator
 
 CONNECT_SECONDS = 5.0
+
+
+MOST_BYTES = 256 << 20
+"""Of any answer: the longest, log-probabilities of a long text, have some ten megabytes."""
+
+
+class _Bounded(httpx.SyncByteStream, httpx.AsyncByteStream):
+    """A stream of bytes that ends in an error where it goes on beyond a bound."""
+
+    def __init__(self, stream: Any, url: str) -> None:
+        self._stream, self._url, self._read = stream, url, 0
+
+    def __iter__(self) -> Iterator[bytes]:
+        for chunk in self._stream:
+            yield self._counted(chunk)
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        async for chunk in self._stream:
+            yield self._counted(chunk)
+
+    def close(self) -> None:
+        self._stream.close()
+
+    async def aclose(self) -> None:
+        await self._stream.aclose()
+
+    def _counted(self, chunk: bytes) -> bytes:
+        self._read += len(chunk)
+        if self._read > MOST_BYTES:
+            raise UsageError(f"{self._url}: answers with more than {MOST_BYTES >> 20} MiB, as no server does")
+        return chunk
 
 
 class Connection:
@@ -34,6 +65,14 @@ class Connection:
         self.url, self.api_key = url, api_key
         self.base = url.rstrip("/").removesuffix("/v1")
         self.headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+
+    def bound(self, response: httpx.Response) -> None:
+        """A hook of httpx's clients: no more of an answer is read than answers have."""
+        response.stream = _Bounded(response.stream, self.url)
+
+    async def bound_async(self, response: httpx.Response) -> None:
+        """The same for asynchronous clients."""
+        self.bound(response)
 
     @contextmanager
     def network_errors(self) -> Iterator[None]:

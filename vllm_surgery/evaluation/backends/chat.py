@@ -54,7 +54,8 @@ class Chat(Connection):
         self._wanted = model
         self._facts: EngineFacts | None = None
         with self.network_errors():
-            self._http = httpx.Client(base_url=self.base, headers=self.headers, timeout=_TIMEOUT)
+            hooks = {"response": [self.bound]}
+            self._http = httpx.Client(base_url=self.base, headers=self.headers, timeout=_TIMEOUT, event_hooks=hooks)
 
     def close(self) -> None:
         """Closes its connections."""
@@ -115,7 +116,10 @@ class Chat(Connection):
     def open_async(self, connections: int) -> httpx.AsyncClient:
         """A client for many requests at a time."""
         limits = httpx.Limits(max_connections=connections, max_keepalive_connections=connections)
-        return httpx.AsyncClient(base_url=self.base, headers=self.headers, timeout=_TIMEOUT, limits=limits)
+        hooks = {"response": [self.bound_async]}
+        return httpx.AsyncClient(
+            base_url=self.base, headers=self.headers, timeout=_TIMEOUT, limits=limits, event_hooks=hooks
+        )
 
     def _chat_body(self, prompt: str, sampling: Mapping[str, Any]) -> dict[str, Any]:
         messages = [{"role": "user", "content": prompt}]
