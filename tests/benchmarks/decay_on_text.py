@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from tests.corpora.samples import Corpora, Sample
+    from vllm_surgery.loops import Ending
 
     Finds = Callable[[Sample], bool]
 
@@ -25,11 +26,11 @@ def decay_on_text(corpora: Corpora, table: TokenTable) -> str:
     """The comparison in Markdown. Here an answer counts as found if any decay is found in it."""
 
     def in_tokens(sample: Sample) -> bool:
-        return _decays(sample.tokens, table)
+        return _decays(sample.tokens, table, sample.ending)
 
     def in_text(sample: Sample) -> bool:
         words = of_words(sample.text)
-        return _decays(words.tokens, words.table)
+        return _decays(words.tokens, words.table, sample.ending)
 
     costs = [_seconds(finds, corpora.healthy) for finds in (in_tokens, in_text)]
     rows = [
@@ -40,8 +41,8 @@ def decay_on_text(corpora: Corpora, table: TokenTable) -> str:
     return "\n".join(["### Decay in tokens and in text", "", *markdown_table(head, rows), ""])
 
 
-def _decays(tokens: tuple[int, ...], table: TokenTable | None) -> bool:
-    return any(loop.kind == "decay" for loop in watch(tokens, table, Thresholds())[0])
+def _decays(tokens: tuple[int, ...], table: TokenTable | None, ending: Ending) -> bool:
+    return any(loop.kind == "decay" for loop in watch(tokens, table, Thresholds(), ending)[0])
 
 
 def _figures(corpora: Corpora, finds: Finds) -> list[str]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tests.benchmarks.markdown import table
+from tests.corpora.healthy import checking, labels
 from tests.corpora.labels import Label
 from tests.corpora.planted import Planted
 from tests.corpora.rules import PEERS, Verdict
@@ -62,8 +63,54 @@ class Scored:
 
 def render(scored: Scored) -> str:
     """All tables."""
-    parts = (_false_alarms, _fired_ids, _verbatim, _by_length, _decay_and_doom, _real, _real_misses)
+    parts = (_aims, _false_alarms, _fired_ids, _verbatim, _by_length, _other_kinds, _real, _real_misses)
     return "\n".join(line for part in parts for line in part(scored))
+
+
+LABELS_AND_CHECKING = frozenset((*labels.CLASSES, *checking.CLASSES))
+"""Healthy classes that were made for this question alone: one of few labels for each item, checks that go forward."""
+
+
+def _aims(scored: Scored) -> list[str]:
+    """The held-out halves against what was aimed at, and what the older detectors did there."""
+    cut = [one for one in _held_out(_planted(scored, "verbatim")) if not _truth(one).escaped]
+    planted = {
+        ">= 95 % of verbatim loops from 128 tokens on in which the answer was cut": _covering(cut, 128),
+        ">= 99 % of those from 256 tokens on": _covering(cut, 256),
+        ">= 95 % of decays, in any dress": _held_out(_planted(scored, "decay")),
+        ">= 90 % of collapses": _held_out(_planted(scored, "collapse")),
+    }
+    ordinary = [one for one in _held_out(scored.healthy) if one.sample.group != HARDEST]
+    apart = [one for one in ordinary if one.sample.group in LABELS_AND_CHECKING]
+    healthy = {
+        "<= 1 % of labels and of checking that goes forward": apart,
+        f"<= 0.1 % of all other healthy classes but {HARDEST}": [one for one in ordinary if one not in apart],
+    }
+    rows = [[name, *_found_row(group)] for name, group in planted.items()]
+    rows += [[name, *_fired_row(group)] for name, group in healthy.items()]
+    return ["### Held-out halves against what was aimed at", "", *table(["aim", "now", "before"], rows), ""]
+
+
+def _held_out(group: Sequence[Judged]) -> list[Judged]:
+    return [one for one in group if one.sample.held_out]
+
+
+def _covering(group: Sequence[Judged], tokens: int) -> list[Judged]:
+    return [one for one in group if _covered(one) >= tokens]
+
+
+def _found_row(group: Sequence[Judged]) -> list[str]:
+    now = [bool(found_planted(_truth(one), one.verdict.loops)) for one in group]
+    return [share(sum(now), len(group)), share(sum(map(_found_before, group)), len(group))]
+
+
+def _found_before(one: Judged) -> bool:
+    return bool(found_planted(_truth(one), one.verdict.before))
+
+
+def _fired_row(group: Sequence[Judged]) -> list[str]:
+    counts = (sum(bool(one.verdict.loops) for one in group), sum(bool(one.verdict.before) for one in group))
+    return [share(count, len(group)) for count in counts]
 
 
 def share(hits: int, total: int) -> str:
@@ -85,19 +132,33 @@ def _false_alarms(scored: Scored) -> list[str]:
         "of these, the half held out": [one for one in ordinary if one.sample.held_out],
     }
     rules = (*KINDS, *PEERS)
-    rows = [[name, str(len(group)), *(_fires(group, rule) for rule in rules)] for name, group in classes.items()]
+    rows = [
+        [name, str(len(group)), *(_fires(group, rule) for rule in KINDS), *_cut_and_before(group, ""), *_peers(group)]
+        for name, group in classes.items()
+    ]
     sums = [
         [name, *(share(sum(one.verdict.fires(rule) for one in group), len(group)) for rule in ("any", *rules))]
         for name, group in totals.items()
     ]
+    for row, group in zip(sums, totals.values(), strict=True):
+        row[2:2] = [share(int(count), len(group)) for count in _cut_and_before(group, "0")]
     return [
         f"### False alarms on {len(scored.healthy)} healthy passages",
         "",
-        *table(["class", "passages", *rules], rows),
+        *table(["class", "passages", *KINDS, "any if cut", "before", *PEERS], rows),
         "",
-        *table(["passages", "any of ours", *rules], sums),
+        *table(["passages", "any of ours", "any if cut", "before", *rules], sums),
         "",
     ]
+
+
+def _cut_and_before(group: Sequence[Judged], none: str) -> list[str]:
+    counts = (sum(one.verdict.if_cut for one in group), sum(bool(one.verdict.before) for one in group))
+    return [str(count or none) for count in counts]
+
+
+def _peers(group: Sequence[Judged]) -> list[str]:
+    return [_fires(group, rule) for rule in PEERS]
 
 
 def _fires(group: Sequence[Judged], rule: str) -> str:
@@ -115,7 +176,8 @@ def _fired_ids(scored: Scored) -> list[str]:
 
 
 def _verbatim(scored: Scored) -> list[str]:
-    long = [one for one in _planted(scored, "verbatim") if _covered(one) >= LONG_ENOUGH]
+    periodic = [one for one in _planted(scored, "verbatim") if _truth(one).period is not None]
+    long = _covering(periodic, LONG_ENOUGH)
     groups = {
         f"{low} to {high - 1}" if high > low + 1 else str(low): [one for one in long if low <= _period(one) < high]
         for low, high in pairwise(PERIODS)
@@ -133,23 +195,26 @@ def _verbatim(scored: Scored) -> list[str]:
 def _by_length(scored: Scored) -> list[str]:
     loops = _planted(scored, "verbatim")
     groups = {
-        f"{low} to {high - 1}" if high < COVERED[-1] else f"{low} and more": [
-            one for one in loops if low <= _covered(one) < high
+        f"{low} to {high - 1}{how}" if high < COVERED[-1] else f"{low} and more{how}": [
+            one for one in loops if low <= _covered(one) < high and _truth(one).escaped is escaped
         ]
-        for low, high in pairwise(COVERED)
+        for (low, high), (how, escaped) in product(pairwise(COVERED), ((", cut in it", False), (", left again", True)))
     }
     return ["### All planted verbatim loops, by the tokens they cover", "", *_recall_table("tokens", groups)]
 
 
-def _decay_and_doom(scored: Scored) -> list[str]:
-    decay, doom = _planted(scored, "decay"), _planted(scored, "doom")
-    families = {
-        name: [one for one in decay if one.sample.group == name] for name in sorted({one.sample.group for one in decay})
-    }
-    groups = (
-        families | {"**all decays**": decay} | _halves(decay) | {"**doom circles**": doom} | _halves(doom, "doom, ")
-    )
-    return ["### Planted decays, by how the list is written, and doom circles", "", *_recall_table("list", groups)]
+def _other_kinds(scored: Scored) -> list[str]:
+    groups: dict[str, list[Judged]] = {}
+    for kind in ("decay", "collapse", "doom"):
+        loops = _planted(scored, kind)
+        families = sorted({one.sample.group for one in loops})
+        groups |= {name: [one for one in loops if one.sample.group == name] for name in families}
+        groups |= {f"**all of {kind}**": loops} | _halves(loops, f"{kind}, ")
+    return [
+        "### Planted decays, collapses and doom circles, by how they are written",
+        "",
+        *_recall_table("form", groups),
+    ]
 
 
 def _halves(group: Sequence[Judged], prefix: str = "") -> dict[str, list[Judged]]:
@@ -180,6 +245,7 @@ def _recall_table(title: str, groups: dict[str, list[Judged]]) -> list[str]:
     head = [
         title,
         "found",
+        "before",
         "onset too late by (median, 95 %)",
         "outcome agrees",
         "in one piece",
@@ -196,7 +262,8 @@ def _recall_row(group: Sequence[Judged]) -> list[str]:
     waits = [one.verdict.seen_at[loops[0].kind] - _truth(one).onset for one, loops in hits]
     pieces = [len(loops) == 1 for _, loops in hits]
     peers = [f"{100 * sum(one.verdict.fires(rule) for one in group) / len(group):.0f} %" for rule in PEERS]
-    return [share(len(hits), len(group)), _two(late), _percent(outcomes), _percent(pieces), _two(waits), *peers]
+    before = _percent([_found_before(one) for one in group])
+    return [share(len(hits), len(group)), before, _two(late), _percent(outcomes), _percent(pieces), _two(waits), *peers]
 
 
 def _two(values: Sequence[int]) -> str:
@@ -217,7 +284,7 @@ def _real(scored: Scored) -> list[str]:
             (f"{kind}, labelled later", [one for one in seen if _label(one[0]).late]),
         ):
             rows.append([name, *_real_row(part)])
-    head = ["labelled", "found", "onset outside the label by (5, 50, 95 %)", "outcome agrees", *PEERS]
+    head = ["labelled", "found", "before", "onset outside the label by (5, 50, 95 %)", "outcome agrees", *PEERS]
     return [
         "### Real answers of the demo model, labelled by hand",
         "",
@@ -247,7 +314,8 @@ def _real_row(seen: Sequence[tuple[Judged, Finding, Loop | None]]) -> list[str]:
     quantiles = ", ".join(f"{np.quantile(errors, q):.0f}" for q in (0.05, 0.5, 0.95)) if errors else ""
     outcomes = [agrees(finding.outcome, loop) for finding, loop in hits]
     peers = [f"{100 * sum(one.verdict.fires(rule) for one, _, _ in seen) / max(1, len(seen)):.0f} %" for rule in PEERS]
-    return [share(len(hits), len(seen)), quantiles, _percent(outcomes), *peers]
+    before = _percent([found_real(finding, one.verdict.before) is not None for one, finding, _ in seen])
+    return [share(len(hits), len(seen)), before, quantiles, _percent(outcomes), *peers]
 
 
 def _verdicts(scored: Scored) -> list[str]:
@@ -258,10 +326,12 @@ def _verdicts(scored: Scored) -> list[str]:
             [
                 f"{verdict}, labelled later" if late else verdict,
                 str(len(group)),
-                *(_fires(group, rule) or "0" for rule in ("any", *KINDS, *PEERS)),
+                *(_fires(group, rule) or "0" for rule in ("any", *KINDS)),
+                str(sum(bool(one.verdict.before) for one in group)),
+                *(_fires(group, rule) or "0" for rule in PEERS),
             ]
         )
-    return table(["a reader says", "answers", "any of ours", *KINDS, *PEERS], rows)
+    return table(["a reader says", "answers", "any of ours", *KINDS, "before", *PEERS], rows)
 
 
 def _real_misses(scored: Scored) -> list[str]:

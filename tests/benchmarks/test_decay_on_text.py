@@ -7,7 +7,10 @@ from tests.corpora.samples import Corpora, Sample
 from vllm_surgery.loops.answers import of_words
 
 ENTRIES = ("Botswana", "Namibia")
-DECAYED = "".join(f"{number}. {ENTRIES[number % 2]}\n" for number in range(1, 80))
+BEFORE = ("Chile", "Ghana", "Nepal", "Malta", "Kenya", "Japan", "Cuba", "Fiji")
+DECAYED = "".join(
+    f"{number}. {BEFORE[number - 1] if number <= len(BEFORE) else ENTRIES[number % 2]}\n" for number in range(1, 80)
+)
 HEALTHY = "".join(
     f"{number}. {chr(65 + number % 26)}{'aeiou'[number % 5]}{number * 7919 % 1000}\n" for number in range(80)
 )

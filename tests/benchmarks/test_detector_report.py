@@ -1,20 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import json
 from dataclasses import fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from tests.benchmarks.detector_curves import VALUES
-from tests.benchmarks.detector_report import HARDEST, Scored, fired, render, share
-from tests.benchmarks.detectors import BEGIN, END, _put_into
+from tests.benchmarks.detector_report import HARDEST, Judged, Scored, fired, render, share
+from tests.benchmarks.detectors import BEGIN, END, _put_into, read_reports, with_older, write_samples
+from tests.benchmarks.second_model import second_model
 from tests.corpora.labels import Finding, Label
 from tests.corpora.planted import Planted
 from tests.corpora.rules import PEERS, compression_ratio, judge
 from tests.corpora.samples import Corpora, Sample
 from tests.corpora.scoring import agrees, found_planted, found_real
+from tests.corpora.second_model import ModelLabel
 from vllm_surgery.loops import Loop, Thresholds
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 LONG = tuple(range(600))
 CIRCLE = (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12) * 50
@@ -101,7 +107,7 @@ def _scored() -> Scored:
 
 
 def test_healthy_passages_that_fire_are_listed_by_id() -> None:
-    assert fired(_scored()) == {"verbatim": [f"{HARDEST}/0000"], "decay": [], "doom": []}
+    assert fired(_scored()) == {"verbatim": [f"{HARDEST}/0000"], "decay": [], "collapse": [], "doom": []}
 
 
 def test_the_report_counts_alarms_recall_and_labels() -> None:
@@ -117,6 +123,49 @@ def test_figures_replace_what_stands_between_the_marks_and_nothing_else() -> Non
     page = f"before\n{BEGIN}\nold\n{END}\nafter\n"
 
     assert _put_into(page, "new") == f"before\n{BEGIN}\n\nnew\n{END}\nafter\n"
+
+
+def test_older_detectors_stand_beside_the_new_ones(tmp_path: Path) -> None:
+    file = tmp_path / "before.jsonl"
+    loop = {"kind": "verbatim", "onset": 0, "period": 12, "copies": 50.0, "end": 600, "outcome": "terminal"}
+    reports = [{"loops": [], "line": 1}, {"loops": [loop], "line": 2}, {"loops": [loop]}, {"loops": []}]
+    file.write_text("".join(json.dumps(one) + "\n" for one in reports))
+    scored = with_older(_scored(), read_reports(file))
+
+    assert [bool(one.verdict.before) for one in scored.healthy] == [False, True]
+    assert "| 8 to 31 | 1/1: 100.0 % (20.7 to 100.0) | 100.0 % |" in render(scored)
+    assert "| **verbatim** | 1/1: 100.0 % (20.7 to 100.0) | 0.0 % |" in render(scored)
+
+
+def test_reports_of_other_answers_are_refused() -> None:
+    with pytest.raises(ValueError, match="1 reports of 4 answers"):
+        with_older(_scored(), [()])
+
+
+def test_answers_are_written_as_detect_reads_them(tmp_path: Path) -> None:
+    write_samples([Sample("a", "b", (1, 2), "c", ending="cut")], tmp_path / "samples.jsonl")
+    assert json.loads((tmp_path / "samples.jsonl").read_text()) == {
+        "id": "a",
+        "token_ids": [1, 2],
+        "finish_reason": "length",
+    }
+
+
+def test_a_second_models_answers_count_by_what_a_reader_says() -> None:
+    def judged(name: str, tokens: tuple[int, ...], label: ModelLabel) -> tuple[Judged, ModelLabel]:
+        sample = Sample(name, label.verdict, tokens, "")
+        return Judged(sample, judge(sample, None, Thresholds(), peers=False)), label
+
+    told = second_model(
+        [
+            judged("a", CIRCLE, ModelLabel("loop", ("verbatim", "decay"))),
+            judged("b", LONG, ModelLabel("loop", ("decay",))),
+            judged("c", LONG, ModelLabel("healthy")),
+        ]
+    )
+    assert "| loop | loops found | 1/2: 50.0 %" in told
+    assert "| healthy | false alarms | 0/1: 0.0 %" in told
+    assert "Not found: b." in told
 
 
 def test_every_curve_is_of_a_threshold_that_there_is() -> None:

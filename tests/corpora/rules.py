@@ -36,11 +36,15 @@ class Verdict:
         loops: what the watcher found.
         seen_at: for each kind that it found, after how many tokens it first said so.
         peers: which of `PEERS` fire.
+        if_cut: whether anything would be found, had the budget cut the answer where it ends.
+        before: what older detectors found, where their reports are at hand.
     """
 
     loops: tuple[Loop, ...]
     seen_at: dict[Kind, int]
     peers: frozenset[str]
+    if_cut: bool = False
+    before: tuple[Loop, ...] = ()
 
     def kinds(self) -> frozenset[str]:
         """The kinds of loop that were found."""
@@ -56,7 +60,8 @@ class Verdict:
 def judge(sample: Sample, table: TokenTable | None, thresholds: Thresholds, peers: bool = True) -> Verdict:
     """Asks all rules about a sample."""
     loops, seen_at = watch(sample.tokens, table, thresholds, sample.ending)
-    return Verdict(loops, seen_at, _peers(sample) if peers else frozenset())
+    if_cut = bool(loops) or bool(watch(sample.tokens, table, thresholds, "cut")[0])
+    return Verdict(loops, seen_at, _peers(sample) if peers else frozenset(), if_cut)
 
 
 def watch(

@@ -51,6 +51,10 @@ class Corpora:
     planted: tuple[Sample, ...]
     real: tuple[Sample, ...]
 
+    def all(self) -> tuple[Sample, ...]:
+        """All of them, one kind after another."""
+        return (*self.healthy, *self.planted, *self.real)
+
 
 def load_tokenizer(model: Path) -> Any:
     """The tokenizer of a model's folder, as `transformers` has it."""

@@ -15,9 +15,10 @@ from tests.corpora.healthy import FROM_THE_ENVIRONMENT, GENERATED, passages
 from tests.corpora.labels import read_labels
 from tests.corpora.loops import text_loops
 from tests.corpora.make_manifest import entry_of, read_manifest
-from tests.corpora.make_real import ANSWERS, requests
+from tests.corpora.make_real import ANSWERS, SOURCES, requests
 from tests.corpora.planted import DECAY, DOOM, VERBATIM, Planted, healthy_pool, planted, planted_texts, verbatim
 from tests.corpora.samples import load_tokenizer
+from tests.corpora.second_model import SOURCE, read_model_labels
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -71,6 +72,19 @@ def test_enough_answers_are_labelled_and_each_label_is_of_an_answer() -> None:
 
     assert labels.keys() <= {request.id for request in requests()}
     assert sum(label.verdict != "unclear" for label in labels.values()) >= 200
+
+
+def test_every_answer_of_the_second_model_has_a_label() -> None:
+    records = read_records(SOURCES[SOURCE].file)
+    assert {record["id"] for record in records} == set(read_model_labels())
+    assert [record["id"] for record in records] == [request.id for request in requests(SOURCES[SOURCE])]
+
+
+@pytest.mark.parametrize("line", ["x loop", "x loop spiral", "x looped decay"])
+def test_a_line_that_is_no_label_of_a_model_is_refused(line: str, tmp_path: Path) -> None:
+    (tmp_path / "labels.txt").write_text(f"# why\n{line}\n")
+    with pytest.raises(ValueError, match="not a label"):
+        read_model_labels(tmp_path / "labels.txt")
 
 
 def test_labels_lie_within_their_answers() -> None:
