@@ -55,12 +55,11 @@ def _rows(kind: str, corpora: Corpora, table: Any) -> Iterable[list[str]]:
 def _cells(kind: str, corpora: Corpora, table: Any, thresholds: Thresholds) -> list[str]:
     healthy = [one for one in corpora.healthy if one.group != HARDEST and not one.held_out]
     planted = [one for one in corpora.planted if not one.held_out]
-    use = None if kind == "verbatim" else table
-    alarms = sum(_finds(kind, one, use, thresholds) for one in healthy)
+    alarms = sum(_finds(kind, one, table, thresholds) for one in healthy)
     return [
         f"{alarms}/{len(healthy)}",
-        _planted(kind, planted, use, thresholds),
-        _labelled(kind, corpora.real, use, thresholds),
+        _planted(kind, planted, table, thresholds),
+        _labelled(kind, corpora.real, table, thresholds),
     ]
 
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import tracemalloc
@@ -11,6 +12,7 @@ from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -20,6 +22,7 @@ from tests.memory import held
 from vllm_surgery import loops
 from vllm_surgery.loops import Loop, TokenTable, Watcher, detect
 from vllm_surgery.loops.answers import of_words
+from vllm_surgery.loops.windows import WINDOW
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -155,6 +158,47 @@ def test_a_million_tokens_need_no_more_than_some_thousands() -> None:
     many = grown(watchers, 3_350)
     tracemalloc.stop()
     assert many - few < KEPT
+
+
+LONG = 200_000
+"""Tokens: more than any counter of two bytes holds."""
+
+
+def long_text() -> list[str]:
+    """Words that hardly repeat, a list that says something else each time now and then."""
+    random = Random(11)
+    words: list[str] = []
+    while len(words) < LONG:
+        words += [f" {random.choice(SYLLABLES)}{random.choice(SYLLABLES)}{random.choice(SYLLABLES)}" for _ in range(9)]
+        words += [".", "\n"]
+    return words[:LONG]
+
+
+SYLLABLES = ("ka", "lo", "mi", "ru", "sen", "tal", "vor", "wex", "yun", "zip", "bra", "cho", "dri", "flu", "gne", "hol")
+
+
+def ended(loop: str) -> tuple[list[int], TokenTable]:
+    """So many tokens that are sound, then those of a loop, cut into words."""
+    ids: dict[str, int] = {}
+    words = [*long_text(), *re.findall(r"\n|\d| ?[^\s\d]+", loop)]
+    tokens = [ids.setdefault(word, len(ids)) for word in words]
+    return tokens, TokenTable(list(ids))
+
+
+LAST_LOOPS: dict[str, str] = {
+    "verbatim": " the cat sat on the mat with a hat and slept" * 30,
+    "decay": "".join(f"\n{n}. {name}" for n, name in enumerate([*KNOWN[:12], *STUCK[:2] * 30], start=1)),
+    "collapse": "".join(f" {Random(n).choice(('red', 'green', 'blue'))}" for n in range(600)),
+    "doom": "\n" + BEGINNING + circling(60, 3),
+}
+
+
+@pytest.mark.parametrize("kind", LAST_LOOPS)
+def test_after_two_hundred_thousand_tokens_each_kind_is_found_and_nothing_before(kind: str) -> None:
+    tokens, table = ended(LAST_LOOPS[kind])
+    found = [loop for loop in detect(tokens, table, ending="cut") if loop.kind == kind]
+    assert [loop.outcome for loop in found[-1:]] == ["terminal"]
+    assert all(loop.onset >= LONG - WINDOW for loop in detect(tokens, table, ending="cut"))
 
 
 def test_ten_thousand_requests_leave_nothing_behind() -> None:
