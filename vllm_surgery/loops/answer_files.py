@@ -169,7 +169,7 @@ def _of_conversation(messages: Any, number: int, place: str, folder: str | None)
 def _of_message(
     message: dict[str, Any], number: int, place: str, folder: str | None, reason: Any, name: str | None
 ) -> Iterator[Answer]:
-    """What a model said and, apart, what it thought: that ended by itself if an answer follows."""
+    """A model's answer and, apart, its reasoning, which ended by itself if an answer follows."""
     answer = _content(message.get("content"), place)
     reasoning = _content(message.get("reasoning_content", message.get("reasoning")), place)
     if reasoning:

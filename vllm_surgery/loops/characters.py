@@ -32,7 +32,7 @@ def classes() -> Integers:
 
 @cache
 def folded() -> Integers:
-    """What each character is when case doesn't count; of a digit, its value as an ASCII digit."""
+    """Each character as it is when case doesn't count; of a digit, its value as an ASCII digit."""
     return integers(np.array([_fold(code) for code in range(CHARACTERS)], np.int32), np.int32)
 
 

@@ -98,7 +98,7 @@ def read(
 
 @kernel
 def stands_in_line(counters: Records, number: int) -> bool:
-    """Whether a number that counts stands in the line of this number."""
+    """True if a number that counts stands in the line of this number."""
     for index in range(COUNTERS):  # noqa: SIM110 - Numba compiles no generators here.
         if counters[index].length >= _SURE and counters[index].line == number:
             return True
@@ -122,7 +122,7 @@ def _note(kind: int, said: int, spaced: int, line: Record) -> None:
 
 @kernel
 def _is_part_of_a_number(line: Record, spaced: int) -> bool:
-    """Whether a number is the minute of 12:30 or the day of 2031-05-17."""
+    """True if a number is the minute of 12:30 or the day of 2031-05-17."""
     if spaced or line.before != MARK or line.before_spaced or line.before_that != NUMBER:
         return False
     return bool(line.before_said in TIME_SIGNS)

@@ -82,7 +82,7 @@ class Verbatim:
             yield replace(self._loop("terminal"), evidence="ending")
 
     def _ends_in_a_loop(self, ending: Ending) -> bool:
-        """Whether it ends in a loop by lower floors: because it was cut, or in words if nobody knows."""
+        """True if it ends in a loop by lower floors: because it was cut, or in words if nobody knows."""
         if ending == "stop" or not periods.judge_cut(self._tails, self._rules):
             return False
         loop = self._loop("terminal")
@@ -96,7 +96,7 @@ class Verbatim:
         return loop
 
     def _is_data(self, loop: Loop) -> bool:
-        """Whether a loop is of numbers and signs, or part of something encoded."""
+        """True if a loop is of numbers and signs, or part of something encoded."""
         assert self._table is not None
         if loop.tokens < _LONG_ROWS and not _LETTER.search(self._table.text(loop.motif)):
             return True
@@ -224,7 +224,7 @@ class Decay:
         return first if first >= 0 else total
 
     def _lasts(self, place: int, one: Record, total: int) -> bool:
-        """Whether at most a cut entry follows the list's last whole one, up to the end of the answer."""
+        """True if at most a cut entry follows the list's last whole one, up to the end of the answer."""
         rules = readable(self._rules)[0]
         rest = total - int(one.end)
         if one.new or rest > max(rules.rest_tokens, 2 * entries.typical_tokens(one)):

@@ -36,7 +36,7 @@ _BEFORE: Final = 48
 """Entries before the collapse that are looked at."""
 
 SAID, LETTERS = 0, 1
-"""What of an entry is compared: all of it, or its words alone."""
+"""Parts of an entry that are compared: all of it, or its words alone."""
 
 EntryList = Layout(
     count=0,
@@ -128,7 +128,7 @@ def forget(entries: Record) -> None:
 
 @kernel
 def is_over(entries: Record, position: int, rules: Record) -> bool:
-    """Whether the tokens since the last entry that belongs to the loop are too many for one more."""
+    """True if the tokens since the last entry that belongs to the loop are too many for one more."""
     typical = (entries.end - entries.onset) // max(entries.repeats, 1)
     return bool(position - entries.end > max(rules.leave_tokens, 2 * typical))
 
@@ -153,13 +153,13 @@ def _append(entries: Record, said: int, letters: int, first: int, words: int, fl
 
 @kernel
 def value(entries: Record, compared: int, entry: int) -> int:
-    """What is compared of an entry."""
+    """The compared part of an entry, as a hash."""
     return int(entries.said[entry % ENTRIES] if compared == SAID else entries.letters[entry % ENTRIES])
 
 
 @kernel
 def _stands(entries: Record, compared: int, what: int, start: int, stop: int) -> bool:
-    """Whether one of the entries from `start` to `stop` says it."""
+    """True if one of the entries from `start` to `stop` says it."""
     for entry in range(stop - 1, start - 1, -1):  # noqa: SIM110 - Numba compiles no generators here.
         if value(entries, compared, entry) == what:
             return True
@@ -181,7 +181,7 @@ def _go_on(entries: Record, what: int, end: int, rules: Record) -> None:
 
 @kernel
 def _judge(entries: Record, end: int, cut: int, rules: Record) -> int:
-    """What is to be compared so that the list has collapsed; -1 if it hasn't."""
+    """The part of entries by which the list has collapsed; -1 if it hasn't."""
     flags = entries.traits[(entries.count - 1) % ENTRIES]
     if not flags & CHOICE and _has_collapsed(entries, SAID, end, cut, rules):
         return SAID
@@ -192,7 +192,7 @@ def _judge(entries: Record, end: int, cut: int, rules: Record) -> int:
 
 @kernel
 def _counts_on(entries: Record, rules: Record) -> bool:
-    """Whether the list has collapsed but for numbers in its entries."""
+    """True if the list has collapsed but for numbers in its entries."""
     if not _measure(entries, LETTERS, rules.counted_copies, rules.counted_entries):
         return False
     if _answers(entries, LETTERS) > 1 and not _is_proven(entries, LETTERS, 0, 0, rules):
@@ -266,7 +266,7 @@ def _widen(entries: Record, compared: int) -> None:
 
 @kernel
 def _is_stray(entries: Record, compared: int, entry: int, oldest: int) -> bool:
-    """Whether the two entries before say one of the answers again."""
+    """True if the two entries before say one of the answers again."""
     if entry - 2 < oldest:
         return False
     one = _stands(entries, compared, value(entries, compared, entry - 1), entry + 1, entries.count)
@@ -286,7 +286,7 @@ def _strays(entries: Record, compared: int, start: int) -> int:
 
 @kernel
 def _brings_news(entries: Record, compared: int) -> bool:
-    """Whether more than one in twenty of the later half of the window says something for the first time."""
+    """True if more than one in twenty of the later half of the window says something for the first time."""
     count = entries.count
     start = count - entries.window
     middle = count - entries.window // 2
@@ -299,7 +299,7 @@ def _brings_news(entries: Record, compared: int) -> bool:
 
 @kernel
 def _is_proven(entries: Record, compared: int, end: int, cut: int, rules: Record) -> bool:
-    """Whether the list named other things before, most of them once, and hardly any of those that it says now."""
+    """True if the list named other things before, most of them once, and hardly any of those that it says now."""
     count = entries.count
     start = count - entries.window
     oldest = max(entries.start, start - _BEFORE, count - ENTRIES)
@@ -339,7 +339,7 @@ def _is_long_enough(entries: Record, end: int, before: int, cut: int, rules: Rec
 
 @kernel
 def _goes_on_from_the_start(entries: Record, compared: int, end: int, cut: int, rules: Record) -> bool:
-    """Whether a list that named nothing else before is a loop all the same."""
+    """True if a list that named nothing else before is a loop all the same."""
     flags = entries.traits[(entries.count - 1) % ENTRIES]
     whole = entries.count - entries.start <= entries.window + 1 or entries.window >= ENTRIES - 1
     answers = _answers(entries, compared)
@@ -367,7 +367,7 @@ def _goes_on_from_the_start(entries: Record, compared: int, end: int, cut: int, 
 
 @kernel
 def _says_the_same(entries: Record, end: int, cut: int, rules: Record) -> bool:
-    """Whether a list of one answer is long enough. All items may have got the same label."""
+    """True if a list of one answer is long enough. All items may have got the same label."""
     flags = entries.traits[(entries.count - 1) % ENTRIES]
     words = _words(entries)
     if cut:
@@ -409,7 +409,7 @@ def _words(entries: Record) -> int:
 
 @kernel
 def _is_regular(entries: Record, compared: int, answers: int, rules: Record) -> bool:
-    """Whether entries follow their predecessors as they did the last time, or come again at the same distance.
+    """True if entries follow their predecessors as they did the last time, or come again at the same distance.
 
     Labels in no order do so by chance: as often as two of them are the same.
     """

@@ -212,7 +212,7 @@ def _after_point(kind: int, spaced: int, line: Record) -> None:
 
 @kernel
 def _read_body(kind: int, said: int, entry: Record) -> None:
-    """What an entry says. A number in brackets is a counter or a year and isn't part of it."""
+    """Reads the body of an entry. A number in brackets is a counter or a year and isn't part of it."""
     if kind != MARK:
         _say(kind, said, entry)
     elif said in OPENINGS:

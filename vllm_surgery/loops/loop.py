@@ -13,8 +13,8 @@ Ending: TypeAlias = Literal["stop", "cut", "unknown"]
 """How an answer ended: by itself; cut by its budget or by its client; nobody says."""
 
 Evidence: TypeAlias = Literal["stream", "ending"]
-"""What a loop was called one by: floors that hold wherever it stands; or lower ones, because the answer was cut in
-it."""
+"""Evidence by which a loop was called one: floors that hold wherever it stands; or lower ones, since the answer was cut
+in it."""
 
 KINDS: tuple[Kind, ...] = ("verbatim", "decay", "collapse", "doom")
 

@@ -97,7 +97,7 @@ def advance(tokens: Integers, start: int, tails: Records, rules_record: Records)
 
 @kernel
 def judge_cut(tails: Records, rules_record: Records) -> bool:
-    """Whether the tokens end in a loop by the lower floors of an answer that was cut."""
+    """True if the tokens end in a loop by the lower floors of an answer that was cut."""
     tail, rules = tails[0], rules_record[0]
     if tail.lag == 0 or tail.looping:
         return False
@@ -152,7 +152,7 @@ def _is_loop(tail: Record, rules: Record) -> bool:
 
 @kernel
 def _is_poor(tail: Record, start: int, stop: int, rules: Record) -> bool:
-    """Whether the tokens of a period are few different ones."""
+    """True if the tokens of a period are few different ones."""
     different = 0
     for place in range(start, stop):
         earlier = start

@@ -125,7 +125,7 @@ class Thresholds:
     stale_row: int = 5
 
     def strict(self) -> Thresholds:
-        """What something is done by that can't be undone, such as stopping an answer: twice the length or more."""
+        """Thresholds for doing what can't be undone, such as stopping an answer: twice the length or more."""
         return replace(
             self,
             poor_tokens=2 * self.poor_tokens,

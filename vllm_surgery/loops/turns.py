@@ -163,7 +163,7 @@ def _learn(kind: int, said: int, turns: Record) -> None:
 
 @kernel
 def _knows(mark: int, turns: Record) -> bool:
-    """Whether a word was noted before; if not, it is now, in the place of the oldest of those that share its places."""
+    """True if a word was noted before; if not, it is now, in the place of the oldest of those that share its places."""
     first = (mark ^ mark >> 10 ^ mark >> 20) % (_WORDS // _SHARED) * _SHARED
     for place in range(first, first + _SHARED):
         if turns.known[place] == mark:
@@ -198,7 +198,7 @@ def _begin_turn(turns: Record, rules: Record) -> None:
 
 @kernel
 def _circles(turns: Record, rules: Record) -> bool:
-    """Whether most of the latest turns brought no new word, and several in a row. In a loop half of them are enough."""
+    """True if most of the latest turns brought no new word, and several in a row. In a loop half of them are enough."""
     window = min(rules.turns, _TURNS - 2)
     stale = 0
     row = 0
