@@ -36,7 +36,11 @@ VALUES: dict[str, tuple[str, tuple[int, ...]]] = {
 
 def curves(corpora: Corpora, table: Any) -> str:
     """One table a kind, of the half that thresholds were chosen by, without the class that can't be told apart."""
-    lines = ["### Other thresholds", "", "One number changed at a time; *: as shipped.", ""]
+    note = (
+        "One number changed at a time; *: as shipped. On the half that thresholds were chosen by. Verbatim loops are looked "
+        "for in token ids alone here: without their text, matrices and encoded silence can't be told from loops."
+    )
+    lines = ["### Other thresholds", "", note, ""]
     for kind in ("verbatim", "decay", "collapse", "doom"):
         head = ["threshold", "value", "false alarms", "planted found", "labelled found"]
         lines += [f"{kind}:", "", *markdown_table(head, _rows(kind, corpora, table)), ""]
@@ -55,11 +59,12 @@ def _rows(kind: str, corpora: Corpora, table: Any) -> Iterable[list[str]]:
 def _cells(kind: str, corpora: Corpora, table: Any, thresholds: Thresholds) -> list[str]:
     healthy = [one for one in corpora.healthy if one.group != HARDEST and not one.held_out]
     planted = [one for one in corpora.planted if not one.held_out]
-    alarms = sum(_finds(kind, one, table, thresholds) for one in healthy)
+    use = None if kind == "verbatim" else table
+    alarms = sum(_finds(kind, one, use, thresholds) for one in healthy)
     return [
         f"{alarms}/{len(healthy)}",
-        _planted(kind, planted, table, thresholds),
-        _labelled(kind, corpora.real, table, thresholds),
+        _planted(kind, planted, use, thresholds),
+        _labelled(kind, corpora.real, use, thresholds),
     ]
 
 
