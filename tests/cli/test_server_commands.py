@@ -357,7 +357,7 @@ def test_serve_hands_folders_and_files_on_by_their_absolute_paths(file: Path, mo
     assert main(["serve", "model", *key, "--patch", "local.yaml", "--watch", "--patch-dir", ".", "--port", "1"]) == 0
     ((patches, rest), options) = calls[0]
     assert (len(patches), rest) == (1, ["model", "--port", "1"])
-    assert options == {"patch_dirs": [file.parent], "watch": [file], "slots": 0}
+    assert options == {"patch_dirs": [file.parent], "watch": [file], "more": {}}
     assert os.environ["VLLM_SURGERY_KEY"] == "scalpel"
 
 
@@ -365,7 +365,7 @@ def test_serve_hands_the_number_of_slots_on(file: Path, monkeypatch: pytest.Monk
     calls: list[Any] = []
     monkeypatch.setattr("vllm_surgery.engine.serve.serve", lambda *_, **options: calls.append(options))
     assert main(["serve", "model", "--patch", str(file), "--patch-slots", "8"]) == 0
-    assert calls[0]["slots"] == 8
+    assert calls[0]["more"] == {"slots": 8}
 
 
 @pytest.mark.parametrize("count", ["-1", "65"])

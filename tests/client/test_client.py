@@ -42,6 +42,7 @@ STATE = {
     "desired": {"id": "a@1", "error": None},
     "watching": False,
     "slots": None,
+    "on_loop": None,
     "can_swap": True,
     "cannot_swap_reason": None,
     "model": {"name": "demo", "architectures": ["LlamaForCausalLM"], "layers": 30, "experts": None},
