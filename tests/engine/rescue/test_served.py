@@ -3,7 +3,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import itertools
 import json
+from collections import Counter
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -45,10 +48,16 @@ def server(tmp_path_factory: pytest.TempPathFactory, planted: Planted) -> Iterat
     neurons = {str(layer): [index] for layer, index in planted.units}
     cure = {"version": 1, "name": "cure", "edits": [{"op": "zero", "neurons": neurons}]}
     (folder / "cure.json").write_text(json.dumps(cure))
-    arguments = (str(planted.folder), "--patch", str(folder / "cure.json"), "--patch-slots", "1")
+    arguments = (str(planted.folder), "--patch-dir", str(folder), "--patch-slots", "1")
     settings = ("--additional-config", json.dumps(SETTINGS))
     with running_server(folder, *arguments, *settings, *OPTIONS, *SMALL) as running:
+        put(running, fill=["cure"])
         yield running
+
+
+def put(server: Server, **asked: Any) -> None:
+    answer = httpx.put(f"{server.url}/v1/surgery", json=asked, timeout=None)
+    assert answer.is_success, answer.text
 
 
 @pytest.fixture(scope="module")
@@ -234,3 +243,83 @@ def test_a_client_that_goes_away_takes_its_rescued_answer_with_it(server: Server
                 if number > 2 * (TOKENS - 150):
                     break
     until(lambda: counted(server, "vllm:num_requests_running", "model_name") == {(MODEL,): 0.0})
+
+
+class Crowd:
+    """Sixteen clients at once, some of whom go away, while the default changes.
+
+    Attributes:
+        whole: finish reason and tokens of each answer that came whole, with what was asked for.
+        left: how many were left by their clients.
+    """
+
+    def __init__(self, server: Server) -> None:
+        self._server = server
+        self.whole: list[tuple[str, str | None, str, list[int]]] = []
+        self.left = 0
+
+    def ask(self, rounds: int) -> None:
+        asyncio.run(self._ask(rounds))
+
+    async def _ask(self, rounds: int) -> None:
+        async with httpx.AsyncClient(
+            base_url=self._server.url, timeout=None, limits=httpx.Limits(max_connections=64)
+        ) as http:
+            turning = asyncio.create_task(self._turn(http))
+            await asyncio.gather(*(self._client(http, number, rounds) for number in range(16)))
+            assert turning.cancel(), "the default was moved all the time"
+
+    async def _turn(self, http: httpx.AsyncClient) -> None:
+        for default in itertools.cycle(({"cure": 0.5, "none": 0.5}, "none", "cure")):
+            answer = await http.put("/v1/surgery", json={"default": default})
+            answer.raise_for_status()
+            await asyncio.sleep(0.05)
+
+    async def _client(self, http: httpx.AsyncClient, number: int, rounds: int) -> None:
+        for turn in range(rounds):
+            prompt, on_loop = (
+                (LOOPING, HEALTHY)[(number + turn) % 3 == 2],
+                (None, "stop", "patch:cure", "penalty:1.01")[number % 4],
+            )
+            body = {
+                "model": f"{MODEL}@none",
+                "prompt": prompt,
+                "max_tokens": TOKENS,
+                "temperature": 0,
+                "return_token_ids": True,
+            }
+            asked = {**body, "vllm_xargs": {} if on_loop is None else {"on_loop": on_loop}}
+            if (number + turn) % 4 == 3:
+                await self._leave(http, {**asked, "stream": True}, 40 * turn)
+            else:
+                answer = await http.post("/v1/completions", json=asked)
+                choice = answer.raise_for_status().json()["choices"][0]
+                self.whole.append((prompt, on_loop, choice["finish_reason"], choice["token_ids"]))
+
+    async def _leave(self, http: httpx.AsyncClient, asked: dict[str, Any], after: int) -> None:
+        async with http.stream("POST", "/v1/completions", json={**asked, "ignore_eos": True}) as stream:
+            lines = stream.aiter_lines()
+            for _ in range(after + 1):
+                await anext(lines)
+        self.left += 1
+
+
+def test_among_many_clients_each_gets_its_own(server: Server, looped: Any) -> None:
+    healthy = complete(server, HEALTHY)["token_ids"]
+    alone = {action: complete(server, on_loop=action) for action in ("stop", "patch:cure", "penalty:1.01")}
+    before, answered = rescues(server), counted(server, "vllm_surgery_requests_total", "finish_reason")
+    crowd = Crowd(server)
+    crowd.ask(rounds=4)
+    until(lambda: counted(server, "vllm:num_requests_running", "model_name") == {(MODEL,): 0.0})
+    for prompt, action, finish, tokens in crowd.whole:
+        expected = healthy if prompt == HEALTHY else (alone[action] if action else looped)["token_ids"]
+        assert tokens == expected, (prompt, action, finish)
+    assert len(crowd.whole) + crowd.left == 64
+    assert crowd.left == 16
+    new = new_since(before, server)
+    of_whole = Counter(action for prompt, action, *_ in crowd.whole if prompt == LOOPING)
+    stopped = of_whole["stop"] + of_whole["penalty:1.01"]
+    assert stopped <= new["none", "decay", "stop", "ended"] <= stopped + crowd.left
+    assert of_whole["patch:cure"] == new["none", "decay", "patch", "ended"]
+    total = counted(server, "vllm_surgery_requests_total", "finish_reason")
+    assert sum(total.values()) - sum(answered.values()) == 64
