@@ -121,10 +121,10 @@ def test_the_figures_are_those_of_the_command_line(opened: Callable[..., Page], 
     by_id = {patch.patch: patch for patch in traffic.patches}
     rows = page.rows("loops")
     assert rows[0] == "a@1 active · 40 answers · 4,000 tokens"
-    assert rows[4] == "none 30 answers · 3,000 tokens"
-    assert rows[1:4] == [shown(loops) for loops in by_id["a@1"].loops]
-    assert rows[5:8] == [shown(loops) for loops in by_id["none"].loops]
-    assert rows[9:12] == [shown(loops) for loops in by_id["b@1"].loops]
+    assert rows[5] == "none 30 answers · 3,000 tokens"
+    assert rows[1:5] == [shown(loops) for loops in by_id["a@1"].loops]
+    assert rows[6:10] == [shown(loops) for loops in by_id["none"].loops]
+    assert rows[11:15] == [shown(loops) for loops in by_id["b@1"].loops]
     assert (page.text("rate"), page.text("live"), page.text("wasted")) == ("5.0 %", "1", "2.5 %")
     assert page.text("live-more") == "0 verbatim, 0 decay, 0 collapse, 1 doom"
 
@@ -429,7 +429,7 @@ def test_answers_since_the_page_was_opened(opened: Callable[..., Page], site: Si
     page.refresh()
     page.choose("since", "open")
     assert page.rows("loops")[0] == "none active · 3 answers · 300 tokens"
-    assert page.rows("loops")[4] == "a@1 2 answers · 200 tokens"
+    assert page.rows("loops")[5] == "a@1 2 answers · 200 tokens"
     page.choose("since", "start")
     assert page.rows("loops")[0] == "none active · 13 answers · 1,300 tokens"
 
