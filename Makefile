@@ -34,7 +34,7 @@ DEMO_OPTIONS := --served-model-name smollm2 --dtype float32 --max-model-len 4096
 	--kv-cache-memory-bytes 1073741824
 
 .PHONY: help serve demo test check soak docs lint pytest system-packages monitoring bench bench-swaps bench-slots bench-candidates bench-watching compat \
-	evidence search schema matrix install demo-model clean
+	rescue-trial evidence search schema matrix install demo-model clean
 
 help:
 	@echo "make serve      serve the demo model with its patch on port $(PORT)"
@@ -46,6 +46,7 @@ help:
 	@echo "make bench      what a patch costs while a model is loaded (bench-swaps: a swap; bench-slots: a patch per request;"
 	@echo "                bench-candidates: a search's candidates; bench-watching: the detectors)"
 	@echo "make matrix     write docs/families.md again, which the tests hold against what they find"
+	@echo "make rescue-trial   what rescues do to the demo model's answers, beside its patch and a repetition penalty"
 	@echo "make evidence   measure again what the example of one neuron does, and what it costs"
 	@echo "make search     find the demo model's patch again, and judge it on held-out prompts (two hours)"
 
@@ -113,6 +114,11 @@ bench-candidates: demo-model
 bench-watching: EXTRAS = --extra test
 bench-watching: demo-model
 	$(BIN)/python -m tests.benchmarks.watching_cost --model $(DEMO_MODEL) $(ARGS)
+
+rescue-trial: EXTRAS = --extra test
+rescue-trial: PATCH = patches/smollm2-135m-instruct-noloop.yaml
+rescue-trial: demo-model
+	$(BIN)/python -m tests.benchmarks.rescue_trial --model $(DEMO_MODEL) --patch $(PATCH) --out $(VENV)/rescue-trial $(ARGS)
 
 # The whole-server tests on other versions of vLLM, each in an environment of its own.
 compat: demo-model
