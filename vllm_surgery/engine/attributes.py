@@ -267,7 +267,7 @@ FOR_RESCUE = (
     Attributes("vllm.v1.engine.logprobs", "LogprobsProcessor", _RESCUE, names=("logprobs", "cumulative_logprob")),
     Attributes("vllm.logprobs", "Logprob", _RESCUE, names=("logprob",)),
     Attributes("vllm.v1.metrics.stats", "LoRARequestStates", _RESCUE, names=("request_finished",)),
-    Attributes("vllm.v1.engine", "FinishReason", _RESCUE, names=("REPETITION", "LENGTH")),
+    Attributes("vllm.v1.engine", "FinishReason", _RESCUE, names=("REPETITION", "LENGTH", "ABORT")),
     Attributes("vllm.sampling_params", "RequestOutputKind", _RESCUE, names=("FINAL_ONLY",)),
     Attributes(
         "vllm.v1.engine",

@@ -98,13 +98,19 @@ class LoopMonitor:
         return self._patch if own is None else own
 
     @never_raises
-    def taken_back(self, state: Any, kept: Sequence[int]) -> None:
-        """Forgets everything after the first tokens of an answer that is in a loop."""
+    def taken_back(self, state: Any, loop: Loop, kept: Sequence[int]) -> None:
+        """Forgets everything after the first tokens of an answer that is in a loop.
+
+        Args:
+            state: vLLM's, of the request.
+            loop: what is taken back, which a second reading may have found.
+            kept: the tokens that stay.
+        """
         watch = self._watch_of(state)
         for kind, patch in watch.looping.items():
             self._metrics.left(kind, patch)
         self._looping.pop(id(state), None)
-        watch.take_back(kept, self._new_detector())
+        watch.take_back(loop, kept, self._new_detector())
         for kind, patch in watch.looping.items():
             self._metrics.entered(kind, patch)
 

@@ -108,15 +108,16 @@ class RequestWatch:
             self.running = {kind: seen[kind] for kind in self.looping}
         return news
 
-    def take_back(self, kept: Sequence[int], detector: RequestDetector) -> None:
+    def take_back(self, loop: Loop, kept: Sequence[int], detector: RequestDetector) -> None:
         """Forgets everything after the first tokens of the answer, and counts the loops that it is in as taken back.
 
         Args:
+            loop: the one for which this is done, whether the request is known to be in it or not.
             kept: the tokens that stay.
             detector: new, for this request alone.
         """
-        for kind, found in self.running.items():
-            patch = self.looping[kind]
+        for kind, found in {loop.kind: loop, **self.running}.items():
+            patch = self.looping.get(kind) or self._patch_at(found.onset)
             self._taken_back.setdefault(kind, (found, patch))
             self._tokens_taken_back[kind, patch] += self.tokens - max(found.onset, len(kept))
         self._spans = [self._spans[0], *(span for span in self._spans[1:] if span[0] < len(kept))]

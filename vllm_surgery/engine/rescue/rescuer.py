@@ -113,6 +113,7 @@ class Rescuer:
     ) -> None:
         self._processor, self._monitor, self._sender = processor, monitor, sender
         self._metrics, self._offer = metrics, offer
+        self._reasons = touchpoints.FINISH_REASONS.get()
         self.on = True
 
     def admit(self, request: Any, policy: Policy) -> None:
@@ -132,15 +133,21 @@ class Rescuer:
         Returns:
             vLLM's states of these requests, by request.
         """
-        held = {}
-        length = touchpoints.FINISH_REASONS.get().LENGTH if self.on else None
-        for output in outputs:
-            if output.finish_reason is not None and output.finish_reason == length:
-                state = self._processor.request_states.get(output.request_id)
-                if state is not None and self._may_act(state) and not is_streamed(state) and self._may_loop(state):
-                    output.finish_reason = None
+        held: dict[str, Any] = {}
+        try:
+            for output in outputs if self.on else ():
+                if output.finish_reason == self._reasons.LENGTH and (state := self._to_hold(output.request_id)):
                     held[output.request_id] = state
+                    output.finish_reason = None
+        except Exception:
+            self._fail()
         return held
+
+    def _to_hold(self, request_id: str) -> Any:
+        state = self._processor.request_states.get(request_id)
+        if state is None or is_streamed(state) or not self._may_act(state) or not self._may_loop(state):
+            return None
+        return state
 
     def _may_loop(self, state: Any) -> bool:
         return bool(self._monitor.running(state)) or seems_poor(state.detokenizer.output_token_ids)
@@ -160,15 +167,20 @@ class Rescuer:
                 try:
                     self._look(state, step)
                 except Exception:
-                    self.on = False
-                    logger.exception("vllm-surgery: a rescue has failed; answers that loop are left as they are")
+                    self._fail()
                     break
         for request_id, state in held.items():
             if request_id in self._processor.request_states:  # Neither continued nor at a stop string.
-                self._end(state, touchpoints.FINISH_REASONS.get().LENGTH, None, step)
+                self._end(state, self._reasons.LENGTH, None, step)
+
+    def _fail(self) -> None:
+        self.on = False
+        logger.exception("vllm-surgery: a rescue has failed; answers that loop are left as they are")
 
     def _may_act(self, state: Any) -> bool:
         rescue: _Rescue | None = getattr(state, _RESCUE, None)
+        if not self._monitor.on:  # What it knew of loops may no longer be so.
+            return False
         return rescue is not None and not rescue.left and state.request_id in self._processor.request_states
 
     def ended(self, state: Any, answer: WatchedAnswer) -> None:
@@ -200,9 +212,9 @@ class Rescuer:
         if action is None:
             rescue.left = True
         elif action.name != STOP:
-            self._go_on(state, rescue, loop, answer, action)
+            self._go_on(state, rescue, loop, action, step)
         elif not ends:
-            self._stop(state, rescue, loop, answer, step)
+            self._stop(state, rescue, loop, step)
 
     def _certain(self, state: Any, rescue: _Rescue, *, ends: bool) -> Loop | None:
         """The loop that the answer is in for certain."""
@@ -239,12 +251,11 @@ class Rescuer:
         except UnknownPatchError:
             return None
 
-    def _stop(self, state: Any, rescue: _Rescue, loop: Loop, answer: AnswerState, step: _Step) -> None:
-        unspent = rescue.request.sampling_params.max_tokens - len(answer.token_ids)
+    def _stop(self, state: Any, rescue: _Rescue, loop: Loop, step: _Step) -> None:
+        unspent = rescue.request.sampling_params.max_tokens - state.detokenizer.num_output_tokens()
         rescue.done.append(_Done(loop, self._monitor.patch_of(state), Action(STOP), unspent))
         step.result.reqs_to_abort.append(state.request_id)
-        reason = touchpoints.FINISH_REASONS.get().REPETITION
-        self._end(state, reason, f"{loop.kind} loop since token {loop.onset}", step)
+        self._end(state, self._reasons.REPETITION, f"{loop.kind} loop since token {loop.onset}", step)
 
     def _end(self, state: Any, reason: Any, stop_reason: str | None, step: _Step) -> None:
         answer = AnswerState(self._processor, state, getattr(state, _RESCUE).request)
@@ -253,7 +264,8 @@ class Rescuer:
             step.result.request_outputs.append(last)
         self._monitor.stopped(state, str(reason))
 
-    def _go_on(self, state: Any, rescue: _Rescue, loop: Loop, answer: AnswerState, action: Action) -> None:
+    def _go_on(self, state: Any, rescue: _Rescue, loop: Loop, action: Action, step: _Step) -> None:
+        answer = AnswerState(self._processor, state, rescue.request)
         tokens = answer.token_ids
         kept = tokens if is_streamed(state) else tokens[: loop.onset]
         offered = self._offered(action.patch) if action.name == PATCH else None
@@ -263,11 +275,15 @@ class Rescuer:
         rest = continuation(rescue.request, kept, [*rescue.tried, action], rescue.digest)
         if len(kept) < len(tokens):
             answer.cut(kept)
-            self._monitor.taken_back(state, kept)
+            self._monitor.taken_back(state, loop, kept)
         old = state.request_id
         answer.rename(rest.request_id)
         rescue.done.append(done)
         rescue.since, rescue.read_at = len(kept), 0
         if offered is not None:
             setattr(state, REQUEST_PATCH, offered.id)
-        self._sender.replace(old, rest, state)
+        try:
+            self._sender.replace(old, rest, state)
+        except Exception:  # Nobody makes the rest of this answer.
+            self._end(state, self._reasons.ABORT, None, step)
+            raise

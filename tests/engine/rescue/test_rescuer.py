@@ -1,0 +1,282 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Rescues on vLLM's own output processor, with an engine that is played: what it is sent, and what clients get."""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass, field
+from random import Random
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from prometheus_client import CollectorRegistry
+from vllm import SamplingParams
+from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
+from vllm.v1.engine import EngineCoreOutput, EngineCoreRequest, FinishReason
+from vllm.v1.engine.output_processor import OutputProcessor
+
+from tests.engine.monitoring.watched import HEALTHY, samples
+from vllm_surgery.engine.metrics import Metrics
+from vllm_surgery.engine.monitoring.hooks import process_outputs_hook
+from vllm_surgery.engine.monitoring.log import LoopLog
+from vllm_surgery.engine.monitoring.metrics import LoopMetrics
+from vllm_surgery.engine.monitoring.monitor import LoopMonitor
+from vllm_surgery.engine.requests.choice import PINNED_KEY, Offer, Offered
+from vllm_surgery.engine.rescue.actions import Action, Policy
+from vllm_surgery.engine.rescue.continuation import continuation, hindrance
+from vllm_surgery.engine.rescue.metrics import RescueMetrics
+from vllm_surgery.engine.rescue.rescuer import Rescuer
+from vllm_surgery.loops import Watcher
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+PROMPT = [7, 8, 9]
+SOUND = [1000 + number for number in range(40)]
+LOOP = list(range(20))
+BUDGET = 600
+OFFER = Offer({"cure": Offered("cure", "cure@1", "d1gest")})
+
+
+class Processor(OutputProcessor):
+    """VLLM's, watched."""
+
+    process_outputs = process_outputs_hook(inspect.unwrap(OutputProcessor.process_outputs))
+
+
+@dataclass
+class Engine:
+    """An engine that writes what it is told to, and rescues.
+
+    Attributes:
+        sent: for each continuation the id that it replaces, and the request.
+        broken: whether nothing can be sent to it.
+        aborted: the requests that it was told to end.
+    """
+
+    policy: str = "penalty:1.15"
+    kind: RequestOutputKind = RequestOutputKind.FINAL_ONLY
+    registry: CollectorRegistry = field(default_factory=CollectorRegistry)
+    sent: list[tuple[str, Any]] = field(default_factory=list)
+    aborted: list[str] = field(default_factory=list)
+    broken: bool = False
+
+    def __post_init__(self) -> None:
+        metrics = Metrics(self.registry, removable=True)
+        self.processor = Processor(None, log_stats=False)
+        self.monitor = LoopMonitor(LoopMetrics(metrics, "tiny"), Watcher, LoopLog(), "none")
+        self.processor._vllm_surgery_monitor = self.monitor  # type: ignore[attr-defined]
+        self.rescuer = Rescuer(self.processor, self.monitor, self, RescueMetrics(metrics, "tiny"), lambda: OFFER)
+        self.monitor.on_ended = self.rescuer.ended
+
+    def replace(self, old: str, request: Any, state: Any) -> None:
+        if self.broken:
+            raise RuntimeError("the engine is gone")
+        assert state.request_id == request.request_id
+        self.sent.append((old, request))
+
+    def ask(self, request_id: str = "a", **sampling: Any) -> None:
+        request = asked(request_id, output_kind=self.kind, **sampling)
+        self.processor.add_request(request, None)
+        self.rescuer.admit(request, Policy.parse(self.policy))
+
+    def write(self, request_id: str, tokens: Sequence[int], finish: FinishReason | None = None) -> list[Any]:
+        """Everything that clients get for these tokens, written one a step."""
+        got = []
+        for number, token in enumerate(tokens, 1):
+            if request_id not in self.processor.request_states:
+                break
+            last = finish if number == len(tokens) else None
+            outputs = [EngineCoreOutput(request_id, [token], finish_reason=last)]
+            held = self.rescuer.hold(outputs)
+            result = self.processor.process_outputs(outputs, 0.0, None, weight_version="default")
+            self.rescuer.step(result, None, held)
+            got += result.request_outputs
+            self.aborted += result.reqs_to_abort
+        return got
+
+    @property
+    def rescues(self) -> dict[tuple[str, ...], float]:
+        return {key[1:]: value for key, value in samples(self.registry).items() if key[0] == "rescues_total"}
+
+
+def asked(request_id: str = "a", **sampling: Any) -> EngineCoreRequest:
+    given = {"temperature": 0.0, "max_tokens": BUDGET, "detokenize": False, **sampling}
+    request = EngineCoreRequest(request_id, list(PROMPT), None, SamplingParams(**given), None, 0.0, None, None, None)
+    request.external_req_id = f"of-{request_id}"
+    return request
+
+
+def test_the_rest_is_asked_for_from_the_loops_onset_and_the_answer_is_one() -> None:
+    engine = Engine()
+    engine.ask(min_tokens=50)
+    assert engine.write("a", SOUND + LOOP * 20) == []
+    ((old, rest),) = engine.sent
+    assert (old, rest.prompt_token_ids) == ("a", PROMPT + SOUND)
+    params = rest.sampling_params
+    assert (params.max_tokens, params.min_tokens, params.repetition_penalty) == (BUDGET - 40, 10, 1.15)
+    (answer,) = engine.write(rest.request_id, HEALTHY, FinishReason.STOP)
+    assert answer.request_id == "of-a"
+    assert (answer.outputs[0].token_ids, answer.outputs[0].finish_reason) == (SOUND + HEALTHY, "stop")
+    assert engine.rescues == {("penalty", "verbatim", "ended", "none"): 1}
+    counted = samples(engine.registry)
+    assert counted["loops_total", "verbatim", "taken_back", "none"] == 1
+    assert ("loops_total", "verbatim", "terminal", "none") not in counted
+    assert ("looping_requests", "verbatim", "none") not in counted
+    assert not engine.processor.request_states
+    assert not engine.processor.external_req_ids
+
+
+def test_what_a_client_has_seen_stays() -> None:
+    engine = Engine(kind=RequestOutputKind.DELTA)
+    engine.ask()
+    got = engine.write("a", SOUND + LOOP * 20)
+    ((_, rest),) = engine.sent
+    seen = [token for one in got for token in one.outputs[0].token_ids]
+    assert rest.prompt_token_ids == PROMPT + seen
+    assert len(seen) > 200
+    got += engine.write(rest.request_id, HEALTHY, FinishReason.STOP)
+    assert [token for one in got for token in one.outputs[0].token_ids] == seen + HEALTHY
+
+
+def test_a_loop_is_stopped() -> None:
+    engine = Engine("stop")
+    engine.ask()
+    (answer,) = engine.write("a", SOUND + LOOP * 20)
+    assert (answer.outputs[0].finish_reason, answer.outputs[0].stop_reason) == (
+        "repetition",
+        "verbatim loop since token 40",
+    )
+    assert engine.aborted == ["a"]
+    assert not engine.processor.request_states
+    assert engine.rescues == {("stop", "verbatim", "ended", "none"): 1}
+
+
+def test_a_loop_in_which_the_budget_ends_is_taken_back_too() -> None:
+    engine = Engine()
+    engine.ask(max_tokens=150)
+    assert engine.write("a", (SOUND + LOOP * 20)[:150], FinishReason.LENGTH) == []
+    ((_, rest),) = engine.sent
+    assert (rest.prompt_token_ids, rest.sampling_params.max_tokens) == (PROMPT + SOUND, 110)
+    (answer,) = engine.write(rest.request_id, HEALTHY[:110], FinishReason.LENGTH)
+    assert (answer.outputs[0].token_ids, answer.outputs[0].finish_reason) == (SOUND + HEALTHY[:110], "length")
+    assert samples(engine.registry)["loops_total", "verbatim", "taken_back", "none"] == 1
+    assert engine.rescues == {("penalty", "verbatim", "cut", "none"): 1}
+
+
+def test_an_answer_that_only_seems_poor_ends_as_it_would() -> None:
+    engine = Engine()
+    engine.ask(max_tokens=140)
+    random = Random(1)
+    poor = [*SOUND, *(random.randrange(20) for _ in range(100))]
+    (answer,) = engine.write("a", poor, FinishReason.LENGTH)
+    assert (answer.outputs[0].token_ids, answer.outputs[0].finish_reason) == (poor, "length")
+    assert engine.sent == []
+    assert not engine.processor.request_states
+
+
+def test_a_sound_answer_is_not_looked_at() -> None:
+    engine = Engine()
+    engine.monitor.read_again = pytest.fail  # type: ignore[method-assign,assignment]
+    engine.ask()
+    (answer,) = engine.write("a", HEALTHY, FinishReason.LENGTH)
+    assert (answer.outputs[0].token_ids, answer.outputs[0].finish_reason) == (HEALTHY, "length")
+
+
+def test_a_patch_is_taken_from_its_slot_and_one_that_is_gone_is_passed_over() -> None:
+    engine = Engine("patch:cure,penalty:1.2")
+    engine.ask()
+    engine.write("a", SOUND + LOOP * 20)
+    assert engine.sent[0][1].sampling_params.extra_args == {PINNED_KEY: "d1gest"}
+    gone = Engine("patch:gone,penalty:1.2")
+    gone.ask()
+    gone.write("a", SOUND + LOOP * 20)
+    assert gone.sent[0][1].sampling_params.repetition_penalty == 1.2
+
+
+def test_an_engine_that_takes_no_more_ends_the_answer_and_rescues(caplog: pytest.LogCaptureFixture) -> None:
+    engine = Engine(broken=True)
+    engine.ask()
+    (answer,) = engine.write("a", SOUND + LOOP * 20)
+    assert answer.outputs[0].finish_reason == "abort"
+    engine.ask("b")
+    (other,) = engine.write("b", SOUND + LOOP * 20, FinishReason.LENGTH)
+    assert (other.outputs[0].token_ids, other.outputs[0].finish_reason) == (SOUND + LOOP * 20, "length")
+
+
+def test_a_failure_inside_leaves_answers_as_they_are() -> None:
+    def fail(*_: object) -> Any:
+        raise RuntimeError("a mistake")
+
+    engine = Engine()
+    engine.monitor.read_again = fail  # type: ignore[method-assign]
+    engine.ask(max_tokens=150)
+    tokens = (SOUND + LOOP * 20)[:150]
+    (answer,) = engine.write("a", tokens, FinishReason.LENGTH)
+    assert (answer.outputs[0].token_ids, answer.outputs[0].finish_reason) == (tokens, "length")
+    assert not engine.rescuer.on
+
+
+def test_once_watching_has_failed_nothing_is_done() -> None:
+    engine = Engine("stop")
+    engine.ask()
+    engine.write("a", SOUND + LOOP * 8)
+    engine.monitor.stop()
+    (answer,) = engine.write("a", LOOP * 20, FinishReason.LENGTH)
+    assert answer.outputs[0].finish_reason == "length"
+
+
+# The request for the rest.
+
+
+def test_actions_that_were_tried_stay_in_force() -> None:
+    actions = [Action("penalty", 1.2), Action("temperature", 0.7)]
+    params = continuation(asked(), SOUND, actions, None).sampling_params
+    assert (params.repetition_penalty, params.temperature, params.max_tokens) == (1.2, 0.7, BUDGET - 40)
+    larger = continuation(asked(repetition_penalty=1.5, temperature=1.1), SOUND, actions, None).sampling_params
+    assert (larger.repetition_penalty, larger.temperature) == (1.5, 1.1)
+
+
+def test_draws_are_others_and_can_be_made_again() -> None:
+    warm = [Action("temperature", 0.7)]
+    seeds = [continuation(asked(), SOUND, warm * times, None).sampling_params.seed for times in (1, 2)]
+    assert seeds == [seeds[0], seeds[0] + 1]
+    assert continuation(asked(), SOUND, warm, None).sampling_params.seed == seeds[0]
+    assert continuation(asked(seed=5, temperature=0.5), SOUND, warm, None).sampling_params.seed == 6
+    assert continuation(asked(temperature=0.5), SOUND, warm, None).sampling_params.seed is None
+
+
+def test_the_first_request_is_left_as_it_was() -> None:
+    request = asked(min_tokens=50)
+    assert request.sampling_params is not None
+    assert str(request.sampling_params.sampling_type)
+    rest = continuation(request, SOUND, [Action("temperature", 0.7)], "d1gest")
+    assert request.sampling_params.max_tokens == BUDGET
+    assert request.sampling_params.extra_args is None
+    assert request.prompt_token_ids == PROMPT
+    assert rest.sampling_params.sampling_type != request.sampling_params.sampling_type
+
+
+@pytest.mark.parametrize(
+    ("sampling", "reason"),
+    [
+        ({"structured_outputs": StructuredOutputsParams(regex="a+")}, "a grammar's state would be lost"),
+        ({"prompt_logprobs": 1}, "log-probabilities of a prompt can't be told apart from those of kept tokens"),
+        ({"thinking_token_budget": 9}, "a budget for thinking counts from the answer's beginning"),
+        ({"extra_args": {"kv_transfer_params": {}}}, "another server computed its prompt"),
+        ({}, None),
+    ],
+)
+def test_what_cannot_be_continued_is_known(sampling: dict[str, Any], reason: str | None) -> None:
+    assert hindrance(asked(**sampling)) == reason
+
+
+@pytest.mark.parametrize(("policy", "finish"), [("penalty:1.15", "length"), ("penalty:1.15,stop", "repetition")])
+def test_what_cannot_be_continued_is_stopped_where_that_is_a_last_resort_and_else_left(
+    policy: str, finish: str
+) -> None:
+    engine = Engine(policy)
+    engine.ask(prompt_logprobs=None, thinking_token_budget=9)
+    (answer,) = engine.write("a", SOUND + LOOP * 20, FinishReason.LENGTH)
+    assert answer.outputs[0].finish_reason == finish
+    assert engine.sent == []
