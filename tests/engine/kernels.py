@@ -9,6 +9,9 @@ import torch
 PACKED_INTEGERS = "cpu_gemm_wna16"
 """Multiplies by weights in four bits, eight to a word."""
 
+SHARED_MEMORY = "init_shm_manager"
+"""By which ranks exchange tensors. Without it vLLM takes gloo, over which a batch of two ranks fails in vLLM itself."""
+
 NEED_AVX_512 = ("int4 in groups", "int4 with zero points", "gptq", "awq")
 """The kinds of `tests.quantised` that need it."""
 

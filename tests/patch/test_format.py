@@ -280,7 +280,7 @@ def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
     pipe = tmp_path / "p.yaml"
     os.mkfifo(pipe)
 
-    assert refusal(lambda: load_patch(pipe), UsageError) == f"{pipe}: no such file"
+    assert refusal(lambda: load_patch(pipe), UsageError) == f"{pipe}: is not a regular file"
 
 
 def test_a_loop_of_links_is_wrong_usage(tmp_path: Path) -> None:

@@ -228,7 +228,7 @@ def test_a_large_file_with_100000_faults_is_one_refusal(content: str) -> None:
 
 
 def test_a_large_file_without_faults_is_read() -> None:
-    indices = ",".join(str(2 * n) for n in range(80_000))
+    indices = ",".join(str(2 * n) for n in range(60_000))
     seals = ",".join(f'"neurons/1/{2 * n}":"{_HASH}"' for n in range(4_000))
 
     patch = read(

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests.engine.kernels import SHARED_MEMORY, skip_without_op
 from tests.engine.requests.batches import (
     CLOSE,
     ROUND,
@@ -75,6 +76,8 @@ def case(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="module")
 def answers(case: str, family_model: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Answers:
+    if case in ("TP 2", "EP 2"):
+        skip_without_op(SHARED_MEMORY)
     family, patches, options = CASES[case]
     model, more = family_model(family), _how_to_ask(options)
     if options.get("enable_lora"):

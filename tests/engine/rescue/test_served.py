@@ -307,7 +307,7 @@ class Crowd:
 def test_among_many_clients_each_gets_its_own(server: Server, looped: Any) -> None:
     healthy = complete(server, HEALTHY)["token_ids"]
     alone = {action: complete(server, on_loop=action) for action in ("stop", "patch:cure", "penalty:1.01")}
-    before, answered = rescues(server), counted(server, "vllm_surgery_requests_total", "finish_reason")
+    before, answered = rescues(server), counted(server, "vllm_surgery_requests_total", "patch", "finish_reason")
     crowd = Crowd(server)
     crowd.ask(rounds=4)
     until(lambda: counted(server, "vllm:num_requests_running", "model_name") == {(MODEL,): 0.0})
@@ -321,5 +321,5 @@ def test_among_many_clients_each_gets_its_own(server: Server, looped: Any) -> No
     stopped = of_whole["stop"] + of_whole["penalty:1.01"]
     assert stopped <= new["none", "decay", "stop", "ended"] <= stopped + crowd.left
     assert of_whole["patch:cure"] == new["none", "decay", "patch", "ended"]
-    total = counted(server, "vllm_surgery_requests_total", "finish_reason")
+    total = counted(server, "vllm_surgery_requests_total", "patch", "finish_reason")
     assert sum(total.values()) - sum(answered.values()) == 64
