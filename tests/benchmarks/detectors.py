@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from tests.benchmarks.decay_on_text import decay_on_text
 from tests.benchmarks.detector_curves import curves
 from tests.benchmarks.detector_report import Judged, Scored, render
+from tests.benchmarks.markdown import put_between
 from tests.benchmarks.second_model import second_model
 from tests.corpora.rules import judge
 from tests.corpora.samples import load_corpora, load_tokenizer
@@ -53,7 +54,8 @@ def main() -> None:
     if arguments.curve:
         report += "\n" + curves(corpora, table)
     if arguments.markdown:
-        arguments.markdown.write_text(_put_into(arguments.markdown.read_text("utf-8"), report), "utf-8")
+        page = arguments.markdown.read_text("utf-8")
+        arguments.markdown.write_text(put_between(page, BEGIN, END, report), "utf-8")
     else:
         print(report)
 
@@ -120,12 +122,6 @@ def _made_with(corpora: Corpora) -> str:
         f"of {tokens:,} tokens, {len(corpora.planted)} planted loops, {len(corpora.real)} labelled answers. "
         "Intervals are 95 % (Wilson)."
     )
-
-
-def _put_into(text: str, report: str) -> str:
-    before, _, rest = text.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    return f"{before}{BEGIN}\n\n{report}\n{END}{after}"
 
 
 if __name__ == "__main__":

@@ -18,3 +18,9 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
 def spread(values: Sequence[float], form: str) -> str:
     """Median, and from the least to the most, each formatted by `form`."""
     return f"{median(values):{form}} ({min(values):{form}} to {max(values):{form}})"
+
+
+def put_between(text: str, begin: str, end: str, report: str) -> str:
+    """A text with a report between two of its lines, in the place of the one that is there."""
+    before, _, rest = text.partition(begin)
+    return f"{before}{begin}\n\n{report}\n{end}{rest.partition(end)[2]}"

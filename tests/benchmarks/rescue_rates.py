@@ -18,7 +18,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from tests.benchmarks.detector_report import HARDEST, share
-from tests.benchmarks.markdown import table
+from tests.benchmarks.markdown import put_between, table
 from tests.corpora.planted import Planted
 from tests.corpora.samples import load_corpora, load_tokenizer
 from vllm_surgery.engine.monitoring.request import RequestWatch
@@ -153,8 +153,8 @@ def main() -> None:
     if arguments.markdown is None:
         print(report)
         return
-    before, _, rest = arguments.markdown.read_text("utf-8").partition(BEGIN)
-    arguments.markdown.write_text(f"{before}{BEGIN}\n\n{report}\n{END}{rest.partition(END)[2]}", "utf-8")
+    page = arguments.markdown.read_text("utf-8")
+    arguments.markdown.write_text(put_between(page, BEGIN, END, report), "utf-8")
 
 
 def _first_line() -> str:

@@ -9,7 +9,8 @@ import pytest
 
 from tests.benchmarks.detector_curves import VALUES
 from tests.benchmarks.detector_report import HARDEST, Judged, Scored, fired, render, share
-from tests.benchmarks.detectors import BEGIN, END, _put_into, read_reports, with_older, write_samples
+from tests.benchmarks.detectors import BEGIN, END, read_reports, with_older, write_samples
+from tests.benchmarks.markdown import put_between
 from tests.benchmarks.second_model import second_model
 from tests.corpora.labels import Finding, Label
 from tests.corpora.planted import Planted
@@ -122,7 +123,7 @@ def test_the_report_counts_alarms_recall_and_labels() -> None:
 def test_figures_replace_what_stands_between_the_marks_and_nothing_else() -> None:
     page = f"before\n{BEGIN}\nold\n{END}\nafter\n"
 
-    assert _put_into(page, "new") == f"before\n{BEGIN}\n\nnew\n{END}\nafter\n"
+    assert put_between(page, BEGIN, END, "new") == f"before\n{BEGIN}\n\nnew\n{END}\nafter\n"
 
 
 def test_older_detectors_stand_beside_the_new_ones(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from vllm_surgery.engine.monitoring import metrics as loop_metrics
 from vllm_surgery.engine.requests import metrics as slot_metrics
 from vllm_surgery.engine.rescue import metrics as rescue_metrics
+from vllm_surgery.engine.rescue.actions import NAMES as ACTIONS
 from vllm_surgery.engine.swap import metrics as swap_metrics
 from vllm_surgery.loops import KINDS
 
@@ -19,7 +20,7 @@ SPECS: tuple[Spec, ...] = (*loop_metrics.SPECS, *rescue_metrics.SPECS, *swap_met
 LABEL_VALUES: dict[str, tuple[str, ...]] = {
     "kind": tuple(KINDS),
     "outcome": (*loop_metrics.OUTCOMES, *rescue_metrics.OUTCOMES),
-    "action": rescue_metrics.ACTIONS,
+    "action": ACTIONS,
     "state": (*swap_metrics.STATES, *slot_metrics.STATES),
     "result": swap_metrics.RESULTS,
     "phase": swap_metrics.PHASES,

@@ -107,12 +107,9 @@ class LoopMonitor:
             kept: the tokens that stay.
         """
         watch = self._watch_of(state)
-        for kind, patch in watch.looping.items():
-            self._metrics.left(kind, patch)
-        self._looping.pop(id(state), None)
+        before = watch.looping
         watch.take_back(loop, kept, self._new_detector())
-        for kind, patch in watch.looping.items():
-            self._metrics.entered(kind, patch)
+        self._move(before, watch, state)
 
     @never_raises
     def stopped(self, state: Any, finish_reason: str) -> None:
@@ -218,6 +215,14 @@ class LoopMonitor:
         self.on_ended(state, answer)
 
     def _tell(self, news: Sequence[Loop], before: Mapping[Any, str], watch: RequestWatch, state: Any) -> None:
+        self._move(before, watch, state)
+        now = watch.looping
+        for loop in news:
+            if loop.outcome == "running" and loop.kind not in before and loop.kind in now:
+                self._log.found(loop, state.external_req_id, now[loop.kind])
+
+    def _move(self, before: Mapping[Any, str], watch: RequestWatch, state: Any) -> None:
+        """Counts the loops that a request has entered and left."""
         now = watch.looping
         for kind, patch in before.items() - now.items():
             self._metrics.left(kind, patch)
@@ -227,9 +232,6 @@ class LoopMonitor:
             self._looping[id(state)] = state
         else:
             self._looping.pop(id(state), None)
-        for loop in news:
-            if loop.outcome == "running" and loop.kind not in before and loop.kind in now:
-                self._log.found(loop, state.external_req_id, now[loop.kind])
 
     def _give_up(self, watch: RequestWatch, state: Any, error: Exception) -> None:
         for kind, patch in watch.looping.items():

@@ -100,6 +100,9 @@ class RequestWatch:
         if patch != self.patch:
             self._begin_span(patch)
         self.tokens += len(token_ids)
+        return self._read(token_ids)
+
+    def _read(self, token_ids: Sequence[int]) -> Sequence[Loop]:
         news = self._detector.feed(token_ids)
         if news:
             known = self.looping | {loop.kind: self._patch_at(loop.onset) for loop in news if loop.outcome == "running"}
@@ -125,8 +128,7 @@ class RequestWatch:
         self.tokens = len(kept)
         self.looping, self.running = {}, {}
         self._detector = detector
-        if kept:
-            detector.feed(kept)
+        self._read(kept)
 
     def drop_detector(self) -> None:
         """Goes on without the detector: tokens are counted, loops are not, not even those already found."""

@@ -103,9 +103,9 @@ def _chosen(given: dict[str, Any], request_id: str, offer: Offer) -> Offered:
     return noted_choice() or offer.default(request_id)
 
 
-def refusal(reason: str, value: object) -> Exception:
+def refusal(reason: str, value: object, parameter: str = CHOICE_KEY) -> Exception:
     """Makes the error that vLLM answers with HTTP status 400."""
-    error: Exception = touchpoints.VALIDATION_ERROR.get()(reason, parameter=CHOICE_KEY, value=value)
+    error: Exception = touchpoints.VALIDATION_ERROR.get()(reason, parameter=parameter, value=value)
     return error
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from vllm_surgery.engine import touchpoints
 from vllm_surgery.engine.requests.choice import PINNED_KEY
-from vllm_surgery.engine.rescue.actions import PATCH, PENALTY, TEMPERATURE
+from vllm_surgery.engine.rescue.actions import PENALTY, TEMPERATURE
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -74,11 +74,6 @@ def continuation(request: Any, kept: Sequence[int], actions: Sequence[Action], d
     rest.prompt_token_ids = [*request.prompt_token_ids, *kept]
     rest.request_id = f"{request.request_id}.{len(actions)}"
     return rest
-
-
-def changes_patch(action: Action) -> bool:
-    """True for an action that needs a slot."""
-    return action.name == PATCH
 
 
 def _seed_of(request: Any) -> int:

@@ -7,9 +7,8 @@ import asyncio
 import copy
 from typing import TYPE_CHECKING, Any
 
-from vllm_surgery.engine import touchpoints
 from vllm_surgery.engine.monitoring.hooks import monitor_of
-from vllm_surgery.engine.requests.admission import board_of
+from vllm_surgery.engine.requests.admission import board_of, refusal
 from vllm_surgery.engine.server_config import logger
 from vllm_surgery.engine.settings import Settings
 from vllm_surgery.errors import EngineError, UsageError
@@ -74,10 +73,7 @@ def _policy(policies: Policies, request: Any) -> Policy:
     try:
         return policies.of_request(given.get(ON_LOOP_KEY))
     except UsageError as error:
-        refusal: Exception = touchpoints.VALIDATION_ERROR.get()(
-            str(error), parameter=f"vllm_xargs.{ON_LOOP_KEY}", value=given[ON_LOOP_KEY]
-        )
-        raise refusal from None
+        raise refusal(str(error), given[ON_LOOP_KEY], f"vllm_xargs.{ON_LOOP_KEY}") from None
 
 
 def _admitting(original: Callable[..., Any], policies: Policies, rescuer: Rescuer) -> Callable[..., Any]:

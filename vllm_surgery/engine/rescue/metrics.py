@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 from prometheus_client import Counter
 
 from vllm_surgery.engine.metrics import Spec
-from vllm_surgery.engine.rescue.actions import NAMES
 
 if TYPE_CHECKING:
     from vllm_surgery.engine.metrics import Metrics
@@ -35,8 +34,6 @@ SPECS = (RESCUES, RESCUED_TOKENS)
 ENDED, LOOPED_AGAIN, CUT = "ended", "looped_again", "cut"
 OUTCOMES = (ENDED, LOOPED_AGAIN, CUT)
 """The answer came to an end of its own, or was stopped; it looped once more; its budget or its client ended it."""
-
-ACTIONS = NAMES
 
 
 class RescueMetrics:
