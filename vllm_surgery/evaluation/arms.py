@@ -7,6 +7,7 @@ from collections import Counter
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
+from vllm_surgery.client.protocol import ARGUMENTS_KEY, ON_LOOP_KEY
 from vllm_surgery.errors import UsageError
 from vllm_surgery.evaluation.shams import make_shams
 from vllm_surgery.patch.patch_set import NO_PATCH
@@ -107,7 +108,7 @@ def of_rescue(actions: str) -> Arm:
         actions: as a request says them, such as ``penalty:1.15,stop``.
     """
     name = actions.translate(str.maketrans(":,", "--", " "))
-    return Arm(f"rescue-{name}", "rescue", id=NO_PATCH, sampling={"vllm_xargs": {"on_loop": actions}})
+    return Arm(f"rescue-{name}", "rescue", id=NO_PATCH, sampling={ARGUMENTS_KEY: {ON_LOOP_KEY: actions}})
 
 
 def of_server(name: str, url: str) -> Arm:

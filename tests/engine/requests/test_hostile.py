@@ -19,9 +19,10 @@ from tests.engine.requests.test_swapper import A, slots
 from tests.memory import held
 from vllm_surgery import ConflictError, Patch, UsageError
 from vllm_surgery.api import patch_set
+from vllm_surgery.client.protocol import CHOICE_KEY
 from vllm_surgery.engine import requests
 from vllm_surgery.engine.metrics import PATCHES_KEPT, Metrics
-from vllm_surgery.engine.requests.choice import CHOICE_KEY, PINNED_KEY, Offer, UnknownPatchError, check_shares
+from vllm_surgery.engine.requests.choice import PINNED_KEY, Offer, UnknownPatchError, check_shares
 from vllm_surgery.engine.requests.ledger import Change, Ledger
 from vllm_surgery.engine.requests.openai import check_model_hook
 from vllm_surgery.engine.swap.engines import run_sync

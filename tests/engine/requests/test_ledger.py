@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from vllm_surgery import CannotSwapError, ConflictError, UsageError
+from vllm_surgery.client.protocol import CHOICE_KEY
 from vllm_surgery.engine.requests import ledger as ledger_module
-from vllm_surgery.engine.requests.choice import CHOICE_KEY, PINNED_KEY, Offered, UnknownPatchError, salted
+from vllm_surgery.engine.requests.choice import PINNED_KEY, Offered, UnknownPatchError, salted
 from vllm_surgery.engine.requests.core import attach_ledger
 from vllm_surgery.engine.requests.ledger import Change, Fill, Ledger
 

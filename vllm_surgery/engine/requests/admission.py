@@ -6,10 +6,10 @@ from __future__ import annotations
 import copy
 from typing import TYPE_CHECKING, Any
 
+from vllm_surgery.client.protocol import CHOICE_KEY
 from vllm_surgery.engine import touchpoints
 from vllm_surgery.engine.requests.board import BOARD, Board, launcher, shared_file
 from vllm_surgery.engine.requests.choice import (
-    CHOICE_KEY,
     PINNED_KEY,
     UNPATCHED,
     Offer,

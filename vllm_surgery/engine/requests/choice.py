@@ -16,9 +16,6 @@ from vllm_surgery.patch.patch_set import NO_PATCH
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-CHOICE_KEY = "patch"
-"""The key of `vllm_xargs` (or `SamplingParams.extra_args`) by which a request names a patch."""
-
 PINNED_KEY = "vllm_surgery_patch"
 """The key that takes its place at admission: the patch's digest, empty for none. From then on nothing changes it."""
 

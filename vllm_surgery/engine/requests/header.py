@@ -7,6 +7,8 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from vllm_surgery.client.protocol import CHOICE_HEADER
+
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, MutableMapping
 
@@ -16,7 +18,7 @@ if TYPE_CHECKING:
     Receive = Callable[[], Awaitable[Message]]
     Send = Callable[[Message], Awaitable[None]]
 
-HEADER = b"x-surgery-patch"
+HEADER = CHOICE_HEADER.encode()
 
 
 @dataclass

@@ -15,7 +15,8 @@ from collections import Counter
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from vllm_surgery.engine.requests.choice import CHOICE_KEY, Offer, Offered, check_shares, pinned, shown
+from vllm_surgery.client.protocol import CHOICE_KEY
+from vllm_surgery.engine.requests.choice import Offer, Offered, check_shares, pinned, shown
 from vllm_surgery.engine.requests.worker import FILL_METHOD, HOLD_METHOD
 from vllm_surgery.engine.rpc_errors import error_of, failure_of
 from vllm_surgery.errors import CannotSwapError, ConflictError, UsageError

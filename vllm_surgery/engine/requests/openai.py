@@ -10,9 +10,10 @@ from __future__ import annotations
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
+from vllm_surgery.client.protocol import CHOICE_KEY
 from vllm_surgery.engine import touchpoints
 from vllm_surgery.engine.requests.admission import board_of
-from vllm_surgery.engine.requests.choice import CHOICE_KEY, PINNED_KEY, Offer, Offered, UnknownPatchError, shown
+from vllm_surgery.engine.requests.choice import PINNED_KEY, Offer, Offered, UnknownPatchError, shown
 from vllm_surgery.engine.requests.header import given_request_id, note_choice, note_model, noted_model
 
 if TYPE_CHECKING:

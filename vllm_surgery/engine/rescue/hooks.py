@@ -7,6 +7,7 @@ import asyncio
 import copy
 from typing import TYPE_CHECKING, Any
 
+from vllm_surgery.client.protocol import ARGUMENTS_KEY, ON_LOOP_KEY
 from vllm_surgery.engine.monitoring.hooks import monitor_of
 from vllm_surgery.engine.requests.admission import board_of, refusal
 from vllm_surgery.engine.server_config import logger
@@ -19,9 +20,6 @@ if TYPE_CHECKING:
     from vllm_surgery.engine.rescue.actions import Policy
     from vllm_surgery.engine.rescue.policies import Policies
     from vllm_surgery.engine.rescue.rescuer import Rescuer
-
-ON_LOOP_KEY = "on_loop"
-"""What a request says in `vllm_xargs` (or `SamplingParams.extra_args`)."""
 
 
 def attach_rescue(engine: Any, vllm_config: Any) -> None:
@@ -73,7 +71,7 @@ def _policy(policies: Policies, request: Any) -> Policy:
     try:
         return policies.of_request(given.get(ON_LOOP_KEY))
     except UsageError as error:
-        raise refusal(str(error), given[ON_LOOP_KEY], f"vllm_xargs.{ON_LOOP_KEY}") from None
+        raise refusal(str(error), given[ON_LOOP_KEY], f"{ARGUMENTS_KEY}.{ON_LOOP_KEY}") from None
 
 
 def _admitting(original: Callable[..., Any], policies: Policies, rescuer: Rescuer) -> Callable[..., Any]:

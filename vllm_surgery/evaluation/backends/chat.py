@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import httpx
 
 from vllm_surgery.client.connection import CONNECT_SECONDS, Connection
+from vllm_surgery.client.protocol import ARGUMENTS_KEY, CHOICE_HEADER, CHOICE_KEY
 from vllm_surgery.errors import ConflictError, ServerError, SurgeryError, UsageError
 from vllm_surgery.evaluation.backends.base import TOP_LOGPROBS, Completion, EngineFacts, TokenLogprobs
 
@@ -20,12 +21,6 @@ ANSWER_SECONDS = 3600.0
 _TIMEOUT = httpx.Timeout(ANSWER_SECONDS, connect=CONNECT_SECONDS, pool=None)
 _CHAT = "/v1/chat/completions"
 _STRANGE = "answers, but not as an OpenAI-compatible server does"
-
-
-CHOICE_KEY = "patch"
-"""What a request says in ``vllm_xargs``: the name of a patch in a slot."""
-CHOICE_HEADER = "x-surgery-patch"
-"""In which a server with slots says under which patch an answer was made."""
 
 
 class Choice(NamedTuple):
@@ -197,7 +192,7 @@ def _choosing(body: Mapping[str, Any], choice: Choice | None) -> dict[str, Any]:
     """The body of a request that chooses a patch, beside what it says to the plugin already."""
     if choice is None:
         return dict(body)
-    return {**body, "vllm_xargs": {**body.get("vllm_xargs", {}), CHOICE_KEY: choice.name}}
+    return {**body, ARGUMENTS_KEY: {**body.get(ARGUMENTS_KEY, {}), CHOICE_KEY: choice.name}}
 
 
 def _list(answer: Any, name: str) -> list[Any]:

@@ -6,6 +6,7 @@ from __future__ import annotations
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
+from vllm_surgery.client.protocol import ARGUMENTS_KEY, CHOICE_KEY
 from vllm_surgery.engine.offline import (
     fill_slot,
     free_slots,
@@ -15,7 +16,6 @@ from vllm_surgery.engine.offline import (
     swap_patches,
     swap_weights,
 )
-from vllm_surgery.engine.requests.choice import CHOICE_KEY
 from vllm_surgery.errors import CannotSwapError, SurgeryError, UsageError
 from vllm_surgery.evaluation.backends.base import TOP_LOGPROBS, Completion, EngineFacts, Held, TokenLogprobs
 from vllm_surgery.evaluation.backends.slot_names import renamed, unused_name
@@ -119,7 +119,8 @@ class OfflineBackend:
 
     def _answer(self, jobs: Sequence[Job], template: dict[str, Any]) -> list[Completion]:
         asked = [
-            {name: value for name, value in job.sampling.items() if name not in (_TEMPLATE, _XARGS)} | self._extra(job)
+            {name: value for name, value in job.sampling.items() if name not in (_TEMPLATE, ARGUMENTS_KEY)}
+            | self._extra(job)
             for job in jobs
         ]
         outputs = self._llm.chat(
@@ -133,7 +134,7 @@ class OfflineBackend:
 
     def _extra(self, job: Job) -> dict[str, Any]:
         """What a request says to the plugin."""
-        extra = job.sampling.get(_XARGS, {}) | self._choice(job.key.arm).get("extra_args", {})
+        extra = job.sampling.get(ARGUMENTS_KEY, {}) | self._choice(job.key.arm).get("extra_args", {})
         return {"extra_args": extra} if extra else {}
 
     def _choice(self, arm: str) -> dict[str, Any]:
@@ -170,8 +171,6 @@ class OfflineBackend:
 
 
 _TEMPLATE = "chat_template_kwargs"
-_XARGS = "vllm_xargs"
-"""What HTTP calls the `extra_args` of `SamplingParams`."""
 
 
 def _patches(arm: Arm) -> PatchSet:
