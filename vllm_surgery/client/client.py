@@ -40,15 +40,23 @@ class SurgeryClient(Connection):
 
     Attributes:
         surgery_key: what changes ask for, where the server was started with one.
+        change_seconds: how long to wait for a change; None: as long as it takes.
 
     Raises:
         UsageError: no header can hold a key.
     """
 
-    def __init__(self, url: str, api_key: str | None = None, surgery_key: str | None = None) -> None:
+    def __init__(
+        self,
+        url: str,
+        api_key: str | None = None,
+        surgery_key: str | None = None,
+        *,
+        change_seconds: float | None = None,
+    ) -> None:
         super().__init__(url, api_key)
         check_key(surgery_key, "the surgery key")
-        self.surgery_key = surgery_key
+        self.surgery_key, self.change_seconds = surgery_key, change_seconds
 
     def state(self) -> ServerState:
         """The patches that are served, and what the server can do.
@@ -110,6 +118,33 @@ class SurgeryClient(Connection):
         body = {key: value for key, value in asked.items() if value not in (None, [])}
         return self._ask("PUT", STATE_PATH, SlotsReport, body)
 
+    def change(self, body: Mapping[str, Any]) -> SwapReport | SlotsReport:
+        """Asks for any change that ``PUT /v1/surgery`` takes; waits as long as it takes.
+
+        Args:
+            body: see `vllm_surgery.client.protocol.SwapRequest`.
+
+        Raises:
+            UsageError, ServerError: as with `state`.
+        """
+        slots = {"fill", "free", "default"} & body.keys()
+        return self._ask("PUT", STATE_PATH, SlotsReport if slots else SwapReport, dict(body))
+
+    def undo(self, *, mode: SwapMode = "keep", if_epoch: int | None = None) -> SwapReport:
+        """Takes the last change back. Waits as long as it takes.
+
+        Args:
+            mode: what becomes of running requests.
+            if_epoch: refuse unless the server's epoch is this one: that which the change led to.
+
+        Raises:
+            UsageError, ServerError: as with `state`.
+        """
+        body: dict[str, Any] = {"undo": True, "mode": mode}
+        if if_epoch is not None:
+            body["if_epoch"] = if_epoch
+        return self._ask("PUT", STATE_PATH, SwapReport, body)
+
     def promote(self, *, mode: SwapMode = "keep", if_epoch: int | None = None) -> SwapReport:
         """Writes the default into the weights; requests under it go on as they were. Waits as long as it takes.
 
@@ -140,7 +175,8 @@ class SurgeryClient(Connection):
             raise UsageError(f"{self.url}: answers, but not as vllm-surgery does") from None
 
     def _send(self, method: str, path: str, body: Any = None) -> httpx.Response:
-        timeout = httpx.Timeout(READ_SECONDS if body is None else None, connect=CONNECT_SECONDS)
+        wait = READ_SECONDS if body is None else self.change_seconds
+        timeout = httpx.Timeout(wait, connect=CONNECT_SECONDS)
         headers = dict(self.headers)
         if method == "PUT" and self.surgery_key:
             headers[SURGERY_KEY_HEADER] = self.surgery_key

@@ -52,6 +52,11 @@ class SwapRequest(BaseModel):
         free: names of patches in slots that are not to be offered any more.
         default: what requests get that choose no patch: a patch in a slot, or several with their shares.
         promote: whether the default is to be written into the weights.
+        share: with `patches`, on a server with slots: the part of requests that choose no patch which gets them; the
+            others get what they got.
+        undo: whether the last change is to be taken back. Say with `if_epoch` which one is meant.
+        check: whether to do all that comes before the first change, and nothing more. The answer is that of the change,
+            with the epoch as it is.
         if_epoch: refuse with 409 unless the server's epoch is this one.
         mode: what becomes of running requests.
     """
@@ -63,13 +68,22 @@ class SwapRequest(BaseModel):
     free: list[str] = []
     default: str | dict[str, float] | None = None
     promote: bool = False
+    share: Annotated[float, Field(gt=0, lt=1)] | None = None
+    undo: bool = False
+    check: bool = False
     if_epoch: Annotated[int, Field(ge=0, le=LARGEST_EPOCH)] | None = None
     mode: SwapMode = "keep"
 
     @model_validator(mode="after")
     def _asks_for_one_thing(self) -> SwapRequest:
-        if self.patches is None and not self.changes_slots and not self.promote:
+        if self.patches is None and not self.changes_slots and not self.promote and not self.undo:
             raise PydanticCustomError("nothing", "asks for nothing: give `patches`, or `fill`, `free` and `default`")
+        if self.undo and (self.patches is not None or self.changes_slots or self.promote):
+            raise PydanticCustomError("both", "`undo` stands alone: it brings back what was there before")
+        if self.check and (self.undo or self.promote):
+            raise PydanticCustomError("both", "`check` goes with `patches`, or `fill`, `free` and `default`, alone")
+        if self.share is not None and not self.patches:
+            raise PydanticCustomError("share", "`share` goes with `patches`: it says how many requests get them")
         if self.patches is not None and (self.changes_slots or self.promote):
             raise PydanticCustomError("both", "`patches` stands alone: it says all that is to be served")
         if self.promote and self.changes_slots:

@@ -104,7 +104,7 @@ def test_what_is_no_json_is_malformed(body: bytes) -> None:
         ({"patches": [], "mode": "now"}, "mode: Input should be 'keep', 'wait' or 'abort'"),
         (
             {"patches": [], "path": "/etc"},
-            "path: is not a key here; there are patches, fill, free, default, promote, if_epoch, mode",
+            "path: is not a key here; there are patches, fill, free, default, promote, share, undo, check, if_epoch, mode",
         ),
     ],
 )

@@ -35,12 +35,11 @@ from vllm_surgery.errors import (
     UsageError,
 )
 from vllm_surgery.patch.format import Patch
+from vllm_surgery.patch.patch_set import PatchSet
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
     from pathlib import Path
-
-    from vllm_surgery.patch.patch_set import PatchSet
 
 A, B = patch_data(zero({"1": [1]}), name="a"), patch_data(zero({"2": [2]}), name="b")
 A_ID, B_ID = Patch.from_data(A).id, Patch.from_data(B).id
@@ -84,6 +83,15 @@ class FakeSwapper:
             unverified=self.unverified,
             milliseconds=times,
         )
+
+    async def check(self, patches: PatchSet, *, if_epoch: int | None = None) -> SwapReport:
+        active, epoch = self.active, self.epoch
+        report = await self.swap(patches, mode="check", if_epoch=if_epoch)
+        self.active, self.epoch = active, epoch
+        return report.model_copy(update={"epoch": epoch})
+
+    async def undo(self, *, mode: str = "keep", if_epoch: int | None = None) -> SwapReport:
+        return await self.swap(PatchSet(), mode=f"undo {mode}", if_epoch=if_epoch)
 
 
 def engine(settings: dict[str, Any], model: Path, index: int = 0) -> Any:
@@ -217,6 +225,43 @@ def test_names_and_patches_themselves_are_swapped_in(ask: Callable[..., httpx.Re
         "unverified": [],
         "milliseconds": {"stage": 1, "pause": 2, "apply": 3, "verify": 4, "total": 10},
     }
+
+
+def test_a_check_changes_nothing(ask: Callable[..., httpx.Response]) -> None:
+    swapper = FakeSwapper(A_ID)
+    told = ask("PUT", swapper=swapper, json={"patches": [B], "check": True, "if_epoch": 0}).json()
+    assert (told["id"], told["previous"], told["epoch"]) == (B_ID, A_ID, 0)
+    assert (swapper.calls, swapper.active) == ([(B_ID, "check", 0)], A_ID)
+
+
+def test_the_last_change_is_taken_back(ask: Callable[..., httpx.Response]) -> None:
+    swapper = FakeSwapper(A_ID)
+    assert ask("PUT", swapper=swapper, json={"undo": True, "mode": "wait", "if_epoch": 7}).json()["previous"] == A_ID
+    assert swapper.calls == [("none", "undo wait", 7)]
+
+
+def test_a_share_needs_slots(ask: Callable[..., httpx.Response]) -> None:
+    assert error_of(ask("PUT", json={"patches": [A], "share": 0.5})) == (
+        501,
+        "CannotSwapError",
+        "this server has no slots: it was started without --patch-slots",
+    )
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ({"undo": True, "patches": []}, "`undo` stands alone: it brings back what was there before"),
+        ({"undo": True, "check": True}, "`check` goes with `patches`, or `fill`, `free` and `default`, alone"),
+        ({"promote": True, "check": True}, "`check` goes with `patches`, or `fill`, `free` and `default`, alone"),
+        ({"patches": [], "share": 0.5}, "`share` goes with `patches`: it says how many requests get them"),
+        ({"patches": ["a"], "share": 1.0}, "share: Input should be less than 1"),
+        ({"check": True}, "asks for nothing: give `patches`, or `fill`, `free` and `default`"),
+    ],
+)
+def test_bodies_that_make_no_sense_say_why(ask: Callable[..., httpx.Response], body: Any, said: str) -> None:
+    status, kind, message = error_of(ask("PUT", json=body))
+    assert (status, kind, message.removeprefix("the body: ")) == (422, "UsageError", said)
 
 
 def test_an_empty_list_is_the_model_as_it_is(ask: Callable[..., httpx.Response]) -> None:
@@ -567,6 +612,9 @@ def test_the_routes_describe_themselves(ask: Callable[..., httpx.Response]) -> N
         "free",
         "default",
         "promote",
+        "share",
+        "undo",
+        "check",
         "if_epoch",
         "mode",
     }

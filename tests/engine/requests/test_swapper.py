@@ -285,3 +285,151 @@ def test_what_cannot_be_promoted_is_refused(one: Slots) -> None:
     one.change(shares={"a": 1.0})
     with pytest.raises(ConflictError, match="free b first"):
         promote(one)
+
+
+# Checks, shares, and changes that are taken back.
+
+OTHER_A = patches_of(zero({"1": [7]}), name="a")
+C = patches_of(zero({"2": [2]}), name="c")
+
+
+def share(here: Slots, patches: PatchSet, part: float, **more: Any) -> Any:
+    return run_sync(here.swapper.share(patches, part, **more))
+
+
+def undo(here: Slots, **more: Any) -> Any:
+    return run_sync(here.swapper.undo(**more))
+
+
+def default(here: Slots) -> dict[str, float]:
+    return dict(here.board.offer().shares)
+
+
+@pytest.mark.parametrize("engines", [1, 2])
+def test_a_check_fills_what_nobody_can_choose(engines: int) -> None:
+    here = slots(engines)
+    here.swap(B)
+    report = run_sync(here.swapper.check(A, if_epoch=1))
+    assert (report.id, report.previous, report.epoch, report.units) == (A.id, B.id, 1, 1)
+    assert (here.status().active, here.board.offer().names) == (B.id, ["none", "b"])
+    assert here.swap(A, if_epoch=1).epoch == 2
+
+
+def test_a_check_refuses_what_the_swap_would(one: Slots) -> None:
+    with pytest.raises(ConflictError, match="the epoch is 0, not 4"):
+        run_sync(one.swapper.check(A, if_epoch=4))
+    one.change(B, C)
+    with pytest.raises(ConflictError, match="all 2 slots are in use"):
+        run_sync(one.swapper.check(A))
+    assert one.swap(B).epoch == 2, "nothing is held up by what was refused"
+
+
+def test_a_check_of_nothing_is_one_too(one: Slots) -> None:
+    one.swap(A)
+    assert run_sync(one.swapper.check(PatchSet())).units == 0
+    assert one.status().active == A.id
+
+
+def test_a_promoted_patch_does_not_keep_a_check_from_its_answer(one: Slots) -> None:
+    one.swap(A)
+    promote(one)
+    assert run_sync(one.swapper.check(B)).previous == A.id
+
+
+def test_a_change_can_be_checked(one: Slots) -> None:
+    report = one.change(A, shares={"a": 0.5, "none": 0.5}, check=True)
+    assert (report.epoch, one.board.offer().names) == (0, ["none"])
+    with pytest.raises(UsageError, match="no slot holds a patch named 'b'"):
+        one.change(shares={"b": 1.0}, check=True)
+
+
+def test_a_share_of_requests_gets_a_patch_and_the_others_what_they_got(one: Slots) -> None:
+    one.swap(B)
+    report = share(one, A, 0.25)
+    assert (report.id, report.previous, report.epoch) == (SHARED, B.id, 2)
+    assert default(one) == {"a": 0.25, "b": 0.75}
+    share(one, A, 0.5)
+    assert default(one) == {"a": 0.5, "b": 0.5}
+
+
+def test_a_share_can_be_checked(one: Slots) -> None:
+    share(one, A, 0.25, check=True)
+    assert (default(one), one.status().epoch) == ({"none": 1.0}, 0)
+
+
+def test_a_patch_that_had_a_share_leaves_with_the_next_swap(one: Slots) -> None:
+    share(one, A, 0.25)
+    one.swap(B)
+    assert one.board.offer().names == ["none", "b"]
+
+
+@pytest.mark.parametrize(
+    ("patches", "said"),
+    [
+        (
+            OTHER_A,
+            f"share: {A.id} has that name already, and requests tell patches by name; call one of them otherwise",
+        ),
+        (A, f"share: {A.id} is all of the default, so there is nothing to share"),
+    ],
+)
+def test_what_can_have_no_share(one: Slots, patches: PatchSet, said: str) -> None:
+    one.swap(A)
+    with pytest.raises(UsageError) as refused:
+        share(one, patches, 0.5)
+    assert (str(refused.value), default(one)) == (said, {"a": 1.0})
+
+
+@pytest.mark.parametrize("engines", [1, 2])
+def test_a_swap_is_taken_back_though_its_slot_was_given_away(engines: int) -> None:
+    here = slots(engines)
+    here.swap(A)
+    changed = here.swap(B)
+    run_sync(here.swapper.check(C))  # Takes the slot that A has left.
+    report = undo(here, if_epoch=changed.epoch)
+    assert (report.id, report.previous, here.status().active) == (A.id, B.id, A.id)
+    assert here.board.offer().names == ["none", "a"]
+
+
+def test_shares_are_taken_back(one: Slots) -> None:
+    one.change(B)
+    share(one, A, 0.25)
+    undo(one)
+    assert (one.board.offer().names, default(one)) == (["none", "b"], {"none": 1.0})
+    one.swap(A)
+    assert "b" in one.board.offer().names, "what was filled to be chosen still is"
+
+
+def test_what_a_swap_brought_still_leaves_after_it_was_taken_back(one: Slots) -> None:
+    one.swap(A)
+    one.change(A)  # From now on it would stay.
+    undo(one)
+    one.swap(B)
+    assert one.board.offer().names == ["none", "b"]
+
+
+def test_there_is_nothing_to_take_back_before_the_first_change(one: Slots) -> None:
+    with pytest.raises(ConflictError, match=r"^there is nothing to take back: no swap since the server was started$"):
+        undo(one)
+
+
+def test_a_change_that_another_followed_is_not_taken_back(one: Slots) -> None:
+    one.swap(A)
+    one.swap(B)
+    with pytest.raises(ConflictError, match="the epoch is 2, not 1"):
+        undo(one, if_epoch=1)
+
+
+def test_a_swap_away_from_a_promoted_patch_is_taken_back_into_its_slot(one: Slots) -> None:
+    one.swap(A)
+    promote(one)
+    one.swap(B)
+    undo(one)
+    assert (one.status().active, one.board.offer().names) == (A.id, ["none", "a"])
+
+
+def test_a_promotion_is_not_taken_back_by_its_slots(one: Slots) -> None:
+    one.swap(A)
+    promote(one)
+    with pytest.raises(ConflictError, match="swap to none before slots are changed"):
+        undo(one)

@@ -44,16 +44,27 @@ class Rank:
     token: str | None = None
     before: str = "none"
     halted: bool = False
+    earlier: list[list[Any]] = field(default_factory=list)
+    holding: list[Any] = field(default_factory=list)
+    asked: list[Any] = field(default_factory=list)
     unverified: dict[str, int] = field(default_factory=dict)
 
     def step(self, name: str, token: str, payload: dict[str, Any]) -> dict[str, Any]:
         if name in self.fails:
             return failure_of(self.fails[name])
+        if name == "before":
+            return {"ok": True, "milliseconds": 1.0, **self.before_last()}
         return {"ok": True, "milliseconds": 1.0, **(getattr(self, name)(token, **payload) or {})}
 
     def begin(self, token: str, patches: list[Any], if_epoch: int | None) -> dict[str, Any]:
+        if if_epoch is not None and if_epoch != self.epoch:
+            raise ConflictError("the epoch is another")
         self.token, self.staged, self.before = token, PatchSet.from_data(patches).id, self.holds
+        self.asked = patches
         return self.poll(token)
+
+    def before_last(self) -> dict[str, Any]:
+        return {"patches": self.earlier[-1] if self.earlier else None, "epoch": self.epoch}
 
     def poll(self, token: str) -> dict[str, Any]:
         self.slow -= 1
@@ -72,6 +83,7 @@ class Rank:
 
     def commit(self, token: str) -> None:
         self.epoch, self.staged = self.epoch + 1, None
+        self.earlier, self.holding = [*self.earlier, self.holding], self.asked
 
     def restore(self, token: str) -> None:
         self.holds, self.staged = self.before, None
@@ -318,3 +330,44 @@ def test_every_engine_of_a_data_parallel_server_has_its_own_ranks() -> None:
 def test_work_that_waits_is_refused_offline() -> None:
     with pytest.raises(RuntimeError, match="the coroutine waited for something"):
         run_sync(asyncio.sleep(0))
+
+
+# Checks, and changes that are taken back.
+
+
+def test_a_check_stages_and_writes_nothing() -> None:
+    engine = Engine()
+    report = run_sync(SwapCoordinator(engine).check(FIRST, if_epoch=0))
+    assert engine.calls == ["begin", "discard"]
+    assert (report.id, report.previous, report.epoch, report.units) == (FIRST.id, "none", 0, 1)
+    assert [(rank.holds, rank.staged) for rank in engine.ranks] == [("none", None)] * 2
+
+
+def test_a_check_refuses_what_the_swap_would() -> None:
+    engine = Engine(Rank(), Rank(fails={"begin": MismatchError("first", "", "is for another model")}))
+    with pytest.raises(MismatchError, match="another model"):
+        run_sync(SwapCoordinator(engine).check(FIRST))
+    assert engine.calls == ["begin", "discard"]
+
+
+def test_what_was_active_before_comes_back() -> None:
+    engine = Engine()
+    swap(engine, FIRST)
+    report = swap(engine, SECOND)
+    taken_back = run_sync(SwapCoordinator(engine).undo(if_epoch=report.epoch))
+    assert (taken_back.id, taken_back.previous, taken_back.epoch) == (FIRST.id, SECOND.id, 3)
+    assert run_sync(SwapCoordinator(engine).undo()).id == SECOND.id, "that was a swap too"
+
+
+def test_before_the_first_swap_there_is_nothing_to_take_back() -> None:
+    with pytest.raises(ConflictError, match=r"^there is nothing to take back: no swap since the server was started$"):
+        run_sync(SwapCoordinator(Engine()).undo())
+
+
+def test_a_swap_that_another_followed_is_not_taken_back() -> None:
+    engine = Engine()
+    swap(engine, FIRST)
+    swap(engine, SECOND)
+    with pytest.raises(ConflictError, match="the epoch is another"):
+        run_sync(SwapCoordinator(engine).undo(if_epoch=1))
+    assert {rank.holds for rank in engine.ranks} == {SECOND.id}

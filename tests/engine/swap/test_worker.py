@@ -37,7 +37,8 @@ class FakeSwap:
     """Stands for a swap that is staged."""
 
     def __init__(self, old: Active, patches: PatchSet, *_: Any) -> None:
-        self.old, self.new = old, Active(patches, Plan(patches.id, (), 1), old.epoch + 1)
+        self.old = old
+        self.new = Active(patches, Plan(patches.id, (), 1), old.epoch + 1, before=old.patches)
         self.modules, self.changed, self.done = 1, ["tensor"], list[str]()
 
     def covered(self) -> list[str]:
@@ -236,3 +237,14 @@ def test_what_a_user_caused_crosses_processes_unchanged(error: SurgeryError) -> 
 )
 def test_what_a_machine_caused_names_the_rank(error: Exception, message: str) -> None:
     assert str(error_of(failure_of(error), "rank 1")) == message
+
+
+def test_a_worker_remembers_what_it_held_before(worker: Any) -> None:
+    assert step(worker, "before", "")["patches"] is None
+    staged(worker)
+    for name in ("apply", "verify", "commit"):
+        step(worker, name, "mine")
+    told = step(worker, "before", "")
+    assert (told["patches"], told["epoch"]) == ([], 1)
+    step(worker, "restore", "mine")
+    assert step(worker, "before", "")["patches"] is None

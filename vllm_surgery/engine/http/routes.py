@@ -146,6 +146,9 @@ async def put_state(request: Request) -> SwapReport | SlotsReport:
     Where the server has slots, `patches` become the default of requests that choose none, and `fill`, `free` and
     `default` change what requests can choose.
 
+    `check` does all that comes before the first change, and `undo` takes the last change back: together they let a
+    caller change many servers, all or none.
+
     All of it is done or none. A caller that goes away doesn't stop a swap that has begun.
     """
     _access(request).check(_caller(request))

@@ -102,6 +102,8 @@ class SurgeryService:
         Raises:
             SurgeryError: as `swap` and `change_slots`.
         """
+        if request.undo:
+            return await self.undo(request)
         if request.promote:
             return await self.promote(request)
         return await (self.change_slots(request) if request.changes_slots else self.swap(request))
@@ -115,6 +117,17 @@ class SurgeryService:
         """
         slots = self._with_slots()
         report: SwapReport = await self._to_the_end(slots.promote(mode=request.mode, if_epoch=request.if_epoch))
+        return report
+
+    async def undo(self, request: SwapRequest) -> SwapReport:
+        """Takes the last change back. Once begun it is carried out, whether or not anybody still waits.
+
+        Raises:
+            ConflictError: there was none, or another came in between.
+            SurgeryError: it is refused or failed; the type says which.
+        """
+        undo = self.swapper.undo(mode=request.mode, if_epoch=request.if_epoch)
+        report: SwapReport = await self._to_the_end(undo)
         return report
 
     def _with_slots(self) -> SlotSwapper:
@@ -133,7 +146,9 @@ class SurgeryService:
         slots = self._with_slots()
         singles = [[item] for item in request.fill]
         fill = await asyncio.to_thread(lambda: [self._resolve(item, "fill") for item in singles])
-        change = slots.change(fill, free=request.free, shares=request.shares, if_epoch=request.if_epoch)
+        change = slots.change(
+            fill, free=request.free, shares=request.shares, if_epoch=request.if_epoch, check=request.check
+        )
         report: SlotsReport = await self._to_the_end(change)
         return report
 
@@ -145,9 +160,16 @@ class SurgeryService:
             SurgeryError: it is refused or failed; the type says which.
         """
         patches = await asyncio.to_thread(self._resolve, request.patches or [])
-        swap = self.swapper.swap(patches, mode=request.mode, if_epoch=request.if_epoch)
-        report: SwapReport = await self._to_the_end(self._logged(swap, patches))
+        report: SwapReport = await self._to_the_end(self._logged(self._swap(patches, request), patches))
         return report
+
+    def _swap(self, patches: PatchSet, request: SwapRequest) -> Coroutine[Any, Any, SwapReport]:
+        if request.share is not None:
+            slots = self._with_slots()
+            return slots.share(patches, request.share, if_epoch=request.if_epoch, check=request.check)
+        if request.check:
+            return self.swapper.check(patches, if_epoch=request.if_epoch)
+        return self.swapper.swap(patches, mode=request.mode, if_epoch=request.if_epoch)
 
     async def _to_the_end(self, work: Coroutine[Any, Any, Any]) -> Any:
         task = asyncio.create_task(work)

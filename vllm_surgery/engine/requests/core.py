@@ -43,7 +43,7 @@ def attach_ledger(core: Any, count: int, fill: Fill | None) -> Ledger:
     if fill is not None:
         ledger.prepare(START, Change((fill,), shares={fill.offered.name: 1.0}))
         ledger.commit(START)
-        ledger.offer = ledger.offer.at_start()
+        ledger.offer, ledger.before = ledger.offer.at_start(), None
     setattr(core, LEDGER_METHOD, ledger.answer)
     core.preprocess_add_request = _preprocessing(core.preprocess_add_request, ledger)
     core.add_request = _adding(core.add_request, ledger)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from vllm_surgery.engine.requests.choice import Offer
+from vllm_surgery.engine.requests.ledger import Before
 from vllm_surgery.engine.rpc_errors import error_of
 from vllm_surgery.errors import ConflictError, EngineError
 
@@ -107,6 +108,31 @@ class SlotLeader:
             raise
         self._board.publish(changed.state.offer)
         return changed
+
+    async def rehearse(self, change: Change) -> Changed:
+        """Does everything of a change that comes before anybody sees it, and takes it back.
+
+        Raises:
+            SurgeryError: what `change` would refuse.
+        """
+        token = uuid.uuid4().hex
+        try:
+            answers = await self._all("rehearse", token, change.to_data())
+        except BaseException:
+            with suppress(Exception):
+                await self.engines.ledger("discard", token, {})
+            raise
+        return self._changed(answers, max(float(answer["milliseconds"]) for answer in answers))
+
+    async def before(self) -> Before:
+        """What was offered before the last change, which led to the epoch that it names.
+
+        Raises:
+            ConflictError: nothing was changed yet.
+        """
+        answers = await self._all("before", "", {})
+        first = answers[0]
+        return Before(Offer.from_data(first["offer"]), frozenset(first["kept"]), first["patches"], first["epoch"])
 
     async def _change_at_once(self, token: str, change: Change) -> Changed:
         answers = await self._all("change", token, change.to_data())

@@ -19,6 +19,7 @@ from vllm_surgery.client.protocol import CHOICE_KEY
 from vllm_surgery.engine.requests.choice import Offer, Offered, check_shares, pinned, shown
 from vllm_surgery.engine.requests.worker import FILL_METHOD, HOLD_METHOD
 from vllm_surgery.engine.rpc_errors import error_of, failure_of
+from vllm_surgery.engine.swap.transaction import NOTHING_BEFORE
 from vllm_surgery.errors import CannotSwapError, ConflictError, UsageError
 from vllm_surgery.patch.patch_set import NO_PATCH
 
@@ -98,6 +99,23 @@ class Change:
 
 
 @dataclass(frozen=True)
+class Before:
+    """What was offered before a change, whole: a slot that it left may hold something else by now.
+
+    Attributes:
+        offer: what requests could choose.
+        kept: the names of it that stay when they are no longer the default.
+        patches: themselves, as plain data, by digest.
+        epoch: that the change led to.
+    """
+
+    offer: Offer
+    kept: frozenset[str]
+    patches: Mapping[str, list[dict[str, Any]]]
+    epoch: int
+
+
+@dataclass(frozen=True)
 class _Prepared:
     token: str
     offer: Offer
@@ -119,6 +137,7 @@ class Ledger:
         slots: those that are filled, by digest.
         since: when the offer was last changed, in seconds since the epoch.
         held: the digest of the patch that the weights hold; empty for none.
+        before: what was offered before the last change; None where there was none.
     """
 
     count: int
@@ -128,6 +147,7 @@ class Ledger:
     slots: dict[str, Slot] = field(default_factory=dict)
     since: float = field(default_factory=time.time)
     held: str = ""
+    before: Before | None = None
     _kept: frozenset[str] = frozenset()
     _prepared: _Prepared | None = None
     _admitted: dict[str, str] = field(default_factory=dict)
@@ -228,7 +248,10 @@ class Ledger:
         if self._prepared is None or self._prepared.token != token:
             raise ConflictError("this change is not the one that was prepared here")
         with self._lock:
-            before, self.offer, self._kept = self.offer, self._prepared.offer, self._prepared.kept
+            before, kept, self.offer, self._kept = self.offer, self._kept, self._prepared.offer, self._prepared.kept
+            digests = [item.digest for item in before.patches.values()]
+            patches = {digest: self.slots[digest].patches for digest in digests}
+            self.before = Before(before, kept, patches, self.offer.epoch)
             self._prepared, self.since = None, time.time()
         return {**self.state(), "before": before.to_data()}
 
@@ -252,7 +275,7 @@ class Ledger:
         patches |= {fill.offered.name: fill.offered for fill in change.fills}
         shares = check_shares(self.offer.shares if change.shares is None else change.shares, patches)
         added = {fill.offered.name for fill in change.fills if fill.kept}
-        kept = (self._kept | added) & patches.keys()
+        kept = (self._kept - {*change.free} | added) & patches.keys()
         offered = {name: item for name, item in patches.items() if name in kept or name in shares}
         unpatched = self.offer.unpatched if change.unpatched is None else change.unpatched
         return Offer(offered, shares, self.offer.epoch + 1, unpatched), frozenset(kept)
@@ -316,6 +339,26 @@ class Ledger:
             raise ConflictError("the patch is in no slot any more")
         return {"patches": self.slots[digest].patches}
 
+    def offered_before(self) -> dict[str, Any]:
+        """What was offered before the last change, as plain data.
+
+        Raises:
+            ConflictError: nothing was changed yet.
+        """
+        if self.before is None:
+            raise ConflictError(NOTHING_BEFORE)
+        return {**vars(self.before), "offer": self.before.offer.to_data(), "kept": sorted(self.before.kept)}
+
+    def rehearse(self, token: str, change: Change) -> dict[str, Any]:
+        """Prepares a change and forgets it. What it filled is offered to nobody.
+
+        Raises:
+            SurgeryError: as with `prepare`.
+        """
+        prepared = self.prepare(token, change)
+        self.discard(token)
+        return {**prepared, **self.state(), "before": self.offer.to_data()}
+
     def hold(self, digest: str) -> dict[str, Any]:
         """From now on the weights hold this patch, so that its slot does nothing.
 
@@ -346,7 +389,9 @@ class Ledger:
             "prepare": lambda: self.prepare(token, Change.from_data(given)),
             "commit": lambda: self.commit(token),
             "change": lambda: {**self.prepare(token, Change.from_data(given)), **self.commit(token)},
+            "rehearse": lambda: self.rehearse(token, Change.from_data(given)),
             "discard": lambda: self.discard(token),
+            "before": self.offered_before,
             "patches": lambda: self.patches(str(given["digest"])),
             "hold": lambda: self.hold(str(given["digest"])),
             "state": self.state,

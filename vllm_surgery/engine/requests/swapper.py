@@ -25,7 +25,7 @@ from vllm_surgery.engine.requests.ledger import Change
 from vllm_surgery.engine.requests.promotion import HoldingEngine, check_alone, check_nobody_else
 from vllm_surgery.engine.server_config import logger
 from vllm_surgery.engine.swap.transaction import ServedStatus, SwapCoordinator, iso_time
-from vllm_surgery.errors import ConflictError
+from vllm_surgery.errors import ConflictError, UsageError
 from vllm_surgery.patch.patch_set import PatchSet
 
 if TYPE_CHECKING:
@@ -107,6 +107,86 @@ class SlotSwapper:
         logger.info("vllm-surgery: %s in place of %s, in a slot: no token waited", report.id, report.previous)
         return report
 
+    async def check(self, patches: PatchSet, *, if_epoch: int | None = None) -> SwapReport:
+        """Does everything of a swap that comes before anybody sees it, and takes it back.
+
+        Raises:
+            SurgeryError: what `swap` would refuse.
+        """
+        started = time.perf_counter()
+        fills = (await self._plan(patches, False),) if patches else ()
+        wanted = offered(patches)
+        before = await self._leader.state()
+        _check_epoch(before, if_epoch)
+        if not before.held:  # Else the swap takes the patch out of the weights first, and has the slots that it left.
+            await self._leader.rehearse(Change(fills, shares={wanted.name: 1.0}, if_epoch=if_epoch))
+        times = {"stage": _milliseconds_since(started), "total": _milliseconds_since(started)}
+        report = _report(wanted.id, active_id(before.offer), before, SwapTimes(**_NO_TIMES | times))
+        return report.model_copy(update={"units": int(fills[0].content["units"]) if fills else 0})
+
+    async def share(
+        self, patches: PatchSet, share: float, *, if_epoch: int | None = None, check: bool = False
+    ) -> SwapReport:
+        """Gives `patches` a share of the requests that choose none; the others get what they got.
+
+        Args:
+            patches: at least one.
+            share: between 0 and 1.
+            if_epoch: the epoch that the caller saw.
+            check: whether to take it back before anybody sees it.
+
+        Raises:
+            UsageError: there is nothing to share, or the default has another patch of this name.
+            SurgeryError: as with `swap`.
+        """
+        started = time.perf_counter()
+        fill = await self._plan(patches, False)
+        before = await self._leader.state()
+        _check_epoch(before, if_epoch)
+        shares = _shared(fill.offered, share, before.offer)
+        carry_out = self._leader.rehearse if check else self._leader.change
+        changed = await carry_out(Change((fill,), shares=shares, if_epoch=before.offer.epoch))
+        times = {"apply": changed.fill_milliseconds, "total": _milliseconds_since(started)}
+        if not check:
+            logger.info("vllm-surgery: %s in a slot for a share of %g of requests", fill.offered.id, share)
+        return _report(
+            active_id(changed.state.offer), active_id(before.offer), changed.state, SwapTimes(**_NO_TIMES | times)
+        )
+
+    async def undo(self, *, mode: SwapMode = "keep", if_epoch: int | None = None) -> SwapReport:
+        """Takes the last change of the slots back. Requests that run or wait end as they began.
+
+        A patch that was promoted before it comes back into its slot, not into the weights.
+
+        Args:
+            mode: without meaning here.
+            if_epoch: the epoch that the caller saw.
+
+        Raises:
+            ConflictError: nothing was changed yet, or another change came in between.
+            SurgeryError: as with `swap`.
+        """
+        del mode
+        started = time.perf_counter()
+        before = await self._leader.before()
+        sets = {name: PatchSet.from_data(before.patches[item.digest]) for name, item in before.offer.patches.items()}
+        fills = tuple([await self._plan(patches, name in before.kept) for name, patches in sets.items()])
+        now = await self._leader.state()
+        change = Change(
+            fills,
+            free=tuple(now.offer.patches),
+            shares=before.offer.shares,
+            if_epoch=before.epoch if if_epoch is None else if_epoch,
+            unpatched=True,
+        )
+        changed = await self._leader.change(change)
+        times = {"apply": changed.fill_milliseconds, "total": _milliseconds_since(started)}
+        report = _report(
+            active_id(changed.state.offer), active_id(changed.before), changed.state, SwapTimes(**_NO_TIMES | times)
+        )
+        logger.info("vllm-surgery: %s again in place of %s, in slots", report.id, report.previous)
+        return report
+
     async def promote(self, *, mode: SwapMode = "keep", if_epoch: int | None = None) -> SwapReport:
         """Writes the default into the weights. Requests under it go on as they were.
 
@@ -150,18 +230,21 @@ class SlotSwapper:
         free: Sequence[str] = (),
         shares: Mapping[str, float] | None = None,
         if_epoch: int | None = None,
+        check: bool = False,
     ) -> SlotsReport:
-        """Fills slots, frees others and sets the default, all of it or nothing.
+        """Fills slots, frees others and sets the default, all of it or nothing; or sees whether it could be done.
 
         Raises:
             SurgeryError: as with `swap`, or `UsageError` for names and shares that make no sense.
         """
         started = time.perf_counter()
         fills = tuple([await self._plan(patches, True) for patches in fill])
-        changed = await self._leader.change(Change(fills, tuple(free), shares, if_epoch))
+        carry_out = self._leader.rehearse if check else self._leader.change
+        changed = await carry_out(Change(fills, tuple(free), shares, if_epoch))
         times = SlotTimes(fill=changed.fill_milliseconds, total=_milliseconds_since(started))
         state = slots_state(changed.state)
-        logger.info("vllm-surgery: slots hold %s; the default is %s", _names(state), state.default)
+        if not check:
+            logger.info("vllm-surgery: slots hold %s; the default is %s", _names(state), state.default)
         return SlotsReport(epoch=changed.state.offer.epoch, slots=state, milliseconds=times)
 
 
@@ -186,6 +269,24 @@ def slots_state(state: SlotState) -> SlotsState:
         for slot in state.slots
     ]
     return SlotsState(count=state.count, default=dict(state.offer.shares), patches=patches, unpatched=state.unpatched)
+
+
+def _shared(wanted: Offered, share: float, offer: Offer) -> dict[str, float]:
+    """The shares of the default where `wanted` has one of them, and the others theirs of the rest.
+
+    Raises:
+        UsageError: there is nothing to share, or two patches would have one name.
+    """
+    same = offer.patches.get(wanted.name)
+    if same is not None and same.digest != wanted.digest:
+        raise UsageError(
+            f"share: {same.id} has that name already, and requests tell patches by name; call one of them otherwise"
+        )
+    others = {name: part for name, part in offer.shares.items() if name != wanted.name}
+    if not others:
+        raise UsageError(f"share: {wanted.id} is all of the default, so there is nothing to share")
+    rest = sum(others.values())
+    return {wanted.name: share, **{name: part / rest * (1 - share) for name, part in others.items()}}
 
 
 def _check_epoch(state: SlotState, if_epoch: int | None) -> None:

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from prometheus_client import Counter, Gauge, Histogram
 
@@ -11,6 +11,8 @@ from vllm_surgery.engine.metrics import REFUSED, Spec
 from vllm_surgery.errors import CannotSwapError, ConflictError, MixedWeightsError, SurgeryError, SwapFailedError
 
 if TYPE_CHECKING:
+    from collections.abc import Coroutine
+
     from vllm_surgery.client.protocol import SwapMode, SwapReport
     from vllm_surgery.engine.metrics import Metrics
     from vllm_surgery.engine.swap.transaction import ServedStatus, Swapper
@@ -96,10 +98,21 @@ class InstrumentedSwapper:
 
     async def swap(self, patches: PatchSet, *, mode: SwapMode = "keep", if_epoch: int | None = None) -> SwapReport:
         """Swaps; shows the result and the time of each phase."""
+        return await self._counted(self._swapper.swap(patches, mode=mode, if_epoch=if_epoch), patches.id)
+
+    async def check(self, patches: PatchSet, *, if_epoch: int | None = None) -> SwapReport:
+        """Tells what a swap would; that is no swap, so it isn't counted."""
+        return await self._swapper.check(patches, if_epoch=if_epoch)
+
+    async def undo(self, *, mode: SwapMode = "keep", if_epoch: int | None = None) -> SwapReport:
+        """Takes the last swap back; shows the same of it as of any swap. One that failed has no patch to name."""
+        return await self._counted(self._swapper.undo(mode=mode, if_epoch=if_epoch), REFUSED)
+
+    async def _counted(self, work: Coroutine[Any, Any, SwapReport], patch: str) -> SwapReport:
         try:
-            report = await self._swapper.swap(patches, mode=mode, if_epoch=if_epoch)
+            report = await work
         except Exception as error:
-            self._count(patches.id, next(_RESULTS[kind] for kind in type(error).__mro__ if kind in _RESULTS))
+            self._count(patch, next(_RESULTS[kind] for kind in type(error).__mro__ if kind in _RESULTS))
             raise
         self._count(report.id, _UNCHANGED if report.id == report.previous else _DONE)
         self._shown["active"] = report.previous  # Another process may have swapped since this one last looked.

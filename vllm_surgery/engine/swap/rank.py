@@ -65,12 +65,14 @@ class Active:
         plan: what they came to on this model.
         epoch: how many swaps there were before.
         since: when it went in, in seconds since 1970.
+        before: the patches that it took the place of; None where there was no swap.
     """
 
     patches: PatchSet
     plan: Plan
     epoch: int = 0
     since: float = field(default_factory=time.time)
+    before: PatchSet | None = None
 
 
 class Swap:
@@ -95,7 +97,7 @@ class Swap:
         self.old = active
         self._checkpoint = checkpoint
         self._writer = writer
-        self.new = Active(patches, check_patches(patches, checkpoint.folder), active.epoch + 1)
+        self.new = Active(patches, check_patches(patches, checkpoint.folder), active.epoch + 1, before=active.patches)
         self._before, self._after = (_Tensors(checkpoint, patched.plan) for patched in (self.old, self.new))
         before, after = self._before.edits, self._after.edits
         tensors = sorted(name for name in {*before, *after} if before.get(name) != after.get(name))

@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Sequence
 
     from vllm_surgery.client.protocol import SwapMode
-    from vllm_surgery.patch.patch_set import PatchSet
 
 Result = TypeVar("Result")
 
@@ -147,6 +146,38 @@ class SwapCoordinator:
         """
         return await SwapTransaction(self._engine, patches, mode).run(if_epoch)
 
+    async def check(self, patches: PatchSet, *, if_epoch: int | None = None) -> SwapReport:
+        """Does everything of a swap that comes before its first write, and tells what the swap would tell.
+
+        Args:
+            patches: what would be active.
+            if_epoch: the epoch that the caller saw.
+
+        Raises:
+            SurgeryError: what `swap` would refuse. Nothing was changed, nor is it otherwise.
+        """
+        return await SwapTransaction(self._engine, patches, "keep").rehearse(if_epoch)
+
+    async def undo(self, *, mode: SwapMode = "keep", if_epoch: int | None = None) -> SwapReport:
+        """Swaps back to the patches that were active before the last swap.
+
+        Args:
+            mode: what becomes of running requests.
+            if_epoch: the epoch that the caller saw: the one that the swap to be taken back answered with.
+
+        Raises:
+            ConflictError: there was no swap, or another came in between. Nothing was changed.
+            SurgeryError: as with `swap`.
+        """
+        (told, *_) = _all_ok(await self._engine.step("before", "", {}))
+        if told["patches"] is None:
+            raise ConflictError(NOTHING_BEFORE)
+        before = PatchSet.from_data(told["patches"])
+        return await self.swap(before, mode=mode, if_epoch=told["epoch"] if if_epoch is None else if_epoch)
+
+
+NOTHING_BEFORE = "there is nothing to take back: no swap since the server was started"
+
 
 class SwapTransaction:
     """One swap, from its first step to its end."""
@@ -169,18 +200,7 @@ class SwapTransaction:
         else:
             await self._carry_out(previous)
             epoch += 1
-        self._times["total"] = _milliseconds_since(started)
-        report = SwapReport(
-            id=self._patches.id,
-            previous=previous,
-            epoch=epoch,
-            units=max(answer["units"] for answer in staged),
-            tensors=max(answer["tensors"] for answer in staged),
-            modules=max(answer["modules"] for answer in staged),
-            verified=self._verified,
-            unverified=[Unverified(parts=parts, reason=reason) for reason, parts in sorted(self._unverified.items())],
-            milliseconds=SwapTimes(**self._times),
-        )
+        report = self._report(staged, epoch, started)
         logger.info(
             "vllm-surgery: %s in place of %s: %d unit(s) in %d tensor(s), tokens stood still for %.1f ms",
             report.id,
@@ -192,6 +212,27 @@ class SwapTransaction:
         for each in report.unverified:
             logger.warning("vllm-surgery: %d part(s) were written and not verified: %s", each.parts, each.reason)
         return report
+
+    async def rehearse(self, if_epoch: int | None) -> SwapReport:
+        """Stages the swap and drops it; see `SwapCoordinator.check`."""
+        started = time.perf_counter()
+        staged = await self._stage(if_epoch)
+        await self._engine.insist(self._tell("discard"))
+        return self._report(staged, int(staged[0]["epoch"]), started)
+
+    def _report(self, staged: Sequence[dict[str, Any]], epoch: int, started: float) -> SwapReport:
+        self._times["total"] = _milliseconds_since(started)
+        return SwapReport(
+            id=self._patches.id,
+            previous=str(staged[0]["previous"]),
+            epoch=epoch,
+            units=max(answer["units"] for answer in staged),
+            tensors=max(answer["tensors"] for answer in staged),
+            modules=max(answer["modules"] for answer in staged),
+            verified=self._verified,
+            unverified=[Unverified(parts=parts, reason=reason) for reason, parts in sorted(self._unverified.items())],
+            milliseconds=SwapTimes(**self._times),
+        )
 
     async def _stage(self, if_epoch: int | None) -> list[dict[str, Any]]:
         try:
@@ -319,3 +360,9 @@ class Swapper(Protocol):
 
     async def swap(self, patches: PatchSet, *, mode: SwapMode = "keep", if_epoch: int | None = None) -> SwapReport:
         """Replaces the active patches by `patches`."""
+
+    async def check(self, patches: PatchSet, *, if_epoch: int | None = None) -> SwapReport:
+        """Tells what `swap` would tell or refuse, and changes nothing."""
+
+    async def undo(self, *, mode: SwapMode = "keep", if_epoch: int | None = None) -> SwapReport:
+        """Takes the last change back."""

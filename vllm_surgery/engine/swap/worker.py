@@ -125,6 +125,11 @@ class WorkerSurgery:
             held.swap().restore()
         self._staging, self._given_up = None, held.token
 
+    def before(self, _token: str) -> dict[str, Any]:
+        """The patches that were active before the last swap, as plain data; None where there was none."""
+        before = self.active.before
+        return {"patches": None if before is None else before.to_data(), "epoch": self.active.epoch}
+
     def poll(self, token: str) -> dict[str, Any]:
         """Progress of staging, and its result once it is done.
 
@@ -204,6 +209,7 @@ class WorkerSurgery:
 
 _STEPS: dict[str, Callable[..., dict[str, Any]]] = {
     "begin": WorkerSurgery.begin,
+    "before": WorkerSurgery.before,
     "poll": WorkerSurgery.poll,
     "apply": WorkerSurgery.apply,
     "verify": WorkerSurgery.verify,
