@@ -10,6 +10,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     from pydantic import ValidationError
 
 # A place may hold a key from a hostile file. Cut here, so that the reason behind it is never cut away.
@@ -71,6 +73,18 @@ class ServerError(SurgeryError):
     def __init__(self, status: int, kind: str, message: str) -> None:
         self.status, self.kind = status, one_line(kind)
         super().__init__(message)
+
+
+class FleetError(SurgeryError):
+    """Servers that were to do something together, and didn't.
+
+    Attributes:
+        servers: of each its ``url``, what became of it (``fate``), what it ``serves`` and a ``reason``; plain data.
+    """
+
+    def __init__(self, reason: str, servers: Sequence[Mapping[str, str | None]]) -> None:
+        self.servers = [dict(server) for server in servers]
+        super().__init__(reason)
 
 
 class PatchError(SurgeryError):

@@ -111,6 +111,12 @@ class SwapCoordinator:
         times = SwapTimes(stage=100, pause=20, apply=30, verify=50, total=250)
         return SwapReport(id=patches.id, previous="a@1", epoch=1, units=1, tensors=1, modules=1, milliseconds=times)
 
+    async def check(self, patches: PatchSet, **_: Any) -> SwapReport:
+        return await self.swap(patches)
+
+    async def undo(self, **_: Any) -> SwapReport:
+        return await self.swap(PatchSet())
+
 
 def test_swaps_are_told_by_how_they_ended(server: Server) -> None:
     coordinator = SwapCoordinator()
@@ -124,6 +130,14 @@ def test_swaps_are_told_by_how_they_ended(server: Server) -> None:
         Swaps("none", "done", 2, pytest.approx(0.25)),
         Swaps("refused", "conflict", 1, None),
     )
+
+
+def test_a_change_that_is_taken_back_counts_as_a_swap_and_a_rehearsal_does_not(server: Server) -> None:
+    swapper = InstrumentedSwapper(SwapCoordinator(), server.metrics, "demo")
+    asyncio.run(swapper.check(PatchSet()))
+    assert server.traffic.swaps == ()
+    asyncio.run(swapper.undo())
+    assert [(swap.patch, swap.result, swap.count) for swap in server.traffic.swaps] == [("none", "done", 1)]
 
 
 def test_models_of_one_server_are_added_up(server: Server) -> None:

@@ -33,7 +33,7 @@ from vllm_surgery.cli import (
     swap,
     watch,
 )
-from vllm_surgery.errors import PatchError, ServerError, SurgeryError, UsageError
+from vllm_surgery.errors import FleetError, PatchError, ServerError, SurgeryError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -97,6 +97,8 @@ def _report(error: SurgeryError, as_json: bool) -> int:
             content |= {"source": error.source, "place": error.place, "detail": error.detail}
         if isinstance(error, ServerError):
             content |= {"status": error.status, "kind": error.kind}
+        if isinstance(error, FleetError):
+            content |= {"servers": error.servers}
         print(json.dumps({"ok": False, "error": content}, indent=2))
     else:
         print(f"vllm-surgery: error: {error}", file=sys.stderr)

@@ -90,10 +90,7 @@ class SurgeryClient(Connection):
         Raises:
             SurgeryError: as with `state`.
         """
-        body: dict[str, Any] = {"patches": list(patches), "mode": mode}
-        if if_epoch is not None:
-            body["if_epoch"] = if_epoch
-        return self._ask("PUT", STATE_PATH, SwapReport, body)
+        return self._swap({"patches": list(patches), "mode": mode}, if_epoch)
 
     def change_slots(
         self,
@@ -128,7 +125,9 @@ class SurgeryClient(Connection):
             UsageError, ServerError: as with `state`.
         """
         slots = {"fill", "free", "default"} & body.keys()
-        return self._ask("PUT", STATE_PATH, SlotsReport if slots else SwapReport, dict(body))
+        if slots:
+            return self._ask("PUT", STATE_PATH, SlotsReport, dict(body))
+        return self._ask("PUT", STATE_PATH, SwapReport, dict(body))
 
     def undo(self, *, mode: SwapMode = "keep", if_epoch: int | None = None) -> SwapReport:
         """Takes the last change back. Waits as long as it takes.
@@ -140,10 +139,7 @@ class SurgeryClient(Connection):
         Raises:
             UsageError, ServerError: as with `state`.
         """
-        body: dict[str, Any] = {"undo": True, "mode": mode}
-        if if_epoch is not None:
-            body["if_epoch"] = if_epoch
-        return self._ask("PUT", STATE_PATH, SwapReport, body)
+        return self._swap({"undo": True, "mode": mode}, if_epoch)
 
     def promote(self, *, mode: SwapMode = "keep", if_epoch: int | None = None) -> SwapReport:
         """Writes the default into the weights; requests under it go on as they were. Waits as long as it takes.
@@ -155,10 +151,11 @@ class SurgeryClient(Connection):
         Raises:
             UsageError, ServerError: as with `state`.
         """
-        body: dict[str, Any] = {"promote": True, "mode": mode}
-        if if_epoch is not None:
-            body["if_epoch"] = if_epoch
-        return self._ask("PUT", STATE_PATH, SwapReport, body)
+        return self._swap({"promote": True, "mode": mode}, if_epoch)
+
+    def _swap(self, body: dict[str, Any], if_epoch: int | None) -> SwapReport:
+        condition = {} if if_epoch is None else {"if_epoch": if_epoch}
+        return self._ask("PUT", STATE_PATH, SwapReport, body | condition)
 
     def metrics(self) -> str:
         """The text of the server's ``/metrics``; `vllm_surgery.client.traffic` makes figures of it.
