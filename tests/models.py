@@ -197,6 +197,13 @@ ONLY_EXPERTS = {
 }
 """Those with experts in all layers and no dense MLP in any."""
 
+SHARED_EXPERTS = {
+    **dict.fromkeys(("Qwen2Moe", "Qwen3Next", "Qwen3_5Moe"), ("mlp.shared_expert", 96)),
+    **dict.fromkeys(("DeepseekV2", "DeepseekV3", "Glm4Moe", "Glm4MoeLite"), ("mlp.shared_experts", 64)),
+    "Llama4": ("feed_forward.shared_expert", 96),
+}
+"""The families that have an expert beside the routed ones, what a layer calls it, and how many neurons it has."""
+
 ROUTER_BIASES = {
     "DeepseekV3": "mlp.gate.e_score_correction_bias",
     "Glm4Moe": "mlp.gate.e_score_correction_bias",
@@ -211,6 +218,11 @@ def has_experts(family: str) -> bool:
     """Whether a family's model has experts."""
     text = _text_of(family)
     return {**_MORE, **_ONLY_SEEING}.get(text, {}).get("num_hidden_layers") == EXPERT_LAYERS
+
+
+def shared_expert_of(family: str) -> tuple[str, int] | None:
+    """What a layer of a family's model calls its shared expert, and how many neurons it has; None where it has none."""
+    return SHARED_EXPERTS.get(family.split("/", maxsplit=1)[0])
 
 
 def make_model(folder: Path, family: str = "Llama", dtype: torch.dtype = torch.float32, **save: Any) -> Path:
@@ -352,12 +364,13 @@ def patch_of(
     gains: Mapping[tuple[int, int], float],
     name: str = "test",
     experts: Mapping[tuple[int, int], float] | None = None,
+    shared: Mapping[tuple[int, int], float] | None = None,
     **more: Any,
 ) -> dict[str, Any]:
     """The same gains as a patch, in plain data."""
     edits = [
         {**_op(gain), kind: {str(layer): [index]}}
-        for kind, units in (("neurons", gains), ("experts", experts or {}))
+        for kind, units in (("neurons", gains), ("shared", shared or {}), ("experts", experts or {}))
         for (layer, index), gain in units.items()
     ]
     return {"version": 1, "name": name, "edits": edits, **more}

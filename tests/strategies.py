@@ -31,7 +31,7 @@ mappings = st.dictionaries(texts, plain_values, max_size=5)
 
 names = st.from_regex(r"[a-z0-9][a-z0-9._-]{0,63}", fullmatch=True)
 gains = st.sampled_from([-1.0, 0.0, 0.5, -2.0, 3.0, 1e-30, -0.75])
-units = st.tuples(st.sampled_from(["neurons", "experts"]), st.integers(0, 4), st.integers(0, 30))
+units = st.tuples(st.sampled_from(["neurons", "shared", "experts"]), st.integers(0, 4), st.integers(0, 30))
 gain_maps = st.dictionaries(units, gains, min_size=1, max_size=30)
 
 _counts = st.integers(1, 10**6)

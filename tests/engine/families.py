@@ -21,6 +21,7 @@ from tests.models import (
     edit_slices,
     has_experts,
     patch_of,
+    shared_expert_of,
 )
 
 if TYPE_CHECKING:
@@ -66,22 +67,31 @@ class Case:
     Attributes:
         neurons: their gains.
         experts: theirs.
+        shared: those of neurons of shared experts.
     """
 
     family: str
     neurons: Gains = field(default_factory=dict)
     experts: Gains = field(default_factory=dict)
+    shared: Gains = field(default_factory=dict)
+
+    @property
+    def units(self) -> int:
+        """How many are named."""
+        return len(self.neurons) + len(self.experts) + len(self.shared)
 
     @property
     def patch(self) -> dict[str, Any]:
         """In plain data."""
-        return patch_of(self.neurons, experts=self.experts)
+        return patch_of(self.neurons, experts=self.experts, shared=self.shared)
 
     @property
     def inverse(self) -> dict[str, Any]:
         """A patch that takes the patch back, exactly where each gain is a power of two."""
-        neurons, experts = ({unit: 1 / gain for unit, gain in gains.items()} for gains in (self.neurons, self.experts))
-        return patch_of(neurons, "inverse", experts=experts)
+        neurons, experts, shared = (
+            {unit: 1 / gain for unit, gain in gains.items()} for gains in (self.neurons, self.experts, self.shared)
+        )
+        return patch_of(neurons, "inverse", experts=experts, shared=shared)
 
     @property
     def slices(self) -> Slices:
@@ -89,6 +99,10 @@ class Case:
         layers = _LAYERS.get(self.family, "model.layers")
         down = {
             (f"{layers}.{layer}.mlp.down_proj.weight", 1, unit): gain for (layer, unit), gain in self.neurons.items()
+        }
+        name, _ = shared_expert_of(self.family) or ("", 0)
+        down |= {
+            (f"{layers}.{layer}.{name}.down_proj.weight", 1, unit): gain for (layer, unit), gain in self.shared.items()
         }
         return down | {
             (f"{layers}.{layer}.{name.format(expert=expert)}", *((None, 0) if "{" in name else (0, expert))): gain
@@ -108,6 +122,10 @@ class Case:
             width = WIDTHS.get(self._text, WIDTH)
             said = f"index {width} is out of range: layer {layer} has {width} neurons"
             cases.append((patch_of({(layer, width): -1.0}, "neuron"), said))
+        if shared := shared_expert_of(self.family):
+            _, width = shared
+            said = f"index {width} is out of range: layer {LAST_WITH_EXPERTS} has {width} shared neurons"
+            cases.append((patch_of({}, "shared", shared={(LAST_WITH_EXPERTS, width): -1.0}), said))
         if self.experts:
             said = f"index {EXPERTS} is out of range: layer {LAST_WITH_EXPERTS} has {EXPERTS} experts"
             cases.append((patch_of({}, "expert", {(LAST_WITH_EXPERTS, EXPERTS): -1.0}), said))
@@ -137,10 +155,18 @@ def case_of(family: str) -> Case:
         return Case(family, {(0, 0): -1.0, (3, 7): 0.0, (5, WIDTH - 1): 0.5, (LAST, 0): -0.8, (LAST, last): 3.0})
     first = 1 if text in DENSE_FIRST_LAYER else 0
     experts = {(first, 0): -1.0, (1, 1): 0.5, (1, 3): 0.0, (2, 5): 3.0, (3, 0): -0.8, (3, EXPERTS - 1): -1.0}
+    shared = _shared_gains(family, first)
     if family.split("/", maxsplit=1)[0] in ONLY_EXPERTS:
-        return Case(family, experts=experts)
+        return Case(family, experts=experts, shared=shared)
     last_dense = 0 if text in DENSE_FIRST_LAYER else LAST_WITH_EXPERTS
-    return Case(family, {(0, 3): -1.0, (0, 4): 0.0, (last_dense, WIDTH - 1): 0.5}, experts)
+    return Case(family, {(0, 3): -1.0, (0, 4): 0.0, (last_dense, WIDTH - 1): 0.5}, experts, shared)
+
+
+def _shared_gains(family: str, first: int) -> Gains:
+    if (shared := shared_expert_of(family)) is None:
+        return {}
+    last = shared[1] - 1
+    return {(first, 0): -1.0, (first, last): 0.0, (2, 5): 0.5, (3, 7): -0.8, (LAST_WITH_EXPERTS, last): 3.0}
 
 
 def cases(families: Iterable[str] = (*FAMILIES, *SERVED_EXPERTS)) -> dict[str, Case]:

@@ -80,4 +80,4 @@ def test_one_past_the_last_layer_neuron_or_expert_is_refused(answers: Answers, f
 @pytest.mark.parametrize("family", CASES)
 def test_the_report_counts_units(answers: Answers, family: str) -> None:
     (report,) = answers[f"{family} patched"]["reports"]
-    assert report["units"] == len(CASES[family].neurons) + len(CASES[family].experts)
+    assert report["units"] == CASES[family].units

@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import pytest
 
-from tests.engine.offline import Arm, run_arms
+from tests.engine.offline import PROMPTS, Arm, run_arms
 from tests.models import patch_of
 from vllm_surgery import ModelFolder, Patch, PatchSet
 from vllm_surgery.offline.export_lora import RANKS, export_lora
 from vllm_surgery.patch.patch_set import SourcedPatch
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     Answer = dict[str, Any]
@@ -74,6 +75,37 @@ def test_a_request_is_answered_as_by_its_own_model(
 def test_the_patch_changes_every_answer(answers: dict[str, Answer]) -> None:
     pairs = zip(answers["patched"]["tokens"], answers["unpatched"]["tokens"], strict=True)
     assert all(patched != unpatched for patched, unpatched in pairs)
+
+
+SHARED = {(0, 0): 5.0, (0, 95): -1.0, (1, 9): 0.0, (3, 7): -3.0}
+"""Neurons of shared experts."""
+
+
+@pytest.fixture(scope="module")
+def of_shared_experts(
+    tmp_path_factory: pytest.TempPathFactory, family_model: Callable[[str], Path]
+) -> dict[str, Answer]:
+    patch, model = patch_of({}, shared=SHARED), family_model("Qwen2Moe")
+    patches = PatchSet((SourcedPatch("test", Patch.from_data(patch)),))
+    done = export_lora(patches, ModelFolder(model), tmp_path_factory.mktemp("shared") / "adapter")
+    lora = {"enable_lora": True, "max_lora_rank": done.max_lora_rank, "max_loras": 2}
+    whose = [None, str(done.folder)] * len(PROMPTS)
+    both = Arm(str(model), options=lora, adapters=whose, experts_in_torch=True, forget_kernels=False)
+    arms = {"unpatched": Arm(str(model)), "patched": Arm(str(model), [patch]), "batch": both}
+    both.prompts = [prompt for prompt in PROMPTS for _ in range(2)]
+    for arm in arms.values():
+        arm.options |= {"dtype": "float32"}
+    found = dict(zip(arms, run_arms(*arms.values()), strict=True))
+    return {**found, "without": _every_second(found["batch"], 0), "with": _every_second(found["batch"], 1)}
+
+
+@pytest.mark.parametrize(("in_the_batch", "reference"), [("with", "patched"), ("without", "unpatched")])
+def test_an_adapter_holds_neurons_of_shared_experts(
+    of_shared_experts: dict[str, Answer], in_the_batch: str, reference: str
+) -> None:
+    assert of_shared_experts["patched"]["tokens"] != of_shared_experts["unpatched"]["tokens"]
+    assert of_shared_experts[in_the_batch]["tokens"] == of_shared_experts[reference]["tokens"]
+    assert largest_difference(of_shared_experts[in_the_batch], of_shared_experts[reference]) <= TOLERANCE
 
 
 def test_these_are_the_ranks_that_vllm_allows() -> None:

@@ -37,7 +37,7 @@ def test_the_parts_of_a_layer_are_found_under_each_root(root: str, part: str, pa
         "model.embed_tokens.weight",
         "model.layers.0.self_attn.o_proj.weight",
         "model.layers.0.mlp.gate.weight",
-        "model.layers.0.mlp.shared_expert.down_proj.weight",
+        "model.layers.0.mlp.shared_expert_gate.weight",
         # Other stacks of layers: vision and audio towers, draft models.
         "visual.blocks.0.mlp.down_proj.weight",
         "model.visual.layers.0.mlp.down_proj.weight",

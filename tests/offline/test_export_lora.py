@@ -182,8 +182,8 @@ def refused(wanted: PatchSet, model: Path, out: Path, kind: type[SurgeryError]) 
 @pytest.mark.parametrize("edit", [zero({"0": [1]}, "experts"), {"op": "mask", "experts": {"0": [1]}}])
 def test_experts_are_refused(model: Path, tmp_path: Path, edit: dict[str, Any]) -> None:
     assert refused(patches_of(zero({"1": [2]}), edit), model, tmp_path / "out", MismatchError) == (
-        "p.yaml: edits[1].experts.0: a LoRA adapter can't hold edits of experts, only of the neurons of dense MLPs; "
-        "bake the patch instead"
+        "p.yaml: edits[1].experts.0: a LoRA adapter can't hold edits of experts, only of the neurons of dense MLPs "
+        "and of shared experts; bake the patch instead"
     )
 
 
@@ -211,7 +211,7 @@ def test_a_difference_beyond_float32_is_refused(tmp_path: Path) -> None:
 
 def test_a_plan_of_other_tensors_is_refused() -> None:
     edit = TensorEdit("model.layers.0.mlp.up_proj.weight", "F32", (4, 2), 0, (1,), (0.5,))
-    assert refusal(lambda: module._layer(edit)) == (
+    assert refusal(lambda: module._place(edit)) == (
         "model.layers.0.mlp.up_proj.weight: is edited, and the adapter can only hold columns of plain down projections"
     )
 

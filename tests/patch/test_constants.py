@@ -56,7 +56,7 @@ def test_each_op_and_value_has_a_digest_of_its_own() -> None:
         ({**SET, "value": 1e60}, "edits[0].value: 1e+60 is too large for float32"),
         ({**SET, "value": float("nan")}, "edits[0].value: nan is not a finite number"),
         ({"op": "set", "neurons": UNITS}, "edits[0].value: is missing"),
-        ({"op": "add", "value": 1.0}, "edits[0].neurons: is missing"),
+        ({"op": "add", "value": 1.0}, "edits[0]: names no units; give `neurons` or `shared`"),
         ({"op": "set", "value": 1.0, "experts": UNITS}, "edits[0].experts: `set` and `add` are for neurons"),
         ({**SET, "factor": 2.0}, "edits[0].factor: is not a key of this format"),
     ],

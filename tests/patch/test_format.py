@@ -112,7 +112,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     (patch_data(edits=None), "edits: input should be a valid list, got None"),
     (patch_data(edits={}), "edits: input should be a valid list"),
     ({"version": 1, "name": "small"}, "edits: is missing"),
-    (patch_data({"op": "zero"}), "edits[0]: names no units; give `neurons` or `experts`"),
+    (patch_data({"op": "zero"}), "edits[0]: names no units; give `neurons`, `shared` or `experts`"),
     (patch_data(zero({})), "edits[0].neurons: names no units; give at least one layer with an index"),
     (patch_data({**zero(NEURONS), "experts": {}}), "edits[0].experts: names no units; give at least one layer with an index"),
     (patch_data(zero({"1": []})), "edits[0].neurons.1: names no units; give at least one index"),
@@ -196,7 +196,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     *(
         (
             patch_data(seal={key: HASH}),
-            f"seal.{key}: string should match pattern '^(neurons|experts)/(0|[1-9][0-9]{{0,3}})/(0|[1-9][0-9]{{0,6}})$', got {key!r}",
+            f"seal.{key}: string should match pattern '^(neurons|shared|experts)/(0|[1-9][0-9]{{0,3}})/(0|[1-9][0-9]{{0,6}})$', got {key!r}",
         )
         for key in ["neurons/1", "neurons/01/2", "neurons/1/2/3", "heads/1/2", "int"]
     ),

@@ -130,10 +130,11 @@ def test_neurons_of_a_dense_mlp_stand_beside_experts() -> None:
 
 
 def test_shared_experts_and_routers_are_no_routed_experts() -> None:
-    names = ["shared_expert.down_proj.weight", "shared_experts.down_proj.weight", "shared_expert_gate.weight",
-             "gate.weight", "gate.e_score_correction_bias", "router.weight", "router.bias"]  # fmt: skip
+    names = ["shared_expert_gate.weight", "gate.weight", "gate.e_score_correction_bias", "router.weight", "router.bias"]
+    shared = ["shared_expert.down_proj.weight", "shared_experts.down_proj.weight"]
 
     assert [classify_tensor(f"model.layers.0.mlp.{name}") for name in names] == [None] * len(names)
+    assert {role.kind for name in shared if (role := classify_tensor(f"model.layers.0.mlp.{name}"))} == {"shared"}
 
 
 @pytest.mark.parametrize("name", ["experts.down_proj.weight", "experts.3.down_proj_blocks", "experts.3.down_proj.W_q", "experts.03.down_proj.weight"])  # fmt: skip

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -23,6 +24,7 @@ from tests.models import (
     edit_slices,
     has_experts,
     patch_of,
+    shared_expert_of,
 )
 from vllm_surgery import MismatchError, ModelFolder, Patch, PatchSet
 from vllm_surgery.offline.bake import bake
@@ -43,6 +45,7 @@ pytestmark = pytest.mark.slow  # Transformers makes a model of every family.
 
 NEURONS = {(0, 0): -1.0, (0, 7): 0.0, (3, WIDTH - 1): 0.5}
 ROUTED = {(1, 0): -1.0, (1, 3): 0.0, (3, EXPERTS - 1): 0.5}
+SHARED = {(1, 0): -1.0, (1, 9): 0.0, (3, 63): 0.5}
 
 
 def gains_of(family: str) -> tuple[dict[tuple[int, int], float], dict[tuple[int, int], float]]:
@@ -54,19 +57,24 @@ def gains_of(family: str) -> tuple[dict[tuple[int, int], float], dict[tuple[int,
     return neurons, experts
 
 
-def sealed_patch(model: ModelFolder, neurons: Any, experts: Any) -> PatchSet:
+def shared_of(family: str) -> dict[tuple[int, int], float]:
+    """Gains of neurons of shared experts that a family's model has."""
+    return {} if shared_expert_of(family) is None else SHARED
+
+
+def sealed_patch(model: ModelFolder, neurons: Any, experts: Any, shared: Any) -> PatchSet:
     """The gains as a patch that fits this model alone."""
-    member = SourcedPatch("p", Patch.from_data(patch_of(neurons, experts=experts)))
+    member = SourcedPatch("p", Patch.from_data(patch_of(neurons, experts=experts, shared=shared)))
     return PatchSet((SourcedPatch("p", seal_patch(member, model)),))
 
 
-def round_trip(model: ModelFolder, work: Path, neurons: Any, experts: Any) -> None:
+def round_trip(model: ModelFolder, work: Path, neurons: Any, experts: Any, shared: Any = MappingProxyType({})) -> None:
     """Seals, bakes and compares: the difference is the patch."""
-    patches = sealed_patch(model, neurons, experts)
+    patches = sealed_patch(model, neurons, experts, shared)
     done = bake(patches, model, work / "baked")
     found = diff(model, ModelFolder(work / "baked"))
-    assert (found.gains, found.experts, found.unexplained) == (neurons, experts, [])
-    assert done.units == len(neurons) + len(experts)
+    assert (found.gains, found.experts, found.shared, found.unexplained) == (neurons, experts, shared, [])
+    assert done.units == len(neurons) + len(experts) + len(shared)
     again = found.patch("test", model)
     assert again is not None
     assert again.digest == patches.members[0].patch.digest
@@ -74,7 +82,7 @@ def round_trip(model: ModelFolder, work: Path, neurons: Any, experts: Any) -> No
 
 @pytest.mark.parametrize("family", [*FAMILIES, *EXPERT_FAMILIES])
 def test_diff_of_a_bake_is_the_sealed_patch(family: str, tmp_path: Path, family_model: Callable[[str], Path]) -> None:
-    round_trip(ModelFolder(family_model(family)), tmp_path, *gains_of(family))
+    round_trip(ModelFolder(family_model(family)), tmp_path, *gains_of(family), shared_of(family))
 
 
 @pytest.mark.parametrize("family", LIKE_LLAMA)
@@ -94,8 +102,8 @@ def test_llama_4_has_dense_layers_between_those_with_experts(
 @pytest.mark.parametrize("family", [*FAMILIES, *EXPERT_FAMILIES])
 def test_negating_twice_gives_the_base_back(family: str, tmp_path: Path, family_model: Callable[[str], Path]) -> None:
     base = ModelFolder(family_model(family))
-    neurons, experts = (dict.fromkeys(gains, -1.0) for gains in gains_of(family))
-    patches = PatchSet((SourcedPatch("p", Patch.from_data(patch_of(neurons, experts=experts))),))
+    neurons, experts, shared = (dict.fromkeys(gains, -1.0) for gains in (*gains_of(family), shared_of(family)))
+    patches = PatchSet((SourcedPatch("p", Patch.from_data(patch_of(neurons, experts=experts, shared=shared))),))
     bake(patches, base, tmp_path / "once")
     bake(patches, ModelFolder(tmp_path / "once"), tmp_path / "twice")
 
@@ -112,7 +120,7 @@ def test_the_language_model_of_one_that_sees_is_edited(
     family: str, tmp_path: Path, family_model: Callable[[str], Path]
 ) -> None:
     folder = family_model(family)
-    round_trip(ModelFolder(folder), tmp_path, *gains_of(family))
+    round_trip(ModelFolder(folder), tmp_path, *gains_of(family), shared_of(family))
 
     before, after = load_file(folder / "model.safetensors"), load_file(tmp_path / "baked" / "model.safetensors")
     changed = {name for name in before if not before[name].equal(after[name])}

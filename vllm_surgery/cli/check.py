@@ -15,6 +15,7 @@ from vllm_surgery.model.conventions import classify_tensor
 from vllm_surgery.model.routers import layer_of_router_bias
 from vllm_surgery.patch.describe import count, gain_in_words
 from vllm_surgery.patch.patch_set import PatchSet
+from vllm_surgery.patch.units import units_in_words
 from vllm_surgery.planning.check import check_patches
 
 if TYPE_CHECKING:
@@ -81,7 +82,7 @@ def _layer_in_words(item: UnitGains) -> str:
     units = islice(zip(item.indices, item.gains, item.addends, strict=True), _SLICES_SHOWN)
     words = ", ".join(f"{index} {gain_in_words(gain, addend)}" for index, gain, addend in units)
     more = len(item.indices) - _SLICES_SHOWN
-    return f"{item.kind} of layer {item.layer}: {words}{f' and {more} more' if more > 0 else ''}"
+    return f"{units_in_words(item.kind)} of layer {item.layer}: {words}{f' and {more} more' if more > 0 else ''}"
 
 
 def _print_plan(plan: Plan, model: str) -> None:

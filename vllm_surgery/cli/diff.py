@@ -81,6 +81,7 @@ def _print(found: Diff, patch: Patch | None, out: Path | None) -> None:
         print(patch.to_yaml(), end="")
     else:
         units = [count(len(found.gains), "neuron") if found.gains else ""]
+        units.append(count(len(found.shared), "shared neuron") if found.shared else "")
         units.append(count(len(found.experts), "expert") if found.experts else "")
         units.append(count(len(found.masks), "masked expert") if found.masks else "")
         print(f"found: {out} is {patch.id}, {' and '.join(filter(None, units))}")

@@ -17,7 +17,7 @@ from vllm_surgery.errors import UsageError
 from vllm_surgery.model.output_norms import output_norms
 from vllm_surgery.patch.format import Patch
 from vllm_surgery.patch.patch_set import PatchSet, SourcedPatch
-from vllm_surgery.patch.units import Unit, UnitBlock, op_of
+from vllm_surgery.patch.units import NEURON_KINDS, Unit, UnitBlock, op_of
 from vllm_surgery.planning.check import check_patches
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def make_shams(patch: Patch, folder: ModelFolder, count: int, seed: int) -> list
     }
     drawn: list[dict[Unit, Gain]] = [{} for _ in range(count)]
     blocks = sorted({unit.block for unit in true})
-    norms = {block: output_norms(folder, block.layer) if block.kind == "neurons" else None for block in blocks}
+    norms = {block: _norms_of(folder, block) for block in blocks}
     for block in blocks:
         here = {unit: gain for unit, gain in true.items() if unit.block == block}
         for sham, units in zip(drawn, _draw(here, norms[block], _width(folder, block), count, source), strict=True):
@@ -73,8 +73,11 @@ def make_shams(patch: Patch, folder: ModelFolder, count: int, seed: int) -> list
 
 
 def _width(folder: ModelFolder, block: UnitBlock) -> int:
-    anatomy = folder.anatomy
-    return anatomy.mlps[block.layer].width if block.kind == "neurons" else anatomy.experts[block.layer].count
+    return folder.anatomy.counts(block.kind)[block.layer]
+
+
+def _norms_of(folder: ModelFolder, block: UnitBlock) -> Norms | None:
+    return output_norms(folder, block.layer, block.kind) if block.kind in NEURON_KINDS else None
 
 
 def _draw(

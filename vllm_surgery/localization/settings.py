@@ -6,17 +6,20 @@ The command line makes its options of them, so what takes long to import is impo
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from vllm_surgery.errors import PatchError
-from vllm_surgery.patch.units import Kind, Unit
+from vllm_surgery.patch.units import Unit
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from vllm_surgery.evaluation.protocol import Cell, Protocol
+
+SearchedKind: TypeAlias = Literal["neurons", "experts"]
+"""The kinds of units that are searched. A shared expert's neurons can be edited, but nothing measures them yet."""
 
 GREEDY, SAMPLED, SIDE = "greedy", "sampled", "side"
 
@@ -32,7 +35,7 @@ class SearchSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
-    kinds: list[Kind] = Field(default=["neurons", "experts"], min_length=1)
+    kinds: list[SearchedKind] = Field(default=["neurons", "experts"], min_length=1)
     """units to try: neurons, experts; those that the model has not are left out"""
     search: list[str] = ["lists:search"]
     """probe sets for the search, which sees no answer to any other"""

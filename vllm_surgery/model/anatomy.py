@@ -11,17 +11,21 @@ from vllm_surgery.model.conventions import classify_tensor, lacking
 from vllm_surgery.model.quantization import WHOLE, Stores
 from vllm_surgery.model.routers import Router, layer_of_router, observe_router
 from vllm_surgery.model.tensor_info import UNPACKED_DTYPES, TensorInfo
+from vllm_surgery.patch.units import NEURON_KINDS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from vllm_surgery.model.conventions import Convention, PartName, TensorRole
-    from vllm_surgery.patch.units import Unit
+    from vllm_surgery.patch.units import Kind, Unit
 
 
 @dataclass
 class GatedMlp:
-    """The tensors of one layer's gated MLP, ``down · (act(gate) * up)``, as far as they have been seen."""
+    """The tensors of one layer's gated MLP, ``down · (act(gate) * up)``, as far as they have been seen.
+
+    It is the layer's own, or its shared expert.
+    """
 
     layer: int
     tensors: dict[PartName, TensorInfo] = field(default_factory=dict)
@@ -93,6 +97,7 @@ class Anatomy:
     def __init__(self, num_hidden_layers: int | None = None) -> None:
         self.num_hidden_layers = num_hidden_layers
         self.mlps: dict[int, GatedMlp] = {}
+        self.shared: dict[int, GatedMlp] = {}
         self.experts: dict[int, RoutedExperts] = {}
         self.routers: dict[int, Router] = {}
 
@@ -122,15 +127,24 @@ class Anatomy:
             return None
         if self._beyond_last_layer(role.layer):
             return None
-        if role.block == "mlp":
-            self._observe_mlp(role, info)
-        else:
+        if role.block == "experts":
             self._observe_experts(role, info)
+        else:
+            self._observe_mlp(role, info)
         return role
 
-    def widths(self) -> dict[int, int]:
+    def gated_mlps(self, kind: Kind) -> dict[int, GatedMlp]:
+        """The gated MLPs, by layer, whose neurons are units of this kind."""
+        return self.shared if kind == "shared" else self.mlps
+
+    def widths(self, kind: Kind = "neurons") -> dict[int, int]:
         """Neurons in each layer whose down projection was seen and whose width can be told."""
-        return {layer: mlp.width for layer, mlp in self.mlps.items() if "down" in mlp.tensors and mlp.width}
+        found = self.gated_mlps(kind).items()
+        return {layer: mlp.width for layer, mlp in found if "down" in mlp.tensors and mlp.width}
+
+    def counts(self, kind: Kind) -> dict[int, int]:
+        """Units of a kind in each layer that has them."""
+        return self.expert_counts() if kind == "experts" else self.widths(kind)
 
     def expert_counts(self) -> dict[int, int]:
         """Routed experts in each layer that has them."""
@@ -143,14 +157,14 @@ class Anatomy:
 
     def tensors_of(self, unit: Unit) -> list[TensorInfo]:
         """The tensors that hold something of one unit."""
-        if unit.kind == "neurons":
-            mlp = self.mlps.get(unit.layer, GatedMlp(unit.layer))
+        if unit.kind in NEURON_KINDS:
+            mlp = self.gated_mlps(unit.kind).get(unit.layer, GatedMlp(unit.layer))
             return [*mlp.tensors.values(), *(info for _, info in mlp.quant_params.values())]
         block = self.experts.get(unit.layer)
         return block.tensors_of(unit.index) if block else []
 
     def _observe_mlp(self, role: TensorRole, info: TensorInfo) -> None:
-        mlp = self.mlps.setdefault(role.layer, GatedMlp(role.layer))
+        mlp = self.gated_mlps(role.kind).setdefault(role.layer, GatedMlp(role.layer))
         if role.suffix.stores not in WHOLE:
             mlp.quant_params[role.part.name, role.suffix.stores] = role, info
             return

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from vllm_surgery.patch.units import Kind
 
-BlockKind: TypeAlias = Literal["mlp", "experts"]
+BlockKind: TypeAlias = Literal["mlp", "shared", "experts"]
 PartName: TypeAlias = Literal["gate", "up", "gate_up", "gate_up_bias", "down", "down_bias", "scale"]
 
 MLP_ROLES: tuple[PartName, ...] = ("gate", "up", "down")
@@ -67,7 +67,7 @@ class Convention:
 
     Attributes:
         block: whose units the tensors belong to: ``mlp`` is the dense gated MLP of a layer, ``experts`` its routed
-            experts.
+            experts, ``shared`` the gated MLP that takes all of its tokens beside those.
         pattern: matches a whole tensor name, with groups ``layer``, ``part`` and, where each expert has tensors of its
             own, ``expert``.
         parts: the words that ``part`` may be.
@@ -91,16 +91,33 @@ Vision and audio towers have other roots, so their MLPs are never taken for the 
 _BLOCK = "(?:mlp|feed_forward)"
 _EXPERT = rf"(?P<expert>{INDEX_PATTERN})"
 
+_GATED_MLP = {
+    "gate_proj": Part("gate", 0),
+    "up_proj": Part("up", 0),
+    "gate_up_proj": Part("gate_up", 0, split=0),
+    "down_proj": Part("down", 1, carries=True),
+}
+
 CONVENTIONS: tuple[Convention, ...] = (
     Convention(
         name="gated MLP (Llama, Mistral, Qwen, Gemma, Phi-3, the dense layers of DeepSeek, GLM and Llama 4)",
         block="mlp",
         pattern=re.compile(rf"{IN_LAYER}\.{_BLOCK}\.(?P<part>[a-z_]+)\.weight"),
+        parts=_GATED_MLP,
+    ),
+    Convention(
+        name="shared expert (Qwen-MoE, DeepSeek, GLM-MoE, Llama 4, ERNIE, Hunyuan)",
+        block="shared",
+        pattern=re.compile(rf"{IN_LAYER}\.{_BLOCK}\.(?:shared_experts?|shared_mlp)\.(?P<part>[a-z_]+)\.weight"),
+        parts=_GATED_MLP,
+    ),
+    Convention(
+        name="shared expert (Granite MoE)",
+        block="shared",
+        pattern=re.compile(rf"{IN_LAYER}\.shared_mlp\.(?P<part>[a-z_]+)\.weight"),
         parts={
-            "gate_proj": Part("gate", 0),
-            "up_proj": Part("up", 0),
-            "gate_up_proj": Part("gate_up", 0, split=0),
-            "down_proj": Part("down", 1, carries=True),
+            "input_linear": Part("gate_up", 0, split=0),
+            "output_linear": Part("down", 1, carries=True),
         },
     ),
     Convention(
@@ -179,7 +196,7 @@ class TensorRole:
     @property
     def kind(self) -> Kind:
         """The patch format's word for those units."""
-        return "neurons" if self.block == "mlp" else "experts"
+        return "neurons" if self.block == "mlp" else self.block
 
 
 def classify_tensor(name: str) -> TensorRole | None:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     from vllm_surgery.model.checkpoint import ModelFolder
     from vllm_surgery.model.tensor_info import TensorInfo
+    from vllm_surgery.patch.units import Kind
 
 Norms: TypeAlias = NDArray[np.float64]
 """One a neuron of a layer."""
@@ -18,12 +19,12 @@ Norms: TypeAlias = NDArray[np.float64]
 _DTYPES = {"F16": "<f2", "F32": "<f4", "F64": "<f8"}
 
 
-def output_norms(folder: ModelFolder, layer: int) -> Norms | None:
+def output_norms(folder: ModelFolder, layer: int, kind: Kind = "neurons") -> Norms | None:
     """The norm of what each neuron of a layer adds, for an activation of one.
 
-    None where it can't be read: the layer has no dense MLP, or its weights are quantised.
+    None where it can't be read: the layer has no such MLP, or its weights are quantised.
     """
-    mlp = folder.anatomy.mlps.get(layer)
+    mlp = folder.anatomy.gated_mlps(kind).get(layer)
     info = None if mlp is None else mlp.tensors.get("down")
     if info is None or info.dtype not in {*_DTYPES, "BF16"}:
         return None

@@ -60,6 +60,7 @@ class Diff:
 
     Attributes:
         gains: a factor for each neuron, by layer and index.
+        shared: a factor for each neuron of shared experts, by layer and index.
         experts: a factor for each routed expert, by layer and index.
         masks: layer and index of each routed expert that its router can't choose any more.
         unexplained: what no patch can say.
@@ -67,6 +68,7 @@ class Diff:
     """
 
     gains: dict[tuple[int, int], float] = field(default_factory=dict)
+    shared: dict[tuple[int, int], float] = field(default_factory=dict)
     experts: dict[tuple[int, int], float] = field(default_factory=dict)
     masks: set[tuple[int, int]] = field(default_factory=set)
     unexplained: list[Unexplained] = field(default_factory=list)
@@ -75,9 +77,9 @@ class Diff:
     def patch(self, name: str, base: ModelFolder, **more: Any) -> Patch | None:
         """The differences as a patch for `base`, guarded by what `base` is. None where there are none."""
         experts: dict[tuple[int, int], Gain] = {**self.experts, **dict.fromkeys(self.masks, MASK)}
-        if not self.gains and not experts:
+        edits = [*_edits("neurons", self.gains), *_edits("shared", self.shared), *_edits("experts", experts)]
+        if not edits:
             return None
-        edits = [*_edits("neurons", self.gains), *_edits("experts", experts)]
         return Patch.from_data({"version": 1, "name": name, "model": guard_of(base), "edits": edits, **more}, name)
 
 
@@ -254,8 +256,10 @@ class _Comparison:
                     f"expert {index} of layer {layer} is masked, so its gain of {gain:g} is left out"
                 )
             elif gain != 1:
-                into = self._result.gains if kind == "neurons" else self._result.experts
-                into[layer, index] = gain
+                self._found(kind)[layer, index] = gain
+
+    def _found(self, kind: Kind) -> dict[tuple[int, int], float]:
+        return {"neurons": self._result.gains, "shared": self._result.shared}.get(kind, self._result.experts)
 
     def _unexplained(self, stored: StoredTensor, reason: str, numbers: int) -> None:
         self._result.unexplained.append(Unexplained(stored.info.name, reason, numbers))
@@ -270,9 +274,9 @@ class _Comparison:
             self._result.notes.append(f"{count} tensor(s) are stored as {new}, were {old}; compared as {new}")
         for (kind, part_name, carrier), number in sorted(self._elsewhere.items(), reverse=True):
             place = (
-                f"rows of {part_name} projections"
-                if kind == "neurons"
-                else f"{_PLACES.get(part_name, part_name)} of experts"
+                f"{_PLACES.get(part_name, part_name)} of experts"
+                if kind == "experts"
+                else f"rows of {part_name} projections"
             )
             self._result.notes.append(
                 f"{number} gain(s) stand on {place}; from the {_PLACES[carrier]}, where a patch puts them, "

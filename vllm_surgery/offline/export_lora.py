@@ -41,6 +41,7 @@ from vllm_surgery.model.tensor_info import FLOAT_DTYPES
 from vllm_surgery.offline.bake import CARD_FILE, RECORD_FILE
 from vllm_surgery.patch.describe import count, model_card
 from vllm_surgery.patch.document import dump_yaml
+from vllm_surgery.patch.units import units_in_words
 from vllm_surgery.planning.check import check_patches
 from vllm_surgery.weights.arithmetic import apply_edit
 from vllm_surgery.weights.tensors import read_tensor
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
 
     from vllm_surgery.model.checkpoint import ModelFolder
     from vllm_surgery.patch.patch_set import PatchSet
+    from vllm_surgery.patch.units import Kind
     from vllm_surgery.planning.planner import Plan, TensorEdit
 
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
@@ -125,7 +127,8 @@ def _check_no_experts(patches: PatchSet) -> None:
             raise MismatchError(
                 item.source,
                 item.place,
-                "a LoRA adapter can't hold edits of experts, only of the neurons of dense MLPs; bake the patch instead",
+                "a LoRA adapter can't hold edits of experts, only of the neurons of dense MLPs and of shared experts; "
+                "bake the patch instead",
             )
 
 
@@ -139,15 +142,15 @@ def _rank(plan: Plan, patches: PatchSet) -> int:
     """
     if not plan.edits:
         raise UsageError("no patch was given, so there is nothing to export")
-    counts = Counter({_layer(edit): len(edit.indices) for edit in plan.edits})
-    ((layer, rank),) = counts.most_common(1)
+    counts = Counter({_place(edit): len(edit.indices) for edit in plan.edits})
+    (((kind, layer), rank),) = counts.most_common(1)
     if rank > RANKS[-1]:
-        first = next(item for item in patches.assignments() if item.layer == layer)
+        first = next(item for item in patches.assignments() if (item.kind, item.layer) == (kind, layer))
         raise MismatchError(
             first.source,
             first.place,
-            f"{rank} neurons of layer {layer} are edited, each takes a rank, and the largest LoRA rank of vLLM is "
-            f"{RANKS[-1]}; bake the patch instead",
+            f"{rank} {units_in_words(kind)} of layer {layer} are edited, each takes a rank, and the largest LoRA rank "
+            f"of vLLM is {RANKS[-1]}; bake the patch instead",
         )
     return rank
 
@@ -156,11 +159,11 @@ def _max_lora_rank(rank: int) -> int:
     return next(allowed for allowed in RANKS if allowed >= rank)
 
 
-def _layer(edit: TensorEdit) -> int:
+def _place(edit: TensorEdit) -> tuple[Kind, int]:
     role = classify_tensor(edit.tensor)
     if role is None or role.part.name != "down" or edit.axis != role.part.unit_axis or edit.dtype not in FLOAT_DTYPES:
         raise SurgeryError(f"{edit.tensor}: is edited, and the adapter can only hold columns of plain down projections")
-    return role.layer
+    return role.kind, role.layer
 
 
 def _tensors(model: ModelFolder, edits: Iterable[TensorEdit], rank: int) -> dict[str, torch.Tensor]:

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from vllm_surgery.errors import one_line
 from vllm_surgery.patch.document import dump_yaml
-from vllm_surgery.patch.units import ALL, MASK
+from vllm_surgery.patch.units import ALL, MASK, units_in_words
 
 if TYPE_CHECKING:
     from vllm_surgery.patch.format import Patch
-    from vllm_surgery.patch.units import Assignment, Gain
+    from vllm_surgery.patch.units import Assignment, Gain, Kind
 
 _WIDTH = 100
 _INDENT = "  "
@@ -86,11 +86,12 @@ def _plain(value: Any) -> str:
 
 def _edits(patch: Patch) -> list[str]:
     """A line for each gain and kind: ``neurons silenced: layer 3: 1-3, 7; layer 5: all``."""
-    layers: dict[tuple[str, Gain, float], list[str]] = defaultdict(list)
+    layers: dict[tuple[Kind, Gain, float], list[str]] = defaultdict(list)
     for item in sorted(patch.assignments(), key=lambda item: item.layer):
         layers[item.kind, item.gain, item.addend].append(f"layer {item.layer}: {_indices(item)}")
     return [
-        f"{kind} {gain_in_words(gain, addend)}: {'; '.join(places)}" for (kind, gain, addend), places in layers.items()
+        f"{units_in_words(kind)} {gain_in_words(gain, addend)}: {'; '.join(places)}"
+        for (kind, gain, addend), places in layers.items()
     ]
 
 

@@ -28,7 +28,18 @@ from vllm_surgery.errors import PatchError
 from vllm_surgery.patch.bounds import MAX_EDITS, check_size
 from vllm_surgery.patch.document import dump_yaml, parse_document, plain_data
 from vllm_surgery.patch.selection import Selection, refusal
-from vllm_surgery.patch.units import ALL, KINDS, MASK, Assignment, Gain, IndexRange, covers, find_clash
+from vllm_surgery.patch.units import (
+    ALL,
+    KINDS,
+    MASK,
+    NEURON_KINDS,
+    Assignment,
+    Gain,
+    IndexRange,
+    covers,
+    find_clash,
+    units_in_words,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -37,7 +48,7 @@ if TYPE_CHECKING:
 
     from vllm_surgery.patch.document import Plain
 
-SEAL_KEY_PATTERN = r"^(neurons|experts)/(0|[1-9][0-9]{0,3})/(0|[1-9][0-9]{0,6})$"
+SEAL_KEY_PATTERN = r"^(neurons|shared|experts)/(0|[1-9][0-9]{0,3})/(0|[1-9][0-9]{0,6})$"
 _HASH_PATTERN = r"^[0-9a-f]{64}$"
 _DIGITS_OF_DIGEST_IN_ID = 8
 
@@ -121,15 +132,16 @@ class Guard(_Strict):
 
 
 class _UnitEdit(_Strict):
-    model_config = ConfigDict(json_schema_extra={"anyOf": [{"required": ["neurons"]}, {"required": ["experts"]}]})
+    model_config = ConfigDict(json_schema_extra={"anyOf": [{"required": [kind]} for kind in KINDS]})
 
     neurons: Selection = Field(default_factory=dict)
+    shared: Selection = Field(default_factory=dict)
     experts: Selection = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _names_units(self) -> _UnitEdit:
-        if not self.neurons and not self.experts:
-            raise refusal("", "names no units; give `neurons` or `experts`")
+        if not any(getattr(self, kind) for kind in KINDS):
+            raise refusal("", "names no units; give `neurons`, `shared` or `experts`")
         return self
 
     @property
@@ -180,8 +192,9 @@ class Mask(_Strict):
     @model_validator(mode="before")
     @classmethod
     def _no_neurons(cls, data: Any) -> Any:
-        if isinstance(data, dict) and "neurons" in data:
-            raise refusal("neurons", "`mask` is for routed experts; for neurons use `zero`")
+        for kind in NEURON_KINDS if isinstance(data, dict) else ():
+            if kind in data:
+                raise refusal(kind, "`mask` is for routed experts; for neurons use `zero`")
         return data
 
     @property
@@ -193,7 +206,10 @@ class Mask(_Strict):
 class _Constant(_Strict):
     """Ops that put a number where a weight could only put a multiple. Slots alone can."""
 
-    neurons: Selection
+    model_config = ConfigDict(json_schema_extra={"anyOf": [{"required": [kind]} for kind in NEURON_KINDS]})
+
+    neurons: Selection = Field(default_factory=dict)
+    shared: Selection = Field(default_factory=dict)
     value: Annotated[float, AfterValidator(_check_value)] = Field(
         description="any finite number but 0", json_schema_extra={"not": {"const": 0}}
     )
@@ -204,6 +220,12 @@ class _Constant(_Strict):
         if isinstance(data, dict) and "experts" in data:
             raise refusal("experts", "`set` and `add` are for neurons' activations; experts have none")
         return data
+
+    @model_validator(mode="after")
+    def _names_neurons(self) -> _Constant:
+        if not self.neurons and not self.shared:
+            raise refusal("", "names no units; give `neurons` or `shared`")
+        return self
 
     @property
     def addend(self) -> float:
@@ -268,7 +290,7 @@ class Patch(_Strict):
     def _units_named_once(self) -> Patch:
         clash = find_clash(self.assignments())
         if clash is not None:
-            unit = f"{clash.first.kind} {clash.index} of layer {clash.first.layer}"
+            unit = f"{units_in_words(clash.first.kind)} {clash.index} of layer {clash.first.layer}"
             raise refusal(clash.second.place, f"{unit}: already named in {clash.first.place}")
         return self
 

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Units and the ways a patch names them: single indices, ranges, or a whole layer.
 
-A unit is one MLP neuron (layer, index along the intermediate dimension) or one routed expert (layer, index). Selections
-stay ranges until a model says how wide its layers are, so that a hostile ``0-999999`` costs nothing.
+A unit is one MLP neuron (layer, index along the intermediate dimension), one neuron of a layer's shared expert, or one
+routed expert (layer, index). Selections stay ranges until a model says how wide its layers are, so that a hostile
+``0-999999`` costs nothing.
 """
 
 from __future__ import annotations
@@ -16,8 +17,10 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-Kind: TypeAlias = Literal["neurons", "experts"]
-KINDS: tuple[Kind, ...] = ("neurons", "experts")
+Kind: TypeAlias = Literal["neurons", "shared", "experts"]
+KINDS: tuple[Kind, ...] = ("neurons", "shared", "experts")
+NEURON_KINDS: tuple[Kind, ...] = ("neurons", "shared")
+"""The kinds whose units are neurons of one gated MLP a layer: its own, or the expert that all its tokens share."""
 
 # Bounds of the format, far above any model known: the widest MLP today has about 57,000 neurons.
 MAX_LAYER = 9_999
@@ -50,9 +53,9 @@ class Unit:
     """One MLP neuron or one routed expert.
 
     Attributes:
-        kind: neurons or experts.
+        kind: neurons, neurons of shared experts, or experts.
         layer: its layer, from 0.
-        index: along the layer's intermediate dimension, or among its routed experts; from 0.
+        index: along the MLP's intermediate dimension, or among the layer's routed experts; from 0.
     """
 
     kind: Kind
@@ -62,8 +65,8 @@ class Unit:
     @classmethod
     def parse(cls, key: str) -> Unit:
         """The unit that ``neurons/29/545`` names, as seals write it."""
-        kind, layer, index = key.split("/")
-        return cls("neurons" if kind == "neurons" else "experts", int(layer), int(index))
+        word, layer, index = key.split("/")
+        return cls(next(kind for kind in KINDS if kind == word), int(layer), int(index))
 
     @property
     def block(self) -> UnitBlock:
@@ -72,6 +75,11 @@ class Unit:
 
     def __str__(self) -> str:
         return f"{self.kind}/{self.layer}/{self.index}"
+
+
+def units_in_words(kind: Kind) -> str:
+    """``neurons``, ``shared neurons`` or ``experts``."""
+    return "shared neurons" if kind == "shared" else kind
 
 
 def op_of(gain: Gain, addend: float = 0.0) -> dict[str, Any]:

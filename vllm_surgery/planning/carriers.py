@@ -32,6 +32,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from vllm_surgery.model.quantization import METHODS
 from vllm_surgery.model.tensor_info import FLOAT_DTYPES, FP8_DTYPES
+from vllm_surgery.patch.units import NEURON_KINDS
 
 if TYPE_CHECKING:
     from vllm_surgery.model.conventions import TensorRole
@@ -146,7 +147,7 @@ def _not_understood(info: TensorInfo, scheme: Scheme | None) -> str:
 
 def _scales(role: TensorRole, info: TensorInfo, scheme: Scheme) -> Carrier | None:
     component: Component = "size" if scheme.signs_codes(role.kind) else "all"
-    if role.kind == "neurons":
+    if role.kind in NEURON_KINDS:
         return _scales_of_outputs(role, info, scheme, component) if role.part.name in {"up", "gate_up"} else None
     if not role.part.carries:
         return None

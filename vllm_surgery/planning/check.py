@@ -9,7 +9,7 @@ from vllm_surgery.errors import PatchError
 from vllm_surgery.patch.document import MAX_BYTES
 from vllm_surgery.patch.format import Patch
 from vllm_surgery.patch.patch_set import PatchSet, SourcedPatch
-from vllm_surgery.patch.units import Unit
+from vllm_surgery.patch.units import KINDS, Unit
 from vllm_surgery.planning.guard import guard_of
 from vllm_surgery.planning.planner import Planner
 from vllm_surgery.planning.seal import SealCheck, seal_of_folder
@@ -110,7 +110,7 @@ def seal_patch(member: SourcedPatch, model: ModelFolder) -> Patch:
 
 
 def _seals(patch: Patch, model: ModelFolder) -> Iterator[tuple[str, str]]:
-    widths = {"neurons": model.anatomy.widths(), "experts": model.anatomy.expert_counts()}
+    widths = {kind: model.anatomy.counts(kind) for kind in KINDS}
     for item in patch.assignments():
         for index in item.resolve(widths[item.kind][item.layer]):
             unit = Unit(item.kind, item.layer, index)

@@ -12,7 +12,7 @@ from vllm_surgery.errors import MismatchError, one_line
 from vllm_surgery.model.conventions import classify_tensor
 from vllm_surgery.model.tensor_info import FLOAT_DTYPES
 from vllm_surgery.patch.describe import count
-from vllm_surgery.patch.units import MASK, Assignment, IndexRange, merge_ranges
+from vllm_surgery.patch.units import KINDS, MASK, NEURON_KINDS, Assignment, IndexRange, merge_ranges, units_in_words
 from vllm_surgery.planning.carriers import carrier_of
 from vllm_surgery.planning.limits import check_complete
 
@@ -35,7 +35,7 @@ class UnitsFound:
     """Units of one kind, in layers that store them alike.
 
     Attributes:
-        kind: neurons or experts.
+        kind: neurons, neurons of shared experts, or experts.
         layers: where they are.
         units: of each layer; 0 where a packed format hides how many.
         tensors: on which their gains go, with ``*`` for the number of a layer or an expert.
@@ -54,7 +54,8 @@ class UnitsFound:
 
     def __str__(self) -> str:
         layers = f"layer{'s' if len(self.layers) > 1 else ''} {_ranges(self.layers)}"
-        each = f"{self.units} {self.kind}{' each' if len(self.layers) > 1 else ''}" if self.units else self.kind
+        word = units_in_words(self.kind)
+        each = f"{self.units} {word}{' each' if len(self.layers) > 1 else ''}" if self.units else word
         ops = [f"mask ({self.masked_by or 'while serving'})" if op == MASK else op for op in self.ops]
         exact = f"exact: {', '.join(ops)}" if ops else "no op is exact"
         gains = (
@@ -130,23 +131,21 @@ def take_inventory(folder: ModelFolder) -> Inventory:
         hidden_size=facts.hidden_size,
         quantization=facts.quantization,
         tensors=len(folder.tensors),
-        known=sum(len(mlp.tensors) + len(mlp.quant_params) for mlp in anatomy.mlps.values())
+        known=sum(
+            len(mlp.tensors) + len(mlp.quant_params)
+            for kind in NEURON_KINDS
+            for mlp in anatomy.gated_mlps(kind).values()
+        )
         + sum(len(block.tensors) + len(block.quant_params) for block in anatomy.experts.values()),
-        found=tuple(sorted(found, key=lambda group: (group.kind != "neurons", group.layers))),
+        found=tuple(sorted(found, key=lambda group: (KINDS.index(group.kind), group.layers))),
         without=tuple(layer for layer in range(facts.num_hidden_layers or 0) if layer not in seen),
     )
 
 
 def _groups(anatomy: Anatomy, scheme: Scheme | None) -> Iterator[tuple[int, UnitsFound]]:
     """Each layer with its units, which name no layer, so that those of layers that are stored alike are equal."""
-    widths = anatomy.widths()
-    for layer, mlp in anatomy.mlps.items():
-        if not mlp.missing():
-            infos = [*mlp.tensors.values(), *(info for _, info in mlp.quant_params.values())]
-            carriers = carried(infos, scheme)
-            ops = exact_ops("neurons", layer, carriers, anatomy, scheme)
-            able = [info for info, carrier in carriers if carrier.unsupported is None]
-            yield layer, _group("neurons", widths.get(layer, 0), able or [info for info, _ in carriers], ops)
+    for kind in NEURON_KINDS:
+        yield from _groups_of_mlps(kind, anatomy, scheme)
     for layer in sorted({*anatomy.experts, *anatomy.routers}):
         block, router = anatomy.experts.get(layer), anatomy.routers.get(layer)
         carriers = carried([*block.tensors.values(), *block.quant_params.values()], scheme) if block else []
@@ -157,6 +156,17 @@ def _groups(anatomy: Anatomy, scheme: Scheme | None) -> Iterator[tuple[int, Unit
             group = replace(group, ops=(*group.ops, MASK), masked_by=bias)
         if carriers or group.ops:
             yield layer, group
+
+
+def _groups_of_mlps(kind: Kind, anatomy: Anatomy, scheme: Scheme | None) -> Iterator[tuple[int, UnitsFound]]:
+    widths = anatomy.widths(kind)
+    for layer, mlp in anatomy.gated_mlps(kind).items():
+        if not mlp.missing():
+            infos = [*mlp.tensors.values(), *(info for _, info in mlp.quant_params.values())]
+            carriers = carried(infos, scheme)
+            ops = exact_ops(kind, layer, carriers, anatomy, scheme)
+            able = [info for info, carrier in carriers if carrier.unsupported is None]
+            yield layer, _group(kind, widths.get(layer, 0), able or [info for info, _ in carriers], ops)
 
 
 def _can_mask(router: Router) -> bool:
@@ -218,12 +228,14 @@ def _complete(item: Assignment, anatomy: Anatomy, scheme: Scheme | None) -> bool
 
 def describe_model(model: ModelFolder) -> str:
     """One line on the model's units."""
-    facts, widths, experts = model.facts, model.anatomy.widths(), model.anatomy.expert_counts()
+    facts, anatomy = model.facts, model.anatomy
+    widths, shared, experts = anatomy.widths(), anatomy.widths("shared"), anatomy.expert_counts()
     parts = [
         " or ".join(facts.architectures) or "an unnamed architecture",
         f"{facts.num_hidden_layers} layers" if facts.num_hidden_layers is not None else "",
         f"{_sizes(widths)} neurons in each of {count(len(widths), 'dense MLP')}" if widths else "no dense MLPs",
         count(sum(widths.values()), "neuron") + " in all" if widths else "",
+        f"{_sizes(shared)} neurons in each of {count(len(shared), 'shared expert')}" if shared else "",
         f"{_sizes(experts)} routed experts in each of {count(len(experts), 'layer')}" if experts else "",
         f"quantised ({facts.quantization})" if facts.quantization else "",
     ]

@@ -10,7 +10,7 @@ from vllm_surgery.errors import MismatchError
 from vllm_surgery.model.anatomy import GatedMlp
 from vllm_surgery.model.routers import LOWEST
 from vllm_surgery.model.tensor_info import FLOAT_DTYPES, UNPACKED_DTYPES
-from vllm_surgery.patch.units import ALL, MASK
+from vllm_surgery.patch.units import ALL, MASK, NEURON_KINDS, units_in_words
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -60,7 +60,9 @@ def check_range(item: Assignment, width: int) -> None:
     """
     if item.indices != ALL and item.indices[-1].last >= width:
         largest = item.indices[-1].last
-        raise refusal(item, f"index {largest} is out of range: layer {item.layer} has {width} {item.kind}")
+        raise refusal(
+            item, f"index {largest} is out of range: layer {item.layer} has {width} {units_in_words(item.kind)}"
+        )
 
 
 def check_format(item: Assignment, info: TensorInfo, carrier: Carrier) -> None:
@@ -89,7 +91,7 @@ def check_present(item: Assignment, anatomy: Anatomy, facts: ModelFacts) -> None
     Raises:
         MismatchError: there are some.
     """
-    reason = _missing_mlp(item, anatomy) if item.kind == "neurons" else _missing_experts(item, anatomy, facts)
+    reason = _missing_experts(item, anatomy, facts) if item.kind == "experts" else _missing_mlp(item, anatomy)
     if reason:
         hint = f"; the checkpoint is quantised ({facts.quantization})" if facts.quantization else ""
         raise refusal(item, f"touches no tensor: {reason}{hint}")
@@ -148,9 +150,15 @@ def why_too_few_left(left: Sequence[int], count: int, facts: ModelFacts, *, sums
 
 
 def _missing_mlp(item: Assignment, anatomy: Anatomy) -> str | None:
-    missing = anatomy.mlps.get(item.layer, GatedMlp(item.layer)).missing()
+    missing = anatomy.gated_mlps(item.kind).get(item.layer, GatedMlp(item.layer)).missing()
+    block = "shared expert" if item.kind == "shared" else "gated MLP"
     lacks = f"no {', '.join(missing)} projection"
-    return f"layer {item.layer} has no gated MLP in a naming that is known ({lacks})" if missing else None
+    hint = (
+        "; its shared expert's neurons are named by `shared`"
+        if item.kind == "neurons" and item.layer in anatomy.shared
+        else ""
+    )
+    return f"layer {item.layer} has no {block} in a naming that is known ({lacks}){hint}" if missing else None
 
 
 def _missing_experts(item: Assignment, anatomy: Anatomy, facts: ModelFacts) -> str | None:
@@ -182,8 +190,8 @@ def check_complete(item: Assignment, anatomy: Anatomy, scheme: Scheme | None) ->
     if scheme is None or item.gain == MASK:
         return
     scaled = not scheme.signs_codes(item.kind) or abs(item.gain) not in {0.0, 1.0}
-    if item.kind == "neurons":
-        reason = _reason_of_mlp(anatomy.mlps[item.layer], scheme, scaled)
+    if item.kind in NEURON_KINDS:
+        reason = _reason_of_mlp(anatomy.gated_mlps(item.kind)[item.layer], scheme, scaled)
     else:
         block = anatomy.experts[item.layer]
         reasons = (_reason_of_expert(block, index, scaled) for index in item.resolve(block.count))

@@ -252,7 +252,9 @@ class Planner:
     def _width(self, place: tuple[Kind, int]) -> int:
         """The number of units of a layer, which earlier checks have made sure of."""
         kind, layer = place
-        return self._anatomy.mlps[layer].width if kind == "neurons" else self._anatomy.experts_in(layer) or 0
+        if kind == "experts":
+            return self._anatomy.experts_in(layer) or 0
+        return self._anatomy.gated_mlps(kind)[layer].width
 
 
 def plan(patches: PatchSet, facts: ModelFacts, tensors: Iterable[TensorInfo]) -> Plan:

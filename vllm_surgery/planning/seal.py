@@ -4,7 +4,7 @@
 They cover the bytes that the checkpoint stores, each part with its role, number format and length, and don't depend on
 tensor names, on how the checkpoint is sharded, or on whether gate and up are stored in one tensor or in two.
 
-- A neuron's covers its row of gate, its row of up and its column of down.
+- A neuron's covers its row of gate, its row of up and its column of down; a shared expert's neuron's the same.
 - An expert's covers its gate, up and down, its biases where it has some, and its scale where it has one. As an expert
   can be hundreds of megabytes, it is the hash of the parts' hashes.
 - Of a quantised weight it covers codes, scales, zero points and the order of groups: see `vllm_surgery.planning.seal`.
@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, TypeAlias
 from vllm_surgery.errors import CheckpointError, MismatchError
 from vllm_surgery.model.conventions import HALVES, classify_tensor, lacking
 from vllm_surgery.model.quantization import WHOLE, Stores
-from vllm_surgery.patch.units import Unit, UnitBlock
+from vllm_surgery.patch.units import NEURON_KINDS, Unit, UnitBlock
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -73,7 +73,7 @@ def seal_of_folder(folder: ModelFolder, unit: Unit) -> str:
         assert role is not None  # The anatomy has classified it before.
         parts |= _parts(role, info, unit.index, partial(folder.read_slice, info.name), folder.facts.scheme)
     if missing := _lacking(parts):
-        block = "gated MLP" if unit.kind == "neurons" else f"expert {unit.index}"
+        block = {"neurons": "gated MLP", "shared": "shared expert"}.get(unit.kind, f"expert {unit.index}")
         raise CheckpointError(f"{folder.path}: layer {unit.layer} has no {block} (no {', '.join(missing)} projection)")
     return unit_hash(parts)
 
@@ -88,11 +88,11 @@ def _parts(role: TensorRole, info: TensorInfo, index: int, read_slice: ReadSlice
     if stores not in _STORES:
         return {}
     if stores == "weight":
-        return _sealed(_of_weight(role, info, index, read_slice), stores, info.dtype, small=role.kind == "neurons")
+        return _sealed(_of_weight(role, info, index, read_slice), stores, info.dtype, small=role.kind in NEURON_KINDS)
     found = places(role, info, index, scheme)
     contents = {place.part_name: read_slice(place.axis, place.index) for place in found}
     # Tensors that all neurons share can be large, as experts can.
-    small = role.kind == "neurons" and all(place.axis is not None for place in found)
+    small = role.kind in NEURON_KINDS and all(place.axis is not None for place in found)
     return _sealed(contents, stores, info.dtype, small=small)
 
 

@@ -29,9 +29,10 @@ KINDS = (*PLAIN, *QUANTISED, MXFP4)
 _LAYER = r"(?:model|model\.language_model|language_model\.model)\.layers\.(?P<layer>[0-9]+)\."
 _BLOCK = re.compile(rf"{_LAYER}(?:mlp|feed_forward|block_sparse_moe|experts|router)\..*")
 _WEIGHT = re.compile(
-    rf"(?P<start>{_LAYER}(?:mlp|block_sparse_moe)\.(?:experts\.(?P<expert>[0-9]+)\.)?"
+    rf"(?P<start>{_LAYER}(?:mlp|block_sparse_moe|feed_forward)\.(?:experts\.(?P<expert>[0-9]+)\.|(?P<shared>shared_experts?)\.)?"
     r"(?P<role>gate_up_proj|gate_proj|up_proj|down_proj|w1|w2|w3)\.)weight"
 )
+SHARED = -1
 _ROLES = {"w1": "gate", "w2": "down", "w3": "up"}
 _MX_BLOCK = 32
 _MX_SMALLEST = 1e-30  # Keeps the logarithm of a block of zeros finite.
@@ -43,7 +44,8 @@ class Checkpoint:
 
     Attributes:
         kind: how its projections are stored; None where they are plain numbers or MXFP4.
-        starts: by layer, expert (None in a dense MLP) and role, how the names of a projection's tensors start.
+        starts: by layer, expert (None in a dense MLP, -1 for the one that all tokens share) and role, how the names of
+            a projection's tensors start.
     """
 
     folder: Path
@@ -67,7 +69,7 @@ class Checkpoint:
 
     def own_experts(self) -> bool:
         """Whether each expert has tensors of its own."""
-        return any(expert is not None for _, expert, _ in self.starts)
+        return any(expert is not None and expert != SHARED for _, expert, _ in self.starts)
 
 
 def store(model: Path, word: str, folder: Path) -> Checkpoint | None:
@@ -108,7 +110,7 @@ def _starts(blocks: Tensors) -> dict[tuple[int, int | None, str], str]:
     return {
         (
             int(match["layer"]),
-            None if match["expert"] is None else int(match["expert"]),
+            SHARED if match["shared"] else None if match["expert"] is None else int(match["expert"]),
             _ROLES.get(match["role"], match["role"].removesuffix("_proj")),
         ): match["start"]
         for match in found

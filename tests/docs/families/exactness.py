@@ -5,11 +5,12 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
 
-from tests.docs.families.checkpoints import MXFP4, of_mxfp4
+from tests.docs.families.checkpoints import MXFP4, SHARED, of_mxfp4
 from tests.models import patch_of
 from tests.planning.test_quantised import changed, rounded_once, sign, with_scales
 from tests.quantised import stored
@@ -50,13 +51,13 @@ def held(checkpoint: Checkpoint, kind: str) -> Held:
 
     Args:
         checkpoint: where.
-        kind: ``neurons`` or ``experts``.
+        kind: of unit.
 
     Raises:
         AssertionError: a weight isn't its gain times the original, or another byte changed.
     """
     model, found = ModelFolder(checkpoint.folder), Held()
-    layers = sorted((model.anatomy.mlps if kind == "neurons" else model.anatomy.experts).keys())
+    layers = sorted(model.anatomy.experts if kind == "experts" else model.anatomy.gated_mlps(kind))
     wanted: Gains = {}
     for op, factors in OPS.items():
         gains = {(layer, _index(kind, factor)): factor for factor in factors for layer in (layers[0], layers[-1])}
@@ -86,11 +87,11 @@ def refusal(patches: PatchSet, model: ModelFolder) -> str | None:
 def _index(kind: str, factor: float) -> int:
     """A unit of its own for each factor."""
     place = [one for factors in OPS.values() for one in factors].index(factor)
-    return place + (FIRST_NEURON if kind == "neurons" else 0)
+    return place + (0 if kind == "experts" else FIRST_NEURON)
 
 
 def _patches(gains: Gains, kind: str) -> PatchSet:
-    data = patch_of(gains if kind == "neurons" else {}, experts=gains if kind == "experts" else {})
+    data = patch_of(gains) if kind == "neurons" else patch_of({}, **{kind: gains})
     return PatchSet((SourcedPatch("p", Patch.from_data(data)),))
 
 
@@ -117,7 +118,7 @@ def _baked(checkpoint: Checkpoint, patches: PatchSet, name: str) -> _Baked:
 def _check(checkpoint: Checkpoint, kind: str, gains: Gains) -> None:
     baked = _baked(checkpoint, _patches(gains, kind), kind)
     touched = dict(changed(baked.before, baked.after))
-    check = _check_neuron if kind == "neurons" else _check_expert
+    check = _check_expert if kind == "experts" else partial(_check_neuron, SHARED if kind == "shared" else None)
     for (layer, index), gain in gains.items():
         for name, axis, place in check(baked, layer, index, gain):
             if name in touched:
@@ -130,11 +131,11 @@ Places = list[tuple[str, int | None, int]]
 """Slices that a unit's gain may change: a tensor's name, an axis, an index along it."""
 
 
-def _check_neuron(baked: _Baked, layer: int, neuron: int, gain: float) -> Places:
+def _check_neuron(owner: int | None, baked: _Baked, layer: int, neuron: int, gain: float) -> Places:
     kind, starts = baked.checkpoint.kind, baked.checkpoint.starts
-    part_name = "up" if (layer, None, "up") in starts else "gate_up"
-    down = f"{starts[layer, None, 'down']}weight"
-    (old_down, new_down), (old_up, new_up) = (baked.parts(layer, None, each) for each in ("down", part_name))
+    part_name = "up" if (layer, owner, "up") in starts else "gate_up"
+    down = f"{starts[layer, owner, 'down']}weight"
+    (old_down, new_down), (old_up, new_up) = (baked.parts(layer, owner, each) for each in ("down", part_name))
     if kind is None:
         assert torch.equal(new_down["weight"][:, neuron], rounded_once(old_down["weight"][:, neuron], gain))
         return [(down, 1, neuron)]
@@ -143,7 +144,7 @@ def _check_neuron(baked: _Baked, layer: int, neuron: int, gain: float) -> Places
     expected = torch.outer(kind.dequantise(old_down)[:, neuron], scaled[row]) * sign(gain)
     made = torch.outer(kind.dequantise(new_down)[:, neuron], kind.dequantise(new_up)[row])
     assert torch.equal(made, expected)
-    scales = [] if kind.out_axis is None else [(f"{starts[layer, None, part_name]}{kind.scale}", kind.out_axis, row)]
+    scales = [] if kind.out_axis is None else [(f"{starts[layer, owner, part_name]}{kind.scale}", kind.out_axis, row)]
     return [(down, 1, neuron), *scales]
 
 

@@ -17,6 +17,7 @@ from tests.docs.families.storage import STORAGE, stored_as
 from tests.docs.families.survey import title_of
 from tests.engine import shown
 from tests.models import LIKE_LLAMA
+from vllm_surgery.patch.units import KINDS as KINDS_OF_UNITS
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -60,11 +61,17 @@ def page(families: Sequence[Family], without: Sequence[tuple[str, str]], existin
     """
     lines = [
         *_INTRODUCTION.splitlines(),
-        *["", "## Where gains go", "", *table(("family", "neurons", "experts", "masks"), map(_places, families))],
+        *[
+            "",
+            "## Where gains go",
+            "",
+            *table(("family", "neurons", "shared", "experts", "masks"), map(_places, families)),
+        ],
         *["", "Stored, found and baked as Llama's are, but served in no test:"],
         f"{', '.join(map(title_of, LIKE_LLAMA))}.",
         *["", "Refused:", "", *table(("family", "reason"), without)],
         *["", "## Kinds of checkpoints", "", "### Neurons", "", *_kinds(families, "neurons")],
+        *["", "### Neurons of shared experts", "", *_kinds(families, "shared")],
         *["", "### Experts", "", *_kinds(families, "experts")],
         *["", "### Files", "", *_storage(existing)],
         *["", "## Served", "", "### Families", "", *_served(families, existing)],
@@ -75,7 +82,7 @@ def page(families: Sequence[Family], without: Sequence[tuple[str, str]], existin
 
 
 def _places(family: Family) -> tuple[str, ...]:
-    found = {kind: [group for group in family.units if group.kind == kind] for kind in ("neurons", "experts")}
+    found = {kind: [group for group in family.units if group.kind == kind] for kind in KINDS_OF_UNITS}
     masked = {_mask(group) for group in found["experts"] if "mask" in group.ops}
     return family.title, *(_tensors(groups) for groups in found.values()), " or ".join(sorted(masked)) or NO_SUCH
 

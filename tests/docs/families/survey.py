@@ -123,6 +123,6 @@ def _found(key: str) -> Family:
             found = take_inventory(ModelFolder(checkpoint.folder)).found
             family.units = family.units or found
             for kind in sorted({group.kind for group in found}):
-                if kind == "neurons" or checkpoint.stores_experts():
+                if kind != "experts" or checkpoint.stores_experts():
                     family.held[word, kind] = held(checkpoint, kind)
         return family

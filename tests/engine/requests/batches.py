@@ -32,7 +32,8 @@ def exact_patch(family: str) -> dict[str, Any]:
     case = case_of(family)
     neurons = {unit: gain for unit, gain in ROUND.items() if case.neurons}
     experts = {(0, 1): -1.0, (1, 2): 0.0, (2, 0): 2.0, (3, 7): 0.5} if has_experts(family) else {}
-    return patch_of(neurons, "exact", experts)
+    shared = {(0, 3): -1.0, (1, 7): 0.0, (2, 5): 0.5, (3, 63): 4.0} if case.shared else {}
+    return patch_of(neurons, "exact", experts, shared)
 
 
 def rounded_patch(family: str) -> dict[str, Any]:
@@ -40,7 +41,7 @@ def rounded_patch(family: str) -> dict[str, Any]:
     case = case_of(family)
     neurons = {(1, 9): 3.0, (3, 64): -0.8} if case.neurons else {}
     experts = {(0, 4): 0.3, (3, 5): -0.7} if has_experts(family) else {}
-    return patch_of(neurons, "rounded", experts)
+    return patch_of(neurons, "rounded", experts, {(1, 9): 3.0, (3, 62): -0.8} if case.shared else {})
 
 
 def last_patch(family: str) -> dict[str, Any]:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.engine
 
-FAMILIES = ("Llama", "Qwen2", "Gemma3", "Gemma4/dense", "Qwen3Moe", "Gemma4/experts", "GptOss")
+FAMILIES = ("Llama", "Qwen2", "Gemma3", "Gemma4/dense", "Qwen2Moe", "Qwen3Moe", "Gemma4/experts", "GptOss")
 
 
 @pytest.fixture(scope="module", params=FAMILIES)

@@ -7,12 +7,13 @@ import hashlib
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from vllm_surgery.patch.units import MASK
+from vllm_surgery.patch.units import MASK, NEURON_KINDS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from vllm_surgery.patch.patch_set import PatchSet
+    from vllm_surgery.patch.units import Kind
     from vllm_surgery.planning.planner import UnitGains
 
 NO_ADDEND = -0.0
@@ -44,7 +45,7 @@ class SlotContent:
         id: of the patch set.
         digest: of what it does.
         units: how many neurons and experts it names.
-        neurons, experts: by layer.
+        neurons, shared, experts: by layer.
         masks: by layer the count of experts and those that its router can't choose.
     """
 
@@ -52,13 +53,14 @@ class SlotContent:
     digest: str
     units: int
     neurons: Mapping[int, LayerGains] = field(default_factory=dict)
+    shared: Mapping[int, LayerGains] = field(default_factory=dict)
     experts: Mapping[int, LayerGains] = field(default_factory=dict)
     masks: Mapping[int, tuple[int, tuple[int, ...]]] = field(default_factory=dict)
 
     @property
     def layers(self) -> dict[str, set[int]]:
         """The layers in which something happens, by kind; together the ranks must hold them all."""
-        return {"neurons": {*self.neurons}, "experts": {*self.experts, *self.masks}}
+        return {"neurons": {*self.neurons}, "shared": {*self.shared}, "experts": {*self.experts, *self.masks}}
 
     def to_data(self) -> dict[str, Any]:
         """Plain data."""
@@ -67,6 +69,7 @@ class SlotContent:
             "digest": self.digest,
             "units": self.units,
             "neurons": [[layer, *_rows(gains)] for layer, gains in self.neurons.items()],
+            "shared": [[layer, *_rows(gains)] for layer, gains in self.shared.items()],
             "experts": [[layer, *_rows(gains)] for layer, gains in self.experts.items()],
             "masks": [[layer, count, list(masked)] for layer, (count, masked) in self.masks.items()],
         }
@@ -79,6 +82,7 @@ class SlotContent:
             data["digest"],
             data["units"],
             {layer: _gains(*rows) for layer, *rows in data["neurons"]},
+            {layer: _gains(*rows) for layer, *rows in data["shared"]},
             {layer: _gains(*rows) for layer, *rows in data["experts"]},
             {layer: (count, tuple(masked)) for layer, count, masked in data["masks"]},
         )
@@ -92,17 +96,18 @@ def content_of(patches: PatchSet, planned: tuple[UnitGains, ...], units: int) ->
         planned: gains by layer, from a plan for slots.
         units: how many there are.
     """
-    neurons, experts, masks = {}, {}, {}
+    experts, masks = {}, {}
+    neurons: dict[Kind, dict[int, LayerGains]] = {kind: {} for kind in NEURON_KINDS}
     for layer in planned:
-        if layer.kind == "neurons":
-            neurons[layer.layer] = _neurons(layer)
+        if layer.kind in neurons:
+            neurons[layer.kind][layer.layer] = _neurons(layer)
             continue
         masked = tuple(index for index, gain in zip(layer.indices, layer.gains, strict=True) if gain == MASK)
         if masked:
             masks[layer.layer] = (layer.width, masked)
         if len(masked) < len(layer.indices):
             experts[layer.layer] = _experts(layer)
-    return SlotContent(patches.id, digest_of(patches), units, neurons, experts, masks)
+    return SlotContent(patches.id, digest_of(patches), units, neurons["neurons"], neurons["shared"], experts, masks)
 
 
 def digest_of(patches: PatchSet) -> str:

@@ -69,7 +69,7 @@ def install_experts(router: MaskableRouter, slots: int, tokens: TokenSlots, *, t
     path, runner = router.path, router.runner
     device = next((tensor.device for tensor in runner.parameters()), tokens.slots.device)
     count = int(runner.moe_config.num_logical_experts)
-    table = ExpertTable(slots, count, device, _no_gains(path, runner), router.why_not() or _not_local(path, runner))
+    table = ExpertTable(slots, count, device, _no_gains(path, runner), router.why_not() or why_not_local(path, runner))
     if table.no_masks is None:
         # Before tokens of other ranks join: `tokens` knows this rank's alone. And where no swap of masks takes it out.
         dispatch = touchpoints.MOE_DISPATCH
@@ -90,10 +90,11 @@ def _no_gains(path: str, runner: Any) -> str | None:
         return f"{path}: {type(runner.router).__name__} weighs experts in its own way, so slots can't"
     if runner.do_naive_dispatch_combine:
         return f"{path}: tokens of other ranks are routed here too, and their slots aren't known"
-    return _not_local(path, runner)
+    return why_not_local(path, runner)
 
 
-def _not_local(path: str, runner: Any) -> str | None:
+def why_not_local(path: str, runner: Any) -> str | None:
+    """The reason why it isn't known whose tokens this rank's runner gets; None where it is."""
     if getattr(runner.moe_config, "is_sequence_parallel", False):
         return f"{path}: ranks share a batch's tokens out among themselves, so their slots aren't known"
     return None

@@ -22,6 +22,7 @@ from vllm_surgery.engine.rpc_errors import error_of, failure_of
 from vllm_surgery.engine.swap.transaction import NOTHING_BEFORE
 from vllm_surgery.errors import CannotSwapError, ConflictError, UsageError
 from vllm_surgery.patch.patch_set import NO_PATCH
+from vllm_surgery.patch.units import NEURON_KINDS, units_in_words
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -303,11 +304,11 @@ class Ledger:
             if not answer["ok"]:
                 raise error_of(answer, f"rank {rank}")
         held = {(kind, layer) for answer in answers for kind, layer in answer["held"]}
-        wanted = [("neurons", layer) for layer, *_ in content["neurons"]]
+        wanted = [(kind, layer) for kind in NEURON_KINDS for layer, *_ in content[kind]]
         wanted += [("experts", layer) for layer, *_ in [*content["experts"], *content["masks"]]]
         for kind, layer in wanted:
             if (kind, layer) not in held:
-                raise CannotSwapError(f"no rank has a place for the gains of {kind} in layer {layer}")
+                raise CannotSwapError(f"no rank has a place for the gains of {units_in_words(kind)} in layer {layer}")
 
     def _free_slot(self, offer: Offer) -> int:
         """A slot that nobody uses, taken from what it held.

@@ -18,15 +18,20 @@ from vllm_surgery.engine.masks.model import compiles
 from vllm_surgery.engine.masks.router import MaskableRouter
 from vllm_surgery.engine.model_parts import Layers
 from vllm_surgery.engine.requests.content import SlotContent
-from vllm_surgery.engine.requests.experts import ExpertTable, install_experts
+from vllm_surgery.engine.requests.experts import ExpertTable, install_experts, why_not_local
 from vllm_surgery.engine.requests.neurons import NeuronTable, install_neurons
 from vllm_surgery.engine.requests.runners import install_runner
 from vllm_surgery.engine.requests.tokens import TokenSlots
 from vllm_surgery.engine.rpc_errors import failure_of
 from vllm_surgery.errors import CannotSwapError, EngineError
+from vllm_surgery.patch.units import units_in_words
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from vllm_surgery.engine.requests.content import LayerGains
     from vllm_surgery.engine.requests.runners import Version
+    from vllm_surgery.patch.units import Kind
 
 SLOTS = "_vllm_surgery_slots"
 """The attribute of a worker that keeps its `WorkerSlots`."""
@@ -36,7 +41,13 @@ HOLD_METHOD = "vllm_surgery_hold"
 SLOTS_METHOD = "vllm_surgery_slots"
 """The names under which `fill_slot`, `hold` and `report_slots` are methods of every worker."""
 
-_DOWN = re.compile(r"(?:.*\.)?layers\.\d+\.(?:mlp|feed_forward)\.down_proj")
+_DOWN: dict[Kind, re.Pattern[str]] = {
+    "neurons": re.compile(r"(?:.*\.)?layers\.\d+\.(?:mlp|feed_forward)\.down_proj"),
+    "shared": re.compile(
+        r"(?:.*\.)?layers\.\d+\.(?:(?:mlp|feed_forward)\.(?:shared_experts?|shared_mlp)\.down_proj|shared_mlp\.output_linear)"
+    ),
+}
+"""The down projections before which gains of neurons of each kind go."""
 
 
 @dataclass
@@ -48,7 +59,7 @@ class WorkerSlots:
         runner: which of vLLM's model runners says whose tokens come next.
         traced: whether compiled code or graphs hold the gains.
         tokens: whose token is whose.
-        neurons, experts: tables by layer.
+        neurons, shared, experts: tables by layer.
         slot_of: by digest; that of no patch is 0.
         reasons: by kind and layer, why a layer can't.
         held: the digest of the patch that the weights hold; empty for none.
@@ -59,6 +70,7 @@ class WorkerSlots:
     traced: bool
     tokens: TokenSlots
     neurons: dict[int, NeuronTable] = field(default_factory=dict)
+    shared: dict[int, NeuronTable] = field(default_factory=dict)
     experts: dict[int, ExpertTable] = field(default_factory=dict)
     slot_of: dict[str, int] = field(default_factory=lambda: {"": 0})
     reasons: dict[tuple[str, int], str] = field(default_factory=dict)
@@ -84,6 +96,8 @@ class WorkerSlots:
         self.slot_of = {digest: other for digest, other in self.slot_of.items() if other != slot}
         for layer, neurons in self.neurons.items():
             neurons.write(slot, None if content is None else content.neurons.get(layer))
+        for layer, neurons in self.shared.items():
+            neurons.write(slot, None if content is None else content.shared.get(layer))
         for layer, experts in self.experts.items():
             _, masked = (0, ()) if content is None else content.masks.get(layer, (0, ()))
             experts.write(slot, None if content is None else content.experts.get(layer), masked)
@@ -93,7 +107,7 @@ class WorkerSlots:
         return self._held(content)
 
     def _held(self, content: SlotContent) -> list[list[Any]]:
-        tables: dict[str, Any] = {"neurons": self.neurons, "experts": self.experts}
+        tables: dict[str, Any] = {"neurons": self.neurons, "shared": self.shared, "experts": self.experts}
         return [[kind, layer] for kind, layers in content.layers.items() for layer in layers if layer in tables[kind]]
 
     def _check(self, content: SlotContent) -> None:
@@ -101,16 +115,22 @@ class WorkerSlots:
             for layer in layers:
                 if (kind, layer) in self.reasons:
                     raise CannotSwapError(self.reasons[kind, layer])
-        for layer, gains in content.neurons.items():
-            if layer in self.neurons and self.neurons[layer].count != gains.count:
-                raise CannotSwapError(
-                    f"layer {layer} has {gains.count} neurons in the checkpoint and {self.neurons[layer].count} here"
-                )
+        _check_widths("neurons", content.neurons, self.neurons)
+        _check_widths("shared", content.shared, self.shared)
         for layer, table in self.experts.items():
             if layer in content.experts and table.no_gains:
                 raise CannotSwapError(table.no_gains)
             if layer in content.masks and table.no_masks:
                 raise CannotSwapError(table.no_masks)
+
+
+def _check_widths(kind: Kind, wanted: Mapping[int, LayerGains], tables: Mapping[int, NeuronTable]) -> None:
+    for layer, gains in wanted.items():
+        if layer in tables and tables[layer].count != gains.count:
+            word = units_in_words(kind)
+            raise CannotSwapError(
+                f"layer {layer} has {gains.count} {word} in the checkpoint and {tables[layer].count} here"
+            )
 
 
 def install_slots(worker: Any, count: int) -> WorkerSlots:
@@ -138,17 +158,32 @@ def _most_tokens(config: Any) -> int:
 
 
 def _install_neurons(slots: WorkerSlots, model: Any, *, shared: bool) -> None:
+    tables: dict[Kind, dict[int, NeuronTable]] = {"neurons": slots.neurons, "shared": slots.shared}
+    scattered = _scattered(model)
     for layer, modules in Layers(model).runners(torch.nn.Module).items():
         for name, module in modules:
-            if not _DOWN.fullmatch(name):
+            kind = next((kind for kind, pattern in _DOWN.items() if pattern.fullmatch(name)), None)
+            if kind is None:
+                continue
+            if kind == "shared" and layer in scattered:
+                slots.reasons[kind, layer] = scattered[layer]
                 continue
             linear = getattr(module, "base_layer", module)  # LoRA's holds the model's own.
             try:
-                slots.neurons[layer] = install_neurons(
+                tables[kind][layer] = install_neurons(
                     linear, slots.count + 1, slots.tokens, traced=slots.traced, shared=shared
                 )
             except EngineError as error:
-                slots.reasons["neurons", layer] = f"{name}: {error}"
+                slots.reasons[kind, layer] = f"{name}: {error}"
+
+
+def _scattered(model: Any) -> dict[int, str]:
+    """By layer, the reason why the shared expert there gets tokens whose slots aren't known."""
+    if not touchpoints.MASKING.there:
+        return {}
+    runners = Layers(model).runners(touchpoints.MASKING.owner())
+    found = {layer: why_not_local(*each[0]) for layer, each in runners.items()}
+    return {layer: reason for layer, reason in found.items() if reason is not None}
 
 
 def _install_experts(slots: WorkerSlots, model: Any) -> None:
@@ -205,5 +240,6 @@ def report_slots(worker: Any) -> dict[str, Any]:
         "held": found.held,
         "filled": {digest: slot for digest, slot in found.slot_of.items() if digest},
         "neurons": sorted(found.neurons),
+        "shared": sorted(found.shared),
         "experts": sorted(found.experts),
     }

@@ -308,8 +308,7 @@ BLOCKS_KEPT_SHARE, MIN_BLOCKS_KEPT = 1 / 3, 4
 
 def blocks(anatomy: Anatomy, kinds: Iterable[Kind]) -> list[UnitBlock]:
     """Every layer's MLP and its routed experts, as far as units of these kinds are to be tried."""
-    found: dict[Kind, Iterable[int]] = {"neurons": anatomy.widths(), "experts": anatomy.expert_counts()}
-    return [UnitBlock(kind, layer) for kind in kinds for layer in sorted(found[kind])]
+    return [UnitBlock(kind, layer) for kind in kinds for layer in sorted(anatomy.counts(kind))]
 
 
 def ablation(block: UnitBlock) -> Candidate:
