@@ -141,6 +141,60 @@ def test_a_list_that_goes_round_collapses(answers: int) -> None:
     assert "decay" in loops_of(listed(FRAMES["numbers"], [names[n % answers] for n in range(120)]))
 
 
+@pytest.mark.parametrize("answers", [5, 6, 7])
+def test_a_list_that_goes_round_among_five_or_more_collapses_though_it_closes_by_itself(answers: int) -> None:
+    text = (
+        listed(FRAMES["numbers"], [(*KNOWN[1:], *STUCK)[n % answers] for n in range(60)]) + "\nThese are all of them."
+    )
+
+    assert "decay" in loops_of(text, "stop")
+
+
+@pytest.mark.parametrize("frame", ["numbers", "bold", "dashes", "blank lines", "years"])
+@pytest.mark.parametrize("before", [["Monarch"], ["Monarch", "Ladybug", "Monarch"], ["Monarch", "Swift", "Monarch"]])
+def test_a_list_that_settles_on_one_short_answer_collapses_though_it_closes_by_itself(
+    frame: str, before: list[str]
+) -> None:
+    def settled(entries: int) -> str:
+        return listed(FRAMES[frame], [*before, *["Ladybug"] * entries]) + "\nI hope this helps!"
+
+    loop = loops_of(settled(40), "stop")["decay"]
+    assert start_of(settled(40), loop).lstrip() == settled(40)[len(listed(FRAMES[frame], before)) :].lstrip()
+
+
+@pytest.mark.parametrize("before", [["Monarch"], ["Monarch", "Ladybug", "Monarch"]])
+def test_a_short_run_of_one_short_answer_is_no_collapse(before: list[str]) -> None:
+    assert "decay" not in loops_of(listed(FRAMES["numbers"], [*before, *["Ladybug"] * 30]), "stop")
+
+
+def test_a_label_that_most_items_get_does_not_settle() -> None:
+    labels = [*["not spam"] * 3, "spam", *["not spam"] * 40]
+
+    assert loops_of(listed(FRAMES["numbers"], labels), "stop") == {}
+
+
+def test_numbers_that_count_are_no_answer_that_a_list_settles_on() -> None:
+    missions = "".join(f"{n}. Apollo {n + 4}\n" for n in range(1, 60))
+
+    assert "decay" not in loops_of("Missions: 1. Launches\n" + missions, "stop")
+
+
+@pytest.mark.parametrize("era", ["{} BCE", "{}-{} CE", "{} AD"])
+def test_years_of_an_era_in_brackets_are_no_part_of_an_entry(era: str) -> None:
+    entries = [f"Qing Qing ({era.format(1900 + n, 1901 + n)})" for n in range(40)]
+    text = listed(FRAMES["numbers"], [*KNOWN, *entries])
+
+    assert start_of(text, loops_of(text)["decay"]).startswith(f"8. {entries[0]}")
+    assert "decay" not in loops_of("".join(f">>> Decimal('1.{n}E+{n}')\n{n}.5\n" for n in range(20, 60)))
+
+
+def test_one_letter_again_and_again_is_a_loop_where_the_answer_was_cut() -> None:
+    text = listed(FRAMES["numbers"], [*"ABCD", *"Z" * 70])
+
+    assert "decay" in loops_of(text, "cut")
+    assert "decay" not in loops_of(text, "stop")
+
+
 def test_a_block_with_a_counter_collapses() -> None:
     assert "decay" in loops_of(
         "".join(f"Annual Report - page {n}\nConfidential. Hill & Sons.\n\n" for n in range(3, 42))

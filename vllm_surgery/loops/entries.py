@@ -7,6 +7,7 @@ answers that each stands there several times, on average, and hardly any is new.
 knitting and of doses; so it must also be shown that it *is* a collapse:
 
 - the list named other things before, most of them once; or
+- it named anything else before, however few, and then nothing but one answer, for long; or
 - it says the same from its first entry on, for very long; or
 - it goes round: entries follow each other as they did before, or each comes again at the same distance.
 
@@ -64,13 +65,13 @@ EntryList = Layout(
     traits=(ENTRIES, 0, np.int16),
 )
 """Entries seen; the first one of the list that goes on; what the last call brought about; whether the list is in a
-loop, whether it named other things before, whether its entries are too long for labels, what is compared, the loop's
-first entry and token, one past its last, its entries, how many new ones came since, its flags, the entry by which it
-was found; of the collapse that was judged last: entries, different answers, strays; and of each entry: hashes of what
-it says and of its words, its first token, how many words it has, its flags."""
+loop, whether it can't be one of labels that closed by itself, whether its entries are too long for labels, what is
+compared, the loop's first entry and token, one past its last, its entries, how many new ones came since, its flags, the
+entry by which it was found; of the collapse that was judged last: entries, different answers, strays; and of each
+entry: hashes of what it says and of its words, its first token, how many words it has, its flags."""
 
 NOTHING, BEGUN, LEFT, TAKEN_BACK = range(4)
-"""Events. A loop is taken back if it was none: a list that closed by itself and had named nothing else before."""
+"""Events. A loop is taken back if it was none: a list that closed by itself and had shown nothing but few answers."""
 
 
 @kernel
@@ -183,11 +184,46 @@ def _go_on(entries: Record, what: int, end: int, rules: Record) -> None:
 def _judge(entries: Record, end: int, cut: int, rules: Record) -> int:
     """The part of entries by which the list has collapsed; -1 if it hasn't."""
     flags = entries.traits[(entries.count - 1) % ENTRIES]
+    if _has_settled(entries, SAID, cut, rules):
+        return SAID
     if not flags & CHOICE and _has_collapsed(entries, SAID, end, cut, rules):
         return SAID
     if flags & COUNTED and _counts_on(entries, rules):
         return LETTERS
     return -1
+
+
+@kernel
+def _has_settled(entries: Record, compared: int, cut: int, rules: Record) -> bool:
+    """True if the list says one answer for long that it seldom said before, as one label of many would have been."""
+    flags = entries.traits[(entries.count - 1) % ENTRIES]
+    if not flags & (MARKED | PIECE) or (flags & CHOICE and not cut):  # Fields of records are often all the same.
+        return False
+    if flags & NUMBERED:  # Between counters, "7. Apollo 7" says nothing but "Apollo".
+        return False
+    run = _latest_run(entries, compared)
+    before = min(entries.count - entries.start, ENTRIES) - run
+    if run < (rules.cut_labels if flags & CHOICE else rules.settled) or before < 1:
+        return False
+    what = value(entries, compared, entries.count - 1)
+    among = 0
+    for entry in range(entries.count - run - before, entries.count - run):
+        among += 1 if value(entries, compared, entry) == what else 0
+    entries.window = run
+    entries.strays = 0
+    entries.proven = 1
+    return bool(2 * among <= before)
+
+
+@kernel
+def _latest_run(entries: Record, compared: int) -> int:
+    """How many of the list's latest entries say the same as the last one."""
+    what = value(entries, compared, entries.count - 1)
+    most = min(entries.count - entries.start, ENTRIES)
+    run = 1
+    while run < most and value(entries, compared, entries.count - 1 - run) == what:
+        run += 1
+    return run
 
 
 @kernel
@@ -349,6 +385,7 @@ def _goes_on_from_the_start(entries: Record, compared: int, end: int, cut: int, 
     if flags & PIECE or not flags & _SORT:
         least = max(least, rules.bare_entries)
     if answers > 1 and entries.window >= least and _is_regular(entries, compared, answers, rules):
+        entries.proven = 1 if flags & MARKED and not flags & NUMBERED and answers >= rules.cycle_answers else 0
         return True
     if flags & _SORT and _words(entries) >= rules.random_words and entries.window >= 4 * rules.entry_copies:
         return True

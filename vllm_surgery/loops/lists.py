@@ -39,6 +39,9 @@ _ENCODED_TOKENS: Final = 24
 _START, _NUMBERED, _POINTED, _BODY = range(4)
 """Phases of a line: nothing but markers yet; a number, which may be a marker; and what closes one; what it says."""
 
+_NO_BRACKET, _BRACKET, _YEAR, _ERA = range(4)
+"""In a bracket: nothing, numbers, and a word behind them, as in `(221-206 BCE)`. What says more is no year."""
+
 Entry = Layout(
     phase=0,
     first=-1,
@@ -57,7 +60,7 @@ Entry = Layout(
 )
 """Of a line or a piece: how far it is read; its first token; hashes of what it says and of its words; how many words
 and numbers; a number that may be a marker; whether it had a marker, began with what opens one, has signs of a
-record, began with a quote; what it said before a bracket, and whether only a number stood in it since; units."""
+record, began with a quote; what it said before a bracket, and what stood in it since; units."""
 
 
 @kernel
@@ -129,9 +132,10 @@ def _say(kind: int, said: int, entry: Record) -> None:
     if kind == WORD:
         entry.letters = (entry.letters * FACTOR + said) % MODULUS
         entry.words += 1
-        entry.bracket = 0
+        entry.bracket = _ERA if entry.bracket == _YEAR else _NO_BRACKET
     else:
         entry.numbers += 1
+        entry.bracket = _YEAR if entry.bracket in (_BRACKET, _YEAR) else _NO_BRACKET
     entry.phase = _BODY
 
 
@@ -217,10 +221,12 @@ def _read_body(kind: int, said: int, entry: Record) -> None:
         _say(kind, said, entry)
     elif said in OPENINGS:
         entry.before = entry.said
-        entry.bracket = 1
+        entry.bracket = _BRACKET
     elif said in CLOSINGS and entry.bracket:
         entry.said = entry.before
-        entry.bracket = 0
+        entry.bracket = _NO_BRACKET
+    elif entry.bracket == _ERA:
+        entry.bracket = _NO_BRACKET
 
 
 @kernel

@@ -42,13 +42,16 @@ class Thresholds:
         bare_copies: `entry_copies` for them.
         label_words: so many words, what is the same in all entries included, and an entry may be a label.
         single_labels: entries of a list of such ones that says the same from its first entry on.
-        single_blocks: the same of longer entries.
+        settled: entries in a row with one answer that a list seldom gave before, from which on they are no labels.
+        single_blocks: `single_labels` for longer entries.
         single_words: words in each such entry from which on `single_tokens` of them are enough.
         single_tokens: see above.
         single_records: the same of short records of a data format, whose fields are often all the same.
         random_words: words in each entry from which on a list is no list of labels, though it has few entries in no
             order from the start.
         cycle_entries: entries of a list that goes round among few or many answers.
+        cycle_answers: answers of such a list from which on it is a loop even if it closes by itself. Knitting and
+            shifts have fewer.
         regular: percent of the entries of such a list that follow their predecessor as they did the last time.
         counted_entries: `entries` for lines that are the same but for a number or two that don't count on, as "Helium:
             17" is.
@@ -97,12 +100,14 @@ class Thresholds:
     bare_copies: int = 8
     label_words: int = 3
     single_labels: int = 96
+    settled: int = 32
     single_blocks: int = 34
     single_words: int = 12
     single_tokens: int = 96
     single_records: int = 72
     random_words: int = 8
     cycle_entries: int = 40
+    cycle_answers: int = 5
     regular: int = 70
     counted_entries: int = 40
     counted_copies: int = 8
@@ -138,6 +143,7 @@ class Thresholds:
             entry_tokens=2 * self.entry_tokens,
             pieces=2 * self.pieces,
             bare_entries=2 * self.bare_entries,
+            settled=2 * self.settled,
             single_labels=2 * self.single_labels,
             single_blocks=2 * self.single_blocks,
             single_tokens=2 * self.single_tokens,
