@@ -29,7 +29,7 @@ plain_values = st.recursive(
 )
 mappings = st.dictionaries(texts, plain_values, max_size=5)
 
-names = st.from_regex(r"[a-z0-9][a-z0-9._-]{0,63}", fullmatch=True)
+names = st.from_regex(r"[a-z0-9][a-z0-9._-]{0,63}", fullmatch=True).filter(lambda name: name != "none")
 gains = st.sampled_from([-1.0, 0.0, 0.5, -2.0, 3.0, 1e-30, -0.75])
 units = st.tuples(st.sampled_from(["neurons", "shared", "experts"]), st.integers(0, 4), st.integers(0, 30))
 gain_maps = st.dictionaries(units, gains, min_size=1, max_size=30)

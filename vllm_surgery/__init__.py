@@ -6,7 +6,7 @@ Nothing here imports vLLM or torch: a laptop without either can read, check and 
 
 from importlib.metadata import version
 
-from vllm_surgery.api import apply_to_checkpoint, plan, swap
+from vllm_surgery.api import apply_to_checkpoint, export_patch, import_patch, plan, swap
 from vllm_surgery.errors import (
     CannotSwapError,
     CheckpointError,
@@ -19,6 +19,7 @@ from vllm_surgery.errors import (
     SwapFailedError,
     UsageError,
 )
+from vllm_surgery.imports.options import ImportOptions
 from vllm_surgery.model.checkpoint import ModelFolder
 from vllm_surgery.patch.files import load_patch
 from vllm_surgery.patch.format import Patch
@@ -32,6 +33,7 @@ __all__ = [
     "CheckpointError",
     "ConflictError",
     "EngineError",
+    "ImportOptions",
     "LayerMask",
     "MismatchError",
     "MixedWeightsError",
@@ -45,6 +47,8 @@ __all__ = [
     "TensorEdit",
     "UsageError",
     "apply_to_checkpoint",
+    "export_patch",
+    "import_patch",
     "load_patch",
     "plan",
     "swap",

@@ -15,6 +15,13 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+"""The beginning of the little text that stands for a file which Git LFS keeps elsewhere:
+https://github.com/git-lfs/git-lfs/blob/main/docs/spec.md"""
+
+IS_LFS_POINTER = "it is a Git LFS pointer; `git lfs pull` fetches the file that it stands for"
+
+
 def open_regular(path: Path, *, follow: bool = True) -> BinaryIO:
     """Opens a file for reading, unbuffered. Never waits.
 

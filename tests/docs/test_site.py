@@ -93,7 +93,7 @@ def test_what_the_examples_of_a_page_import_is_there(page: str) -> None:
 
 def test_the_reference_has_every_command() -> None:
     rows = (ROOT / "docs" / "commands.md").read_text()
-    names = [command.__name__.rpartition(".")[2].replace("_", "-") for command in _COMMANDS]
+    names = [command.__name__.rpartition(".")[2].replace("_", "-").strip("-") for command in _COMMANDS]
 
     assert [name for name in names if f"| `vllm-surgery {name}" not in rows] == []
 

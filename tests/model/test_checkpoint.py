@@ -328,6 +328,21 @@ def test_a_length_that_lies_is_refused(tmp_path: Path, length: int) -> None:
     )
 
 
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "what"), [("config.json", "can't be read as JSON"), ("model.safetensors", "is no safetensors file")]
+)
+def test_a_git_lfs_pointer_says_what_to_do(tmp_path: Path, name: str, what: str) -> None:
+    model = write_model(tmp_path)
+    (model / name).write_bytes(POINTER)
+    said = refusal(lambda: ModelFolder(model).tensors, CheckpointError)
+    assert (
+        said == f"{model / name}: {what}: it is a Git LFS pointer; `git lfs pull` fetches the file that it stands for"
+    )
+
+
 def test_a_file_cut_anywhere_is_refused(tmp_path: Path) -> None:
     file = write_model(tmp_path, (6,)) / "model.safetensors"
     whole = file.read_bytes()

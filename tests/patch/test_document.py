@@ -110,6 +110,10 @@ REFUSED = [
     (f'{{"a": 0.{"1" * 100}}}', "a: a number of 102 characters; at most 64 are read"),
     # Text.
     (b"a: \xff", "byte 3: is not UTF-8 text"),
+    (
+        b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n",
+        "is no patch: it is a Git LFS pointer; `git lfs pull` fetches the file that it stands for",
+    ),
     ("a: 1".encode("utf-16"), "byte 0: is not UTF-8 text"),
     (b"a: \xed\xa0\x80", "byte 3: is not UTF-8 text"),
     ('{"a": "\\ud800"}', "a: holds half of a surrogate pair, which is no text"),

@@ -43,6 +43,31 @@ def test_every_ending_is_known(folder: Path, ending: str) -> None:
     assert PatchLibrary([folder]).names() == ["good", "more"]
 
 
+def test_a_patch_is_found_by_the_id_that_a_listing_shows(folder: Path) -> None:
+    library = PatchLibrary([folder])
+    assert library.load(GOOD_ID).patch.id == GOOD_ID
+
+
+def test_a_broken_file_hides_no_id(folder: Path) -> None:
+    (folder / "bad.yaml").write_text("no patch")
+    (folder / "also-good.yaml").write_text(GOOD)
+    assert PatchLibrary([folder]).load(GOOD_ID).patch.id == GOOD_ID
+
+
+def test_an_id_with_other_edits_says_so(folder: Path) -> None:
+    library = PatchLibrary([folder])
+    said = "no patch is called 'good@00000000': the one of that name in the server's patch folders holds other edits"
+    assert refusal(lambda: library.load("good@00000000"), UsageError) == said
+    said = "no patch is called 'bad@00000000' in the server's patch folders"
+    assert refusal(lambda: library.load("bad@00000000"), UsageError) == said
+
+
+@pytest.mark.parametrize("name", ["hf://org/repo/good.yaml@main", "https://localhost/good.yaml#sha256=" + "0" * 64])
+def test_no_name_is_an_address(folder: Path, name: str) -> None:
+    said = refusal(lambda: PatchLibrary([folder]).load(name), UsageError)
+    assert said.startswith("no patch is called")
+
+
 def test_several_folders_are_one_library(folder: Path, tmp_path: Path) -> None:
     other = tmp_path / "other"
     other.mkdir()

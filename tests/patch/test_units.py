@@ -49,6 +49,8 @@ def test_an_index_or_a_range_is_read(value: object, first: int, last: int) -> No
         (MAX_INDEX + 1, "index 1048576 is beyond the largest that a patch may name, 1048575"),
         ("0-1048576", "index 1048576 is beyond the largest that a patch may name, 1048575"),
         ("5-4", "the range 5-4 runs backwards"),
+        ([1, 5], 'a range is written "1-5", got [1, 5]'),
+        ([1, True], 'expected an index such as 7 or a range such as "100-199", got [1, True]'),
         *(
             (value, f'expected an index such as 7 or a range such as "100-199", got {value!r}')
             for value in [

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 
 from vllm_surgery.cli.options import add_command, add_json
 from vllm_surgery.errors import one_line
+from vllm_surgery.imports.loading import load_patches
 from vllm_surgery.installed import require
 from vllm_surgery.model.checkpoint import ModelFolder
 from vllm_surgery.patch.describe import count
-from vllm_surgery.patch.patch_set import PatchSet
 
 if TYPE_CHECKING:
     import argparse
@@ -40,7 +40,7 @@ def run(args: argparse.Namespace, _rest: list[str]) -> int:
     require("bake", "torch")
     from vllm_surgery.offline.bake import bake
 
-    patches = PatchSet.load(args.patches)
+    patches = load_patches(args.patches)
     baked = bake(patches, ModelFolder(args.model), args.out, link=not args.copy, progress=True)
     if args.json:
         print(json.dumps({"ok": True, **dataclasses.asdict(baked), "folder": str(baked.folder)}, indent=2))

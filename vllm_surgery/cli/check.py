@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 
 from vllm_surgery.cli.options import add_command, add_json
 from vllm_surgery.engine.kernels import why_not_served
+from vllm_surgery.imports.loading import load_patches
 from vllm_surgery.model.checkpoint import ModelFolder
 from vllm_surgery.model.conventions import classify_tensor
 from vllm_surgery.model.routers import layer_of_router_bias
 from vllm_surgery.patch.describe import count, gain_in_words
-from vllm_surgery.patch.patch_set import PatchSet
 from vllm_surgery.patch.units import units_in_words
 from vllm_surgery.planning.check import check_patches
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import argparse
 
     from vllm_surgery.cli.options import Subparsers
+    from vllm_surgery.patch.patch_set import PatchSet
     from vllm_surgery.planning.planner import LayerMask, Plan, TensorEdit, UnitGains
 
 _SLICES_SHOWN = 8
@@ -45,7 +46,7 @@ def add_to(subparsers: Subparsers) -> None:
 
 def run(args: argparse.Namespace, _rest: list[str]) -> int:
     """Carries the command out."""
-    patches = PatchSet.load(args.patches)
+    patches = load_patches(args.patches)
     for_slots = args.slots or patches.needs_slots
     model = ModelFolder(args.model) if args.model else None
     plan = check_patches(patches, model, for_slots=for_slots) if model else None

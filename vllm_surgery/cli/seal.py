@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vllm_surgery.cli.options import add_command, add_json
+from vllm_surgery.imports.loading import load_named
 from vllm_surgery.model.checkpoint import ModelFolder
 from vllm_surgery.patch.describe import count
-from vllm_surgery.patch.files import load_patch, write_patch
-from vllm_surgery.patch.patch_set import SourcedPatch
+from vllm_surgery.patch.files import write_patch
 from vllm_surgery.planning.check import seal_patch
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def add_to(subparsers: Subparsers) -> None:
 
 def run(args: argparse.Namespace, _rest: list[str]) -> int:
     """Carries the command out."""
-    patch = seal_patch(SourcedPatch(str(args.patch), load_patch(args.patch)), ModelFolder(args.model))
+    patch = seal_patch(load_named(args.patch), ModelFolder(args.model))
     file: Path = args.out or args.patch
     write_patch(patch, file)
     if args.json:

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 from vllm_surgery.cli.options import add_command
 from vllm_surgery.client.protocol import MOST_SLOTS, SURGERY_KEY_VARIABLE
 from vllm_surgery.errors import UsageError, check_key
+from vllm_surgery.imports.loading import load_patches
 from vllm_surgery.installed import require_vllm
 from vllm_surgery.patch.folders import check_folder
-from vllm_surgery.patch.patch_set import PatchSet
 
 if TYPE_CHECKING:
     import argparse
@@ -80,7 +80,7 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
     if not 0 <= args.patch_slots <= MOST_SLOTS:
         raise UsageError(f"--patch-slots: from 0 to {MOST_SLOTS}")
     check_key(args.surgery_key, "the surgery key")
-    patches = PatchSet.load(args.patch)
+    patches = load_patches(args.patch)
     patch_dirs = [check_folder(folder) for folder in args.patch_dir]
     watch = [Path(file).absolute() for file in args.patch] if args.watch else []
     require_vllm("serve")

@@ -7,9 +7,9 @@ import json
 from typing import TYPE_CHECKING
 
 from vllm_surgery.cli.options import add_command, add_json
+from vllm_surgery.imports.loading import load_named
 from vllm_surgery.model.checkpoint import ModelFolder
 from vllm_surgery.patch.describe import describe, model_card
-from vllm_surgery.patch.files import load_patch
 from vllm_surgery.planning.inventory import describe_model
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ def add_to(subparsers: Subparsers) -> None:
 
 def run(args: argparse.Namespace, _rest: list[str]) -> int:
     """Carries the command out."""
-    patch = load_patch(args.patch)
+    patch = load_named(args.patch).patch
     model = describe_model(ModelFolder(args.model)) if args.model else None
     if args.json:
         print(json.dumps({"id": patch.id, "digest": patch.digest, "model": model, "patch": patch.to_data()}, indent=2))

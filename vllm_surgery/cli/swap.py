@@ -12,9 +12,10 @@ from vllm_surgery.cli.options import add_command, add_json
 from vllm_surgery.cli.server_options import add_servers, as_json, clients_of, in_columns, outcomes_in_words
 from vllm_surgery.client.protocol import SwapMode, SwapReport
 from vllm_surgery.errors import FleetError, UsageError, one_line, visible
+from vllm_surgery.imports.loading import load_patches
 from vllm_surgery.patch.describe import count
 from vllm_surgery.patch.files import ENDINGS
-from vllm_surgery.patch.patch_set import NO_PATCH, PatchSet
+from vllm_surgery.patch.patch_set import NO_PATCH
 
 if TYPE_CHECKING:
     import argparse
@@ -183,7 +184,7 @@ def wanted_patches(words: Sequence[str]) -> list[str | dict[str, Any]]:
         if len(words) > 1:
             raise UsageError(f"`{NO_PATCH}` stands for no patch at all, so it stands alone")
         return []
-    files = PatchSet.load(word for word in words if _is_file(word)).members
+    files = load_patches(word for word in words if _is_file(word)).members
     read = iter(member.patch.to_data() for member in files)
     return [next(read) if _is_file(word) else word for word in words]
 

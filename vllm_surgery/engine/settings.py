@@ -15,7 +15,7 @@ from pydantic_core import PydanticCustomError
 
 from vllm_surgery.client.protocol import MOST_SLOTS
 from vllm_surgery.errors import PatchError, UsageError, first_problem
-from vllm_surgery.patch.files import load_patch
+from vllm_surgery.imports.loading import load_named
 from vllm_surgery.patch.format import Patch
 from vllm_surgery.patch.patch_set import PatchSet, SourcedPatch
 
@@ -156,7 +156,7 @@ class Settings(BaseModel):
 
     def _load_one(self, number: int, item: str | dict[str, Any]) -> SourcedPatch:
         if isinstance(item, str):
-            return SourcedPatch(item, load_patch(item))
+            return load_named(item)
         named = number < len(self.sources)
         source = self.sources[number] if named else f"{KEY}.patches[{number}] ({item.get('name', 'unnamed')})"
         return SourcedPatch(source, Patch.from_data(item, source))

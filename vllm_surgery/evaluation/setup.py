@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 from vllm_surgery.errors import UsageError
 from vllm_surgery.evaluation import arms as make
+from vllm_surgery.imports.loading import load_named
 from vllm_surgery.loops import TokenTable
 from vllm_surgery.loops.tokenizers import load_tokenizer
 from vllm_surgery.model.checkpoint import ModelFolder
 from vllm_surgery.model.config import CONFIG_FILE
-from vllm_surgery.patch.files import is_file, load_patch
+from vllm_surgery.patch.files import is_file
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -84,7 +85,7 @@ def _of_patch(word: str, wanted: Wanted, folder: Path | None) -> list[Arm]:
     """A patch's own arm and its controls."""
     if not is_file(word):
         return [make.of_name(word)]
-    patch = load_patch(word)
+    patch = load_named(word).patch
     count = SHAMS if wanted.shams is None else wanted.shams
     if folder is None or not count:
         return [make.of_patch(patch)]

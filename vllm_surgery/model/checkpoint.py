@@ -21,7 +21,7 @@ from vllm_surgery.errors import CheckpointError, UsageError
 from vllm_surgery.model.anatomy import Anatomy
 from vllm_surgery.model.config import CONFIG_FILE, ModelFacts, _hub_identity, _whole_number
 from vllm_surgery.model.tensor_info import TensorInfo
-from vllm_surgery.regular_files import open_regular, read_regular
+from vllm_surgery.regular_files import IS_LFS_POINTER, LFS_POINTER, open_regular, read_regular
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -216,6 +216,8 @@ def read_json(path: Path) -> dict[str, Any]:
         content = read_regular(path, _MAX_JSON_BYTES)
         if len(content) > _MAX_JSON_BYTES:
             raise CheckpointError(f"{path}: is longer than {_MAX_JSON_BYTES} bytes, which no such file is")
+        if content.startswith(LFS_POINTER):
+            raise ValueError(IS_LFS_POINTER)
         data = json.loads(content)
     except FileNotFoundError:
         raise CheckpointError(f"{path.parent}: has no {path.name}, so it is no Hugging Face model folder") from None
@@ -249,7 +251,10 @@ def tensor_names(file: Path) -> frozenset[str]:
 
 def _header_bytes(file: Path) -> bytes:
     with open_regular(file) as stream:
-        length = int.from_bytes(stream.read(8), "little")
+        start = stream.read(8)
+        if start == LFS_POINTER[:8]:
+            raise ValueError(IS_LFS_POINTER)
+        length = int.from_bytes(start, "little")
         if not 0 < length <= _MAX_HEADER_BYTES:
             raise ValueError(f"its header claims {length} bytes")
         if 8 + length > file.stat().st_size:

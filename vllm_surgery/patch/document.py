@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import yaml
 
 from vllm_surgery.errors import PatchError, one_line
+from vllm_surgery.regular_files import IS_LFS_POINTER, LFS_POINTER
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -59,11 +60,30 @@ def parse_document(content: bytes, source: str) -> Plain:
     """
     if len(content) > MAX_BYTES:
         raise PatchError(source, "", f"is too long: a patch file may have at most {MAX_BYTES} bytes (1 MiB)")
+    if content.startswith(LFS_POINTER):
+        raise PatchError(source, "", f"is no patch: {IS_LFS_POINTER}")
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise PatchError(source, f"byte {error.start}", "is not UTF-8 text") from None
     return plain_data(_parse(text, source), source)
+
+
+def parse_json(text: str, source: str) -> Plain:
+    """Parses JSON alone, under the same rules: no duplicate keys, bounded depth, numbers that every reader can hold.
+
+    Args:
+        text: of bounded length; nothing here looks at it.
+        source: what to call it in errors.
+
+    Raises:
+        PatchError: it isn't JSON, with line and column, or no plain data, with the place.
+    """
+    try:
+        return plain_data(_parse_json(text, source), source)
+    except json.JSONDecodeError as error:
+        place = f"line {error.lineno}, column {error.colno}"
+        raise PatchError(source, place, f"is not JSON: {error.msg}") from None
 
 
 def _parse(text: str, source: str) -> object:

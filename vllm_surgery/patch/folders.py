@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 from collections import defaultdict
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
 
 # Of a name that is repeated in an error.
 _NAME_LIMIT = 80
+
+_ID = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}@[0-9a-f]{8}")
 
 
 @dataclass(frozen=True)
@@ -97,16 +101,28 @@ class PatchLibrary:
         return [_listed(name, entries) for name, entries in sorted(self._entries().items())]
 
     def load(self, name: str) -> SourcedPatch:
-        """The patch that goes by `name`. In errors it goes by its file's name, without the folder.
+        """The patch that goes by `name`, or whose id it is. In errors it goes by its file's name, without the folder.
 
         Raises:
             UsageError: no patch goes by that name, or several do.
             PatchError: it is refused.
         """
         entries = self._entries().get(name, [])
-        if not entries:
+        if entries:
+            return _only(name, entries).load()
+        found = self._of_id(name) if _ID.fullmatch(name) else None
+        if found is None:
             raise UsageError(self._unknown(name))
-        return _only(name, entries).load()
+        return found
+
+    def _of_id(self, wanted: str) -> SourcedPatch | None:
+        """The first patch that has this id; two files with one id hold the same edits."""
+        for entries in self._entries().values():
+            for entry in entries:
+                with suppress(PatchError):
+                    if (member := entry.load()).patch.id == wanted:
+                        return member
+        return None
 
     def _entries(self) -> dict[str, list[_Entry]]:
         entries = defaultdict(list)
@@ -121,6 +137,8 @@ class PatchLibrary:
             return f"{asked}: this server has no patch folder"
         if name.endswith(ENDINGS) and name.rsplit(".", 1)[0] in self._entries():
             return f"{asked}; leave the ending out"
+        if _ID.fullmatch(name) and name.rpartition("@")[0] in self._entries():
+            return f"{asked}: the one of that name in the server's patch folders holds other edits"
         return f"{asked} in the server's patch folders"
 
 

@@ -24,7 +24,7 @@ from pydantic import (
     model_validator,
 )
 
-from vllm_surgery.errors import PatchError
+from vllm_surgery.errors import PatchError, one_line
 from vllm_surgery.patch.bounds import MAX_EDITS, check_size
 from vllm_surgery.patch.document import dump_yaml, parse_document, plain_data
 from vllm_surgery.patch.selection import Selection, refusal
@@ -51,6 +51,9 @@ if TYPE_CHECKING:
 SEAL_KEY_PATTERN = r"^(neurons|shared|experts)/(0|[1-9][0-9]{0,3})/(0|[1-9][0-9]{0,6})$"
 _HASH_PATTERN = r"^[0-9a-f]{64}$"
 _DIGITS_OF_DIGEST_IN_ID = 8
+
+RESERVED_NAME = "none"
+"""No patch is called that: it stands for none at all, wherever a patch is named."""
 
 
 class _Strict(BaseModel):
@@ -96,6 +99,12 @@ def _check_version(version: object) -> object:
     if isinstance(version, bool):
         raise refusal("", f"must be 1, got {version}")
     return version
+
+
+def _check_name(name: str) -> str:
+    if name == RESERVED_NAME:
+        raise refusal("", f"`{RESERVED_NAME}` stands for the model without a patch; call the patch something else")
+    return name
 
 
 def _check_seal(seal: object) -> object:
@@ -267,7 +276,9 @@ class Patch(_Strict):
     """
 
     version: Annotated[Literal[1], BeforeValidator(_check_version)] = Field(description="of this format")
-    name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$"), AfterValidator(_check_name)] = Field(
+        json_schema_extra={"not": {"const": RESERVED_NAME}}
+    )
     description: str = ""
     model: Guard = Field(default_factory=Guard, description="the guard: what the model must be")
     edits: list[Edit] = Field(min_length=1, max_length=MAX_EDITS, fail_fast=True)
@@ -418,6 +429,11 @@ def _joined(entries: list[tuple[IndexRange | None, _Effect]]) -> list[list[Any]]
     return [[str(span), *effect] for span, effect in joined]
 
 
+_GOOD_NAME = (
+    "1 to 64 lower-case letters, digits, dots, hyphens and underscores, of which the first is a letter or a digit"
+)
+_WORD_LIMIT = 100  # Of a wrong name in an error, so that what is wrong with it isn't cut away.
+
 _REASONS: Mapping[str, str] = {
     "extra_forbidden": "is not a key of this format",
     "missing": "is missing",
@@ -444,6 +460,8 @@ def _explain(error: ErrorDetails) -> tuple[str, str]:
         del steps[2]
     if error["type"] == "refused":
         return _join_place([*steps, *filter(None, [error["ctx"]["place"]])]), error["ctx"]["reason"]
+    if steps == ["name"] and error["type"] == "string_pattern_mismatch":
+        return "name", f"expected {_GOOD_NAME}, got {one_line(repr(error['input']), _WORD_LIMIT)}"
     if error["type"] in _REASONS:
         return _join_place(steps), _REASONS[error["type"]]
     got = "" if isinstance(error["input"], dict | list) else f", got {error['input']!r}"

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from vllm_surgery.errors import PatchError
 from vllm_surgery.patch.files import load_patch
-from vllm_surgery.patch.format import Patch
+from vllm_surgery.patch.format import RESERVED_NAME, Patch
 from vllm_surgery.patch.units import find_clash, units_in_words
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from vllm_surgery.patch.units import Assignment
 
-NO_PATCH = "none"
+NO_PATCH = RESERVED_NAME
 """The id of the empty set: an unpatched model."""
 
 MOST_PATCHES = 16

@@ -116,6 +116,8 @@ class IndexRange:
             if int(first) > int(last):
                 raise ValueError(f"the range {value} runs backwards")
             return cls._bounded(int(first), int(last))
+        if isinstance(value, list) and len(value) == 2 and all(type(end) is int for end in value):  # noqa: PLR2004
+            raise ValueError(f'a range is written "{value[0]}-{value[1]}", got {value!r}')
         raise ValueError(f'expected an index such as 7 or a range such as "100-199", got {value!r}')
 
     @classmethod
