@@ -24,11 +24,40 @@ class Estimate:
     high: float
 
 
-def wilson(successes: int, total: int) -> Estimate:
-    """A rate with Wilson's score interval (Wilson 1927). `total` must not be 0."""
+def wilson(successes: int, total: int, z: float = Z) -> Estimate:
+    """A rate with Wilson's score interval (Wilson 1927).
+
+    Args:
+        successes: of `total`.
+        total: not 0.
+        z: how many standard errors the interval reaches; by default those of `LEVEL`.
+    """
     rate = successes / total
-    spread = Z * math.sqrt(rate * (1 - rate) / total + Z**2 / (4 * total**2))
-    middle, scale = rate + Z**2 / (2 * total), 1 + Z**2 / total
+    spread = z * math.sqrt(rate * (1 - rate) / total + z**2 / (4 * total**2))
+    middle, scale = rate + z**2 / (2 * total), 1 + z**2 / total
     low = 0.0 if successes == 0 else (middle - spread) / scale
     high = 1.0 if successes == total else (middle + spread) / scale
     return Estimate(rate, low, high)
+
+
+def difference(first: tuple[int, int], second: tuple[int, int], z: float = Z) -> Estimate:
+    """By how much a rate is larger than another, with Newcombe's hybrid score interval (1998, method 10).
+
+    Args:
+        first: successes and their total, which isn't 0.
+        second: the same of other cases, that it is compared with.
+        z: as for `wilson`.
+    """
+    one, other = wilson(*first, z), wilson(*second, z)
+    value = one.value - other.value
+    below = math.hypot(one.value - one.low, other.high - other.value)
+    above = math.hypot(one.high - one.value, other.value - other.low)
+    return Estimate(value, value - below, value + above)
+
+
+def split_level(looks: int) -> float:
+    """Standard errors of an interval that is looked at so often and may mislead, over all looks, as rarely as one look.
+
+    Bonferroni's bound: cautious, and right however the looks depend on each other.
+    """
+    return NormalDist().inv_cdf(1 - (1 - LEVEL) / (2 * looks))

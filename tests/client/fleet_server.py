@@ -107,7 +107,8 @@ class FleetServer:
 
     def _wanted(self, body: dict[str, Any]) -> tuple[str, dict[str, float] | None]:
         if "default" in body:
-            return self.active, body["default"]
+            names = [f"{name}@1" if name != "none" else name for name in body["default"]]
+            return names[0] if len(names) == 1 else "shares", body["default"]
         names = [item if isinstance(item, str) else item["name"] for item in body.get("patches", [])]
         name = "+".join(names) or "none"
         active = "none" if name == "none" else f"{name}@1"

@@ -32,10 +32,12 @@ class Server:
     Attributes:
         url: without a path.
         log_file: everything that it wrote.
+        process: its first one, for those who kill it.
     """
 
     url: str
     log_file: Path
+    process: subprocess.Popen[bytes]
 
     @property
     def log(self) -> str:
@@ -65,7 +67,7 @@ def running_server(folder: Path, *arguments: str, **more: str) -> Iterator[Serve
             env=environment(**more),
             start_new_session=True,
         )
-    server = Server(f"http://127.0.0.1:{port}", log_file)
+    server = Server(f"http://127.0.0.1:{port}", log_file, process)
     try:
         until(lambda: _is_ready(server, process), every=0.2)
         yield server

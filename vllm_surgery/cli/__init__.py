@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from vllm_surgery.cli import (
     bake,
+    canary,
     check,
     demo_model,
     detect,
@@ -54,6 +55,7 @@ _COMMANDS = (
     export_lora,
     status,
     swap,
+    canary,
     patches,
     watch,
     detect,

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import httpx
@@ -22,6 +23,7 @@ from vllm_surgery.client.protocol import (
 from vllm_surgery.errors import PluginMissingError, SurgeryError, UsageError, check_key
 
 if TYPE_CHECKING:
+    import ssl
     from collections.abc import Mapping, Sequence
 
     from vllm_surgery.client.protocol import SwapMode
@@ -33,6 +35,12 @@ MOST_BYTES = 64 << 20
 
 READ_SECONDS = 60.0
 """For an answer that only tells: an engine in the middle of a long step answers after it."""
+
+
+@cache
+def _tls() -> ssl.SSLContext:
+    """What connections are checked by. Reading all certificates takes longer than most answers do."""
+    return httpx.create_ssl_context()
 
 
 class SurgeryClient(Connection):
@@ -188,7 +196,7 @@ class SurgeryClient(Connection):
         Raises:
             UsageError: it is.
         """
-        with httpx.stream(method, self.base + path, **options) as response:
+        with httpx.stream(method, self.base + path, verify=_tls(), **options) as response:
             content = bytearray()
             for chunk in response.iter_bytes(1 << 16):
                 content += chunk

@@ -105,7 +105,7 @@ class Traffic:
         Raises:
             UsageError: it isn't Prometheus's text format.
         """
-        sums = _Sums(_samples(scrape))
+        sums = Sums(samples(scrape))
         return cls(
             patches=tuple(_patch_traffic(sums, patch) for (patch,) in sums.values_of("requests_total", "patch")),
             swaps=tuple(_swaps(sums)),
@@ -122,7 +122,7 @@ def rate_of(successes: int, total: int) -> Estimate | None:
     return wilson(min(successes, total), total) if total else None
 
 
-class _Sums:
+class Sums:
     """Samples by name, to be added up over every label that isn't asked for."""
 
     def __init__(self, samples: Iterable[Sample]) -> None:
@@ -145,7 +145,12 @@ class _Sums:
         return list(dict.fromkeys(tuple(each.get(label, "") for label in labels) for each, _ in found))
 
 
-def _samples(scrape: str) -> Iterable[Sample]:
+def samples(scrape: str) -> Iterable[Sample]:
+    """Samples of this package in the text of ``/metrics``, their names without its prefix.
+
+    Raises:
+        UsageError: it isn't Prometheus's text format.
+    """
     lines = [line for line in scrape.splitlines() if _PREFIX in line]  # vLLM's own are hundreds of kilobytes.
     try:
         for family in text_string_to_metric_families("\n".join(lines) + "\n"):
@@ -161,13 +166,13 @@ def _finite(value: float) -> float:
     return float(value)
 
 
-def _patch_traffic(sums: _Sums, patch: str) -> PatchTraffic:
+def _patch_traffic(sums: Sums, patch: str) -> PatchTraffic:
     answers, tokens = sums.whole("requests_total", patch=patch), sums.whole("output_tokens_total", patch=patch)
     kinds = sums.values_of("loops_total", "kind")
     return PatchTraffic(patch, answers, tokens, tuple(_loops(sums, patch, kind, answers, tokens) for (kind,) in kinds))
 
 
-def _loops(sums: _Sums, patch: str, kind: str, answers: int, tokens: int) -> LoopCounts:
+def _loops(sums: Sums, patch: str, kind: str, answers: int, tokens: int) -> LoopCounts:
     looped = sums.whole("loops_total", patch=patch, kind=kind)
     spent = sums.whole("looped_tokens_total", patch=patch, kind=kind)
     return LoopCounts(
@@ -181,7 +186,7 @@ def _loops(sums: _Sums, patch: str, kind: str, answers: int, tokens: int) -> Loo
     )
 
 
-def _swaps(sums: _Sums) -> Iterable[Swaps]:
+def _swaps(sums: Sums) -> Iterable[Swaps]:
     for patch, result in sums.values_of("swaps_total", "patch", "result"):
         timed = sums.of("swap_seconds_count", phase="total") if result == "done" else 0
         mean = sums.of("swap_seconds_sum", phase="total") / timed if timed else None

@@ -19,6 +19,7 @@ SPECS: tuple[Spec, ...] = (*loop_metrics.SPECS, *rescue_metrics.SPECS, *swap_met
 
 LABEL_VALUES: dict[str, tuple[str, ...]] = {
     "kind": tuple(KINDS),
+    "loop": loop_metrics.LOOPED,
     "outcome": (*loop_metrics.OUTCOMES, *rescue_metrics.OUTCOMES),
     "action": ACTIONS,
     "state": (*swap_metrics.STATES, *slot_metrics.STATES),

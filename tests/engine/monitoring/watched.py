@@ -23,10 +23,14 @@ LOOPED = [1000 + number for number in range(40)] + list(range(20)) * 20
 """Tokens that end in a verbatim loop: onset 40, period 20, 400 tokens long."""
 
 
+COMPARED = ("vllm_surgery_answers_total", "vllm_surgery_sound_answer_tokens")
+
+
 def samples(registry: CollectorRegistry, *, zeros: bool = False) -> dict[tuple[str, ...], float]:
     """Every counter and gauge of this package that isn't zero, by name and label values (sorted by label's name).
 
-    The model's name, ``_created`` times, histograms' buckets, times, and whether watching runs are left out.
+    The model's name, ``_created`` times, histograms' buckets, times, whether watching runs, and what is counted again to
+    compare patches are left out.
     """
     return {
         (sample.name.removeprefix("vllm_surgery_"), *_values(sample.labels)): sample.value
@@ -34,6 +38,7 @@ def samples(registry: CollectorRegistry, *, zeros: bool = False) -> dict[tuple[s
         for sample in metric.samples
         if sample.name.startswith("vllm_surgery_")
         and sample.name != "vllm_surgery_watching"
+        and not sample.name.startswith(COMPARED)
         and not sample.name.endswith(("_created", "_bucket", "_seconds_total"))
         and (zeros or sample.value)
     }

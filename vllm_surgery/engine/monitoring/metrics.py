@@ -67,12 +67,45 @@ WATCHING = Spec(
     by_patch=False,
 )
 
-SPECS = (REQUESTS, LOOPS, OUTPUT_TOKENS, LOOPED_TOKENS, ONSET, PERIOD, LOOPING, SECONDS, ERRORS, WATCHING)
+_LENGTHS = tuple(float(1 << power) for power in range(1, 17))
+"""Of answers, 2 to 65,536 tokens. The mean is exact; only the spread is taken from these."""
+
+ANSWERS = Spec(
+    Counter,
+    "vllm_surgery_answers_total",
+    "Answers of which one patch made every token, by how they ended and whether they looped; to compare patches.",
+    ("finish_reason", "loop"),
+)
+SOUND_TOKENS = Spec(
+    Histogram,
+    "vllm_surgery_sound_answer_tokens",
+    "Tokens of those that did not loop and were not broken off.",
+    options={"buckets": _LENGTHS},
+)
+
+SPECS = (
+    REQUESTS,
+    LOOPS,
+    OUTPUT_TOKENS,
+    LOOPED_TOKENS,
+    ONSET,
+    PERIOD,
+    LOOPING,
+    SECONDS,
+    ERRORS,
+    WATCHING,
+    ANSWERS,
+    SOUND_TOKENS,
+)
 """All of them, for dashboards and rules."""
 
 TAKEN_BACK = "taken_back"
 OUTCOMES = ("terminal", "escaped", TAKEN_BACK)
 """The answer ended in it; the model left it; it was taken out of the answer before its client saw it."""
+
+NO_LOOP = "none"
+LOOPED = (NO_LOOP, "terminal", TAKEN_BACK, "escaped")
+"""What is said of an answer as a whole: nothing, or of its loops the outcome that comes first here."""
 
 _USUAL_REASONS = ("stop", "length", "abort")
 
@@ -130,6 +163,8 @@ class LoopMetrics:
     def ended(self, answer: WatchedAnswer) -> None:
         """Counts an answer that is complete or was broken off."""
         self._of(REQUESTS, answer.patch, answer.finish_reason).inc()
+        if answer.only_patch is not None:
+            self._compare(answer, answer.only_patch)
         for loop, patch in answer.loops:
             self._of(LOOPS, patch, loop.kind, loop.outcome).inc()
             self._of(ONSET, patch, loop.kind).observe(loop.onset)
@@ -138,6 +173,12 @@ class LoopMetrics:
             self._of(LOOPS, patch, loop.kind, TAKEN_BACK).inc()
         for (kind, patch), tokens in answer.looped_tokens.items():
             self._of(LOOPED_TOKENS, patch, kind).inc(tokens)
+
+    def _compare(self, answer: WatchedAnswer, patch: str) -> None:
+        looped = _looped(answer)
+        self._of(ANSWERS, patch, answer.finish_reason, looped).inc()
+        if looped == NO_LOOP and answer.finish_reason != "abort":
+            self._of(SOUND_TOKENS, patch).observe(answer.tokens)
 
     def _change_looping(self, kind: Kind, patch: str, change: int) -> None:
         place = (kind, self._metrics.label(patch))
@@ -149,3 +190,9 @@ class LoopMetrics:
 
     def _of(self, spec: Spec, patch: str, *labels: str) -> Any:
         return self._metrics.series(spec, self._model_name, patch, *labels)
+
+
+def _looped(answer: WatchedAnswer) -> str:
+    """What is said of an answer as a whole; see `LOOPED`."""
+    outcomes = {loop.outcome for loop, _ in answer.loops} | ({TAKEN_BACK} if answer.taken_back else set())
+    return next((outcome for outcome in LOOPED if outcome in outcomes), NO_LOOP)

@@ -59,6 +59,8 @@ class WatchedAnswer:
             else the first.
         looped_tokens: tokens in loops of a kind, by the patch that made them, those taken back among them.
         taken_back: loops that were taken back out of the answer and are of no kind in `loops`, with their patch.
+        only_patch: the patch that made every token; of an answer that was taken back out of a loop, the one that it
+            began under, whatever it went on under. None where patches were swapped in between.
     """
 
     finish_reason: str
@@ -67,6 +69,7 @@ class WatchedAnswer:
     loops: tuple[tuple[Loop, str], ...]
     looped_tokens: Mapping[tuple[Kind, str], int]
     taken_back: tuple[tuple[Loop, str], ...] = ()
+    only_patch: str | None = None
 
 
 class RequestWatch:
@@ -142,7 +145,15 @@ class RequestWatch:
         seen = {loop.kind for loop, _ in counted}
         taken_back = [found for kind, found in self._taken_back.items() if kind not in seen]
         looped = self._looped_tokens(loops) + self._tokens_taken_back
-        return WatchedAnswer(finish_reason, self.patch, self.tokens, tuple(counted), looped, tuple(taken_back))
+        return WatchedAnswer(
+            finish_reason,
+            self.patch,
+            self.tokens,
+            tuple(counted),
+            looped,
+            tuple(taken_back),
+            self._spans[0][1] if len(self._spans) == 1 or self._taken_back else None,
+        )
 
     def _begin_span(self, patch: str) -> None:
         if self._spans[-1][0] == self.tokens:
