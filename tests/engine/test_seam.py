@@ -16,6 +16,7 @@ import torch
 
 from vllm_surgery.engine import attributes, touchpoints
 from vllm_surgery.engine.attributes import Attributes
+from vllm_surgery.engine.offers import OFFERS
 from vllm_surgery.engine.touchpoints import TouchPoint
 
 if TYPE_CHECKING:
@@ -220,7 +221,5 @@ def read(config: Any, own: Own) -> Any:
 
 
 def test_every_group_of_attributes_is_examined() -> None:
-    from vllm_surgery.engine.doctor import OFFERS
-
     groups: dict[str, Any] = {name: value for name, value in vars(attributes).items() if name.startswith("FOR_")}
-    assert {*groups} <= {*OFFERS.values()}
+    assert {*groups} <= {offer.group for offer in OFFERS.values()}

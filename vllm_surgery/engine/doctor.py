@@ -11,10 +11,12 @@ import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
-from vllm_surgery.engine import attributes, touchpoints
+from vllm_surgery.engine import touchpoints
 from vllm_surgery.engine.kernels import kernels
+from vllm_surgery.engine.offers import OFFERS
 from vllm_surgery.engine.plugin import ENDPOINT_GROUP, GROUP, NAME
 from vllm_surgery.engine.settings import DISABLE_VARIABLE, disabled
+from vllm_surgery.engine.tested import outside_tested
 from vllm_surgery.errors import EngineError, one_line
 from vllm_surgery.installed import missing
 
@@ -41,29 +43,7 @@ class Finding:
     offer: str | None = None
 
 
-OFFERS = {
-    "load": "FOR_LOADING",
-    "serve": "FOR_SERVING",
-    "swap": "FOR_SWAPPING",
-    "mask": "FOR_MASKING",
-    "localize": "FOR_LOCALIZING",
-    "watch": "FOR_WATCHING",
-    "rescue": "FOR_RESCUE",
-    "routes": "FOR_ROUTES",
-    "weight version": "FOR_TELLING",
-    "slots": "FOR_SLOTS",
-    "slots on model runner V1": "FOR_V1_SLOTS",
-    "slots on model runner V2": "FOR_V2_SLOTS",
-    "slots for experts": "FOR_EXPERT_SLOTS",
-    "patches by model name": "FOR_NAMING",
-}
-"""What the plugin does with vLLM, and the touch points that each takes: the groups of this name in
-`vllm_surgery.engine.touchpoints` and `vllm_surgery.engine.attributes`."""
-
 _RUNNERS = {"V1": "slots on model runner V1", "V2": "slots on model runner V2"}
-
-_SPARED = {"weight version", "rescue", "slots", *_RUNNERS.values(), "slots for experts", "patches by model name"}
-"""What older vLLM lacks, without which the rest works."""
 
 
 def offered(findings: Sequence[Finding]) -> dict[str, bool]:
@@ -91,13 +71,30 @@ def _engine() -> Iterator[Finding]:
     yield version
     if _distribution("vllm") is None:
         yield Finding("`vllm` script", "note", "can't run: no distribution is called vllm; use `vllm-surgery serve`")
-    for offer, group in OFFERS.items():
-        for point in _points(group):
-            yield _noted(_touch(point, offer)) if offer in _SPARED else _touch(point, offer)
-    for point in touchpoints.NICE_TO_HAVE:
-        yield _noted(_touch(point, None))
+    points = [*_touch_points()]
+    if reason := outside_tested(version.detail):
+        held = sum(finding.status == "pass" for finding in points)
+        yield Finding("vllm", "note", f"{reason}; {held} of {len(points)} touch points hold")
+    yield from points
+    yield from _losses(points)
     yield _runner()
     yield from map(_kernel, kernels())
+
+
+def _touch_points() -> Iterator[Finding]:
+    for name, offer in OFFERS.items():
+        for point in offer.points():
+            yield _noted(_touch(point, name)) if offer.spared else _touch(point, name)
+    for point in touchpoints.NICE_TO_HAVE:
+        yield _noted(_touch(point, None))
+
+
+def _losses(points: Sequence[Finding]) -> Iterator[Finding]:
+    """What becomes of a server without each thing that can't be done."""
+    for name, there in offered(points).items():
+        if not there:
+            status: Status = "note" if OFFERS[name].spared else "fail"
+            yield Finding(f"without {name}", status, OFFERS[name].without)
 
 
 def _kernel(kernel: Kernel) -> Finding:
@@ -105,10 +102,6 @@ def _kernel(kernel: Kernel) -> Finding:
     if kernel.missing:
         return Finding(f"kernel {kernel.name}", "note", f"this machine's vLLM has {kernel.reason}")
     return Finding(f"kernel {kernel.name}", "pass", f"serving {kernel.serves}")
-
-
-def _points(group: str) -> tuple[TouchPoint, ...]:
-    return (*getattr(touchpoints, group), *getattr(attributes, group, ()))
 
 
 def _runner() -> Finding:
@@ -120,7 +113,7 @@ def _runner() -> Finding:
         return Finding("model runner", "note", one_line(f"can't be told: {type(error).__name__}: {error}"))
     version = "V2" if chosen or (chosen is None and triton) else "V1"
     why = "VLLM_USE_V2_MODEL_RUNNER says so" if chosen is not None else f"there is {'' if triton else 'no '}Triton here"
-    missing = [point.path for point in _points(OFFERS[_RUNNERS[version]]) if not point.there]
+    missing = [point.path for point in OFFERS[_RUNNERS[version]].points() if not point.there]
     if missing:
         return Finding("model runner", "note", f"{version}, since {why}; no slots: it has no {missing[0]}")
     return Finding("model runner", "pass", f"{version}, since {why}; --patch-slots hooks it")

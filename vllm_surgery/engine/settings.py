@@ -110,6 +110,11 @@ class Settings(BaseModel):
             place = ".".join([f"additional_config.{KEY}", *map(str, steps[:2])])
             raise UsageError(f"{place}: {reason}") from None
 
+    @property
+    def asks_for_patches(self) -> bool:
+        """Whether a server with these has patches, or is to have some later."""
+        return bool(self.patches or self.patch_dirs or self.watch or self.mask_buffers or self.slots)
+
     def carrying(self, patches: PatchSet) -> Settings:
         """Copy with the patches themselves in it, so that no other process or node needs their files."""
         carried = {

@@ -292,15 +292,13 @@ MXFP4_EXPERTS = TouchPoint(_CPU_EXPERTS, "CPUExpertsMxfp4._supports_current_devi
 
 FOR_LOADING = (
     CREATE_CONFIG,
-    CONFIG_HASH,
     LOAD_MODEL,
     MODEL_BUILT,
     WORKER_BASE,
     ENGINE_READY,
-    SET_WEIGHT_VERSION,
     COLLECTIVE_RPC,
 )
-"""Without any one of these no server is started: a patch could not be applied, or not be verified."""
+"""Without any one of these no server with patches is started: they could not be applied, or not be verified."""
 
 FOR_SWAPPING = (
     RELOAD_BEGIN,
@@ -314,6 +312,7 @@ FOR_SWAPPING = (
     PAUSE,
     CLEAR_INPUTS,
     RESUME,
+    SET_WEIGHT_VERSION,
     UPDATE_WEIGHT_VERSION,
     ENGINE_DIED,
 )
@@ -344,12 +343,14 @@ FOR_RESCUE = (
 )
 """Without any one of these no server that rescues answers is started."""
 
-FOR_TELLING = (OUTPUTS_HAVE_VERSIONS,)
-"""Without it outputs don't say which weights made them: servers of several API processes aren't watched for loops."""
+FOR_TELLING = (SET_WEIGHT_VERSION, OUTPUTS_HAVE_VERSIONS)
+"""Without any one of these outputs don't say which weights made them: servers of several API processes aren't watched
+for loops."""
 
-NICE_TO_HAVE = (CALL_ALL_ENGINES, CLI_LOGGING)
-"""Older vLLM lacks these. Without the first, servers of several engines can't swap; where the second is missing there
-are no such options."""
+NICE_TO_HAVE = (CONFIG_HASH, CALL_ALL_ENGINES, CLI_LOGGING)
+"""Without the first, compiled servers are refused masks and slots, and compile anew for each patch. Older vLLM lacks
+the others: without the second, servers of several engines can't swap; where the third is missing there are no such
+options."""
 
 FOR_KERNELS = (
     INT4_WEIGHTS,

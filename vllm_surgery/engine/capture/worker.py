@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from vllm_surgery.engine import touchpoints
 from vllm_surgery.engine.capture.recorders import ExpertRecorder, NeuronRecorder, Rows
 from vllm_surgery.engine.model_parts import Layers
+from vllm_surgery.engine.offers import OFFERS
 from vllm_surgery.engine.rpc_errors import failure_of
 from vllm_surgery.errors import EngineError
 
@@ -138,8 +139,7 @@ def _recorders(model: Any, config: Any, total: int, groups: tuple[range, ...]) -
         for path, module in _only_one(layers.below(layer, _DOWN)):
             found.append(NeuronRecorder(layer, path, module, Rows(total, groups)))
         for path, runner in _only_one(runners.get(layer, [])):
-            for point in touchpoints.FOR_LOCALIZING:
-                point.get()
+            OFFERS["localize"].check()
             found.append(ExpertRecorder(layer, path, runner, Rows(total, groups)))
         if layers.experts(layer) and layer not in runners:
             raise EngineError(f"layer {layer}: its experts are chosen in a way that isn't known")

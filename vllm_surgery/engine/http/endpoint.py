@@ -13,6 +13,7 @@ from vllm_surgery.engine.http.access import CHANGES_OFF, Access, check_root_path
 from vllm_surgery.engine.http.routes import ACCESS, SERVICE, answer_error, router
 from vllm_surgery.engine.http.service import SurgeryService
 from vllm_surgery.engine.metrics import process_metrics
+from vllm_surgery.engine.offers import loading_lost
 from vllm_surgery.engine.plugin import NAME
 from vllm_surgery.engine.requests.admission import board_of
 from vllm_surgery.engine.requests.engines import ServedLedgers
@@ -60,7 +61,7 @@ class SurgeryEndpoint:
 
     def attach_router(self, app: FastAPI) -> None:
         """Adds the routes to vLLM's application."""
-        if not disabled():
+        if not _off():
             self._app = app
             app.include_router(router)
             app.add_exception_handler(SurgeryError, answer_error)
@@ -71,7 +72,7 @@ class SurgeryEndpoint:
         Raises:
             UsageError: a patch folder isn't there, or the root path hides our routes from vLLM's check of keys.
         """
-        if disabled():
+        if _off():
             return
         check_root_path(getattr(args, "root_path", None))
         if engine_client is None:  # vLLM's render server, which has no engine. The routes say so.
@@ -134,6 +135,11 @@ def _add_header(app: FastAPI) -> None:
         app.add_middleware(PatchHeader)
     else:
         app.middleware_stack = PatchHeader(app.middleware_stack)
+
+
+def _off() -> bool:
+    """True where there is nothing to tell or change: no patch can be applied, or none is to be."""
+    return disabled() or loading_lost() is not None
 
 
 def _coordinator(engine_client: Any) -> SwapCoordinator:

@@ -12,8 +12,10 @@ from __future__ import annotations
 import copy
 from typing import TYPE_CHECKING, Any
 
+from vllm_surgery.engine import touchpoints
+from vllm_surgery.engine.masks.model import compiles
 from vllm_surgery.engine.settings import KEY, Settings
-from vllm_surgery.errors import SurgeryError
+from vllm_surgery.errors import EngineError, SurgeryError
 from vllm_surgery.patch.units import MASK
 
 if TYPE_CHECKING:
@@ -31,6 +33,18 @@ def _graph(additional_config: dict[str, Any]) -> dict[str, Any]:
         return {f"{KEY}.slots": settings.slots, f"{KEY}.masks": "all" if settings.mask_buffers else []}
     masks = "all" if settings.mask_buffers else layers
     return {f"{KEY}.masks": masks} if masks else {}
+
+
+def check_compile_cache(vllm_config: Any) -> None:
+    """Refuses a server whose compiled code may be taken from one that looks up masks or slots elsewhere.
+
+    Raises:
+        EngineError: the key of vLLM's compile cache can't be changed, and would have to be.
+    """
+    if touchpoints.CONFIG_HASH.there or not compiles(vllm_config):
+        return
+    if _graph(vllm_config.additional_config):
+        raise EngineError("this vLLM's compile cache can't be told of masks and slots: start with --enforce-eager")
 
 
 def compute_hash_hook(original: Callable[..., Any]) -> Callable[..., Any]:

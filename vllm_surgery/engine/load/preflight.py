@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vllm_surgery.engine.kernels import missing_kernel
+from vllm_surgery.engine.load.compile_cache import check_compile_cache
 from vllm_surgery.engine.requests.support import check_support
 from vllm_surgery.engine.rescue.support import check_rescue
 from vllm_surgery.engine.server_config import model_facts, requested_patches
@@ -90,6 +91,7 @@ def preflight_hook(original: Callable[..., Any]) -> Callable[..., Any]:
     def create_engine_config(self: Any, *args: Any, **kwargs: Any) -> Any:
         vllm_config = original(self, *args, **kwargs)
         check_kernels(vllm_config)
+        check_compile_cache(vllm_config)
         patches = requested_patches(vllm_config)
         settings = Settings.of(vllm_config.additional_config)
         slots = settings.slots

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from vllm_surgery.engine import touchpoints
 from vllm_surgery.engine.requests.core import attach_ledger
 from vllm_surgery.engine.requests.planning import SlotPlanner
 from vllm_surgery.engine.server_config import logger, requested_patches, weight_patches
@@ -25,7 +26,8 @@ def verify_hook(original: Callable[..., Any]) -> Callable[..., Any]:
         patches = weight_patches(vllm_config)
         if patches:
             verify_ranks(patches, self.model_executor.collective_rpc(REPORT_METHOD))
-            self.set_weight_version(patches.id)
+            if touchpoints.SET_WEIGHT_VERSION.there:  # Where it isn't, no server swaps, so all its outputs are alike.
+                self.set_weight_version(patches.id)
         if count := Settings.of(vllm_config.additional_config).slots:
             default = requested_patches(vllm_config)
             attach_ledger(self, count, SlotPlanner(vllm_config).fill(default, kept=False) if default else None)

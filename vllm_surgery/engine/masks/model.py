@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from vllm_surgery.engine import touchpoints
 from vllm_surgery.engine.masks.router import MaskableRouter
 from vllm_surgery.engine.model_parts import Layers
+from vllm_surgery.engine.offers import OFFERS
 from vllm_surgery.errors import CannotSwapError, EngineError
 
 if TYPE_CHECKING:
@@ -105,7 +106,7 @@ class RouterMasks:
         Raises:
             EngineError: a layer that is needed and held here has none, or more than one, or this vLLM none at all.
         """
-        touchpoints.MASKING.get()
+        OFFERS["mask"].check()
         layers = Layers(self._model)
         found = layers.runners(touchpoints.MASKING.owner())
         for layer in needed:

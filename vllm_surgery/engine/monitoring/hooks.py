@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from vllm_surgery.engine import touchpoints
 from vllm_surgery.engine.monitoring.llvmlite import let_vllm_look_through_llvmlite
+from vllm_surgery.engine.offers import OFFERS
 from vllm_surgery.engine.requests.admission import REQUEST_PATCH, patch_id
 from vllm_surgery.engine.server_config import logger, weight_patches
 from vllm_surgery.engine.settings import Settings
@@ -31,8 +32,7 @@ def install_watching(attach: Callable[[Any, Any], None]) -> None:
         attach: called with each engine that is made, an `AsyncLLM` or `LLMEngine`, and its config.
     """
     try:
-        for point in touchpoints.FOR_WATCHING:
-            point.get()
+        OFFERS["watch"].check()
     except EngineError as error:
         logger.warning("vllm-surgery: requests are not watched for loops: %s", error)
         return

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from vllm_surgery.client.protocol import CHOICE_KEY
 from vllm_surgery.engine import touchpoints
+from vllm_surgery.engine.offers import OFFERS
 from vllm_surgery.engine.requests.admission import board_of
 from vllm_surgery.engine.requests.choice import PINNED_KEY, Offer, Offered, UnknownPatchError, shown
 from vllm_surgery.engine.requests.header import given_request_id, note_choice, note_model, noted_model
@@ -36,7 +37,12 @@ class _Refused(Exception):  # noqa: N818 - it never leaves this file
 
 
 def install_model_names() -> None:
-    """From now on models can be named with a patch, in this process, once."""
+    """From now on models can be named with a patch, in this process, once.
+
+    Raises:
+        EngineError: this vLLM lacks a touch point; nothing was changed.
+    """
+    OFFERS["patches by model name"].check()
     touchpoints.CHECK_MODEL.wrap(check_model_hook)
     touchpoints.SHOW_MODELS.wrap(show_models_hook)
     touchpoints.MODEL_NAME.wrap(model_name_hook)

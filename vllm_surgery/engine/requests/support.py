@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
-from vllm_surgery.engine import touchpoints
+from vllm_surgery.engine.offers import OFFERS
 from vllm_surgery.errors import EngineError
 
 if TYPE_CHECKING:
@@ -25,8 +25,7 @@ def check_support(vllm_config: Any) -> None:
     Raises:
         EngineError: the reason, in one line.
     """
-    for point in touchpoints.FOR_SLOTS:
-        point.get()
+    OFFERS["slots"].check()
     for reason, hinders in _HINDRANCES.items():
         if hinders(vllm_config):
             raise EngineError(f"no slots for patches: {reason}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from vllm_surgery.engine import touchpoints
+from vllm_surgery.engine.offers import OFFERS
 from vllm_surgery.errors import EngineError
 
 
@@ -15,7 +15,6 @@ def check_rescue(vllm_config: Any) -> None:
     Raises:
         EngineError: this vLLM lacks a touch point, or the model generates nothing.
     """
-    for point in touchpoints.FOR_RESCUE:
-        point.get()
+    OFFERS["rescue"].check()
     if vllm_config.model_config.runner_type == "pooling":
         raise EngineError("on_loop: a pooling model's requests have no answers that could loop")

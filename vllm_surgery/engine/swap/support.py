@@ -6,6 +6,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from vllm_surgery.engine import touchpoints
+from vllm_surgery.engine.offers import OFFERS
+from vllm_surgery.engine.server_config import logger
 from vllm_surgery.errors import EngineError
 
 if TYPE_CHECKING:
@@ -25,9 +27,9 @@ def why_not(vllm_config: Any, streamed: bool) -> str | None:
         if hinders(vllm_config):
             return reason
     try:
-        for point in touchpoints.FOR_SWAPPING:
-            point.get()
+        OFFERS["swap"].check()
     except EngineError as error:
+        logger.warning("vllm-surgery: patches can't be swapped: %s", error)
         return str(error)
     return None
 
