@@ -6,14 +6,19 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vllm_surgery.cli.options import add_command, add_json
+from vllm_surgery.errors import SurgeryError
 from vllm_surgery.installed import require
 from vllm_surgery.model.checkpoint import ModelFolder
 from vllm_surgery.patch.describe import count
 from vllm_surgery.patch.files import write_patch
+from vllm_surgery.patch.patch_set import PatchSet, SourcedPatch
+from vllm_surgery.patch.units import IndexRange, merge_ranges
+from vllm_surgery.planning.check import check_patches
 
 if TYPE_CHECKING:
     import argparse
@@ -23,6 +28,7 @@ if TYPE_CHECKING:
     from vllm_surgery.patch.format import Patch
 
 _EXIT_UNEXPLAINED = 1
+_LAYERS_SHOWN = 4
 
 
 def add_to(subparsers: Subparsers) -> None:
@@ -54,7 +60,7 @@ def run(args: argparse.Namespace, _rest: list[str]) -> int:
     if args.json:
         _print_json(found, patch)
     else:
-        _print(found, patch, args.out)
+        _print(found, patch, base, args.out)
     return _EXIT_UNEXPLAINED if found.unexplained else 0
 
 
@@ -63,17 +69,43 @@ def _print_json(found: Diff, patch: Patch | None) -> None:
         "ok": not found.unexplained,
         "id": patch and patch.id,
         "patch": patch and patch.to_data(),
+        "gone": {str(layer): list(experts) for layer, experts in found.gone.items()},
         "unexplained": [dataclasses.asdict(item) for item in found.unexplained],
         "notes": found.notes,
     }
     print(json.dumps(report, indent=2))
 
 
-def _print(found: Diff, patch: Patch | None, out: Path | None) -> None:
+def _of_gone(found: Diff) -> list[str]:
+    """The experts that are gone, in one line that isn't longer than a few layers."""
+    if not found.gone:
+        return []
+    shown = [
+        f"layer {layer}: {', '.join(map(str, merge_ranges(IndexRange(index, index) for index in experts)))}"
+        for layer, experts in islice(found.gone.items(), _LAYERS_SHOWN)
+    ]
+    more = [f"and {len(found.gone) - _LAYERS_SHOWN} layers more"] if len(found.gone) > _LAYERS_SHOWN else []
+    number = count(sum(map(len, found.gone.values())), "expert")
+    layers = count(len(found.gone), "layer")
+    return [f"{number} of {layers} gone, masked by the patch: {'; '.join([*shown, *more])}"]
+
+
+def _of_plan(patch: Patch | None, base: ModelFolder) -> list[str]:
+    """Why the patch can't be applied to the original, where it can't."""
+    if patch is None:
+        return []
+    try:
+        check_patches(PatchSet((SourcedPatch(patch.name, patch),)), base)
+    except SurgeryError as error:
+        return [f"the patch can't be applied to the original: {error}"]
+    return []
+
+
+def _print(found: Diff, patch: Patch | None, base: ModelFolder, out: Path | None) -> None:
     """The patch alone goes to stdout, so that it can be piped; what is said about it goes to stderr."""
     for item in found.unexplained:
         print(f"no patch can say: {item.tensor} {item.reason} ({count(item.numbers, 'number')})", file=sys.stderr)
-    for note in found.notes:
+    for note in [*_of_gone(found), *found.notes, *_of_plan(patch, base)]:
         print(f"note: {note}", file=sys.stderr)
     if patch is None:
         print("no unit differs" if found.unexplained else "the checkpoints hold the same weights", file=sys.stderr)

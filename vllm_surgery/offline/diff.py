@@ -20,20 +20,24 @@ from vllm_surgery.model.anatomy import Anatomy
 from vllm_surgery.model.conventions import HALVES
 from vllm_surgery.model.routers import LOWEST, layer_of_router_bias
 from vllm_surgery.model.tensor_info import FLOAT_DTYPES
+from vllm_surgery.offline.pruned import find_pruned, is_gone, original_name
 from vllm_surgery.offline.recover import Pair, differing_slices, explain, recover_gains, recover_joint_gains, same_bytes
 from vllm_surgery.patch.format import Patch
 from vllm_surgery.patch.units import MASK, op_of
 from vllm_surgery.planning.carriers import carrier_of
 from vllm_surgery.planning.guard import guard_of
-from vllm_surgery.weights.tensors import read_tensor
+from vllm_surgery.weights.tensors import bits, read_tensor
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from vllm_surgery.model.checkpoint import ModelFolder, StoredTensor
     from vllm_surgery.model.conventions import PartName, TensorRole
     from vllm_surgery.model.tensor_info import TensorInfo
+    from vllm_surgery.offline.pruned import Pruned
     from vllm_surgery.patch.units import Gain, Kind
+
+_LAYER = re.compile(r"\.layers\.([0-9]+)\.")
 
 # The roots under which model classes put the same text model, in the order in which they are tried.
 _ROOT = re.compile(r"^(?:model\.language_model\.|language_model\.model\.|language_model\.|model\.)")
@@ -44,9 +48,9 @@ class Unexplained:
     """A difference that no patch can say.
 
     Attributes:
-        tensor: its name in the edited checkpoint, or in the base where only that has it.
+        tensor: its name in the edited checkpoint, or in the base where only that has it; or a layer.
         reason: what is different.
-        numbers: how many of its numbers are concerned.
+        numbers: how many of its numbers are concerned; of a layer, how many experts.
     """
 
     tensor: str
@@ -62,7 +66,8 @@ class Diff:
         gains: a factor for each neuron, by layer and index.
         shared: a factor for each neuron of shared experts, by layer and index.
         experts: a factor for each routed expert, by layer and index.
-        masks: layer and index of each routed expert that its router can't choose any more.
+        masks: layer and index of each routed expert that its router can't choose any more, or that is gone.
+        gone: the experts of each layer that are no longer there, which the patch masks.
         unexplained: what no patch can say.
         notes: what is worth knowing and changes nothing.
     """
@@ -71,6 +76,7 @@ class Diff:
     shared: dict[tuple[int, int], float] = field(default_factory=dict)
     experts: dict[tuple[int, int], float] = field(default_factory=dict)
     masks: set[tuple[int, int]] = field(default_factory=set)
+    gone: dict[int, tuple[int, ...]] = field(default_factory=dict)
     unexplained: list[Unexplained] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
@@ -109,11 +115,41 @@ class _Comparison:
         self._sparse = base.facts.sparse_layers
         self._scheme = base.facts.scheme
         self._result = Diff()
+        self._pruned = find_pruned(self._base, self._edited)
+        self._renumber()
         self._parts: dict[tuple[Kind, int, int], list[float]] = defaultdict(list)
         self._elsewhere: dict[tuple[Kind, PartName, PartName], int] = defaultdict(int)
         self._formats: dict[tuple[str, str], int] = defaultdict(int)
         self._quantised: dict[tuple[Kind, int, int | None], list[Pair]] = defaultdict(list)
         self._joint: dict[int, list[tuple[StoredTensor, StoredTensor]]] = defaultdict(list)
+
+    def _renumber(self) -> None:
+        """Calls the experts that are left as the original does, and sets aside those that one of the two lacks."""
+        if not self._pruned:
+            return
+        self._base = {key: item for key, item in self._base.items() if not is_gone(item.info.name, self._pruned)}
+        named = ((original_name(item.info.name, self._pruned), item) for item in self._edited.values())
+        self._edited = {_ROOT.sub("", name): item for name, item in named if name is not None}
+        for layer, pruned in self._pruned.items():
+            self._take_pruned(layer, pruned)
+
+    def _take_pruned(self, layer: int, pruned: Pruned) -> None:
+        """Masks what is gone, unless experts are left that are none of the original's: then nobody knows what is."""
+        last = self._anatomy.num_hidden_layers
+        if pruned.strange:
+            self._result.unexplained.append(
+                Unexplained(
+                    f"layer {layer}",
+                    f"has {len(pruned.kept)} experts, had {pruned.total}; its experts {shortened(pruned.strange)} "
+                    "are none of those, so it isn't known which are gone",
+                    len(pruned.strange),
+                )
+            )
+        elif last is not None and layer >= last:
+            self._result.notes.append(f"{len(pruned.gone)} experts are gone from layer {layer}, which no patch reaches")
+        else:
+            self._result.gone[layer] = pruned.gone
+            self._result.masks.update((layer, expert) for expert in pruned.gone)
 
     def run(self, progress: bool) -> Diff:
         common = [(stored, self._edited[key]) for key, stored in self._base.items() if key in self._edited]
@@ -131,6 +167,9 @@ class _Comparison:
 
     def _compare(self, before: StoredTensor, after: StoredTensor) -> None:
         role = self._anatomy.observe(before.info)
+        if (pruned := self._lost_rows(before, after)) is not None:
+            self._compare_kept(role, pruned, before, after)
+            return
         if before.info.shape != after.info.shape:
             shapes = f"has the shape {list(after.info.shape)}, was {list(before.info.shape)}"
             self._unexplained(after, shapes, math.prod(after.info.shape))
@@ -146,6 +185,38 @@ class _Comparison:
             self._joint[role.layer].append((before, after))
         elif not same_format or not same_bytes(before, after):
             self._compare_values(role, before, after)
+
+    def _lost_rows(self, before: StoredTensor, after: StoredTensor) -> Pruned | None:
+        """What its layer lost, where a tensor has a row for each expert and lost theirs."""
+        found = _LAYER.search(before.info.name)
+        pruned = None if found is None else self._pruned.get(int(found[1]))
+        if pruned is None or not before.info.shape or not after.info.shape:
+            return None
+        (had, *rest), (has, *rest_after) = before.info.shape, after.info.shape
+        return pruned if (had, has, rest) == (pruned.total, len(pruned.kept), rest_after) else None
+
+    def _compare_kept(self, role: TensorRole | None, pruned: Pruned, before: StoredTensor, after: StoredTensor) -> None:
+        """Compares the rows of the experts that are left with what they were."""
+        pairs = [(expert, original) for expert, original in sorted(pruned.kept.items()) if original is not None]
+        new = _rows(after, [expert for expert, _ in pairs])
+        old = _rows(before, [original for _, original in pairs])
+        if old.dtype != new.dtype:
+            self._formats[before.info.dtype, after.info.dtype] += 1
+            if not {before.info.dtype, after.info.dtype} <= FLOAT_DTYPES:
+                self._unexplained(after, f"is stored as {after.info.dtype}, was {before.info.dtype}", before.size)
+                return
+            old = old.to(new.dtype)
+        rows = differing_slices(old, new, 0)
+        alone = role is not None and role.part.carries and len(role.convention.carriers) == 1
+        gains = recover_gains(old, new, 0, rows) if alone and after.info.dtype in FLOAT_DTYPES else [None] * len(rows)
+        for row, gain in zip(rows, gains, strict=True):
+            if gain is not None and role is not None:
+                self._parts[role.kind, role.layer, pairs[row][1]].append(gain)
+        strange = [row for row, gain in zip(rows, gains, strict=True) if gain is None]
+        if strange:
+            shown = shortened([pairs[row][1] for row in strange])
+            changed = int((bits(old)[strange] != bits(new)[strange]).sum())
+            self._unexplained(after, f"{len(strange)} row(s) of experts that are left ({shown}) changed", changed)
 
     def _compare_values(self, role: TensorRole | None, before: StoredTensor, after: StoredTensor) -> None:
         formats = {before.info.dtype, after.info.dtype}
@@ -177,7 +248,7 @@ class _Comparison:
             self._parts[role.kind, role.layer, unit].append(gain)
             self._count_elsewhere(role, part_name)
         if strange:
-            shown = ", ".join(map(str, strange[:5])) + (", …" if len(strange) > 5 else "")  # noqa: PLR2004 - a few
+            shown = shortened(strange)
             chosen = torch.tensor(strange)
             changed = int((old.index_select(axis, chosen) != new.index_select(axis, chosen)).sum())
             word = "whole" if role.expert is not None else f"{len(strange)} {_slice_word(role)}(s) ({shown})"
@@ -291,6 +362,20 @@ _PLACES: dict[PartName, str] = {
     "down": "down projection",
     "scale": "per-expert scale",
 }
+
+
+def _rows(stored: StoredTensor, indices: list[int]) -> torch.Tensor:
+    """Some rows of a tensor. torch can't choose those of every number format, but those of whole numbers."""
+    tensor = read_tensor(stored)
+    return bits(tensor)[indices].view(tensor.dtype)
+
+
+_SHOWN = 5  # Of a list in a line of the report.
+
+
+def shortened(numbers: Sequence[int]) -> str:
+    """The first few of some numbers."""
+    return ", ".join(map(str, numbers[:_SHOWN])) + (", …" if len(numbers) > _SHOWN else "")
 
 
 def _role_and_unit(role: TensorRole, info: TensorInfo, index: int) -> tuple[PartName, int]:

@@ -47,6 +47,16 @@ def bits(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.view(_BITS[tensor.element_size()])
 
 
+def of_bytes(content: memoryview, dtype: str) -> torch.Tensor:
+    """A copy of some numbers, as one row.
+
+    Args:
+        content: their bytes.
+        dtype: their number format, as safetensors calls it.
+    """
+    return torch.from_numpy(np.frombuffer(content, np.uint8).copy()).view(_DTYPES[dtype])
+
+
 def read_tensor(stored: StoredTensor) -> torch.Tensor:
     """A tensor from its file, into memory of its own.
 
