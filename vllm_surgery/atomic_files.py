@@ -92,14 +92,21 @@ def _clear_left_behind(parent: Path, prefix: str) -> None:
 
 
 def atomic_write(file: Path, content: str) -> None:
-    """Writes a file that is either all there or as it was, with the mode that it had.
+    """Writes a file of text that is either all there or as it was, with the mode that it had.
 
     Raises:
         OSError: it can't be written.
     """
-    with tempfile.NamedTemporaryFile(
-        "w", encoding="utf-8", dir=file.parent, prefix=f".{file.name}-", delete=False
-    ) as aside:
+    atomic_write_bytes(file, content.encode())
+
+
+def atomic_write_bytes(file: Path, content: bytes) -> None:
+    """The same for any content.
+
+    Raises:
+        OSError: it can't be written.
+    """
+    with tempfile.NamedTemporaryFile("wb", dir=file.parent, prefix=f".{file.name}-", delete=False) as aside:
         aside.write(content)
     Path(aside.name).chmod(file.stat().st_mode & 0o777 if file.exists() else 0o644)
     Path(aside.name).replace(file)

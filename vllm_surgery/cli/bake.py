@@ -8,11 +8,10 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vllm_surgery.cli.options import add_command, add_json
+from vllm_surgery.cli.options import add_command, add_json, open_model
 from vllm_surgery.errors import one_line
 from vllm_surgery.imports.loading import load_patches
 from vllm_surgery.installed import require
-from vllm_surgery.model.checkpoint import ModelFolder
 from vllm_surgery.patch.describe import count
 
 if TYPE_CHECKING:
@@ -41,7 +40,7 @@ def run(args: argparse.Namespace, _rest: list[str]) -> int:
     from vllm_surgery.offline.bake import bake
 
     patches = load_patches(args.patches)
-    baked = bake(patches, ModelFolder(args.model), args.out, link=not args.copy, progress=True)
+    baked = bake(patches, open_model(args.model), args.out, link=not args.copy, progress=True)
     if args.json:
         print(json.dumps({"ok": True, **dataclasses.asdict(baked), "folder": str(baked.folder)}, indent=2))
         return 0

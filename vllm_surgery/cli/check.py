@@ -8,10 +8,9 @@ import json
 from itertools import islice
 from typing import TYPE_CHECKING
 
-from vllm_surgery.cli.options import add_command, add_json
+from vllm_surgery.cli.options import add_command, add_json, open_model
 from vllm_surgery.engine.kernels import why_not_served
 from vllm_surgery.imports.loading import load_patches
-from vllm_surgery.model.checkpoint import ModelFolder
 from vllm_surgery.model.conventions import classify_tensor
 from vllm_surgery.model.routers import layer_of_router_bias
 from vllm_surgery.patch.describe import count, gain_in_words
@@ -48,7 +47,7 @@ def run(args: argparse.Namespace, _rest: list[str]) -> int:
     """Carries the command out."""
     patches = load_patches(args.patches)
     for_slots = args.slots or patches.needs_slots
-    model = ModelFolder(args.model) if args.model else None
+    model = open_model(args.model) if args.model else None
     plan = check_patches(patches, model, for_slots=for_slots) if model else None
     hindered = why_not_served(model.facts) if model else None
     if args.json:

@@ -10,10 +10,9 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vllm_surgery.cli.options import add_command, add_json
+from vllm_surgery.cli.options import add_command, add_json, open_model
 from vllm_surgery.errors import SurgeryError
 from vllm_surgery.installed import require
-from vllm_surgery.model.checkpoint import ModelFolder
 from vllm_surgery.patch.describe import count
 from vllm_surgery.patch.files import write_patch
 from vllm_surgery.patch.patch_set import PatchSet, SourcedPatch
@@ -24,6 +23,7 @@ if TYPE_CHECKING:
     import argparse
 
     from vllm_surgery.cli.options import Subparsers
+    from vllm_surgery.model.checkpoint import ModelFolder
     from vllm_surgery.offline.diff import Diff
     from vllm_surgery.patch.format import Patch
 
@@ -52,8 +52,8 @@ def run(args: argparse.Namespace, _rest: list[str]) -> int:
     require("diff", "torch")
     from vllm_surgery.offline.diff import diff
 
-    base = ModelFolder(args.base)
-    found = diff(base, ModelFolder(args.edited), progress=True)
+    base = open_model(args.base)
+    found = diff(base, open_model(args.edited), progress=True)
     patch = found.patch(args.name, base, provenance={"source": f"vllm-surgery diff {args.base} {args.edited}"})
     if patch is not None and args.out is not None:
         write_patch(patch, args.out)

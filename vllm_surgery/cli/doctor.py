@@ -9,10 +9,9 @@ import json
 import sys
 from typing import TYPE_CHECKING
 
-from vllm_surgery.cli.options import add_command, add_json
+from vllm_surgery.cli.options import add_command, add_json, open_model
 from vllm_surgery.engine.doctor import examine, offered
 from vllm_surgery.engine.kernels import why_not_served
-from vllm_surgery.model.checkpoint import ModelFolder
 from vllm_surgery.planning.inventory import take_inventory
 
 if TYPE_CHECKING:
@@ -54,7 +53,7 @@ def _examine_environment(as_json: bool) -> int:
 
 
 def _examine_model(folder: str, as_json: bool) -> int:
-    model = ModelFolder(folder)
+    model = open_model(folder)
     inventory, hindered = take_inventory(model), why_not_served(model.facts)
     if as_json:
         told = {**dataclasses.asdict(inventory), "cannot_serve": hindered}

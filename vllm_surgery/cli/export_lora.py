@@ -8,10 +8,9 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vllm_surgery.cli.options import add_command, add_json
+from vllm_surgery.cli.options import add_command, add_json, open_model
 from vllm_surgery.imports.loading import load_patches
 from vllm_surgery.installed import require
-from vllm_surgery.model.checkpoint import ModelFolder
 from vllm_surgery.patch.describe import count
 
 if TYPE_CHECKING:
@@ -39,7 +38,7 @@ def run(args: argparse.Namespace, _rest: list[str]) -> int:
     require("export-lora", "torch")
     from vllm_surgery.offline.export_lora import export_lora, serve_command
 
-    done = export_lora(load_patches(args.patches), ModelFolder(args.model), args.out, progress=True)
+    done = export_lora(load_patches(args.patches), open_model(args.model), args.out, progress=True)
     if args.json:
         print(json.dumps({"ok": True, **dataclasses.asdict(done), "folder": str(done.folder)}, indent=2))
         return 0

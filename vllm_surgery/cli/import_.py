@@ -8,11 +8,10 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vllm_surgery.cli.options import add_command, add_json
+from vllm_surgery.cli.options import add_command, add_json, open_model
 from vllm_surgery.imports.convert import import_file
 from vllm_surgery.imports.forms import FORMS
 from vllm_surgery.imports.options import ImportOptions
-from vllm_surgery.model.checkpoint import ModelFolder
 from vllm_surgery.patch.describe import count
 from vllm_surgery.patch.files import write_patch
 
@@ -59,7 +58,7 @@ def run(args: argparse.Namespace, _rest: list[str]) -> int:
         reverse=args.reverse,
         leave_out_activated=args.leave_out_activated,
     )
-    found = import_file(args.file, ModelFolder(args.model), form=args.form, name=args.name, options=options)
+    found = import_file(args.file, open_model(args.model), form=args.form, name=args.name, options=options)
     if args.out is not None:
         write_patch(found.patch, args.out)
     if args.json:

@@ -14,6 +14,7 @@ from vllm_surgery.cli.options import add_command, add_json, add_out, flag, words
 from vllm_surgery.errors import UsageError, first_problem
 from vllm_surgery.installed import require_vllm
 from vllm_surgery.localization.settings import SearchSettings
+from vllm_surgery.model.hub import inner_path
 
 if TYPE_CHECKING:
     import argparse
@@ -104,7 +105,7 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
     from vllm_surgery.localization.report import write_report
     from vllm_surgery.model.checkpoint import ModelFolder
 
-    llm = start_engine(args.model, rest, args.patch_slots)
+    llm = start_engine(inner_path(args.model), rest, args.patch_slots)
     run = SearchRun(args.out, name, _command(args, rest), quiet=args.json)
     try:
         outcome = localize(llm, ModelFolder(folder_of(llm)), settings, budget, run)

@@ -6,6 +6,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from vllm_surgery.model.checkpoint import ModelFolder
+from vllm_surgery.model.hub import fetched, is_name, local_path
+
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Callable, Iterable
@@ -30,6 +33,17 @@ def add_command(
     parser = subparsers.add_parser(name, help=summary, description=summary, allow_abbrev=False, **options)
     parser.set_defaults(run=run, takes_rest=takes_rest)
     return parser
+
+
+def open_model(word: str) -> ModelFolder:
+    """The model that a command names: its folder, or its name on the Hub, from where it comes if it isn't here.
+
+    Raises:
+        UsageError: there is none.
+        CheckpointError: it is no model's folder.
+    """
+    path = local_path(word)
+    return ModelFolder(fetched(word) if path == Path(word) and not path.exists() and is_name(word) else path)
 
 
 def add_json(parser: argparse.ArgumentParser) -> None:

@@ -7,9 +7,8 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vllm_surgery.cli.options import add_command, add_json
+from vllm_surgery.cli.options import add_command, add_json, open_model
 from vllm_surgery.imports.loading import load_named
-from vllm_surgery.model.checkpoint import ModelFolder
 from vllm_surgery.patch.describe import count
 from vllm_surgery.patch.files import write_patch
 from vllm_surgery.planning.check import seal_patch
@@ -37,7 +36,7 @@ def add_to(subparsers: Subparsers) -> None:
 
 def run(args: argparse.Namespace, _rest: list[str]) -> int:
     """Carries the command out."""
-    patch = seal_patch(load_named(args.patch), ModelFolder(args.model))
+    patch = seal_patch(load_named(args.patch), open_model(args.model))
     file: Path = args.out or args.patch
     write_patch(patch, file)
     if args.json:

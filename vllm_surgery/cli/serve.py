@@ -11,7 +11,9 @@ from vllm_surgery.cli.options import add_command
 from vllm_surgery.client.protocol import MOST_SLOTS, SURGERY_KEY_VARIABLE
 from vllm_surgery.errors import UsageError, check_key
 from vllm_surgery.imports.loading import load_patches
+from vllm_surgery.imports.remote import is_address
 from vllm_surgery.installed import require_vllm
+from vllm_surgery.model.hub import inner_path
 from vllm_surgery.patch.folders import check_folder
 
 if TYPE_CHECKING:
@@ -79,6 +81,8 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
         raise UsageError("--watch needs --patch: it follows the files that are given there")
     if not 0 <= args.patch_slots <= MOST_SLOTS:
         raise UsageError(f"--patch-slots: from 0 to {MOST_SLOTS}")
+    if args.watch and (addresses := [word for word in args.patch if is_address(word)]):
+        raise UsageError(f"--watch: {addresses[0]} is an address; only files are followed")
     check_key(args.surgery_key, "the surgery key")
     patches = load_patches(args.patch)
     patch_dirs = [check_folder(folder) for folder in args.patch_dir]
@@ -90,7 +94,7 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
         os.environ[SURGERY_KEY_VARIABLE] = args.surgery_key
     more = {"slots": args.patch_slots or None, "on_loop": on_loop_setting(args.on_loop)}
     given = {key: value for key, value in more.items() if value is not None}
-    serve(patches, rest, patch_dirs=patch_dirs, watch=watch, more=given)
+    serve(patches, list(map(inner_path, rest)), patch_dirs=patch_dirs, watch=watch, more=given)
     return 0
 
 

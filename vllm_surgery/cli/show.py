@@ -6,9 +6,8 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
-from vllm_surgery.cli.options import add_command, add_json
+from vllm_surgery.cli.options import add_command, add_json, open_model
 from vllm_surgery.imports.loading import load_named
-from vllm_surgery.model.checkpoint import ModelFolder
 from vllm_surgery.patch.describe import describe, model_card
 from vllm_surgery.planning.inventory import describe_model
 
@@ -30,7 +29,7 @@ def add_to(subparsers: Subparsers) -> None:
 def run(args: argparse.Namespace, _rest: list[str]) -> int:
     """Carries the command out."""
     patch = load_named(args.patch).patch
-    model = describe_model(ModelFolder(args.model)) if args.model else None
+    model = describe_model(open_model(args.model)) if args.model else None
     if args.json:
         print(json.dumps({"id": patch.id, "digest": patch.digest, "model": model, "patch": patch.to_data()}, indent=2))
         return 0

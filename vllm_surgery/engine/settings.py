@@ -16,6 +16,7 @@ from pydantic_core import PydanticCustomError
 from vllm_surgery.client.protocol import MOST_SLOTS
 from vllm_surgery.errors import PatchError, UsageError, first_problem
 from vllm_surgery.imports.loading import load_named
+from vllm_surgery.imports.remote import is_address
 from vllm_surgery.patch.format import Patch
 from vllm_surgery.patch.patch_set import PatchSet, SourcedPatch
 
@@ -92,6 +93,8 @@ class Settings(BaseModel):
     def _watches_files(self) -> Settings:
         if self.watch is True and not (self.patches and all(isinstance(item, str) for item in self.patches)):
             raise PydanticCustomError("watch", "watch: true needs `patches` that are files")
+        if any(map(is_address, self.watched_files())):
+            raise PydanticCustomError("watch", "watch: an address can't be followed, only files")
         return self
 
     @classmethod
@@ -140,8 +143,8 @@ class Settings(BaseModel):
     def watched_files(self) -> list[str]:
         """Absolute paths of the files to watch; empty where none are watched."""
         if self.watch is True:
-            return [str(Path(item).absolute()) for item in self.patches if isinstance(item, str)]
-        return [str(Path(file).absolute()) for file in self.watch] if isinstance(self.watch, list) else []
+            return [_absolute(item) for item in self.patches if isinstance(item, str)]
+        return [*map(_absolute, self.watch)] if isinstance(self.watch, list) else []
 
     def put_into(self, additional_config: dict[str, Any]) -> dict[str, Any]:
         """Copy of vLLM's ``additional_config`` with these settings in it. vLLM's log shows patches by their ids."""
@@ -165,6 +168,10 @@ class Settings(BaseModel):
         named = number < len(self.sources)
         source = self.sources[number] if named else f"{KEY}.patches[{number}] ({item.get('name', 'unnamed')})"
         return SourcedPatch(source, Patch.from_data(item, source))
+
+
+def _absolute(file: str) -> str:
+    return file if is_address(file) else str(Path(file).absolute())
 
 
 def disabled(environment: Mapping[str, str] = os.environ) -> bool:

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, NoReturn
 from vllm_surgery.errors import PatchError, SurgeryError
 from vllm_surgery.imports.foreign import read_foreign
 from vllm_surgery.imports.forms import recognised
+from vllm_surgery.imports.remote import fetch_patch, is_address
 from vllm_surgery.patch.files import load_patch
+from vllm_surgery.patch.format import Patch
 from vllm_surgery.patch.patch_set import PatchSet, SourcedPatch
 
 if TYPE_CHECKING:
@@ -28,13 +30,15 @@ def load_patches(words: Iterable[str | Path]) -> PatchSet:
 
 
 def load_named(word: str | Path) -> SourcedPatch:
-    """The patch that a word names: a file's.
+    """The patch that a word names: a file's, or one at an address (see `vllm_surgery.imports.remote`).
 
     Raises:
-        UsageError: there is no such file.
+        UsageError: there is no such file, or nothing can be had from the address.
         PatchError: it is refused.
     """
     source = str(word)
+    if is_address(source):
+        return SourcedPatch(source, Patch.parse(fetch_patch(source), source))
     try:
         return SourcedPatch(source, load_patch(word))
     except PatchError as error:

@@ -20,6 +20,7 @@ import numpy as np
 from vllm_surgery.errors import CheckpointError, UsageError
 from vllm_surgery.model.anatomy import Anatomy
 from vllm_surgery.model.config import CONFIG_FILE, ModelFacts, _hub_identity, _whole_number
+from vllm_surgery.model.hub import local_path
 from vllm_surgery.model.tensor_info import TensorInfo
 from vllm_surgery.regular_files import IS_LFS_POINTER, LFS_POINTER, open_regular, read_regular
 
@@ -94,13 +95,17 @@ class TensorSlices:
 class ModelFolder:
     """A Hugging Face model folder on disk.
 
+    Args:
+        path: of the folder; or of a model's outer folder in the Hub's cache, or the model's name there, ``ORG/NAME`` or
+            ``ORG/NAME@REVISION``. Nothing is downloaded.
+
     Raises:
         UsageError: there is no such folder.
         CheckpointError: it isn't one, with the reason.
     """
 
     def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
+        self.path = local_path(path)
         if not _says_yes(self.path.is_dir):
             raise UsageError(f"{path}: no such model folder")
         self.config = read_json(self.path / CONFIG_FILE)
