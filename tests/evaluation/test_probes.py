@@ -3,13 +3,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections import Counter
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests.evaluation.sets import lists, tasks
+from tests.evaluation.sets.lists import PARTS
 from tests.examples import refusal
 from vllm_surgery.errors import UsageError
-from vllm_surgery.evaluation.probes import built_in, load_probes
+from vllm_surgery.evaluation.probes import Probe, ProbeSet, built_in, load_probes
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -26,6 +29,56 @@ def test_the_second_set_is_divided_once_and_for_all() -> None:
     lists = load_probes("lists")
     assert lists.halves() == {"held-out": 24, "search": 24}
     assert lists.digest == "8c25bb02668df14fda67c7ca760d85555fb40649232d580fd6fb6ceccf5935fc"
+
+
+@pytest.mark.parametrize(
+    ("made", "digest"),
+    [
+        (lists.make(), "d3ccda393358a755cc016c04504090e09576a53cfd50903be5a1c56adc4117b8"),
+        (tasks.make(), "81daf15d47f9e2a5dd3ee6571535f2945209c4395285ae40ecad32779ee2612e"),
+    ],
+)
+def test_the_wide_sets_are_what_their_makers_make(made: dict[str, Any], digest: str) -> None:
+    kept = load_probes(made["name"])
+    assert kept == ProbeSet.model_validate(made)
+    assert kept.digest == digest  # Nobody moves a prompt to another part unnoticed.
+
+
+def test_the_wide_lists_have_thirds_without_a_subject_in_common() -> None:
+    lists_of = {part: load_probes(f"wide-lists:{part}").probes for part in PARTS}
+    subjects = {part: {probe.subject for probe in probes} for part, probes in lists_of.items()}
+    assert {part: len(probes) for part, probes in lists_of.items()} == dict.fromkeys(PARTS, 80)
+    assert {len(found) for found in subjects.values()} == {48}
+    assert len(set().union(*subjects.values())) == 3 * 48
+    ways = [Counter(probe.id.rpartition(".")[2] for probe in probes) for probes in lists_of.values()]
+    assert all(set(found.values()) == {8} and len(found) == 10 for found in ways)
+
+
+def test_any_beginning_of_the_wide_lists_has_all_kinds_and_ways() -> None:
+    first = load_probes("wide-lists:held-out").probes[:64]
+    assert len({probe.id.partition(".")[0] for probe in first}) == 24
+    assert set(Counter(probe.id.rpartition(".")[2] for probe in first).values()) == {6, 7}
+
+
+def test_right_entries_of_the_wide_lists_stand_there_once() -> None:
+    for probe in load_probes("wide-lists").probes:
+        names = [name for names in probe.short_list().items for name in names]
+        assert len(names) == len(set(names)), probe.id
+        assert names == [name.lower() for name in names]
+
+
+def test_no_task_stands_in_two_sets() -> None:
+    sets = [load_probes(name) for name in built_in() if load_probes(name).use in {"short", "skills"}]
+    prompts = [probe.prompt for one in sets for probe in one.probes if one.name == "wide-tasks"]
+    others = {probe.prompt for one in sets for probe in one.probes if one.name != "wide-tasks"}
+    assert len(prompts) == len(set(prompts)) == 210
+    assert not others & set(prompts)
+
+
+def test_a_prompt_of_a_model_that_completes() -> None:
+    probe = Probe(id="a", prompt="List things.", completion="Things:\n1.")
+    assert (probe.asked("chat"), probe.asked("completion")) == ("List things.", "Things:\n1.")
+    assert Probe(id="a", prompt="List things.").asked("completion") == "List things.\n\n"
 
 
 def test_a_half_of_a_set() -> None:
@@ -68,7 +121,7 @@ def test_what_is_wrong_is_one_line(tmp_path: Path, content: str, reason: str) ->
 
 
 def test_an_unknown_set_names_the_known_ones() -> None:
-    assert "healthy, held-out-short, held-out-skills, held-out-text, lists, paper" in refusal(
+    assert "choice-text, healthy, held-out-short, held-out-skills, held-out-text, lists, paper" in refusal(
         lambda: load_probes("papers"), UsageError
     )
 

@@ -20,7 +20,11 @@ from vllm_surgery.patch.files import read_bounded
 Use: TypeAlias = Literal["loops", "healthy", "short", "skills", "text"]
 """The use of a set: to set off loops, ordinary requests, lists with known answers, tasks, or reference replies."""
 
-Half: TypeAlias = Literal["search", "held-out"]
+Half: TypeAlias = Literal["search", "choice", "held-out"]
+"""A part of a divided set: what a search for an edit may look at, what it chooses by, or what it is judged by."""
+
+Form: TypeAlias = Literal["chat", "completion"]
+"""How a prompt is put to a model: as a message under its chat template, or as text that it goes on from."""
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -37,8 +41,13 @@ class Probe(_Strict):
 
     Attributes:
         id: its name within the set.
-        half: where a set is divided: what a search for an edit may look at, or what it is judged by.
-        items: of a short list: what must be named, an item as a list where it has several names, lower case.
+        completion: a text that goes on with the answer, for models that weren't tuned for chats; where it isn't said,
+            the prompt and an empty line.
+        subject: what it asks about. Prompts with one subject are taken together where a figure's interval is reckoned;
+            where it isn't said, each stands for itself.
+        half: of a divided set, the part to which it belongs.
+        items: of a short list: what must be named, an item as a list where it has several names, lower case. Of a probe
+            for loops: right entries, as far as the list has an end.
         choose: how many of the items are to be named; all of them where it isn't said.
         optional: names that may stand in the answer as well.
         check: what makes an answer right.
@@ -47,12 +56,23 @@ class Probe(_Strict):
 
     id: str = Field(pattern=_ID)
     prompt: str = Field(min_length=1)
+    completion: Annotated[str, Field(min_length=1)] | None = None
+    subject: str | None = Field(default=None, pattern=_ID)
     half: Half | None = None
     items: list[str | list[str]] | None = None
     choose: int | None = Field(default=None, ge=1)
     optional: list[str] = []
     check: Check | None = None
     reply: Annotated[str, Field(min_length=1)] | None = None
+
+    @property
+    def is_judged(self) -> bool:
+        """Whether an edit may be judged by it: no search for one looks at it."""
+        return self.half in {None, "held-out"}
+
+    def asked(self, form: Form) -> str:
+        """The words that are put to the model."""
+        return self.prompt if form == "chat" else self.completion or f"{self.prompt}\n\n"
 
     def short_list(self) -> ShortList:
         """The known answer of a short list."""
@@ -95,7 +115,7 @@ class ProbeSet(_Strict):
         return hashlib.sha256(json.dumps(self.model_dump(exclude_defaults=True), sort_keys=True).encode()).hexdigest()
 
     def halves(self) -> dict[str, int]:
-        """The number of probes in each half; empty where the set isn't divided."""
+        """The number of probes in each part; empty where the set isn't divided."""
         marks = [probe.half for probe in self.probes if probe.half is not None]
         return {half: marks.count(half) for half in sorted(set(marks))}
 
@@ -111,7 +131,7 @@ def names_in(folder: resources.abc.Traversable) -> list[str]:
 
 
 def base_name(name: str) -> str:
-    """The set's own name, without the half that may stand behind it (``lists:held-out``)."""
+    """The set's own name, without the part that may stand behind it (``lists:held-out``)."""
     before, _, half = name.rpartition(":")
     return before if before and half in get_args(Half) else name
 
@@ -120,7 +140,8 @@ def load_probes(name: str) -> ProbeSet:
     """Reads a set.
 
     Args:
-        name: of a set that comes with the package, or of a file; with ``:search`` or ``:held-out`` behind it that half.
+        name: of a set that comes with the package, or of a file; with ``:search``, ``:choice`` or ``:held-out`` behind
+            it that part.
 
     Raises:
         UsageError: there is no such set, file or half, or it isn't a probe file; one line with the place.

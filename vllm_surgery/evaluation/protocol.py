@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from vllm_surgery.errors import UsageError
-from vllm_surgery.evaluation.probes import base_name, load_probes, names_in, read_model
+from vllm_surgery.evaluation.probes import Form, base_name, load_probes, names_in, read_model
 from vllm_surgery.patch.files import read_bounded
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+
+    from vllm_surgery.evaluation.probes import Probe
 
 _NAME = r"^[a-z0-9][a-z0-9._-]{0,63}$"
 
@@ -31,6 +33,8 @@ class Cell(_Strict):
         seeds: answers to each probe; they get the seeds 0, 1, ...
         top_k: 0 for no limit.
         max_tokens: of one answer.
+        first: how many probes of each set are asked, the first ones; None for all.
+        every: of these, one in so many.
         thinking: whether the chat template is asked to switch thinking on or off; None leaves it alone.
     """
 
@@ -41,7 +45,13 @@ class Cell(_Strict):
     top_p: float = Field(default=1.0, gt=0, le=1)
     top_k: int = Field(default=0, ge=0)
     max_tokens: int = Field(ge=1)
+    first: int | None = Field(default=None, ge=1)
+    every: int = Field(default=1, ge=1)
     thinking: bool | None = None
+
+    def chosen(self, probes: Sequence[Probe]) -> Sequence[Probe]:
+        """Those of a set's probes that are asked."""
+        return probes[: self.first][:: self.every]
 
     def sampling(self, seed: int) -> dict[str, Any]:
         """The sampling parameters of a request. The same seed and the same probabilities give the same answer."""
@@ -51,11 +61,16 @@ class Cell(_Strict):
 
 
 class Protocol(_Strict):
-    """All cells of a trial, and the sets of healthy text on which the arms' probabilities are compared."""
+    """All cells of a trial, and the sets of healthy text on which the arms' probabilities are compared.
+
+    Attributes:
+        form: how prompts are put to the model.
+    """
 
     name: str = Field(pattern=_NAME)
     cells: list[Cell] = Field(min_length=1)
     text: list[str] = []
+    form: Form = "chat"
 
     @model_validator(mode="after")
     def _names_once(self) -> Protocol:
@@ -80,8 +95,9 @@ class Protocol(_Strict):
         seeds: int | None = None,
         max_tokens: int | None = None,
         sets: Sequence[str] | None = None,
+        form: Form | None = None,
     ) -> Protocol:
-        """The same with only these cells, other seeds where it samples, a smaller budget, or only these sets.
+        """The same with only these cells or sets, other seeds where it samples, a smaller budget, or another form.
 
         A half of a set (``lists:held-out``) is asked where the set is. A set that the protocol doesn't name is asked
         where it asks sets for the same: tasks in the cells that ask tasks, reference replies under `text`.
@@ -101,7 +117,7 @@ class Protocol(_Strict):
             raise UsageError("no cell is left to ask: the sets that were named are in none of them")
         text = self.text if sets is None else [name for name in self.text if name in sets]
         text = [*text, *(name for name, sort in more.items() if sort == "text")]
-        return Protocol(name=self.name, cells=left, text=text)
+        return Protocol(name=self.name, cells=left, text=text, form=form or self.form)
 
 
 def _changed(

@@ -176,7 +176,7 @@ class _Answers:
         if self.use(place) != "loops":
             return False
         if group == JUDGED:
-            return self.probe(place).half != "search"
+            return self.probe(place).is_judged
         return group == f"{place.cell}/{place.set}"
 
     def compare(self, first: str, second: str, group: str, happens: Callable[[Record], bool]) -> Paired:
