@@ -67,7 +67,7 @@ class FakeVllm:
             "/version": lambda: {"version": "0.0"},
             "/tokenize": lambda: {"tokens": [1, 2, 3] if "messages" in body else [4, 5, 6, 7]},
             "/v1/chat/completions": lambda: self._chat(body),
-            "/v1/completions": lambda: {"choices": [{"prompt_logprobs": self._logprobs(body)}]},
+            "/v1/completions": lambda: self._complete(body),
         }
         if self.plugin:
             routes["/v1/surgery"] = (lambda: self._swap(body)) if method == "PUT" else self._state
@@ -99,10 +99,20 @@ class FakeVllm:
         return "list" in prompt.lower() and (len(prompt) + seed) % 3 < share
 
     def _chat(self, body: dict[str, Any]) -> dict[str, Any]:
+        return self._answered(body, body["messages"][0]["content"])
+
+    def _complete(self, body: dict[str, Any]) -> dict[str, Any]:
+        """The log-probabilities of a prompt in tokens, or the text that follows on one in words."""
+        if not isinstance(body["prompt"], str):
+            return {"choices": [{"prompt_logprobs": self._logprobs(body)}]}
+        (choice,) = self._answered(body, body["prompt"])["choices"]
+        return {"choices": [{**choice, "text": choice.pop("message")["content"]}]}
+
+    def _answered(self, body: dict[str, Any], prompt: str) -> dict[str, Any]:
         self.asked.append(body)
         if self.on_chat is not None:
             self.on_chat()
-        loops = self.loops(body["messages"][0]["content"], body.get("seed", 0), self.served(body))
+        loops = self.loops(prompt, body.get("seed", 0), self.served(body))
         tokens = (LOOP if loops else SOUND)[: body["max_tokens"]]
         choice = {
             "message": {"content": TABLE.text(tokens)},

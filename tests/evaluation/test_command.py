@@ -186,7 +186,10 @@ def test_a_key_that_no_header_can_hold(refused: Callable[..., str]) -> None:
 def test_a_model_without_a_chat_template(server: FakeVllm, refused: Callable[..., str]) -> None:
     said = "default chat template is no longer allowed, so you must provide a chat template"
     server.refuses["/v1/chat/completions"] = (400, "BadRequestError", said)
-    assert refused() == f"{server.url}: the model has no chat template: start the server with --chat-template FILE"
+    assert refused() == (
+        f"{server.url}: the model has no chat template: ask with --form completion, or start the "
+        "server with --chat-template FILE"
+    )
 
 
 def test_a_server_that_cant_swap(server: FakeVllm, refused: Callable[..., str], cure: str) -> None:
@@ -235,7 +238,7 @@ def test_a_server_that_rescues_nothing_is_refused(refused: Callable[..., str], s
         (("--cells", "long"), "the protocol tiny has no cell long; it has sampled, side"),
         (
             ("--protocol", "huge"),
-            "huge: no such protocol; there are default, held-out-tasks, small, and files of your own",
+            "huge: no such protocol; there are default, held-out-tasks, small, wide, and files of your own",
         ),
         (("--probes", "papers"), "papers: no such probe set"),
         (("--server", "http://x"), "--server http://x: write NAME=URL"),

@@ -7,6 +7,7 @@ import asyncio
 import gc
 import itertools
 import json
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -18,6 +19,7 @@ from vllm_surgery.evaluation.analysis.summary import JUDGED, summarize
 from vllm_surgery.evaluation.arms import of_patch, of_penalty, unpatched
 from vllm_surgery.evaluation.backends.chat import Chat
 from vllm_surgery.evaluation.backends.server import HttpBackend
+from vllm_surgery.evaluation.probes import load_probes
 from vllm_surgery.evaluation.protocol import load_protocol
 from vllm_surgery.evaluation.trial import ANSWERS_FILE, Trial, TrialFolder, run_trial
 from vllm_surgery.patch.format import Patch
@@ -37,6 +39,7 @@ def trial_of(protocol: str, **changes: Any) -> Trial:
 
 def go(trial: Trial, server: FakeVllm, folder: TrialFolder) -> None:
     backend = HttpBackend(server.url, concurrency=4)
+    backend.put_prompts_as(trial.protocol.form)
     try:
         backend.require(trial.arms)
         run_trial(trial, backend, folder, TABLE, quiet=True)
@@ -59,6 +62,29 @@ def test_requests_say_their_sampling(server: FakeVllm, protocol: str, tmp_path: 
     assert {(body["temperature"], body["max_tokens"], body["return_token_ids"]) for body in asked} == {(0.7, 400, True)}
     assert sorted(body["seed"] for body in asked) == [0] * 24 + [1] * 24
     assert sum(body.get("repetition_penalty") == 1.15 for body in asked) == 16
+
+
+def test_a_model_that_completes_is_given_texts_to_go_on_with(server: FakeVllm, protocol: str, tmp_path: Path) -> None:
+    chats = trial_of(protocol, sets=["wide-lists:held-out", "wide-tasks:held-out"], first=2)
+    trial, folder = Trial.of(chats.protocol.in_form("completion"), chats.arms, ABOUT), TrialFolder(tmp_path / "out")
+    server.refuses["/v1/chat/completions"] = (400, "BadRequestError", "no chat template")
+    go(trial, server, folder)
+    lists, tasks = (load_probes(name).probes[:2] for name in ("wide-lists:held-out", "wide-tasks:held-out"))
+    asked = server.asked[1:]
+    assert {body["prompt"] for body in asked} == {probe.completion for probe in [*lists, *tasks]}
+    ends = {body["prompt"]: body.get("stop") for body in asked}
+    assert [ends[str(probe.completion)] for probe in lists] == [None, None]
+    assert [ends[str(probe.completion)] for probe in tasks] == [["\n"], ["\n"]]  # A line is an answer.
+    assert all(record.text and record.token_ids for record in folder.records())
+
+
+def test_a_cell_asks_as_many_probes_as_it_says() -> None:
+    protocol = load_protocol("wide")
+    trial = Trial.of(protocol, [unpatched()], ABOUT)
+    asked = Counter(job.key.cell for job in trial.jobs(unpatched()))
+    assert asked == {"greedy": 64, "side": 70 + 10, "long": 22, "sampled": 64}
+    assert {cell.first for cell in protocol.changed(first=16).cells} == {16}
+    assert protocol.changed(first=100).cell("greedy").first == 64
 
 
 def test_a_trial_that_was_stopped_goes_on_and_gives_the_same(server: FakeVllm, protocol: str, tmp_path: Path) -> None:

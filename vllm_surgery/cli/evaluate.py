@@ -81,7 +81,9 @@ def _add_arms(parser: argparse.ArgumentParser) -> None:
 
 def _add_questions(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--protocol", default="default", help="`default`, `small`, `held-out-tasks`, or a file (default: %(default)s)"
+        "--protocol",
+        default="default",
+        help="`default`, `small`, `wide`, `held-out-tasks`, or a file (default: %(default)s)",
     )
     parser.add_argument("--cells", metavar="A,B", help="only these cells of the protocol")
     parser.add_argument(
@@ -91,6 +93,13 @@ def _add_questions(parser: argparse.ArgumentParser) -> None:
         help="only these probe sets, halves of them (lists:held-out), or files of your own",
     )
     parser.add_argument("--seeds", type=int, metavar="N", help="answers to each probe where it is sampled")
+    parser.add_argument("--first", type=int, metavar="N", help="no more than the first N probes of each set")
+    parser.add_argument(
+        "--form",
+        choices=["chat", "completion"],
+        help="how prompts are put: as chats, or as text to go on with, for models without a chat template "
+        "(default: the protocol's, which is chat)",
+    )
     parser.add_argument("--max-tokens", type=int, metavar="N", help="no answer longer than that")
 
 
@@ -110,7 +119,7 @@ def run(args: argparse.Namespace, _rest: list[str]) -> int:
 
 
 def _check(args: argparse.Namespace) -> None:
-    for name in ("seeds", "max_tokens", "concurrency"):
+    for name in ("seeds", "max_tokens", "first", "concurrency"):
         value = getattr(args, name)
         if value is not None and value < 1:
             raise UsageError(f"{flag(name)}: 1 or more")
@@ -126,6 +135,7 @@ def _ask(args: argparse.Namespace, folder: TrialFolder) -> None:
 
     trial = _questions(args)
     backend = HttpBackend(args.url, key_of(args), args.served_model, args.concurrency, surgery_key=surgery_key_of(args))
+    backend.put_prompts_as(trial.protocol.form)
     backend.keep_notes(args.out / SLOTS_FILE)
     try:
         trial = _with_arms(args, trial, backend)
@@ -165,7 +175,8 @@ def _questions(args: argparse.Namespace) -> Trial:
 
     cells = args.cells.split(",") if args.cells else None
     protocol = load_protocol(args.protocol)
-    protocol = protocol.changed(cells=cells, seeds=args.seeds, max_tokens=args.max_tokens, sets=args.probes)
+    limits = {"seeds": args.seeds, "max_tokens": args.max_tokens, "first": args.first}
+    protocol = protocol.changed(cells=cells, sets=args.probes, **limits).in_form(args.form or protocol.form)
     return Trial.of(protocol, [unpatched()], {})
 
 
@@ -192,7 +203,9 @@ def _with_arms(args: argparse.Namespace, trial: Trial, backend: HttpBackend) -> 
 def _command(args: argparse.Namespace) -> str:
     """The command without what is this machine's own, and without the key."""
     protocol = ["protocol"] if args.protocol != "default" else []
-    words = words_of(args, ["patch", "shams", *protocol, "cells", "seeds", "max_tokens", "concurrency"])
+    words = words_of(
+        args, ["patch", "shams", *protocol, "cells", "seeds", "max_tokens", "first", "form", "concurrency"]
+    )
     words += words_of(args, ["probes", "penalty", "rescue"])
     words += [word for server in args.server for word in ("--server", f"{server.partition('=')[0]}=URL")]
     words += words_of(args, ["no_penalty", "exact", "run_code"])
@@ -225,7 +238,7 @@ def _measure_exactly(args: argparse.Namespace, trial: Trial, folder: TrialFolder
     }
     probes = [probe for name in trial.protocol.text for probe in trial.sets[name].probes]
     if patches:
-        folder.keep_exact({**known, **exact_drifts(model, patches, probes, quiet=args.json)})
+        folder.keep_exact({**known, **exact_drifts(model, patches, probes, trial.protocol.form, quiet=args.json)})
 
 
 def _summary(args: argparse.Namespace, folder: TrialFolder) -> Summary:

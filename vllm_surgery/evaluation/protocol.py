@@ -88,6 +88,10 @@ class Protocol(_Strict):
         """The cell of this name."""
         return next(cell for cell in self.cells if cell.name == name)
 
+    def in_form(self, form: Form) -> Protocol:
+        """The same with prompts that are put in this form."""
+        return self.model_copy(update={"form": form})
+
     def changed(
         self,
         *,
@@ -95,9 +99,9 @@ class Protocol(_Strict):
         seeds: int | None = None,
         max_tokens: int | None = None,
         sets: Sequence[str] | None = None,
-        form: Form | None = None,
+        first: int | None = None,
     ) -> Protocol:
-        """The same with only these cells or sets, other seeds where it samples, a smaller budget, or another form.
+        """The same with only these cells or sets, other seeds where it samples, or less of tokens and of each set.
 
         A half of a set (``lists:held-out``) is asked where the set is. A set that the protocol doesn't name is asked
         where it asks sets for the same: tasks in the cells that ask tasks, reference replies under `text`.
@@ -111,31 +115,35 @@ class Protocol(_Strict):
                 raise UsageError(f"the protocol {self.name} has no cell {name}; it has {', '.join(names)}")
         kept = [cell for cell in self.cells if cells is None or cell.name in cells]
         more = {name: _sort(name) for name in sets or [] if not {name, base_name(name)} & set(self.sets)}
-        changed = [_changed(cell, seeds, max_tokens, sets, more) for cell in kept]
-        left = [cell for cell in changed if cell is not None]
+        changed = [_asking(cell, sets, more) for cell in kept]
+        left = [_limited(cell, seeds, max_tokens, first) for cell in changed if cell is not None]
         if not left:
             raise UsageError("no cell is left to ask: the sets that were named are in none of them")
         text = self.text if sets is None else [name for name in self.text if name in sets]
         text = [*text, *(name for name, sort in more.items() if sort == "text")]
-        return Protocol(name=self.name, cells=left, text=text, form=form or self.form)
+        return Protocol(name=self.name, cells=left, text=text, form=self.form)
 
 
-def _changed(
-    cell: Cell, seeds: int | None, max_tokens: int | None, sets: Sequence[str] | None, more: Mapping[str, str]
-) -> Cell | None:
-    """The cell changed, with those of the sets in `more` that are for what its own are for; None with none left."""
+def _asking(cell: Cell, sets: Sequence[str] | None, more: Mapping[str, str]) -> Cell | None:
+    """The cell with these sets, and those in `more` that are for what its own are for; None with none left."""
     if sets is None:
-        asked = cell.sets
-    else:
-        asked = [name for named in cell.sets for name in sets if named in {name, base_name(name)}]
-        own = {_sort(name) for name in cell.sets} if more else set()
-        asked += [name for name, sort in more.items() if sort in own]
-    update: dict[str, Any] = {"sets": asked}
+        return cell
+    asked = [name for named in cell.sets for name in sets if named in {name, base_name(name)}]
+    own = {_sort(name) for name in cell.sets} if more else set()
+    asked += [name for name, sort in more.items() if sort in own]
+    return cell.model_copy(update={"sets": asked}) if asked else None
+
+
+def _limited(cell: Cell, seeds: int | None, max_tokens: int | None, first: int | None) -> Cell:
+    """The cell with as many seeds where it samples, and with no more tokens and probes."""
+    update: dict[str, Any] = {}
     if seeds is not None and cell.temperature > 0:
         update["seeds"] = seeds
     if max_tokens is not None:
         update["max_tokens"] = min(cell.max_tokens, max_tokens)
-    return cell.model_copy(update=update) if asked else None
+    if first is not None:
+        update["first"] = min(first, cell.first or first)
+    return cell.model_copy(update=update)
 
 
 def _sort(name: str) -> str:

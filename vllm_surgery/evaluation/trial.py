@@ -66,12 +66,21 @@ class Trial:
     def jobs(self, arm: Arm) -> list[Job]:
         """Every answer that an arm has to give."""
         return [
-            Job(Key(arm.name, cell.name, name, probe.id, seed), probe.prompt, cell.sampling(seed) | arm.sampling)
+            Job(
+                Key(arm.name, cell.name, name, probe.id, seed),
+                probe.asked(self.protocol.form),
+                cell.sampling(seed) | self._end(name) | arm.sampling,
+            )
             for cell in self.protocol.cells
             for name in cell.sets
-            for probe in self.sets[name].probes
+            for probe in cell.chosen(self.sets[name].probes)
             for seed in range(cell.seeds)
         ]
+
+    def _end(self, name: str) -> dict[str, Any]:
+        """What ends the answers to a set, besides the model: of a task that a text goes on with, its line."""
+        ends = self.protocol.form == "completion" and self.sets[name].use in {"short", "skills"}
+        return {"stop": ["\n"]} if ends else {}
 
     @property
     def longest(self) -> int:
@@ -236,7 +245,7 @@ class _Asking:
 
     def _texts(self, arm: Arm) -> list[Text]:
         texts = [
-            Text(arm.name, name, probe.id, probe.prompt, probe.reply or "")
+            Text(arm.name, name, probe.id, probe.asked(self.trial.protocol.form), probe.reply or "")
             for name in self.trial.protocol.text
             for probe in self.trial.sets[name].probes
         ]

@@ -60,6 +60,9 @@ class FakeLlm:
     def generate(self, prompts: list[Any], sampling: list[Any], *, use_tqdm: bool) -> list[Any]:
         self.prompts.append(len(prompts))
         self._note(sampling)
+        if isinstance(prompts[0], str):
+            said = [SimpleNamespace(text=one, token_ids=(1,), finish_reason="stop") for one in prompts]
+            return [SimpleNamespace(outputs=[one]) for one in said]
         return [SimpleNamespace(prompt_logprobs=self._steps(prompt["prompt_token_ids"])) for prompt in prompts]
 
     def _steps(self, tokens: list[int]) -> list[Any]:
@@ -103,6 +106,13 @@ def llm(monkeypatch: pytest.MonkeyPatch) -> FakeLlm:
 
 def job(seed: int, **sampling: Any) -> Job:
     return Job(Key("a", "c", "s", "p", seed), "List", {"temperature": 0, "seed": seed, **sampling})
+
+
+def test_a_model_that_completes_is_given_texts_to_go_on_with(llm: FakeLlm) -> None:
+    backend = OfflineBackend(llm, "completion")
+    ((_, answered),) = next(iter(backend.answer([job(0)])))
+    assert (answered.text, llm.batches) == ("List", [])
+    assert backend.tokens_before("ab") == [97, 98]
 
 
 def test_arms_are_swapped_in(llm: FakeLlm) -> None:

@@ -11,15 +11,12 @@ if TYPE_CHECKING:
 
 def known() -> dict[str, list[str | list[str]]]:
     """By the id of a subject its right entries, an entry as a list where it goes by several names."""
-    texts = {
+    found: dict[str, list[str | list[str]]] = {
         subject: [_names(entry) for entry in text.replace("\n", " ").split(",")] for subject, text in _TEXTS.items()
     }
-    below = [str(number) for number in _primes() if number < _PRIMES_BELOW]
-    return {
-        **texts,
-        "primes": below,
-        "squares": [str(number * number) for number in range(1, 51)],
-    }
+    found["primes"] = [str(number) for number in _primes() if number < _PRIMES_BELOW]
+    found["squares"] = [str(number * number) for number in range(1, 51)]
+    return found
 
 
 _PRIMES_BELOW = 300

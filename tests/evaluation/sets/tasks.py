@@ -22,7 +22,7 @@ _CAPITALS = {
     "Norway": "Oslo", "Sweden": "Stockholm", "Ireland": "Dublin", "Russia": "Moscow", "China": "Beijing",
     "Cuba": "Havana", "Peru": "Lima", "Kenya": "Nairobi", "Hungary": "Budapest", "South Korea": "Seoul",
 }  # fmt: skip
-_OPPOSITES = {
+_OPPOSITES: dict[str, str | list[str]] = {
     "big": "small", "fast": "slow", "old": ["new", "young"], "wet": "dry", "open": ["closed", "close", "shut"],
     "left": "right", "early": "late", "happy": ["sad", "unhappy"], "strong": "weak", "high": "low",
     "light": ["dark", "heavy"], "full": "empty", "rich": "poor", "start": ["end", "stop", "finish"], "loud": ["quiet", "soft"],

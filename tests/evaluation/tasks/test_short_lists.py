@@ -9,6 +9,7 @@ from vllm_surgery.evaluation.probes import load_probes
 from vllm_surgery.evaluation.tasks.short_lists import ShortList
 
 SEASONS = ShortList((("spring",), ("summer",), ("autumn", "fall"), ("winter",)), 4)
+STATES = ShortList((("alabama",), ("alaska",), ("virginia",), ("west virginia",), ("new york", "ny")), 5)
 COLORS = ShortList((("red",), ("blue",), ("green",), ("pink",)), 3)
 VOWELS = ShortList((("a",), ("e",), ("i",), ("o",), ("u",)), 5, ("y",))
 
@@ -62,3 +63,18 @@ def test_the_data_file() -> None:
     lists = [probe.short_list() for probe in load_probes("short").probes]
     assert len(lists) == 16
     assert all(0 < one.choose <= len(one.items) for one in lists)
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("1. Alabama\n2. Alaska\n3. Alabama\n4. Alabama", {0, 1}),
+        ("1. Alaska: it is larger than Alabama\n2. West Virginia: east of Virginia", {1, 3}),
+        ("alabama, alaska, texas, utah, ohio, iowa, idaho, maine, nevada, NY", {0, 1, 4}),
+        ('["Alabama", "Alaska", "A", "B", "C", "D", "E", "F", "G", "Virginia"]', {0, 1, 2}),
+        ("| Number | Name |\n| --- | --- |\n| 1 | New York |", {4}),
+        ("Alabamas and other things", set()),
+    ],
+)
+def test_right_entries_of_a_long_list_count_once(text: str, named: set[int]) -> None:
+    assert STATES.named_in(text) == named

@@ -23,12 +23,12 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
-    from vllm_surgery.evaluation.probes import Probe
+    from vllm_surgery.evaluation.probes import Form, Probe
     from vllm_surgery.planning.planner import Plan, TensorEdit
 
 
 def exact_drifts(
-    model: Path, patches: Mapping[str, Any], probes: Sequence[Probe], *, quiet: bool = False
+    model: Path, patches: Mapping[str, Any], probes: Sequence[Probe], form: Form = "chat", *, quiet: bool = False
 ) -> dict[str, list[Drift]]:
     """The drift of every text under each patch.
 
@@ -36,6 +36,7 @@ def exact_drifts(
         model: the model's folder; a model without quantised weights that fits this machine's memory in float32.
         patches: as plain data, by any names.
         probes: with a reply each. The token that ends a reply counts as part of it.
+        form: how prompts are put to the model.
         quiet: no progress.
 
     Raises:
@@ -51,7 +52,7 @@ def exact_drifts(
     drifts: dict[str, list[Drift]] = {name: [] for name in patches}
     with torch.inference_mode():
         for probe in tqdm(probes, desc="exact probabilities", unit="text", disable=quiet):
-            tokens, start = _encode(tokenizer, probe)
+            tokens, start = _encode(tokenizer, probe, form)
             base = _log_probabilities(network, tokens, start)
             for name, edits in plans.items():
                 with _patched(network, edits):
@@ -76,10 +77,14 @@ def _load(model: Path) -> tuple[Any, Any]:
         raise UsageError(f"{model}: transformers can't load it: {one_line(str(error), 200)}") from None
 
 
-def _encode(tokenizer: Any, probe: Probe) -> tuple[Any, int]:
+def _encode(tokenizer: Any, probe: Probe, form: Form) -> tuple[Any, int]:
     """The exchange's tokens up to the one that ends the reply, and where the reply starts."""
-    turns = [{"role": "user", "content": probe.prompt}]
-    asked = tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
+    asked = probe.asked(form)
+    if form == "chat":
+        turns = [{"role": "user", "content": asked}]
+        asked = tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
+    else:
+        asked = (tokenizer.bos_token or "") + asked
     before = tokenizer(asked, add_special_tokens=False, return_tensors="pt").input_ids
     text = asked + (probe.reply or "") + tokenizer.eos_token
     whole = tokenizer(text, add_special_tokens=False, return_tensors="pt").input_ids

@@ -56,7 +56,7 @@ class Rates:
             ever=wilson(ever, len(records)),
             cut=sum(record.finish == "length" for record in records),
             tokens=sum(len(record.token_ids) for record in records),
-            wasted=sum(map(_wasted, records)),
+            wasted=sum(map(wasted, records)),
             entries=median(distinct_entries(record.text) for record in records),
         )
 
@@ -82,6 +82,7 @@ def until_loop(record: Record) -> tuple[int, bool]:
     return (len(record.token_ids), False) if onset is None else (onset, True)
 
 
-def _wasted(record: Record) -> int:
+def wasted(record: Record) -> int:
+    """The tokens from the onset of the loop that an answer ends in to its end; 0 where it ends in none."""
     onsets = [loop.onset for loop in record.loops if loop.outcome == "terminal"]
     return len(record.token_ids) - min(onsets) if onsets else 0

@@ -181,13 +181,17 @@ class _Answers:
 
     def compare(self, first: str, second: str, group: str, happens: Callable[[Record], bool]) -> Paired:
         before, after = ([happens(record) for record in self.of(arm, group)] for arm in (first, second))
-        return compare(before, after, [f"{place.set}/{place.probe}" for place in self.group(group)])
+        return compare(before, after, self.clusters(group))
 
     def against(self, arms: Sequence[str], second: str) -> Paired:
         """Every arm of `arms` against `second`, as pairs of one comparison."""
         before = [loops(record) for arm in arms for record in self.of(arm, JUDGED)]
         after = [loops(record) for record in self.of(second, JUDGED)] * len(arms)
-        return compare(before, after, [f"{place.set}/{place.probe}" for place in self.group(JUDGED)] * len(arms))
+        return compare(before, after, self.clusters(JUDGED) * len(arms))
+
+    def clusters(self, group: str) -> list[str]:
+        """What each answer of a group is about: those about one thing aren't independent of each other."""
+        return [f"{place.set}/{self.probe(place).subject or place.probe}" for place in self.group(group)]
 
 
 def _arm(

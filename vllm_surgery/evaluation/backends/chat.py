@@ -15,11 +15,13 @@ from vllm_surgery.evaluation.backends.base import TOP_LOGPROBS, Completion, Engi
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from vllm_surgery.evaluation.probes import Form
+
 ANSWER_SECONDS = 3600.0
 """A long answer behind a full queue on a slow machine; a server that is gone is noticed at once."""
 
 _TIMEOUT = httpx.Timeout(ANSWER_SECONDS, connect=CONNECT_SECONDS, pool=None)
-_CHAT = "/v1/chat/completions"
+_CHAT, _COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 _STRANGE = "answers, but not as an OpenAI-compatible server does"
 
 
@@ -42,11 +44,13 @@ class Chat(Connection):
         url: of the server; a ``/v1`` at the end may stay.
         api_key: the key that the server was started with.
         model: which of its models; None for the first.
+        form: how prompts are put to it.
     """
 
-    def __init__(self, url: str, api_key: str | None = None, model: str | None = None) -> None:
+    def __init__(self, url: str, api_key: str | None = None, model: str | None = None, form: Form = "chat") -> None:
         super().__init__(url, api_key)
-        self._wanted = model
+        self._wanted, self._form = model, form
+        self._path = _CHAT if form == "chat" else _COMPLETIONS
         self._facts: EngineFacts | None = None
         with self.network_errors():
             hooks = {"response": [self.bound]}
@@ -84,14 +88,14 @@ class Chat(Connection):
         return EngineFacts(name, str(models[name].get("root") or name), models[name].get("max_model_len"), version)
 
     def complete(self, prompt: str, sampling: Mapping[str, Any]) -> Completion:
-        """The answer to one chat request.
+        """The answer to one request.
 
         Raises:
             ServerUnreachableError: it went away.
             UsageError: the model has no chat template, or the server isn't vLLM.
             ServerError: the server's refusal.
         """
-        return self._completion(self._ask("POST", _CHAT, self._chat_body(prompt, sampling)))
+        return self._completion(self._ask("POST", self._path, self._body(prompt, sampling)))
 
     async def complete_among(
         self, http: httpx.AsyncClient, prompt: str, sampling: Mapping[str, Any], choice: Choice | None = None
@@ -103,7 +107,7 @@ class Chat(Connection):
             ConflictError: it was made under another patch.
         """
         with self.network_errors():
-            response = await http.post(_CHAT, json=_choosing(self._chat_body(prompt, sampling), choice))
+            response = await http.post(self._path, json=_choosing(self._body(prompt, sampling), choice))
         answer = self._read(response)
         self._check(response, choice)
         return self._completion(answer)
@@ -116,16 +120,16 @@ class Chat(Connection):
             base_url=self.base, headers=self.headers, timeout=_TIMEOUT, limits=limits, event_hooks=hooks
         )
 
-    def _chat_body(self, prompt: str, sampling: Mapping[str, Any]) -> dict[str, Any]:
-        messages = [{"role": "user", "content": prompt}]
-        return {"model": self.facts().name, "messages": messages, "return_token_ids": True, **sampling}
+    def _body(self, prompt: str, sampling: Mapping[str, Any]) -> dict[str, Any]:
+        return {"model": self.facts().name, **self._asked(prompt), "return_token_ids": True, **sampling}
+
+    def _asked(self, prompt: str) -> dict[str, Any]:
+        return {"prompt": prompt} if self._form == "completion" else {"messages": [{"role": "user", "content": prompt}]}
 
     def _completion(self, answer: Any) -> Completion:
         try:
             choice = answer["choices"][0]
-            said = choice["message"]
-            thought = said.get("reasoning") or said.get("reasoning_content") or ""
-            text = "\n".join(filter(None, [thought, said.get("content") or ""]))
+            text = str(choice["text"]) if self._form == "completion" else _said(choice["message"])
             tokens, finish = choice.get("token_ids"), str(choice["finish_reason"])
         except (KeyError, IndexError, TypeError, AttributeError):
             raise UsageError(f"{self.url}: {_STRANGE}") from None
@@ -139,10 +143,10 @@ class Chat(Connection):
         Raises:
             SurgeryError: as with `complete_among`.
         """
-        start = self._tokens({"messages": [{"role": "user", "content": prompt}], "add_generation_prompt": True})
+        start = self._tokens(self._asked(prompt) | ({"add_generation_prompt": True} if self._form == "chat" else {}))
         targets = self._tokens({"prompt": reply, "add_special_tokens": False})
         body = {"model": self.facts().name, "prompt": start + targets, "max_tokens": 1, "prompt_logprobs": TOP_LOGPROBS}
-        answer = self._ask("POST", "/v1/completions", _choosing({**body, "temperature": 0}, choice), choice)
+        answer = self._ask("POST", _COMPLETIONS, _choosing({**body, "temperature": 0}, choice), choice)
         try:
             steps = answer["choices"][0]["prompt_logprobs"][len(start) :]
             tops = [{int(token): float(entry["logprob"]) for token, entry in step.items()} for step in steps]
@@ -181,7 +185,10 @@ class Chat(Connection):
         """As `Connection.refusal`, with the address, since a trial has several servers; and two that are usage."""
         found = super().refusal(response)
         if "chat template" in str(found).lower():
-            return UsageError(f"{self.url}: the model has no chat template: start the server with --chat-template FILE")
+            return UsageError(
+                f"{self.url}: the model has no chat template: ask with --form completion, or start the server with "
+                "--chat-template FILE"
+            )
         assert isinstance(found, ServerError)
         if found.status == httpx.codes.NOT_FOUND and found.kind == "ServerError":
             return UsageError(f"{self.url}: has no {response.request.url.path}, so it isn't a server of vLLM's")
@@ -193,6 +200,12 @@ def _choosing(body: Mapping[str, Any], choice: Choice | None) -> dict[str, Any]:
     if choice is None:
         return dict(body)
     return {**body, ARGUMENTS_KEY: {**body.get(ARGUMENTS_KEY, {}), CHOICE_KEY: choice.name}}
+
+
+def _said(message: Mapping[str, Any]) -> str:
+    """What a model thought, where the server tells that apart, and what it said."""
+    thought = message.get("reasoning") or message.get("reasoning_content") or ""
+    return "\n".join(filter(None, [thought, message.get("content") or ""]))
 
 
 def _list(answer: Any, name: str) -> list[Any]:

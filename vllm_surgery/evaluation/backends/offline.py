@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from vllm_surgery.evaluation.arms import Arm
     from vllm_surgery.evaluation.backends.base import Job, Text
+    from vllm_surgery.evaluation.probes import Form
 
 ANSWERS_PER_BATCH = 64
 """Answers of one arm that are made together, and lost together by a kill. Of several arms it is so many of each, as far
@@ -41,10 +42,11 @@ class OfflineBackend:
 
     Args:
         llm: a `vllm.LLM` with the plugin on, that nobody else changes patches of.
+        form: how prompts are put to it.
     """
 
-    def __init__(self, llm: Any) -> None:
-        self._llm = llm
+    def __init__(self, llm: Any, form: Form = "chat") -> None:
+        self._llm, self._form = llm, form
         self._choices: dict[str, str] = {}
         self._filled: list[str] = []
         self._in_weights = False
@@ -123,12 +125,12 @@ class OfflineBackend:
             | self._extra(job)
             for job in jobs
         ]
-        outputs = self._llm.chat(
-            [_messages(job.prompt) for job in jobs],
-            [sampling_params(**sampling) for sampling in asked],
-            use_tqdm=False,
-            chat_template_kwargs=template or None,
-        )
+        prompts, params = [job.prompt for job in jobs], [sampling_params(**sampling) for sampling in asked]
+        if self._form == "completion":
+            outputs = self._llm.generate(prompts, params, use_tqdm=False)
+        else:
+            messages, options = list(map(_messages, prompts)), template or None
+            outputs = self._llm.chat(messages, params, use_tqdm=False, chat_template_kwargs=options)
         said = [output.outputs[0] for output in outputs]
         return [Completion(one.text, list(one.token_ids), str(one.finish_reason)) for one in said]
 
@@ -161,7 +163,9 @@ class OfflineBackend:
             yield TokenLogprobs(targets, [top[token] for token, top in zip(targets, tops, strict=True)], tops)
 
     def tokens_before(self, prompt: str) -> list[int]:
-        """The tokens of a prompt with the chat template around it, up to where the answer begins."""
+        """The tokens of a prompt, in a chat with the template around it, up to where the answer begins."""
+        if self._form == "completion":
+            return list(self._llm.get_tokenizer().encode(prompt))
         template = self._llm.get_tokenizer().apply_chat_template
         return self.encode(template(_messages(prompt), add_generation_prompt=True, tokenize=False))
 

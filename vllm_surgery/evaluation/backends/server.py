@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from vllm_surgery.client.protocol import ServerState
     from vllm_surgery.evaluation.arms import Arm
     from vllm_surgery.evaluation.backends.base import Completion, EngineFacts, Held, Job, Text, TokenLogprobs
+    from vllm_surgery.evaluation.probes import Form
 
     AnswerTask: TypeAlias = asyncio.Task[tuple[Job, Completion]]
 
@@ -52,6 +53,7 @@ class HttpBackend:
         surgery_key: str | None = None,
     ) -> None:
         self._url, self._key, self._model, self._concurrency = url, api_key, model, concurrency
+        self._form: Form = "chat"
         self._surgery = SurgeryClient(url, api_key, surgery_key)
         self._chats: dict[str, Chat] = {}
         self._chat = self._chat_at(url)
@@ -68,6 +70,12 @@ class HttpBackend:
     def keep_notes(self, file: Path) -> None:
         """From now on a file says what is put into slots, so that whoever goes on after a kill takes it out."""
         self._slots.notes = file
+
+    def put_prompts_as(self, form: Form) -> None:
+        """From now on prompts are put to all servers in this form; they are chats unless it is called."""
+        self.close()
+        self._form, self._chats = form, {}
+        self._chat = self._chat_at(self._url)
 
     def facts(self) -> EngineFacts:
         """The model of the trial's own server."""
@@ -196,7 +204,7 @@ class HttpBackend:
 
     def _chat_at(self, url: str) -> Chat:
         if url not in self._chats:
-            self._chats[url] = Chat(url, self._key, self._model if url == self._url else None)
+            self._chats[url] = Chat(url, self._key, self._model if url == self._url else None, self._form)
         return self._chats[url]
 
 

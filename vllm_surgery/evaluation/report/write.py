@@ -125,7 +125,8 @@ def _asked(summary: Summary, records: Sequence[Record]) -> Section:
     ]
     note = (
         "Loops are found in the answers' tokens by vllm-surgery's detectors. Intervals are 95 %: Wilson's for rates, "
-        "from a bootstrap over probes for differences. Seeds are 0, 1, ... for each probe, the same for all arms."
+        "from a bootstrap over probes for differences, over subjects where several probes share one. Seeds are 0, 1, "
+        "... for each probe, the same for all arms."
     )
     return Section("What was asked", [Words("", said), arms_table(summary), cells_table(summary), Words(note)])
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from vllm_surgery.evaluation.tasks.list_entries import bare
+from vllm_surgery.evaluation.tasks.list_entries import bare, entries
 
 _MARKED = re.compile(r"\s*(?:[-*+•]|\d+[.)])\s")
 _SENTENCE_END = re.compile(r"(?<=[.!?:])\s+|\n+")
@@ -36,6 +36,21 @@ class ShortList:
         named = [self._named(entry) for entry in self._entries(text)]
         known = [item for item in named if item != -1]
         return complete and None not in known and len(known) == self.choose == len(set(known))
+
+    def named_in(self, text: str) -> set[int]:
+        """The items that a long list names, by their places. Of an entry it is the one that it names first."""
+        found = (self._first_named(entry) for entry in entries(text))
+        return {item for item in found if item is not None}
+
+    def _first_named(self, entry: str) -> int | None:
+        """The item that stands first in a bare entry, of those that begin in one place the longest."""
+        places = [
+            (match.start(), -match.end(), number)
+            for number, names in enumerate(self.items)
+            for name in names
+            if (match := re.search(rf"(?<!\w){re.escape(name)}(?!\w)", entry)) is not None
+        ]
+        return min(places)[2] if places else None
 
     def _entries(self, text: str) -> list[str]:
         marked = [line for line in text.splitlines() if _MARKED.match(line)]
