@@ -199,7 +199,7 @@ def test_json_is_all_that_is_on_stdout(
     engines(FakeModel(causes=frozenset({CAUSE})))
     assert main(["localize", "tiny", *options, "--budget", "600g", "--name", "mine", "--json"]) == 0
     data = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
-    assert list(data) == ["patch", "why_none", "search", "held_out", "rises", "minutes", "answers"]
+    assert list(data) == ["patch", "why_none", "search", "choice", "held_out", "rises", "minutes", "answers"]
     assert data["patch"].endswith("mine.yaml")
     assert (data["why_none"], data["rises"]) == (None, [])
     assert data["search"]["best"] in {one["candidate"]["id"] for one in data["search"]["measured"]}

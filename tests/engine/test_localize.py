@@ -49,6 +49,7 @@ def settings_of(planted: Planted) -> dict[str, Any]:
     return {
         "kinds": [planted.kind],
         "search": [f"{probes['loops']}:search"],
+        "choice": [],
         "held_out": [f"{probes['loops']}:held-out"],
         "ordinary": [probes["healthy"]],
         "text": [probes["text"]],

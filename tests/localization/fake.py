@@ -47,7 +47,7 @@ _STUCK = random.Random(1).choices(range(60, 63), k=60)
 COLLAPSED = [token for entry in [*range(50, 58), *_STUCK] for token in (entry, COMMA)]
 BRED = "List 2 things"
 
-PROBE_FILE = "lists.yaml"
+PROBE_FILE, CHOICE_FILE = "lists.yaml", "choice.yaml"
 
 
 @dataclass
@@ -201,12 +201,15 @@ def probe_files(folder: Path) -> dict[str, Any]:
         f"{{id: p{one}, prompt: List {one // 2} things, half: {('search', 'held-out')[one % 2]}}}" for one in numbers
     ]
     _write(folder / PROBE_FILE, "lists", "loops", halves)
+    chosen_by = [f"{{id: c{one}, prompt: List {one} things, half: choice}}" for one in range(PROBES)]
+    _write(folder / CHOICE_FILE, "choice", "loops", chosen_by)
     skills = [f"{{id: s{one}, prompt: Skill {one}, check: {{kind: says, any: [w50]}}}}" for one in range(4)]
     _write(folder / "skills.yaml", "skills", "skills", skills)
     texts = [f"{{id: t{one}, prompt: Text {one}, reply: Sound.}}" for one in range(2)]
     _write(folder / "texts.yaml", "texts", "text", texts)
     return {
         "search": [f"{folder / PROBE_FILE}:search"],
+        "choice": [],
         "held_out": [f"{folder / PROBE_FILE}:held-out"],
         "ordinary": [],
         "text": [str(folder / "texts.yaml")],
@@ -248,7 +251,7 @@ def search_in(
 def stand_in(monkeypatch: pytest.MonkeyPatch, model: FakeModel, attribution: Attribution) -> SimpleNamespace:
     """Puts a model made of rules where `localize` has an engine; gives what stands for the `vllm.LLM`."""
     monkeypatch.setattr(localize, "require_swaps", lambda _: None)
-    monkeypatch.setattr(localize, "OfflineBackend", lambda _: model)
+    monkeypatch.setattr(localize, "OfflineBackend", lambda *_: model)
     monkeypatch.setattr(localize, "Ranker", lambda *_: SimpleNamespace(rank=lambda *_: attribution))
     monkeypatch.setattr(localize.TokenTable, "from_tokenizer", lambda _: TABLE)
     return SimpleNamespace(get_tokenizer=lambda: None)
@@ -260,6 +263,7 @@ def measure_of(
     """A look at a candidate, as if there had been one."""
     kinds = {kind: (base, looped) if kind == "verbatim" else (0, 0) for kind in KINDS}
     loops = {"rescued": max(0, base - looped), "newly": max(0, looped - base), "kinds": kinds, "entries": 1.0}
+    loops |= {"repeats": (base, looped), "late": 1.0}
     cost = {"perplexity": 1.0, **{name: changes.pop(name) for name in list(changes) if name in Cost.__annotations__}}
     found = LoopChange(answers=answers, base=base, looped=looped, **{**loops, **changes})
     return Measurement(one, found, None if kl is None else Cost(kl=kl, **cost))

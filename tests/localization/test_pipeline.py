@@ -5,15 +5,27 @@ from __future__ import annotations
 
 import json
 import re
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from tests.examples import refusal
 from tests.folders import write_model
-from tests.localization.fake import LAYERS, WIDTH, FakeModel, candidate, every_single, neuron, settings_in, stand_in
+from tests.localization.fake import (
+    CHOICE_FILE,
+    LAYERS,
+    WIDTH,
+    FakeModel,
+    candidate,
+    every_single,
+    neuron,
+    probe_files,
+    settings_in,
+    stand_in,
+)
 from vllm_surgery.errors import EngineError, UsageError
-from vllm_surgery.localization import pipeline
+from vllm_surgery.localization import choice, pipeline
 from vllm_surgery.localization.attribution import RANKING_FILE
 from vllm_surgery.localization.pipeline import Outcome, SearchRun, localize
 from vllm_surgery.localization.report import write_report
@@ -73,6 +85,52 @@ def test_a_cure_that_holds_is_written_sealed_with_what_the_trial_said(desk: Desk
     assert said["engine"] == "fake 0"
     assert said["model"] == outcome.about["fingerprint"]
     assert said["evidence"]["verdict"] == "fewer loops"
+
+
+def test_what_is_judged_is_chosen_on_prompts_of_its_own(desk: Desk) -> None:
+    outcome = desk.go(curable(), **choice_of(desk))
+    assert outcome.choice is not None
+    assert outcome.choice.chosen is not None
+    assert outcome.patch is not None
+    (finalist,) = (one for one in outcome.choice.finalists if one == outcome.choice.chosen)
+    loops = finalist.chosen_by.loops
+    assert (finalist.found.candidate.units, loops.base > 0, loops.looped) == (1, True, 0)
+    assert "choice" in desk.files
+    assert json.loads((desk.out / "search.json").read_text())["choice"]["chosen"] == finalist.found.candidate.id
+    assert "| sham |" in (desk.out / "report.md").read_text()
+
+
+def test_a_choice_that_was_made_is_not_made_again(desk: Desk) -> None:
+    first = desk.go(curable(), **choice_of(desk))
+    rules = curable()
+    again = desk.go(rules, **choice_of(desk))
+    assert again.choice == first.choice
+    assert rules.asked == []
+
+
+def test_without_one_that_holds_on_the_choice_nothing_is_judged(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(choice, "_best", lambda *_: (None, "none of them does"))
+    outcome = desk.go(curable(), **choice_of(desk))
+    assert (outcome.held_out, outcome.patch) == (None, None)
+    assert "**No patch**: none of them does." in (desk.out / "report.md").read_text()
+
+
+def choice_of(desk: Desk) -> dict[str, Any]:
+    files = probe_files(desk.probes / "probes")
+    return {
+        "choice": [str(desk.probes / "probes" / CHOICE_FILE)],
+        "choice_text": files["text"],
+        "choice_tasks": files["tasks"],
+    }
+
+
+def test_a_model_without_a_chat_template_is_asked_for_completions(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    llm = stand_in(monkeypatch, curable(), every_single(CAUSE))
+    llm.get_tokenizer = lambda: SimpleNamespace(chat_template=None)
+    place = SearchRun(desk.out, NAME, quiet=True)
+    said = refusal(lambda: localize(llm, desk.model, settings_in(desk.probes), Budget(answers=600), place), UsageError)
+    assert said == "the model has no chat template: say --form completion, or name one with --chat-template"
+    assert not desk.out.exists()
 
 
 def test_nothing_written_names_this_machine(desk: Desk) -> None:

@@ -10,31 +10,46 @@ import pytest
 from pydantic import ValidationError
 
 from vllm_surgery.evaluation.arms import unpatched
+from vllm_surgery.evaluation.probes import load_probes
 from vllm_surgery.evaluation.protocol import load_protocol
 from vllm_surgery.evaluation.trial import Trial
 from vllm_surgery.localization.settings import GREEDY, SAMPLED, SIDE, SearchSettings
 
 
-def test_the_search_and_the_trial_share_no_probe_that_may_loop() -> None:
+def test_search_choice_and_trial_share_no_subject() -> None:
     settings = SearchSettings()
-    protocols = (settings.search_protocol(), settings.held_out_protocol())
+    protocols = (settings.search_protocol(), settings.for_choice().search_protocol(), settings.held_out_protocol())
     trials = [Trial.of(one, [unpatched()], {}) for one in protocols]
-    first, second = (
-        {job.prompt for job in trial.jobs(unpatched()) if trial.sets[job.key.set].use == "loops"} for trial in trials
-    )
-    assert first
-    assert second
-    assert not first & second
+    subjects = [
+        {probe.subject for one in trial.sets.values() if one.use == "loops" for probe in one.probes} for trial in trials
+    ]
+    assert [len(found) for found in subjects] == [48, 48, 48]
+    assert len(set().union(*subjects)) == 3 * 48
 
 
 def test_the_search_asks_nothing_everyday() -> None:
     protocol = SearchSettings().search_protocol()
     assert [(cell.name, cell.sets) for cell in protocol.cells] == [
-        (GREEDY, ["lists:search"]),
-        (SAMPLED, ["lists:search"]),
-        (SIDE, ["short", "skills"]),
+        (GREEDY, ["wide-lists:search"]),
+        (SAMPLED, ["wide-lists:search"]),
+        (SIDE, ["wide-tasks:search"]),
     ]
-    assert SearchSettings().held_out_protocol().cells[0].sets == ["paper", "lists:held-out", "healthy"]
+    assert SearchSettings().held_out_protocol().cells[0].sets == ["wide-lists:held-out", "healthy"]
+
+
+def test_the_search_asks_no_more_prompts_than_it_is_told_to_and_the_choice_all() -> None:
+    settings = SearchSettings(first=24, seeds=1, choice_tokens=400)
+    of_search = Trial.of(settings.search_protocol(), [unpatched()], {}).jobs(unpatched())
+    of_choice = Trial.of(settings.for_choice().search_protocol(), [unpatched()], {}).jobs(unpatched())
+    assert sum(job.key.cell != SIDE for job in of_search) == 2 * 24
+    assert {job.sampling["max_tokens"] for job in of_choice if job.key.cell != SIDE} == {400}
+    assert sum(job.key.cell == GREEDY for job in of_choice) == 80
+
+
+def test_prompts_of_a_model_that_completes_are_texts_to_go_on_with() -> None:
+    protocol = SearchSettings(form="completion").search_protocol()
+    job = Trial.of(protocol, [unpatched()], {}).jobs(unpatched())[0]
+    assert job.prompt == load_probes("wide-lists:search").probes[0].completion
 
 
 def test_the_trial_asks_other_tasks_and_compares_other_replies_than_the_search() -> None:
@@ -42,7 +57,7 @@ def test_the_trial_asks_other_tasks_and_compares_other_replies_than_the_search()
     search, trial = (
         Trial.of(protocol, [unpatched()], {}) for protocol in (settings.search_protocol(), settings.held_out_protocol())
     )
-    for use in ("short", "skills", "text"):
+    for use in ("skills", "text"):
         looked_at, judged_by = (
             {probe.prompt for one in asked.sets.values() if one.use == use for probe in one.probes}
             for asked in (search, trial)
@@ -53,9 +68,10 @@ def test_the_trial_asks_other_tasks_and_compares_other_replies_than_the_search()
 
 
 def test_a_protocol_asks_what_the_trial_judges_costs_by() -> None:
-    protocol, settings = load_protocol("held-out-tasks"), SearchSettings()
-    (cell,) = protocol.cells
-    assert (cell.sets, cell.temperature, cell.max_tokens) == (settings.held_out_tasks, 0, settings.task_tokens)
+    protocol, settings = load_protocol("wide"), SearchSettings()
+    cell = protocol.cell("side")
+    asked = [name for name in cell.sets if name not in settings.ordinary]
+    assert (asked, cell.temperature, cell.max_tokens) == (settings.held_out_tasks, 0, settings.task_tokens)
     assert protocol.text == settings.held_out_text
 
 

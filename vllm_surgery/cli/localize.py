@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 
 from pydantic import ValidationError
 
@@ -28,8 +28,9 @@ SLOTS = 8
 and most of a small GPU are busy with, and a kill loses no more than the answers of one batch."""
 
 _OPTIONS = (
-    "kinds", "text", "tasks", "held_out_text", "held_out_tasks", "ordinary", "seeds", "held_out_seeds", "max_tokens",
-    "gains", "singles", "sets", "max_units", "seed", "max_kl", "max_perplexity", "shams",
+    "form", "kinds", "text", "tasks", "choice_text", "choice_tasks", "held_out_text", "held_out_tasks", "ordinary",
+    "first", "seeds", "choice_seeds", "held_out_seeds", "max_tokens", "choice_tokens", "gains", "singles", "sets",
+    "max_units", "seed", "max_kl", "max_perplexity", "shams",
 )  # fmt: skip
 """The settings of a search that have an option of their own; ``--probes`` and ``--no-gradients`` are for others."""
 
@@ -57,8 +58,8 @@ def add_to(subparsers: Subparsers) -> None:
         "--probes",
         action="append",
         metavar="SET",
-        help="a set that is divided into halves `search` and `held-out`, or a file of yours (default: lists, and the "
-        "set paper held out)",
+        help="a set that is divided into parts `search`, `held-out` and, if you like, `choice`, or a file of yours "
+        "(default: wide-lists)",
     )
     parser.add_argument(
         "--patch-slots",
@@ -79,11 +80,15 @@ def _add_setting(parser: argparse.ArgumentParser, name: str) -> None:
     field, separator = SearchSettings.model_fields[name], ","
     default = field.default if isinstance(field.default, list) else [field.default]
     options: dict[str, Any] = {"metavar": "A,B"}
-    if field.annotation in {int, float}:
-        options = {"type": field.annotation, "metavar": "N" if field.annotation is int else "X"}
+    if choices := get_args(field.annotation) if get_origin(field.annotation) is Literal else None:
+        options = {"choices": choices}
+    elif field.annotation in {int, float, int | None}:
+        options = {"type": float, "metavar": "X"} if field.annotation is float else {"type": int, "metavar": "N"}
     elif field.annotation == list[str]:
         options, separator = {"action": "append", "metavar": "SET"}, " and "
-    told = separator.join(f"{one:g}" if isinstance(one, float) else str(one) for one in default)
+    told = separator.join(
+        f"{one:g}" if isinstance(one, float) else "none" if one is None else str(one) for one in default
+    )
     parser.add_argument(flag(name), help=f"{field.description} (default: {told})", **options)
 
 
@@ -125,7 +130,7 @@ def settings_of(args: argparse.Namespace) -> SearchSettings:
     given: dict[str, Any] = {name: getattr(args, name) for name in _OPTIONS}
     given |= {"kinds": _words(args.kinds), "gains": _gains(args.gains)}
     if args.probes:
-        given |= {half: [f"{name}:{half.replace('_', '-')}" for name in args.probes] for half in ("search", "held_out")}
+        given |= _parts(args.probes)
     given = {name: value for name, value in given.items() if value is not None}
     try:
         settings = SearchSettings(gradients=not args.no_gradients, **given)
@@ -136,14 +141,28 @@ def settings_of(args: argparse.Namespace) -> SearchSettings:
     return settings
 
 
+def _parts(names: list[str]) -> dict[str, list[str]]:
+    """The parts of divided sets, by their use. Where a set has none to choose by, the search's own does it."""
+    from vllm_surgery.evaluation.probes import load_probes
+
+    chosen = [f"{name}:choice" for name in names if "choice" in load_probes(name).halves()]
+    return {
+        "search": [f"{name}:search" for name in names],
+        "choice": chosen,
+        "held_out": [f"{name}:held-out" for name in names],
+    }
+
+
 def _check_sets(settings: SearchSettings) -> None:
     from vllm_surgery.evaluation.probes import load_probes
 
     text, tasks = ("text",), ("short", "skills")
     for option, names, uses in (
-        ("probes", [*settings.search, *settings.held_out], ("loops",)),
+        ("probes", [*settings.search, *settings.choice, *settings.held_out], ("loops",)),
         ("text", settings.text, text),
         ("tasks", settings.tasks, tasks),
+        ("choice_text", settings.choice_text, text),
+        ("choice_tasks", settings.choice_tasks, tasks),
         ("held_out_text", settings.held_out_text, text),
         ("held_out_tasks", settings.held_out_tasks, tasks),
         ("ordinary", settings.ordinary, ("healthy",)),
@@ -178,6 +197,7 @@ def _data(outcome: Outcome) -> dict[str, Any]:
         "patch": None if outcome.patch is None else str(outcome.patch),
         "why_none": outcome.search.why_none if judged is None else None,
         "search": outcome.search.to_data(),
+        "choice": None if outcome.choice is None else outcome.choice.to_data(),
         "held_out": None if judged is None else judged.summary.to_data(),
         "rises": [] if judged is None else judged.rises,
         "minutes": outcome.spent_minutes,
@@ -190,6 +210,7 @@ def _in_words(outcome: Outcome, files: dict[str, Path]) -> str:
 
     found, judged = outcome.search, outcome.held_out
     lines = [f"searched with {outcome.spent_answers} answers in {outcome.spent_minutes:.0f} minutes"]
+    chosen = None if outcome.choice is None else outcome.choice.chosen
     if judged is None:
         lines.append(f"no patch: {found.why_none}")
     elif found.best is not None:
@@ -198,6 +219,11 @@ def _in_words(outcome: Outcome, files: dict[str, Path]) -> str:
         lines.append(
             f"search probes: {loops.base} of {loops.answers} answers end in a loop without, {loops.looped} with"
         )
+        if chosen is not None:
+            loops = chosen.chosen_by.loops
+            lines.append(
+                f"choice probes: {loops.base} of {loops.answers} answers end in a loop without, {loops.looped} with"
+            )
         lines += [f"held-out probes: {verdict.word}" for verdict in judged.summary.verdicts.values()]
         lines += [f"more frequent than before: {rise}" for rise in judged.rises]
         lines += [f"note: {note}" for note in judged.notes]

@@ -17,8 +17,10 @@ from vllm_surgery.errors import UsageError
 from vllm_surgery.evaluation import setup
 from vllm_surgery.evaluation.backends.offline import OfflineBackend
 from vllm_surgery.localization.attribution import load_or_compute
+from vllm_surgery.localization.choice import Choice, choose
 from vllm_surgery.localization.held_out import HeldOutResult, TrialContext, evidence, run_held_out_trial
 from vllm_surgery.localization.ranking.ranker import Ranker
+from vllm_surgery.localization.search.budget import Budget
 from vllm_surgery.localization.search.evaluator import CandidateEvaluator, EvalContext
 from vllm_surgery.localization.search.search import Search, SearchResult
 from vllm_surgery.localization.search.stages import BASELINE, Stages
@@ -31,13 +33,12 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from vllm_surgery.localization.search.budget import Budget
     from vllm_surgery.localization.settings import SearchSettings
     from vllm_surgery.model.checkpoint import ModelFolder
     from vllm_surgery.patch.format import Patch
 
 SETTINGS_FILE, FOUND_FILE, CANDIDATE_FILE = "localize.json", "search.json", "candidate.yaml"
-SEARCH_FOLDER, HELD_OUT_FOLDER = "search", "held-out"
+SEARCH_FOLDER, CHOICE_FOLDER, HELD_OUT_FOLDER = "search", "choice", "held-out"
 FORMAT = 1
 
 
@@ -49,8 +50,9 @@ class Outcome:
         search: on the search's own probes.
         held_out: on the held-out ones; None where there was nothing to judge.
         patch: the file that holds the edit, sealed, where it holds up; else None.
-        spent_minutes: all measurements and rankings of the search, without the held-out trial.
+        spent_minutes: all measurements and rankings of the search, without the choice and the held-out trial.
         spent_answers: likewise.
+        choice: among the edits that the search found; None where there was none.
     """
 
     search: SearchResult
@@ -59,6 +61,7 @@ class Outcome:
     spent_minutes: float
     spent_answers: int
     about: dict[str, Any]
+    choice: Choice | None = None
 
 
 @dataclass(frozen=True)
@@ -94,21 +97,47 @@ def localize(llm: Any, model: ModelFolder, settings: SearchSettings, budget: Bud
         SurgeryError: the engine couldn't answer.
     """
     require_swaps(llm)
-    backend = OfflineBackend(llm)
+    _check_form(llm, settings)
+    backend = OfflineBackend(llm, settings.form)
     about = setup.about(backend.facts(), model.path, settings.seed)
     _open(run.folder, settings, about)
     table = TokenTable.from_tokenizer(llm.get_tokenizer())
     context = TrialContext(backend, table, run.folder / HELD_OUT_FOLDER, about | {"command": run.command}, run.quiet)
     found = _search(llm, model, settings, budget, context)
     spent = (budget.spent_seconds / 60, budget.spent_answers)
-    _write(run.folder / FOUND_FILE, json.dumps(found.to_data(), indent=1) + "\n")
+    choice = _choose(found, model, settings, context) if found.best is not None and settings.choice else None
+    said = found.to_data() | ({} if choice is None else {"choice": choice.to_data()})
+    _write(run.folder / FOUND_FILE, json.dumps(said, indent=1) + "\n")
     if found.best is None:
-        return Outcome(found, None, None, *spent, about)
+        return Outcome(found, None, None, *spent, about, choice)
     patch = found.best.candidate.patch(run.name, guard_of(model))
     _write(run.folder / CANDIDATE_FILE, patch.to_yaml())
     judged = run_held_out_trial(patch, model, settings, context)
     file = _ship(patch, model, judged, run, about) if judged.holds else None
-    return Outcome(found, judged, file, *spent, about)
+    return Outcome(found, judged, file, *spent, about, choice)
+
+
+def _check_form(llm: Any, settings: SearchSettings) -> None:
+    if settings.form == "chat" and getattr(llm.get_tokenizer(), "chat_template", "") is None:
+        raise UsageError("the model has no chat template: say --form completion, or name one with --chat-template")
+
+
+def _choose(found: SearchResult, model: ModelFolder, settings: SearchSettings, context: TrialContext) -> Choice:
+    """The choice among what the search found. The edit that is chosen is the search's best from then on."""
+    folder, own = context.folder.parent / CHOICE_FOLDER, settings.for_choice()
+    with tqdm(desc="choice", unit="step", disable=context.quiet) as bar:
+        guard, report = guard_of(model), partial(_told, bar)
+        evaluator = CandidateEvaluator(
+            EvalContext(context.backend, context.table, folder, guard, report), own, Budget()
+        )
+        choice = choose(found.measured, evaluator, own, model, guard)
+    found.best = None if choice.chosen is None else choice.chosen.found
+    found.why_none = choice.why_none
+    return choice
+
+
+def _told(bar: Any, what: str, _: float = 0.0) -> None:
+    bar.set_postfix_str(what[:60])
 
 
 def _search(

@@ -44,7 +44,7 @@ def write_report(outcome: Outcome, settings: SearchSettings, run: SearchRun) -> 
         UsageError: it can't be written.
     """
     parts = [_asked(outcome, run), _came_of_it(outcome, settings), _layers(outcome), _candidates(outcome, settings)]
-    parts += _held_out(outcome, run)
+    parts += [_choice(outcome), *_held_out(outcome, run)]
     sections = [part for part in parts if part.blocks]
     files = write_page(f"Search for loop units of {outcome.about['model']}", sections, run.folder)
     return files | {"figures": run.folder / FOUND_FILE}
@@ -111,7 +111,20 @@ def _layers(outcome: Outcome) -> Section:
     return Section("Layers", [Words(note), Table(["block", *_FIGURES, "kept"], rows)])
 
 
-_FIGURES = ["answers", "loops without", "with", "rescued", "newly", *KINDS, "entries", "KL", "perplexity", "tasks"]
+_FIGURES = [
+    "answers",
+    "loops without",
+    "with",
+    "rescued",
+    "newly",
+    *KINDS,
+    "second judge",
+    "late",
+    "entries",
+    "KL",
+    "perplexity",
+    "tasks",
+]
 
 
 def _candidates(outcome: Outcome, settings: SearchSettings) -> Section:
@@ -134,11 +147,31 @@ def _candidates(outcome: Outcome, settings: SearchSettings) -> Section:
     note = (
         f"The best of {len(found.measured)} that were looked at in full, on search probes alone. They were chosen by "
         "these figures, so the figures flatter them: what an edit does is in the held-out trial. `entries` and "
-        "`perplexity` are ratios to the unpatched model; `tasks` is lost/won."
+        "`perplexity` are ratios to the unpatched model; `tasks` is lost/won. Loops are what the detectors or the "
+        "second judge say; `late` is the share of tokens that come before loops."
     )
     table = Table(["edit", "thought of by", *_FIGURES, "too much", "on the front"], rows)
     caption = "Loops against KL on search probes, with the Pareto front."
     return Section("Candidates", [Words(note), table, Figure("front.svg", caption, front_figure(found, settings))])
+
+
+def _choice(outcome: Outcome) -> Section:
+    if outcome.choice is None or not outcome.choice.finalists:
+        return Section("Choice", [])
+    chosen = outcome.choice.chosen
+    rows = []
+    for one in outcome.choice.finalists:
+        mark = "yes" if chosen is not None and one.found.candidate == chosen.found.candidate else ""
+        rows.append(["", str(one.found.candidate.units), str(one.found.candidate), *_figures(one.chosen_by), mark])
+        if one.sham is not None:
+            rows.append(["sham", str(one.sham.candidate.units), str(one.sham.candidate), *_figures(one.sham), ""])
+    note = (
+        "The best edit of each size, and the best of all, on probes, tasks and replies that the search never saw, each "
+        "with a sham: random units of the same layers with the same gains. Of the edits within the bounds that leave "
+        "hardly more loops than the best the one with the fewest units is chosen."
+    )
+    notes = [Words("Notes:", outcome.choice.notes)] if outcome.choice.notes else []
+    return Section("Choice", [Words(note), Table(["", "units", "edit", *_FIGURES, "chosen"], rows), *notes])
 
 
 def _held_out(outcome: Outcome, run: SearchRun) -> list[Section]:
@@ -160,6 +193,7 @@ def _held_out(outcome: Outcome, run: SearchRun) -> list[Section]:
 def _figures(one: Measurement) -> list[str]:
     loops, cost = one.loops, one.cost
     kinds = [f"{before} to {after}" for before, after in (loops.kinds[kind] for kind in KINDS)]
+    kinds += [f"{loops.repeats[0]} to {loops.repeats[1]}", f"{loops.late:.2f}"]
     counts = [str(count) for count in (loops.answers, loops.base, loops.looped, loops.rescued, loops.newly)]
     if cost is None:
         return [*counts, *kinds, f"{loops.entries:.2f}", "", "", ""]

@@ -37,29 +37,43 @@ class SearchSettings(BaseModel):
 
     kinds: list[SearchedKind] = Field(default=["neurons", "experts"], min_length=1)
     """units to try: neurons, experts; those that the model has not are left out"""
-    search: list[str] = ["lists:search"]
+    form: Literal["chat", "completion"] = "chat"
+    """how prompts are put: chat, or completion for models without a chat template"""
+    search: list[str] = ["wide-lists:search"]
     """probe sets for the search, which sees no answer to any other"""
-    held_out: list[str] = ["paper", "lists:held-out"]
+    choice: list[str] = ["wide-lists:choice"]
+    """probe sets by which one of the edits that the search found is chosen; none: by the search's own"""
+    held_out: list[str] = ["wide-lists:held-out"]
     """probe sets that the edit it found is judged by, once"""
     ordinary: list[str] = ["healthy"]
     """everyday requests in the held-out trial"""
     text: list[str] = ["text"]
     """reference replies, on which probabilities are compared while the search goes on"""
-    tasks: list[str] = ["short", "skills"]
+    tasks: list[str] = ["wide-tasks:search"]
     """tasks that the search spares"""
+    choice_text: list[str] = ["choice-text"]
+    """reference replies of the choice"""
+    choice_tasks: list[str] = ["wide-tasks:choice"]
+    """tasks of the choice"""
     held_out_text: list[str] = ["held-out-text"]
     """reference replies of the held-out trial"""
-    held_out_tasks: list[str] = ["held-out-short", "held-out-skills"]
+    held_out_tasks: list[str] = ["wide-tasks:held-out"]
     """tasks of the held-out trial"""
+    first: int | None = Field(default=None, ge=1)
+    """no more than so many prompts of each search set, the first ones"""
     seeds: int = Field(default=2, ge=0)
     """sampled answers to each search probe, besides the greedy one"""
     held_out_seeds: int = Field(default=2, ge=0)
     """sampled answers to each held-out probe"""
+    choice_seeds: int = Field(default=0, ge=0)
+    """sampled answers to each probe of the choice, besides the greedy one"""
     temperature: float = Field(default=0.7, gt=0)
     top_p: float = Field(default=0.95, gt=0, le=1)
     top_k: int = Field(default=64, ge=0)
     max_tokens: int = Field(default=512, ge=16)
-    """of an answer that may loop"""
+    """of an answer that may loop, in the search"""
+    choice_tokens: int | None = Field(default=None, ge=16)
+    """the same in the choice and in the held-out trial; none: as many as in the search"""
     task_tokens: int = Field(default=128, ge=1)
     """of an answer to a task"""
     gains: list[float] = Field(default=list(GAINS), min_length=1)
@@ -103,22 +117,33 @@ class SearchSettings(BaseModel):
         """The protocol of the search itself."""
         from vllm_surgery.evaluation.protocol import Protocol
 
-        return Protocol(name="search", cells=self._cells(self.search, [], self.seeds, self.tasks), text=self.text)
+        cells = self._cells(self.search, self.seeds, self.tasks, self.max_tokens)
+        if self.first is not None:
+            cells = [cell if cell.name == SIDE else cell.model_copy(update={"first": self.first}) for cell in cells]
+        return Protocol(name="search", cells=cells, text=self.text, form=self.form)
+
+    def for_choice(self) -> SearchSettings:
+        """The same settings with the choice's probes in the place of the search's, and all of them."""
+        own = {"search": self.choice, "text": self.choice_text, "tasks": self.choice_tasks, "seeds": self.choice_seeds}
+        return self.model_copy(update={**own, "max_tokens": self.choice_tokens or self.max_tokens, "first": None})
 
     def held_out_protocol(self) -> Protocol:
         """The protocol by which the edit that was found is judged."""
         from vllm_surgery.evaluation.protocol import Protocol
 
-        cells = self._cells(self.held_out, self.ordinary, self.held_out_seeds, self.held_out_tasks)
-        return Protocol(name="held-out", cells=cells, text=self.held_out_text)
+        greedy, *more = self._cells(
+            self.held_out, self.held_out_seeds, self.held_out_tasks, self.choice_tokens or self.max_tokens
+        )
+        greedy = greedy.model_copy(update={"sets": [*greedy.sets, *self.ordinary]})
+        return Protocol(name="held-out", cells=[greedy, *more], text=self.held_out_text, form=self.form)
 
-    def _cells(self, sets: Sequence[str], ordinary: Sequence[str], seeds: int, tasks: Sequence[str]) -> list[Cell]:
+    def _cells(self, sets: Sequence[str], seeds: int, tasks: Sequence[str], max_tokens: int) -> list[Cell]:
         from vllm_surgery.evaluation.protocol import Cell
 
-        cells = [Cell(name=GREEDY, sets=[*sets, *ordinary], temperature=0, max_tokens=self.max_tokens)]
+        cells = [Cell(name=GREEDY, sets=list(sets), temperature=0, max_tokens=max_tokens)]
         if seeds:
             how = {"temperature": self.temperature, "top_p": self.top_p, "top_k": self.top_k}
-            cells.append(Cell(name=SAMPLED, sets=list(sets), seeds=seeds, max_tokens=self.max_tokens, **how))
+            cells.append(Cell(name=SAMPLED, sets=list(sets), seeds=seeds, max_tokens=max_tokens, **how))
         if tasks:
             cells.append(Cell(name=SIDE, sets=list(tasks), temperature=0, max_tokens=self.task_tokens))
         return cells

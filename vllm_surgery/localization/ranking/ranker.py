@@ -65,7 +65,7 @@ class Ranker:
         Raises:
             EngineError: the engine can't be looked into.
         """
-        transcripts = passages(records, OfflineBackend(self.llm).tokens_before)
+        transcripts = passages(records, self._backend.tokens_before)
         looping = [one for one in transcripts if one.repeats is not None][:MAX_PASSAGES]
         healthy = [one for one in transcripts if one.repeats is None][:MAX_PASSAGES]
         if not looping:
@@ -76,6 +76,10 @@ class Ranker:
         singles, sets, notes = self._by_gradients(looping, whole.rest(self.told))
         ranked = interleave([singles, active], matter, self.settings.singles)
         return Attribution(ranked, sets, [*first.cut, *notes])
+
+    @property
+    def _backend(self) -> OfflineBackend:
+        return OfflineBackend(self.llm, self.settings.form)
 
     def _by_activity(self, transcripts: Sequence[Passage], allowance: Allowance) -> list[Candidate]:
         scored = rank_by_activity(measure_activity(self.llm, transcripts, allowance), self.model)
@@ -120,12 +124,12 @@ class Ranker:
 
     def _healthy(self) -> list[Passage]:
         """The reference replies as transcripts."""
-        encode = OfflineBackend(self.llm).encode
-        return self._as_passages((probe.prompt, encode(probe.reply or "")) for _, probe in self.evaluator.texts)
+        encode, form = self._backend.encode, self.settings.form
+        return self._as_passages((probe.asked(form), encode(probe.reply or "")) for _, probe in self.evaluator.texts)
 
     def _as_passages(self, answers: Iterable[tuple[str, list[int]]]) -> list[Passage]:
         """Transcripts of prompts, each with the tokens of an answer that doesn't loop."""
-        before = OfflineBackend(self.llm).tokens_before
+        before = self._backend.tokens_before
         prompts = [(before(prompt), answer) for prompt, answer in answers]
         return [Passage(prompt + answer, len(prompt)) for prompt, answer in prompts]
 

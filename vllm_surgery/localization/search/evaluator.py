@@ -14,7 +14,6 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias
 
 from vllm_surgery.errors import CannotSwapError, PatchError
-from vllm_surgery.evaluation.analysis.outcomes import loops
 from vllm_surgery.evaluation.analysis.side_effects import Tasks, is_right, tasks
 from vllm_surgery.evaluation.analysis.summary import PairKey
 from vllm_surgery.evaluation.arms import Arm, unpatched
@@ -22,7 +21,7 @@ from vllm_surgery.evaluation.backends.base import Text
 from vllm_surgery.evaluation.drift import Drift, drift
 from vllm_surgery.evaluation.records import Record, append_lines, read_lines
 from vllm_surgery.evaluation.trial import Trial, TrialFolder, record_of
-from vllm_surgery.localization.search.measurements import Cost, LoopChange, Measurement
+from vllm_surgery.localization.search.measurements import Cost, LoopChange, Measurement, loops_by_either
 from vllm_surgery.localization.search.spending import Spending
 from vllm_surgery.localization.settings import GREEDY, SIDE
 from vllm_surgery.patch.patch_set import NO_PATCH
@@ -167,7 +166,7 @@ class CandidateEvaluator:
         greedy = [*greedy]
         source = random.Random(self._settings.seed)  # noqa: S311 - a draw that anybody may repeat
         source.shuffle(greedy)
-        looping = [job for job in greedy if loops(known[PairKey(*job.key[1:])])]
+        looping = [job for job in greedy if loops_by_either(known[PairKey(*job.key[1:])])]
         others = [job for job in greedy if job not in looping]
         rest = [job for job in self.jobs if job.key.cell != GREEDY]
         source.shuffle(rest)
@@ -292,7 +291,7 @@ class CandidateEvaluator:
             for name in names
             if PairKey(*job.key[1:]) not in self._answers[name]
         ], [
-            Text(name, set_name, probe.id, probe.prompt, probe.reply or "")
+            Text(name, set_name, probe.id, probe.asked(self._settings.form), probe.reply or "")
             for set_name, probe in self.texts[: fidelity.texts]
             for name in names
             if not self._is_known(name, set_name, probe.id)

@@ -7,9 +7,10 @@ import math
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from vllm_surgery.evaluation.analysis.outcomes import loops, terminal_kinds
+from vllm_surgery.evaluation.analysis.outcomes import loops, terminal_kinds, wasted
 from vllm_surgery.evaluation.analysis.side_effects import healthy
 from vllm_surgery.evaluation.analysis.summary import finite
+from vllm_surgery.evaluation.analysis.tail_judge import ends_in_repeats
 from vllm_surgery.evaluation.analysis.verdict import MIN_ENTRIES_RATIO
 from vllm_surgery.evaluation.tasks.list_entries import distinct_entries
 from vllm_surgery.loops import KINDS
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class LoopChange:
-    """Answers to the same probes and seeds without and with a candidate.
+    """Answers to the same probes and seeds without and with a candidate. Loops are what either of the two judges says.
 
     Attributes:
         answers: how many there are.
@@ -34,7 +35,9 @@ class LoopChange:
         looped: how many do with it.
         rescued: end in a loop only without it.
         newly: end in a loop only with it.
-        kinds: by kind, how many end in a loop of it without and with it.
+        kinds: by kind, how many end in a loop of it without and with it, say the detectors.
+        repeats: how many do without and with it, says the tail judge.
+        late: tokens before loops, of all tokens of the answers with it: the later loops begin, the larger.
         entries: different entries of all answers together, with it over without it.
     """
 
@@ -44,12 +47,15 @@ class LoopChange:
     rescued: int
     newly: int
     kinds: dict[str, tuple[int, int]]
+    repeats: tuple[int, int]
+    late: float
     entries: float
 
     @classmethod
     def of(cls, base: Sequence[Record], other: Sequence[Record]) -> LoopChange:
         """The figures of two lists of answers in the same order, of which there must be one."""
-        pairs = [(loops(one), loops(two)) for one, two in zip(base, other, strict=True)]
+        pairs = [(loops_by_either(one), loops_by_either(two)) for one, two in zip(base, other, strict=True)]
+        tokens = sum(len(record.token_ids) for record in other)
         before, after = (sum(distinct_entries(record.text) for record in records) for records in (base, other))
         return cls(
             answers=len(pairs),
@@ -58,6 +64,8 @@ class LoopChange:
             rescued=pairs.count((True, False)),
             newly=pairs.count((False, True)),
             kinds={kind: (_of_kind(base, kind), _of_kind(other, kind)) for kind in KINDS},
+            repeats=(sum(map(ends_in_repeats, base)), sum(map(ends_in_repeats, other))),
+            late=1 - sum(map(wasted, other)) / tokens if tokens else math.nan,
             entries=after / before if before else math.nan,
         )
 
@@ -118,12 +126,14 @@ class Measurement:
         return found + (["tasks"] if (self.cost.lost or 0) > (self.cost.won or 0) else [])
 
     def rank(self, settings: SearchSettings) -> tuple[Any, ...]:
-        """The sort key of measurements, the best first: fewest loops within the bounds, then the lowest cost.
+        """The sort key of measurements, the best first: fewest loops within the bounds, then the latest, then the cost.
 
-        All that are compared must be of the same answers.
+        How late they begin counts in tenths of the tokens: less of it is no reason to pay more. All that are compared
+        must be of the same answers.
         """
         kl = math.inf if self.kl is None else self.kl
-        return (bool(self.excess(settings)), self.loops.looped, kl, self.candidate.units, self.candidate.id)
+        late = 0.0 if math.isnan(self.loops.late) else round(self.loops.late, 1)
+        return (bool(self.excess(settings)), self.loops.looped, -late, kl, self.candidate.units, self.candidate.id)
 
     def to_data(self) -> dict[str, Any]:
         """Plain data; what can't be said is null."""
@@ -142,6 +152,11 @@ def pareto_front(measures: Sequence[Measurement]) -> list[Measurement]:
         if not best or measure.loops.looped < best[-1].loops.looped:
             best.append(measure)
     return best
+
+
+def loops_by_either(record: Record) -> bool:
+    """True if the detectors or the tail judge say that an answer ends in a loop: what one doesn't see counts too."""
+    return loops(record) or ends_in_repeats(record)
 
 
 def _of_kind(records: Sequence[Record], kind: str) -> int:
