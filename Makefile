@@ -21,11 +21,23 @@ VERSIONS ?= 0.33.0 0.31.0 0.30.0
 # The small protocol of `vllm-surgery evaluate`, cut to what two cores do in a quarter of an hour.
 EVIDENCE_OPTIONS := --shams 3 --seeds 2 --max-tokens 256 --concurrency 24 --exact \
 	$(addprefix --probes ,paper lists:held-out healthy short skills text)
-# A search that two cores do in two hours. Counted in answers, so that the same search comes out wherever it runs.
-SEARCH_OPTIONS := --name smollm2-135m-instruct-noloop --budget 2400g --seeds 1 --max-tokens 192 \
+# A search that two quiet cores do in about two hours. Counted in answers, so that the same search comes out wherever it
+# runs; its answers are short, those of the choice and of the trial long.
+SEARCH_OPTIONS := --budget 3600g --first 24 --seeds 1 --max-tokens 192 --choice-tokens 512 \
 	--dtype float32 --max-model-len 2048 --kv-cache-memory-bytes 1073741824
 # More options of `vllm serve`.
 ARGS ?=
+
+# The real models that `make trial` and `make search` take by name, as in MODEL=qwen2. Gemma's terms have to be accepted:
+# MODEL=gemma3 ACCEPT_TERMS=yes.
+FAMILY = $(or $(filter smollm2 qwen2 gemma3,$(MODEL)),smollm2)
+FOLDER_smollm2 = $(DEMO_MODEL)
+FOLDER_qwen2 := $(VENV)/share/qwen2.5-coder-0.5b-instruct
+FOLDER_gemma3 := $(VENV)/share/gemma-3-270m
+# A model that wasn't tuned for chats goes on with texts.
+FORM_gemma3 := --form completion
+PATCH_smollm2 := --patch patches/smollm2-135m-instruct-noloop.yaml
+ACCEPT_TERMS ?=
 
 DEMO_MODEL := $(VENV)/share/smollm2-135m-instruct
 BIN := $(VENV)/bin
@@ -34,7 +46,7 @@ DEMO_OPTIONS := --served-model-name smollm2 --dtype float32 --max-model-len 4096
 	--kv-cache-memory-bytes 1073741824
 
 .PHONY: help serve demo test check soak docs lint pytest system-packages monitoring bench bench-swaps bench-slots bench-candidates bench-watching compat \
-	rescue-trial evidence search schema matrix install demo-model clean
+	rescue-trial trial evidence search schema matrix install demo-model family-model clean
 
 help:
 	@echo "make serve      serve the demo model with its patch on port $(PORT)"
@@ -47,8 +59,9 @@ help:
 	@echo "                bench-candidates: a search's candidates; bench-watching: the detectors)"
 	@echo "make matrix     write docs/families.md again, which the tests hold against what they find"
 	@echo "make rescue-trial   what rescues do to the demo model's answers, beside its patch and a repetition penalty"
+	@echo "make trial      what a patch, a penalty and rescues do to one of three real models (MODEL=smollm2, qwen2 or gemma3)"
 	@echo "make evidence   measure again what the example of one neuron does, and what it costs"
-	@echo "make search     find the demo model's patch again, and judge it on held-out prompts (two hours)"
+	@echo "make search     search one of the three for a patch, and judge it on held-out prompts (hours; goes on where it was)"
 
 serve: demo-model
 	@echo "[serve] http://localhost:$(PORT)/v1, model '$(MODEL)', patch '$(PATCH)'; ready at 'Application startup complete.'"
@@ -129,9 +142,15 @@ evidence: demo-model
 	$(BIN)/python -m tests.benchmarks.evidence --model $(DEMO_MODEL) --patch $(PATCH) --out $(VENV)/evidence \
 		$(EVIDENCE_OPTIONS) $(ARGS)
 
+trial: EXTRAS = --extra test
+trial: family-model
+	$(BIN)/python -m tests.benchmarks.trial --model $(FOLDER_$(FAMILY)) --out $(VENV)/trial-$(FAMILY) \
+		$(FORM_$(FAMILY)) $(PATCH_$(FAMILY)) $(ARGS)
+
 search: EXTRAS = --extra test
-search: demo-model
-	OMP_NUM_THREADS=1 $(BIN)/vllm-surgery localize $(DEMO_MODEL) --out $(VENV)/search $(SEARCH_OPTIONS) $(ARGS)
+search: family-model
+	OMP_NUM_THREADS=1 $(BIN)/vllm-surgery localize $(FOLDER_$(FAMILY)) --out $(VENV)/search-$(FAMILY) \
+		--name $(notdir $(FOLDER_$(FAMILY)))-noloop $(FORM_$(FAMILY)) $(SEARCH_OPTIONS) $(ARGS)
 
 schema: install
 	$(BIN)/vllm-surgery schema > patches/schema.json
@@ -146,6 +165,9 @@ install:
 
 demo-model: install
 	@$(BIN)/vllm-surgery demo-model $(DEMO_MODEL) > /dev/null
+
+family-model: install
+	@$(BIN)/vllm-surgery demo-model --family $(FAMILY) $(if $(ACCEPT_TERMS),--accept-terms) $(FOLDER_$(FAMILY)) > /dev/null
 
 clean:
 	rm -rf $(VENV) dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The report of a trial of a cure: complete cells alone, and what their figures are."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.benchmarks.trial_report import WEIGHTS, cell_figures, finished, write
+from vllm_surgery.evaluation.arms import of_penalty, of_rescue, unpatched
+from vllm_surgery.evaluation.protocol import Cell, Protocol
+from vllm_surgery.evaluation.records import FoundLoop, Record
+from vllm_surgery.evaluation.trial import Trial, TrialFolder
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from vllm_surgery.evaluation.backends.base import Job
+
+ABOUT: dict[str, Any] = {"model": "tiny", "engine": "fake 0", "vllm_surgery": "0", "fingerprint": "f00", "sham_seed": 1}
+LISTS = """name: mine
+use: loops
+probes:
+  - {id: a.one, subject: a, prompt: List one, items: [red, blue]}
+  - {id: a.two, subject: a, prompt: List two, items: [red, blue]}
+  - {id: b.one, subject: b, prompt: List three}
+"""
+LOOP = FoundLoop("decay", onset=2, period=1, copies=8.0, end=10, outcome="terminal", start=4, first_copy=6)
+ARMS = [unpatched(), of_penalty(1.15), of_rescue("stop")]
+
+
+@pytest.fixture
+def trial(tmp_path: Path) -> Trial:
+    file = tmp_path / "mine.yaml"
+    file.write_text(LISTS)
+    cells = [
+        Cell(name="greedy", sets=[str(file)], temperature=0, max_tokens=10),
+        Cell(name="long", sets=[str(file)], temperature=0, max_tokens=20, every=2),
+    ]
+    return Trial.of(Protocol(name="wide", cells=cells), ARMS, ABOUT)
+
+
+def record(job: Job) -> Record:
+    """An answer: of prompts about `a` one that loops, unless there is a penalty; the penalty changes sound ones too."""
+    penalized = job.key.arm == "penalty-1.15"
+    loops = [LOOP] if job.key.probe.startswith("a") and not penalized else []
+    text = "1. red\n2. red" if loops else "1. red\n2. blue"
+    tokens = [1 if penalized else 0] * 10
+    return Record(job.key, "none", job.prompt, job.sampling, text, tokens, "length", loops)
+
+
+def answers(trial: Trial, cells: Sequence[str]) -> list[Record]:
+    return [record(job) for arm in trial.arms for job in trial.jobs(arm) if job.key.cell in cells]
+
+
+def test_a_cell_that_lacks_an_answer_is_not_told(trial: Trial) -> None:
+    records = answers(trial, ["greedy", "long"])
+    cut, kept = finished(trial, records[:-1])
+    assert [cell.name for cell in cut.protocol.cells] == ["greedy"]
+    assert {one.key.cell for one in kept} == {"greedy"}
+    assert finished(trial, records) == (trial, records)
+
+
+def test_figures_of_each_arm(trial: Trial) -> None:
+    base, penalty, rescue = cell_figures(trial, trial.protocol.cell("greedy"), answers(trial, ["greedy"]))
+    assert (round(base.looped.value, 3), penalty.looped.value) == (0.667, 0)
+    assert (base.right, penalty.right) == (1, 2)
+    assert (base.against, base.sound) == (None, 1)
+    assert (penalty.same, rescue.same) == (0, 1)
+    assert penalty.against is not None
+    assert (penalty.against.rescued, penalty.against.clusters) == (2, 2)  # Both are about `a`.
+
+
+def test_the_report_says_what_is_missing_and_what_agrees(trial: Trial, tmp_path: Path) -> None:
+    folder = TrialFolder(tmp_path / "out")
+    folder.open(trial)
+    assert "**No result yet**" in write(folder.path)
+    folder.add(answers(trial, ["greedy"]))
+    other = TrialFolder(folder.path / WEIGHTS)
+    other.open(trial)
+    other.add([one for one in answers(trial, ["greedy"]) if one.key.arm == "unpatched"])
+    said = write(folder.path)
+    assert "- not complete, and so not told: long" in said
+    assert "| penalty-1.15 | 0 of 3: 0 %" in said
+    assert "- unpatched: 3 of 3" in said
+    assert "long: greedy" not in said
+    assert (folder.path / "trial.md").read_text() == said + "\n"

@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The trial of a cure on one real model: a patch, shams, a penalty and rescues beside the model as it is, in one batch.
+
+    python -m tests.benchmarks.trial --model DIR --out DIR [--patch FILE] [--form completion] [--seconds N] [options of evaluate]
+
+Serves the model with slots and ready to rescue, asks the protocol `wide` (docs/evaluate.md has the rule by which it is
+cut), then puts the patch into the weights of a server without slots and asks some of it again, which must give the same
+tokens. A trial that was stopped, or ran out of its seconds, goes on with the same command; one that is complete is only
+told again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import httpx
+
+from tests.benchmarks import trial_report
+from tests.engine.server import COMMAND, running_server
+from vllm_surgery.evaluation.setup import PENALTY
+from vllm_surgery.patch.files import load_patch
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+SERVED = (
+    "--dtype", "float32", "--max-model-len", "2048", "--enforce-eager", "--kv-cache-memory-bytes", "2147483648",
+    "--max-num-seqs", "64",
+)  # fmt: skip
+SHAMS = 1
+"""Each costs a whole arm. The trial of a search has three."""
+CONCURRENCY = 56
+AGREEING = 16
+"""Prompts of which the patch in a slot and the one in the weights must give the same tokens."""
+PENALIZED = f"penalty:{PENALTY:g}"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.trial", description=_first_line())
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--patch", type=Path)
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="stop asking after so long")
+    parser.add_argument("--tell-only", action="store_true", help="judge what is there; ask nobody")
+    args, rest = parser.parse_known_args()
+    ends = time.monotonic() + args.seconds
+    if not args.tell_only:
+        code = _ask(args, rest, ends)
+        if code in {0, 1} and args.patch is not None:
+            code = _ask_weights(args, rest, ends)
+        if code not in {0, 1, None}:
+            return code
+    print(trial_report.write(args.out))
+    return 0
+
+
+def _ask(args: argparse.Namespace, rest: Sequence[str], ends: float) -> int | None:
+    """All arms on one server; None where the time ran out."""
+    rescues = ["stop", PENALIZED]
+    patch = [] if args.patch is None else ["--patch", str(args.patch), "--shams", str(SHAMS)]
+    if args.patch is not None:
+        rescues.append(f"patch:{load_patch(str(args.patch)).name}")
+    arms = [*patch, "--penalty", f"{PENALTY:g}", *(word for action in rescues for word in ("--rescue", action))]
+    with _ready_to_rescue(args.model, args.patch, rescues) as url:
+        return _evaluate(url, args.model, args.out, [*arms, *rest], ends)
+
+
+def _ask_weights(args: argparse.Namespace, rest: Sequence[str], ends: float) -> int | None:
+    """The patch in the weights, on a server without slots; None where the time ran out."""
+    asked = ["--patch", str(args.patch), "--shams", "0", "--no-penalty", "--cells", "greedy", "--first", str(AGREEING)]
+    with tempfile.TemporaryDirectory() as work, running_server(Path(work), args.model, *SERVED) as server:
+        return _evaluate(server.url, args.model, args.out / trial_report.WEIGHTS, [*asked, *rest], ends)
+
+
+@contextmanager
+def _ready_to_rescue(model: str, patch: Path | None, actions: Sequence[str]) -> Iterator[str]:
+    """A server with slots, the patch in one of them, on which requests may ask for these rescues."""
+    settings = {"vllm_surgery": {"on_loop": "observe", "on_loop_allowed": list(actions)}}
+    with tempfile.TemporaryDirectory() as work:
+        folder = Path(work) / "patches"
+        folder.mkdir()
+        slots = ("--patch-slots", str(2 + SHAMS), "--patch-dir", str(folder))
+        names = [] if patch is None else [load_patch(str(patch)).name]
+        for name in names:
+            shutil.copy(str(patch), folder / f"{name}.yaml")
+        with running_server(Path(work), model, *SERVED, *slots, "--additional-config", json.dumps(settings)) as server:
+            if names:
+                httpx.put(f"{server.url}/v1/surgery", json={"fill": names}, timeout=None).raise_for_status()
+            yield server.url
+
+
+def _evaluate(url: str, model: str, out: Path, words: Sequence[str], ends: float) -> int | None:
+    command = [COMMAND, "evaluate", "--url", url, "--model", model, "--protocol", "wide", "--out", str(out)]
+    command += ["--concurrency", str(CONCURRENCY), *words]
+    left = ends - time.monotonic()
+    with subprocess.Popen(command) as asking:
+        try:
+            return asking.wait(None if left == float("inf") else max(0.0, left))
+        except subprocess.TimeoutExpired:
+            asking.terminate()
+            asking.wait()
+            return None
+
+
+def _first_line() -> str:
+    return (__doc__ or "").partition("\n")[0]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
