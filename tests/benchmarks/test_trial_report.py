@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.benchmarks.trial_report import WEIGHTS, cell_figures, finished, write
+from tests.benchmarks.trial_report import WEIGHTS, cell_figures, finished, looked_into, write
 from vllm_surgery.evaluation.arms import of_penalty, of_rescue, unpatched
 from vllm_surgery.evaluation.protocol import Cell, Protocol
-from vllm_surgery.evaluation.records import FoundLoop, Record
+from vllm_surgery.evaluation.records import Record
 from vllm_surgery.evaluation.trial import Trial, TrialFolder
+from vllm_surgery.loops import TokenTable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -27,7 +28,8 @@ probes:
   - {id: a.two, subject: a, prompt: List two, items: [red, blue]}
   - {id: b.one, subject: b, prompt: List three}
 """
-LOOP = FoundLoop("decay", onset=2, period=1, copies=8.0, end=10, outcome="terminal", start=4, first_copy=6)
+WORDS = [" and", *(f" w{number}" for number in range(99))]
+TABLE = TokenTable(WORDS)
 ARMS = [unpatched(), of_penalty(1.15), of_rescue("stop")]
 
 
@@ -45,14 +47,20 @@ def trial(tmp_path: Path) -> Trial:
 def record(job: Job) -> Record:
     """An answer: of prompts about `a` one that loops, unless there is a penalty; the penalty changes sound ones too."""
     penalized = job.key.arm == "penalty-1.15"
-    loops = [LOOP] if job.key.probe.startswith("a") and not penalized else []
-    text = "1. red\n2. red" if loops else "1. red\n2. blue"
-    tokens = [1 if penalized else 0] * 10
-    return Record(job.key, "none", job.prompt, job.sampling, text, tokens, "length", loops)
+    if job.key.probe.startswith("a") and not penalized:
+        return Record(job.key, "none", job.prompt, job.sampling, "1. red\n2. red", [1, 2, 3, 4] * 40, "length")
+    tokens = list(range(99, 50, -1) if penalized else range(1, 60))
+    return Record(job.key, "none", job.prompt, job.sampling, "1. red\n2. blue", tokens, "stop")
 
 
 def answers(trial: Trial, cells: Sequence[str]) -> list[Record]:
-    return [record(job) for arm in trial.arms for job in trial.jobs(arm) if job.key.cell in cells]
+    return [looked_into(record(job), TABLE) for arm in trial.arms for job in trial.jobs(arm) if job.key.cell in cells]
+
+
+def test_loops_are_looked_for_again(trial: Trial) -> None:
+    job = trial.jobs(ARMS[0])[0]
+    assert record(job).loops == []
+    assert [loop.outcome for loop in looked_into(record(job), TABLE).loops] == ["terminal"]
 
 
 def test_a_cell_that_lacks_an_answer_is_not_told(trial: Trial) -> None:
@@ -76,12 +84,12 @@ def test_figures_of_each_arm(trial: Trial) -> None:
 def test_the_report_says_what_is_missing_and_what_agrees(trial: Trial, tmp_path: Path) -> None:
     folder = TrialFolder(tmp_path / "out")
     folder.open(trial)
-    assert "**No result yet**" in write(folder.path)
+    assert "**No result yet**" in write(folder.path, TABLE)
     folder.add(answers(trial, ["greedy"]))
     other = TrialFolder(folder.path / WEIGHTS)
     other.open(trial)
     other.add([one for one in answers(trial, ["greedy"]) if one.key.arm == "unpatched"])
-    said = write(folder.path)
+    said = write(folder.path, TABLE)
     assert "- not complete, and so not told: long" in said
     assert "| penalty-1.15 | 0 of 3: 0 %" in said
     assert "- unpatched: 3 of 3" in said

@@ -26,7 +26,7 @@ import httpx
 
 from tests.benchmarks import trial_report
 from tests.engine.server import COMMAND, running_server
-from vllm_surgery.evaluation.setup import PENALTY
+from vllm_surgery.evaluation.setup import PENALTY, token_table
 from vllm_surgery.patch.files import load_patch
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def main() -> int:
             code = _ask_weights(args, rest, ends)
         if code not in {0, 1, None}:
             return code
-    print(trial_report.write(args.out))
+    print(trial_report.write(args.out, token_table(args.model)))
     return 0
 
 

@@ -14,7 +14,8 @@ from vllm_surgery.evaluation.analysis.statistics import Paired, compare, ratio_o
 from vllm_surgery.evaluation.analysis.summary import finite, summarize
 from vllm_surgery.evaluation.analysis.tail_judge import ends_in_repeats
 from vllm_surgery.evaluation.arms import UNPATCHED
-from vllm_surgery.evaluation.trial import Trial, TrialFolder
+from vllm_surgery.evaluation.backends.base import Completion, Job
+from vllm_surgery.evaluation.trial import Trial, TrialFolder, record_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from vllm_surgery.evaluation.protocol import Cell
     from vllm_surgery.evaluation.records import Record
     from vllm_surgery.intervals import Estimate
+    from vllm_surgery.loops import TokenTable
 
 WEIGHTS = "weights"
 """Beside a trial's own files, the answers of the patch in the weights."""
@@ -67,14 +69,18 @@ class CellFigures:
     same: int
 
 
-def write(out: Path) -> str:
+def write(out: Path, tokens: TokenTable) -> str:
     """Writes ``trial.md`` and ``figures.json`` into a trial's folder.
+
+    Args:
+        out: the folder.
+        tokens: of the model, in which the detectors, as they are now, look for loops again.
 
     Returns:
         The page.
     """
     folder = TrialFolder(out)
-    trial, records = finished(folder.trial(), folder.records())
+    trial, records = finished(folder.trial(), [looked_into(one, tokens) for one in folder.records()])
     lines = [f"# Trial of {trial.about['model']}", "", *_asked(folder.trial(), trial)]
     if not trial.protocol.cells:
         return "\n".join([*lines, "", "**No result yet**: the first cell isn't complete."])
@@ -88,6 +94,13 @@ def write(out: Path) -> str:
     (out / FIGURES_FILE).write_text(json.dumps(figures, indent=1) + "\n")
     (out / REPORT_FILE).write_text("\n".join(lines) + "\n")
     return "\n".join(lines)
+
+
+def looked_into(record: Record, tokens: TokenTable) -> Record:
+    """An answer with what the detectors find in it now: they may be newer than the answer."""
+    job = Job(record.key, record.prompt, record.sampling)
+    said = Completion(record.text, record.token_ids, record.finish)
+    return record_of(job, said, record.patch, tokens, record.way)
 
 
 def finished(trial: Trial, records: Sequence[Record]) -> tuple[Trial, list[Record]]:
