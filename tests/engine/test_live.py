@@ -14,7 +14,7 @@ import pytest
 
 from tests.engine.faults import Faults
 from tests.engine.server import SMALL, Server, running_server
-from tests.engine.streams import MODEL, TIE, Stream, Streams, ask, chances
+from tests.engine.streams import MODEL, TIE, Stream, Streams, ask, body, chances
 from tests.engine.test_load import GAINS
 from tests.models import patch_of
 from tests.waiting import until
@@ -229,3 +229,56 @@ def test_a_step_that_fails_leaves_the_old_answers(url: str, faults: Faults, step
     assert state(url)["active"].startswith("first@")
     faults.clear()
     assert put(url, SETS["second"]).status_code == 200, "the server must be able to go on"
+
+
+def named(response: httpx.Response) -> str | None:
+    value: str | None = response.headers.get("x-surgery-patch")
+    return value
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_answers_name_the_patch_in_the_weights(url: str, stream: bool) -> None:
+    seen = []
+    for name in ("first", "second", "none"):
+        put(url, SETS[name]).raise_for_status()
+        response = httpx.post(f"{url}/v1/completions", json=body(PROMPT, 4, stream=stream), timeout=None)
+        seen.append((named(response), state(url)["active"]))
+    assert [patch for patch, _ in seen] == [active for _, active in seen]
+    assert seen[-1][0] == "none"
+    assert named(httpx.get(f"{url}/v1/models", timeout=None)) is None
+
+
+def spans(url: str, tokens: int) -> list[dict[str, Any]]:
+    """The weight versions of an answer's tokens, as vLLM tells them: by `/inference/v1/generate`, in every version."""
+    sampling = {"max_tokens": tokens, "temperature": 0, "ignore_eos": True}
+    given = {"model": MODEL, "token_ids": PROMPT, "sampling_params": sampling}
+    response = httpx.post(f"{url}/inference/v1/generate", json=given, timeout=None)
+    assert response.is_success, response.text
+    found: list[dict[str, Any]] = response.json()["choices"][0]["weight_versions"]
+    return found
+
+
+def test_the_patch_of_each_span_of_tokens_is_in_vllms_own_answer(url: str) -> None:
+    put(url, SETS["first"]).raise_for_status()
+    before = state(url)["active"]
+    found: list[list[dict[str, Any]]] = []
+    asking = threading.Thread(target=lambda: found.append(spans(url, 240)))
+    with Streams(url, number=1, tokens=160) as streams:
+        asking.start()
+        until(lambda: streams.flowing)
+        put(url, SETS["second"]).raise_for_status()
+        asking.join()
+    told = found[0]
+    assert [told[0]["start"], told[-1]["end"]] == [0, 240]
+    assert [span["end"] for span in told[:-1]] == [span["start"] for span in told[1:]]
+    assert [span["version"] for span in told] in ([before, state(url)["active"]], [state(url)["active"]])
+
+
+def test_chat_and_completions_tell_it_where_vllm_can(url: str) -> None:
+    from vllm.entrypoints.openai.completion.protocol import CompletionRequest
+
+    if "return_weight_versions" not in CompletionRequest.model_fields:
+        pytest.skip("vLLM has return_weight_versions from 0.33 on")
+    put(url, SETS["first"]).raise_for_status()
+    told = ask(url, PROMPT, 6, return_weight_versions=True)["weight_versions"]
+    assert told == [{"version": state(url)["active"], "start": 0, "end": 6}]

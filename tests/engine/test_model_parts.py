@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from vllm_surgery import CannotSwapError
+from vllm_surgery.engine import touchpoints
 from vllm_surgery.engine.model_parts import parts_of
 
 
@@ -24,6 +25,19 @@ class Named(nn.Module):
             self.add_module(name, child)
 
 
+def routed() -> nn.Module:
+    """vLLM's own experts, with nothing but their parameters."""
+    return holding(touchpoints.ROUTED_EXPERTS.get())
+
+
+def holding(kind: type[nn.Module]) -> nn.Module:
+    made = object.__new__(kind)
+    nn.Module.__init__(made)
+    for name in ("w13_weight", "w2_weight"):
+        made.register_parameter(name, nn.Parameter(torch.zeros(1)))
+    return made
+
+
 def layers(*blocks: nn.Module) -> nn.Module:
     return Named(layers=nn.ModuleList(blocks))
 
@@ -33,13 +47,13 @@ def dense() -> nn.Module:
 
 
 def moe(owner: str = "mlp") -> nn.Module:
-    inside = Named(experts=Named(routed_experts=Named("w13_weight", "w2_weight")), gate=Named("weight"))
+    inside = Named(experts=Named(routed_experts=routed()), gate=Named("weight"))
     return Named(**{owner: inside})
 
 
 def gemma4() -> nn.Module:
-    routed = Named(routed_experts=Named("w13_weight", "w2_weight"))
-    return Named(mlp=Named(down_proj=Named("weight")), experts=routed, router=Named("scale", "per_expert_scale"))
+    experts = Named(routed_experts=routed())
+    return Named(mlp=Named(down_proj=Named("weight")), experts=experts, router=Named("scale", "per_expert_scale"))
 
 
 DENSE = "model.layers.1.mlp.down_proj.weight"
@@ -127,3 +141,15 @@ def test_a_layer_number_is_not_taken_for_another_that_ends_alike() -> None:
 def test_a_tensor_outside_all_layers_is_refused() -> None:
     with pytest.raises(CannotSwapError, match=r"^lm_head\.weight lies in no layer"):
         found(Named(), "lm_head.weight")
+
+
+class OwnExperts(nn.Module):
+    """Experts that are no `RoutedExperts` at all, as those of models under `vllm.models`."""
+
+
+@pytest.mark.parametrize("subclass", [True, False])
+def test_experts_of_another_class_than_vllms_common_one_are_refused(subclass: bool) -> None:
+    kind = type("SubstitutedRoutedExperts", (touchpoints.ROUTED_EXPERTS.get(),), {}) if subclass else OwnExperts
+    block = Named(mlp=Named(experts=Named(routed_experts=holding(kind))))
+    with pytest.raises(CannotSwapError, match=rf"{kind.__name__} can't be loaded while it serves, only at a start$"):
+        found(Named(model=layers(block)), "model.layers.0.mlp.experts.0.down_proj.weight")

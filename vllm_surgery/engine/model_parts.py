@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 _IN_LAYER = re.compile(r"(?P<block>(?:.*\.)?layers\.(?P<layer>\d+)\.)(?P<rest>.+)")
 _EXPERTS = re.compile(r"(?:.*\.)?experts\..+")
-_MODELS = "vllm.model_executor.models."
-"""Where vLLM keeps what only one family does."""
+OWN_KERNELS = "vllm.models."
+"""Where vLLM keeps models that compute with kernels of their own, past the layers that others share."""
 
 _FUSED_EXPERTS_PARAMETER = "w13_weight"
 """What only the module that holds a layer's routed experts has, in every vLLM that this package knows."""
@@ -156,12 +156,14 @@ def _is_of_experts(name: str, rest: str) -> bool:
 
 
 def _refuse_own_loader(name: str, module: Any) -> None:
-    """Refuses experts that fill their weights themselves, past what vLLM's layerwise reload watches (GPT-OSS)."""
-    for cls in type(module).__mro__:
-        if "weight_loader" in vars(cls):
-            if cls is not touchpoints.ROUTED_EXPERTS.get() and cls.__module__.startswith(_MODELS):
-                raise CannotSwapError(f"{name}: {cls.__name__} can't be loaded while it serves, only at a start")
-            return
+    """Refuses all experts but those of vLLM's common class.
+
+    Others may fill their weights themselves, past what vLLM's layerwise reload watches (GPT-OSS), or refuse the reload
+    while it runs (those that stand for constants).
+    """
+    own = type(module)
+    if own is not touchpoints.ROUTED_EXPERTS.get():
+        raise CannotSwapError(f"{name}: {own.__name__} can't be loaded while it serves, only at a start")
 
 
 def _only(name: str, found: list[tuple[str, Any]], tensors: tuple[str, ...]) -> ModulePart | None:

@@ -10,7 +10,10 @@ UNSET_VERSION = "default"
 
 
 _told: str | None = None
-"""The version that this process has set last. Only for vLLM before 0.32, whose outputs don't carry theirs."""
+"""The version that this process has set last. vLLM's outputs carry theirs from 0.32 on."""
+
+_seen: str | None = None
+"""The version of the last outputs that this process has seen."""
 
 
 def note_version(weight_version: str) -> None:
@@ -22,6 +25,24 @@ def note_version(weight_version: str) -> None:
 def noted_version() -> str | None:
     """Version that was noted last."""
     return _told
+
+
+def see_version(weight_version: str | None) -> None:
+    """Notes the version of outputs; None for outputs without tokens."""
+    global _seen  # noqa: PLW0603 - a process has one engine
+    if weight_version is not None:
+        _seen = weight_version
+
+
+def served_patch(at_start: str, *, alone: bool) -> str:
+    """Id of the patch that the engine's weights hold, as far as this process knows.
+
+    Args:
+        at_start: what they held when the server started.
+        alone: whether no other process swaps. Else the last outputs tell, of which some may be from before a swap.
+    """
+    version = _told if alone else _seen
+    return at_start if version is None else patch_of(version)
 
 
 def patch_of(weight_version: str) -> str:

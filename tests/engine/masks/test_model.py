@@ -15,7 +15,7 @@ from torch import nn
 from vllm_surgery import CannotSwapError, EngineError
 from vllm_surgery.engine import touchpoints
 from vllm_surgery.engine.masks.model import RouterMasks, compiles
-from vllm_surgery.engine.masks.router import MaskableRouter, masked_logits
+from vllm_surgery.engine.masks.router import MaskableRouter, lowest, masked_logits
 from vllm_surgery.planning.planner import LayerMask
 
 if TYPE_CHECKING:
@@ -87,9 +87,16 @@ def test_masked_logits_are_lowest_and_all_others_untouched(masked: list[bool], m
     made = masked_logits(logits, torch.tensor(masked))
 
     assert made.dtype == dtype
-    assert bool((made[:, wanted] == torch.finfo(dtype).min).all())
+    assert bool((made[:, wanted] == lowest(dtype)).all())
     assert torch.equal(made[:, ~wanted], logits[:, ~wanted])
     assert bool(torch.softmax(made.float(), dim=-1).isfinite().all())
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_the_lowest_logit_is_a_number_to_kernels_that_round_to_bfloat16_too(dtype: torch.dtype) -> None:
+    made = torch.tensor([lowest(dtype)], dtype=dtype)
+    assert bool(made.isfinite())
+    assert bool(made.to(torch.bfloat16).isfinite())
 
 
 @pytest.mark.parametrize(
@@ -143,7 +150,7 @@ def test_what_vllm_hands_on_is_masked(model: nn.Module, monkeypatch: pytest.Monk
         for block in model.layers[:2]
     )
     assert untouched is logits
-    assert masked[:, 2].tolist() == [torch.finfo(torch.float32).min] * 5
+    assert masked[:, 2].tolist() == [torch.finfo(torch.bfloat16).min] * 5
     assert masked[:, [0, 1, 3]].tolist() == [[1.0] * 3] * 5
 
 
@@ -163,8 +170,9 @@ def correcting_router(model: nn.Module) -> None:
 
 
 def own_way(model: nn.Module) -> None:
+    """A runner that its model asks past the method that is wrapped, as MuseSpark's is."""
     kind = touchpoints.MASKING.owner()
-    model.layers[1].experts.__class__ = type("OtherRunner", (kind,), {"forward": lambda self: None})
+    model.layers[1].experts.__class__ = type("OtherRunner", (kind,), {"forward_prepared_nvfp4": lambda self: None})
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from torch import nn
 
 from tests.folders import write_model
 from tests.models import patch_of
@@ -45,6 +46,8 @@ class Writer:
     def _masks(self) -> dict[str, Any]:
         return {"write": lambda: None, "verify": lambda: 0, "restore": lambda: None}
 
+    def check_room(self, part: Part, columns: Sequence[int] | None) -> None: ...
+
     def write(self, part: Part, tensor_of: Any, columns: Sequence[int] | None) -> None:
         tensor_of(part.tensors[0])
         self.written.append(part.path)
@@ -64,7 +67,7 @@ def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def swap_of(model: Path, writer: Writer) -> Swap:
-    return Swap(Active(PatchSet(), Plan("none", (), 0)), WANTED, SourceCheckpoint(model), None, writer)  # type: ignore[arg-type]
+    return Swap(Active(PatchSet(), Plan("none", (), 0)), WANTED, SourceCheckpoint(model), nn.Module(), writer)  # type: ignore[arg-type]
 
 
 def test_what_is_read_back_is_counted(model: Path) -> None:

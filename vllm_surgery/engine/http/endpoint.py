@@ -23,11 +23,12 @@ from vllm_surgery.engine.requests.metrics import SlotGauge
 from vllm_surgery.engine.requests.openai import install_model_names
 from vllm_surgery.engine.requests.planning import SlotPlanner
 from vllm_surgery.engine.requests.swapper import SlotSwapper
-from vllm_surgery.engine.server_config import logger, model_facts
+from vllm_surgery.engine.server_config import logger, model_facts, weight_patches
 from vllm_surgery.engine.settings import Settings, disabled
 from vllm_surgery.engine.swap.engines import ServedEngine
 from vllm_surgery.engine.swap.metrics import InstrumentedSwapper
 from vllm_surgery.engine.swap.transaction import SwapCoordinator
+from vllm_surgery.engine.weight_version import served_patch
 from vllm_surgery.errors import EngineError, SurgeryError
 from vllm_surgery.patch.folders import PatchLibrary, check_folder
 from vllm_surgery.patch.watched_files import WatchedFiles
@@ -82,6 +83,8 @@ class SurgeryEndpoint:
         settings = Settings.of(config.additional_config)
         summary = _summary(config, args)
         slots = self._slots(engine_client, summary.name) if settings.slots else None
+        if slots is None and self._app is not None:
+            _add_header(self._app, _served_patch(config))
         swapper = InstrumentedSwapper(slots or self._make_swapper(engine_client), process_metrics(), summary.name)
         with suppress(SurgeryError):  # For `/metrics`. What is wrong is told to whoever asks for the state.
             await swapper.status()
@@ -129,12 +132,19 @@ class SurgeryEndpoint:
         return SlotSwapper(ServedEngine(engine_client), leader, plan)
 
 
-def _add_header(app: FastAPI) -> None:
+def _served_patch(config: Any) -> Callable[[], str]:
+    """Gives the id of the patch in the weights whenever it is asked."""
+    at_start = weight_patches(config).id
+    alone = getattr(getattr(config, "parallel_config", None), "_api_process_count", 1) == 1
+    return lambda: served_patch(at_start, alone=alone)
+
+
+def _add_header(app: FastAPI, served: Callable[[], str] | None = None) -> None:
     """Puts the header into answers. An application that has started, as vLLM's has, takes no middleware any more."""
     if app.middleware_stack is None:
-        app.add_middleware(PatchHeader)
+        app.add_middleware(PatchHeader, served=served)
     else:
-        app.middleware_stack = PatchHeader(app.middleware_stack)
+        app.middleware_stack = PatchHeader(app.middleware_stack, served)
 
 
 def _off() -> bool:

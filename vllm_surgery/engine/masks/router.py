@@ -58,7 +58,7 @@ class MaskableRouter:
     def why_not(self) -> str | None:
         """Reason why logits can't be masked here; None where they can."""
         known, own = touchpoints.MASKING.owner(), type(self.runner)
-        if own.forward is not known.forward or touchpoints.MASKING.of(own) is not touchpoints.MASKING.of(known):
+        if own is not known:  # It, or the model that it is made for, may ask experts past what is wrapped.
             return f"{self.path}: {own.__name__} chooses experts in its own way, so none can be masked"
         if getattr(self.runner.router, "e_score_correction_bias", None) is not None:
             return f"{self.path}: its router has a correction bias under a name that isn't known, so none can be masked"
@@ -131,8 +131,13 @@ class MaskableRouter:
         return {*experts.flatten().tolist()}
 
 
+def lowest(dtype: torch.dtype) -> float:
+    """The lowest logit of a number format, which bfloat16 holds too: kernels may round wider formats to that."""
+    return float(max(torch.finfo(dtype).min, torch.finfo(torch.bfloat16).min))
+
+
 def masked_logits(logits: torch.Tensor, masked: torch.Tensor | None) -> torch.Tensor:
-    """Copy of `logits`, ``[tokens, experts or more]``, with those of masked experts as low as their number format goes.
+    """Copy of `logits`, ``[tokens, experts or more]``, with those of masked experts `lowest`.
 
     The lowest number stands for minus infinity, which some kernels take for a mistake. Behind the routed experts'
     logits there may be those of shared ones.
@@ -141,7 +146,7 @@ def masked_logits(logits: torch.Tensor, masked: torch.Tensor | None) -> torch.Te
         return logits
     if logits.shape[-1] > masked.shape[0]:
         masked = torch.nn.functional.pad(masked, (0, logits.shape[-1] - masked.shape[0]))
-    return logits.masked_fill(masked, torch.finfo(logits.dtype).min)
+    return logits.masked_fill(masked, lowest(logits.dtype))
 
 
 def _masking(original: Callable[..., Any], masked: torch.Tensor) -> Callable[..., Any]:

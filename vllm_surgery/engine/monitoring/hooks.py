@@ -13,7 +13,7 @@ from vllm_surgery.engine.offers import OFFERS
 from vllm_surgery.engine.requests.admission import REQUEST_PATCH, patch_id
 from vllm_surgery.engine.server_config import logger, weight_patches
 from vllm_surgery.engine.settings import Settings
-from vllm_surgery.engine.weight_version import noted_version
+from vllm_surgery.engine.weight_version import noted_version, see_version
 from vllm_surgery.errors import EngineError
 
 if TYPE_CHECKING:
@@ -88,6 +88,7 @@ def process_outputs_hook(original: Callable[..., Any]) -> Callable[..., Any]:
         ]
         if told:
             more["weight_version"] = weight_version
+            see_version(weight_version)
         result = original(self, engine_core_outputs, engine_core_timestamp, iteration_stats, **more)
         if monitor is not None and taken:
             # Afterwards, since by then tokens past a stop string are cut off.

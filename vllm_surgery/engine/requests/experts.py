@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from vllm_surgery.engine import touchpoints
+from vllm_surgery.engine.model_parts import OWN_KERNELS
 from vllm_surgery.engine.requests.opaque import mask_logits, weigh_experts
 
 if TYPE_CHECKING:
@@ -82,6 +83,8 @@ def install_experts(router: MaskableRouter, slots: int, tokens: TokenSlots, *, t
 
 def _no_gains(path: str, runner: Any) -> str | None:
     """The reason why a gain on the router's weight isn't a gain of the expert's output here; None where it is."""
+    if type(runner).__module__.startswith(OWN_KERNELS):
+        return f"{path}: {type(runner).__name__} asks experts past its router, so slots can't"
     if runner.is_monolithic:
         return f"{path}: its kernel chooses and weighs experts by itself, so in slots they can have masks but no gains"
     if getattr(runner.routed_experts, "apply_router_weight_on_input", False):

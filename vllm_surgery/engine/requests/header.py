@@ -1,10 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Saying in an answer's headers which patch made it, streamed answers too: the choice is made before they are sent."""
+"""Saying in an answer's headers which patch makes it, streamed answers too: by then the choice is made.
+
+Where requests choose none, it is the patch that the weights hold when the answer begins to be sent.
+"""
 
 from __future__ import annotations
 
 from contextvars import ContextVar
 from dataclasses import dataclass
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
 from vllm_surgery.client.protocol import CHOICE_HEADER
@@ -76,10 +80,12 @@ class PatchHeader:
 
     Args:
         app: the application.
+        served: gives the id of the patch in the weights, where requests choose none. Every successful answer to a
+            ``POST`` is by it: that is how vLLM is asked to compute anything.
     """
 
-    def __init__(self, app: Any) -> None:
-        self._app = app
+    def __init__(self, app: Any, served: Callable[[], str] | None = None) -> None:
+        self._app, self._served = app, served
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """Works on one connection."""
@@ -89,8 +95,8 @@ class PatchHeader:
         exchange = _Exchange(request_id=_header(scope, b"x-request-id"))
 
         async def telling(message: Message) -> None:
-            if message["type"] == "http.response.start" and exchange.chosen is not None:
-                message["headers"] = [*message.get("headers", ()), (HEADER, exchange.chosen.id.encode("latin-1"))]
+            if message["type"] == "http.response.start" and (patch := self._patch(scope, exchange, message)):
+                message["headers"] = [*message.get("headers", ()), (HEADER, patch.encode("latin-1"))]
             await send(message)
 
         token = _EXCHANGE.set(exchange)
@@ -98,6 +104,14 @@ class PatchHeader:
             await self._app(scope, receive, telling)
         finally:
             _EXCHANGE.reset(token)
+
+    def _patch(self, scope: Message, exchange: _Exchange, start: Message) -> str | None:
+        """The patch of an answer that begins; None where there is none."""
+        if exchange.chosen is not None:
+            return exchange.chosen.id
+        if self._served is None or scope["method"] != "POST" or start["status"] >= HTTPStatus.BAD_REQUEST:
+            return None
+        return self._served()
 
 
 def _header(scope: Message, name: bytes) -> str | None:

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from vllm_surgery.engine.masks.router import lowest
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -30,7 +32,7 @@ def _mask_logits(logits: torch.Tensor, masked: torch.Tensor, slots: torch.Tensor
     here = masked[slots[: logits.shape[0]]]
     more = logits.shape[-1] - here.shape[-1]  # Shared experts' logits may stand behind the routed ones'.
     padded = torch.nn.functional.pad(here, (0, more)) if more else here
-    return logits.masked_fill(padded, torch.finfo(logits.dtype).min)
+    return logits.masked_fill(padded, lowest(logits.dtype))
 
 
 def _weigh_experts(

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from vllm_surgery.engine.masks.model import label
-from vllm_surgery.engine.model_parts import parts_of
+from vllm_surgery.engine.model_parts import OWN_KERNELS, parts_of
 from vllm_surgery.engine.swap.verify_columns import check_columns, check_parameter
 from vllm_surgery.engine.swap.verify_experts import ExpertProbe, expert_gains
 from vllm_surgery.engine.swap.writer import NotWrittenError
@@ -40,6 +40,7 @@ READY_BYTES = 1 << 30
 at a time, so that no swap needs memory for a second model."""
 
 
+_OWN = "its model has kernels of its own, which may read weights otherwise than the layer does that was asked"
 _UNASKED = "it is no layer that can be asked for columns, or more than columns of one tensor changed"
 
 
@@ -105,6 +106,9 @@ class Swap:
         self._masks = writer.masks.stage(self.old.plan.engine_masks(), self.new.plan.engine_masks())
         self.changed = [*tensors, *map(label, self._masks.changed)]
         self._columns = {name: _columns(before.get(name), after.get(name)) for name in tensors}
+        for part in self.parts:
+            writer.check_room(part, self._columns_of(part))
+        self._own_kernels = _has_own_kernels(model)
         self._probes: dict[ModulePart, ExpertProbe] = {}
         self._touched: list[ModulePart] = []
         self._after.hold_ready(name for part in self.parts for name in part.tensors)
@@ -147,6 +151,8 @@ class Swap:
             else:
                 checked = self._check(part, self._after)
                 places, reason = places + (checked or 0), _UNASKED if checked is None else None
+            if self._own_kernels and part.parameter is None:
+                reason = reason or _OWN
             unverified.update([reason] if reason else [])
         self._check_router_biases()
         return Verified(places, dict(unverified))
@@ -202,6 +208,10 @@ class Swap:
         """Columns that differ, where the part is fed by one tensor of which columns are edited."""
         touched = [name for name in part.tensors if name in self._columns]
         return self._columns[touched[0]] if len(touched) == 1 else None
+
+
+def _has_own_kernels(model: Any) -> bool:
+    return any(type(module).__module__.startswith(OWN_KERNELS) for module in model.modules())
 
 
 class _Tensors:

@@ -16,7 +16,7 @@ import torch
 
 from vllm_surgery.engine import touchpoints
 from vllm_surgery.engine.masks.model import RouterMasks
-from vllm_surgery.errors import EngineError
+from vllm_surgery.errors import CannotSwapError, EngineError
 from vllm_surgery.model.conventions import classify_tensor
 
 if TYPE_CHECKING:
@@ -25,6 +25,10 @@ if TYPE_CHECKING:
     from vllm_surgery.engine.model_parts import ModulePart
 
     TensorOf = Callable[[str], torch.Tensor]
+
+
+_GPU = "cuda"
+"""What torch calls devices of NVIDIA and AMD, whose free memory it tells."""
 
 
 class NotWrittenError(EngineError):
@@ -69,17 +73,58 @@ class Writer:
             else:
                 self._reload(part, tensor_of)
 
+    def check_room(self, part: ModulePart, columns: Sequence[int] | None) -> None:
+        """Checks that a part can be written, as far as memory goes: a reload needs room for it a second time.
+
+        Raises:
+            CannotSwapError: the device has less than that free.
+        """
+        in_place = part.parameter is not None or (columns is not None and local_columns(part.module) is not None)
+        tensors = [*part.module.parameters()]
+        if in_place or not tensors or tensors[0].device.type != _GPU:
+            return
+        needed, free = sum(tensor.nbytes for tensor in tensors), free_bytes(tensors[0].device)
+        if needed > free:
+            raise CannotSwapError(
+                f"{part.path} needs {needed >> 20} MiB beside itself while it is loaded again, and {free >> 20} MiB "
+                "are free: start with a lower --gpu-memory-utilization"
+            )
+
     def _reload(self, part: ModulePart, tensor_of: TensorOf) -> None:
         initialize, finalize = touchpoints.RELOAD_BEGIN.get(), touchpoints.RELOAD_END.get()
+        stream = _Stream(part, tensor_of)
         with touchpoints.SET_CONFIG.get()(self.vllm_config):
-            with _put_back_on_error(part):
+            with _put_back_on_error(part, stream):
                 _forget_expert_kernels(part.module)
                 initialize(part.module)
-                self._load_weights((_asked_for(part.module, name), tensor_of(name)) for name in part.tensors)
+                self._load_weights(iter(stream))
                 incomplete = [name for name, module in part.module.named_modules() if _waits_for_weights(module)]
                 if incomplete:
                     raise EngineError(f"vLLM loaded only part of {incomplete[0] or type(part.module).__name__}")
             finalize(part.module, self.vllm_config.model_config)
+
+
+class _Stream:
+    """A part's tensors, as vLLM's loader asks for them.
+
+    Attributes:
+        begun: whether it has asked for one: until then it can't have written any.
+    """
+
+    def __init__(self, part: ModulePart, tensor_of: TensorOf) -> None:
+        self._part, self._tensor_of = part, tensor_of
+        self.begun = False
+
+    def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]:
+        for name in self._part.tensors:
+            self.begun = True
+            yield _asked_for(self._part.module, name), self._tensor_of(name)
+
+
+def free_bytes(device: torch.device) -> int:
+    """Memory of a device that a reload can have: what nobody holds, and what torch holds and doesn't use."""
+    free, _ = torch.cuda.mem_get_info(device)
+    return int(free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device))
 
 
 def local_columns(module: Any) -> range | None:
@@ -149,7 +194,7 @@ def _waits_for_weights(module: Any) -> bool:
 
 
 @contextmanager
-def _put_back_on_error(part: ModulePart) -> Iterator[None]:
+def _put_back_on_error(part: ModulePart, stream: _Stream) -> Iterator[None]:
     """Gives every layer that isn't fully loaded its old tensors and kernels back, if loading fails.
 
     Raises:
@@ -161,7 +206,8 @@ def _put_back_on_error(part: ModulePart) -> Iterator[None]:
         yield
     except Exception as error:
         waiting = [inner for inner in part.module.modules() if inner._parameters]
-        untouched = all(touchpoints.RELOAD_INFO.get()(inner).can_load() for inner in waiting)
+        # A model that refuses to be reloaded may have put everything back itself.
+        untouched = not stream.begun or all(touchpoints.RELOAD_INFO.get()(inner).can_load() for inner in waiting)
         for inner in part.module.modules():
             _put_back(inner)
         reason = f"{part.path}: {error if isinstance(error, EngineError) else f'{type(error).__name__}: {error}'}"
