@@ -97,3 +97,10 @@ def test_a_circle_of_links_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "out").symlink_to("out")
     with pytest.raises(SurgeryError, match=r"out: can't be written: .*loop"):
         check_target(tmp_path / "out", tmp_path / "model", "why")
+
+
+def test_a_file_that_cant_take_its_place_leaves_nothing_behind(tmp_path: Path) -> None:
+    (tmp_path / "taken").mkdir()
+    with pytest.raises(OSError, match="directory"):
+        atomic_write(tmp_path / "taken", "content")
+    assert [path.name for path in tmp_path.iterdir()] == ["taken"]

@@ -107,9 +107,15 @@ def atomic_write_bytes(file: Path, content: bytes) -> None:
         OSError: it can't be written.
     """
     with tempfile.NamedTemporaryFile("wb", dir=file.parent, prefix=f".{file.name}-", delete=False) as aside:
-        aside.write(content)
-    Path(aside.name).chmod(file.stat().st_mode & 0o777 if file.exists() else 0o644)
-    Path(aside.name).replace(file)
+        path = Path(aside.name)
+        try:
+            aside.write(content)
+            aside.flush()
+            path.chmod(file.stat().st_mode & 0o777 if file.exists() else 0o644)
+            path.replace(file)
+        except BaseException:
+            path.unlink(missing_ok=True)
+            raise
 
 
 @contextmanager

@@ -29,7 +29,7 @@ def answers(tmp_path_factory: pytest.TempPathFactory, family_model: Callable[[st
     model = family_model("Qwen3Moe")
     smaller = pruned(model, tmp_path_factory.mktemp("pruned") / "smaller", GONE)
     config = json.loads((smaller / "config.json").read_text())
-    (smaller / "config.json").write_text(json.dumps({**config, "num_experts": EXPERTS - 2}))
+    (smaller / "config.json").write_text(json.dumps({**config, "num_local_experts": EXPERTS - 2}))
     patch = diff(ModelFolder(model), ModelFolder(smaller)).patch("tried", ModelFolder(model))
     assert patch is not None
     arms = Arm(str(model), [patch.to_data()]), Arm(str(smaller), []), Arm(str(model), [])

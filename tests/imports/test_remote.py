@@ -162,6 +162,7 @@ def test_other_bytes_than_the_hub_says_are_refused(hub: Hub) -> None:
         ("http://127.0.0.1/small.yaml#sha256=" + "0" * 64, "is not https; a patch comes over https"),
         ("https://127.0.0.1/small.yaml", "expected https://HOST/FILE.yaml#sha256= and the 64 digits"),
         ("https://127.0.0.1/small.yaml#sha256=12", "expected https://HOST/FILE.yaml#sha256= and the 64 digits"),
+        ("https://me:secret@127.0.0.1/a.yaml#sha256=" + "0" * 64, "expected https://HOST/FILE.yaml#sha256= and the 64"),
         ("https:///small.yaml#sha256=" + "0" * 64, "expected https://HOST/FILE.yaml#sha256= and the 64 digits"),
     ],
 )
@@ -193,6 +194,31 @@ def test_a_server_that_isnt_there_is_refused(monkeypatch: pytest.MonkeyPatch) ->
     with serving(Hub()) as gone:
         monkeypatch.setenv("HF_ENDPOINT", gone.url)
     assert "can't be fetched: " in refusal(lambda: load_named(PINNED), fetching.UnreachableError)
+
+
+@pytest.mark.parametrize(
+    "endpoint", ["file:///etc", "ftp://127.0.0.1", "nothing", "http://[::bad", "http://127.0.0.1:99999"]
+)
+def test_an_endpoint_that_is_none_is_refused(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", endpoint)
+    assert "can't be fetched: " in refusal(lambda: load_named(PINNED), fetching.UnreachableError)
+
+
+def test_a_server_that_speaks_no_http_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    import socket
+    import threading
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def talk() -> None:
+            connection, _ = listening.accept()
+            with connection:
+                connection.recv(1 << 16)
+                connection.sendall(b"SSH-2.0-hello\r\n")
+
+        threading.Thread(target=talk, daemon=True).start()
+        monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{listening.getsockname()[1]}")
+        assert "can't be fetched: " in refusal(lambda: load_named(PINNED), fetching.UnreachableError)
 
 
 def test_a_server_that_drips_is_not_waited_for(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests.models import EXPERT_FAMILIES, EXPERTS, ROUTER_BIASES
+from tests.engine.reference import CLOSE, chances
+from tests.models import EXPERT_FAMILIES, EXPERT_LAYERS, EXPERTS, ROUTER_BIASES
 from vllm_surgery import CheckpointError, ModelFolder, Patch, import_patch
 from vllm_surgery.cli import main
 from vllm_surgery.offline.diff import Diff, diff
@@ -81,6 +82,21 @@ def test_the_patch_masks_what_is_gone(family: str, tmp_path: Path, family_model:
     assert masks(patch) == GONE
     assert patch is not None
     assert check_patches(PatchSet((SourcedPatch("p", patch),)), ModelFolder(model)).units == 6
+
+
+def test_the_full_model_with_the_masks_answers_as_the_smaller_one(
+    tmp_path: Path, family_model: Callable[[str], Path]
+) -> None:
+    """By transformers, with the masked experts' logits at minus infinity, as an engine serves the patch."""
+    model, gone = family_model("Qwen3Moe"), {layer: (layer, 6) for layer in range(EXPERT_LAYERS)}
+    smaller = pruned(model, tmp_path / "smaller", gone)
+    config = json.loads((smaller / "config.json").read_text())
+    (smaller / "config.json").write_text(json.dumps({**config, "num_local_experts": EXPERTS - 2}))
+    prompts, answers, masked = [[5, 60, 7], [100, 3]], [[8, 9, 10, 11]] * 2, compare(model, smaller).masks
+    tried, served = chances(model, prompts, answers, masked), chances(smaller, prompts, answers)
+    full = chances(model, prompts, answers)
+    assert max(float((one - other).abs().max()) for one, other in zip(tried, served, strict=True)) < CLOSE
+    assert max(float((one - other).abs().max()) for one, other in zip(full, served, strict=True)) > 1000 * CLOSE
 
 
 def test_a_drop_map_and_the_checkpoint_that_was_cut_by_it_are_one_patch(

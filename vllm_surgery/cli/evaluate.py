@@ -9,6 +9,7 @@ import shlex
 import signal
 import sys
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vllm_surgery.atomic_files import locked_folder
@@ -20,7 +21,6 @@ from vllm_surgery.installed import require
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Iterator
-    from pathlib import Path
 
     from vllm_surgery.cli.options import Subparsers
     from vllm_surgery.evaluation.analysis.summary import Summary
@@ -43,6 +43,14 @@ def add_to(subparsers: Subparsers) -> None:
     _add_questions(parser)
     add_out(parser, "evaluation", "trial")
     parser.add_argument("--concurrency", type=int, default=32, metavar="N", help="requests at a time (default: 32)")
+    parser.add_argument(
+        "--lm-eval",
+        action="append",
+        default=[],
+        metavar="NAME=DIR",
+        help="ask nobody: compare folders that lm-evaluation-harness wrote with --output_path and --log_samples, each "
+        "an arm, with the first; the report goes beside a trial's in --out, whose arms have the same names",
+    )
     parser.add_argument("--report-only", action="store_true", help="judge the answers in --out again; ask nobody")
     parser.add_argument("--run-code", action="store_true", help="run code that the model wrote, in a limited process")
     parser.add_argument("--exact", action="store_true", help="also compare whole distributions here; needs --model")
@@ -106,6 +114,8 @@ def _add_questions(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, _rest: list[str]) -> int:
     """Carries the command out."""
     _check(args)
+    if args.lm_eval:
+        return _compare_harness(args)
     from vllm_surgery.evaluation.report.write import write_report
     from vllm_surgery.evaluation.trial import TrialFolder
 
@@ -116,6 +126,35 @@ def run(args: argparse.Namespace, _rest: list[str]) -> int:
     files = write_report(summary, folder.trial(), folder.records(), args.out)
     print(json.dumps(summary.to_data(), indent=2) if args.json else _in_words(summary, files))
     return 0
+
+
+def _compare_harness(args: argparse.Namespace) -> int:
+    from vllm_surgery.evaluation.harness import report
+    from vllm_surgery.evaluation.harness.comparing import compare_results
+    from vllm_surgery.evaluation.harness.reading import read_results
+
+    arms = [(name, Path(folder)) for name, _, folder in (word.partition("=") for word in args.lm_eval)]
+    wrong = [word for word, (name, folder) in zip(args.lm_eval, arms, strict=True) if not name or "=" not in word]
+    if wrong or len(arms) < 2:  # noqa: PLR2004
+        told = wrong[0] if wrong else args.lm_eval[0]
+        raise UsageError(f"--lm-eval {told}: expected two or more NAME=DIR, the first the baseline")
+    _check_arms_of_trial(args.out, [name for name, _ in arms])
+    compared = compare_results([read_results(name, folder) for name, folder in arms], args.tokenizer)
+    files = report.write(compared, args.out)
+    told = [report.in_words(compared), *(f"{kind}: {file}" for kind, file in files.items())]
+    print(json.dumps(report.to_data(compared), indent=2) if args.json else "\n".join(told))
+    return 0
+
+
+def _check_arms_of_trial(out: Path, names: list[str]) -> None:
+    """Arms beside a trial's are the trial's, or two reports in one folder would tell of different things."""
+    from vllm_surgery.evaluation.trial import TRIAL_FILE, TrialFolder
+
+    if not (out / TRIAL_FILE).exists():
+        return
+    known = [arm.name for arm in TrialFolder(out).trial().arms]
+    if strange := [name for name in names if name not in known]:
+        raise UsageError(f"{out}: its trial has no arm {strange[0]}; it has {', '.join(known)}")
 
 
 def _check(args: argparse.Namespace) -> None:

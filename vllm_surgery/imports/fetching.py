@@ -9,6 +9,7 @@ import urllib.error
 import urllib.request
 from dataclasses import dataclass, field
 from http import HTTPStatus
+from http.client import HTTPException
 from typing import IO, TYPE_CHECKING
 from urllib.parse import urlsplit
 
@@ -81,6 +82,18 @@ def fetch(address: str, most: int, headers: Mapping[str, str] | None = None) -> 
 
 
 def _fetch(address: str, most: int, headers: Mapping[str, str]) -> Fetched:
+    try:
+        return _opened(address, most, headers)
+    except urllib.error.HTTPError as error:
+        with error:
+            raise _refused(address, error) from None
+    except (urllib.error.URLError, HTTPException, OSError, ValueError) as error:
+        reason = getattr(error, "reason", None) or error
+        told = one_line(str(reason) or type(reason).__name__, 200)
+        raise UnreachableError(f"{address}: can't be fetched: {told}") from None
+
+
+def _opened(address: str, most: int, headers: Mapping[str, str]) -> Fetched:
     redirects = _Redirects(address)
     opener = urllib.request.OpenerDirector()
     for handler in (
@@ -89,20 +102,14 @@ def _fetch(address: str, most: int, headers: Mapping[str, str]) -> Fetched:
         urllib.request.HTTPSHandler(context=ssl.create_default_context()),
         urllib.request.HTTPDefaultErrorHandler(),
         urllib.request.HTTPErrorProcessor(),
+        urllib.request.UnknownHandler(),
         redirects,
     ):
         opener.add_handler(handler)
     # The opener knows no scheme but these two.
     request = urllib.request.Request(address, headers={"User-Agent": "vllm-surgery", **headers})  # noqa: S310
-    try:
-        with opener.open(request, timeout=_SECONDS_FOR_ANSWER) as response:
-            seen = {**redirects.headers, **_lower(response.headers)}
-            return Fetched(_bounded(response, most, address), seen)
-    except urllib.error.HTTPError as error:
-        raise _refused(address, error) from None
-    except (urllib.error.URLError, OSError, ValueError) as error:
-        reason = getattr(error, "reason", None) or error
-        raise UnreachableError(f"{address}: can't be fetched: {one_line(str(reason), 200)}") from None
+    with opener.open(request, timeout=_SECONDS_FOR_ANSWER) as response:
+        return Fetched(_bounded(response, most, address), {**redirects.headers, **_lower(response.headers)})
 
 
 def _refused(address: str, error: urllib.error.HTTPError) -> UsageError:
@@ -137,6 +144,7 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
         """The request that follows, or a refusal."""
         target = urlsplit(newurl)
         if target.scheme != self._scheme:
+            fp.close()
             raise UsageError(f"{req.full_url}: leads to {one_line(newurl, 100)}, which is not {self._scheme}")
         self.headers |= _lower(headers)
         following = super().redirect_request(req, fp, code, msg, headers, newurl)

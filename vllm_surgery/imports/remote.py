@@ -144,7 +144,7 @@ def _from_web(address: str) -> bytes:
     pinned = _PINNED.fullmatch(parts.fragment)
     if parts.scheme != "https":
         raise UsageError(f"{address}: is not https; a patch comes over https, or from the Hub as hf://")
-    if pinned is None or not parts.hostname:
+    if pinned is None or not parts.hostname or parts.username is not None:
         raise UsageError(f"{address}: expected https://HOST/FILE.yaml#sha256= and the 64 digits of the file's sha256")
     kept, wanted = _Kept.at(f"sha256={pinned[1]}"), pinned[1]
     content = kept.read()

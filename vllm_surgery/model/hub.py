@@ -85,7 +85,7 @@ def is_name(word: str) -> bool:
 
 def is_outer_folder(path: Path) -> bool:
     """True for a model's folder in the Hub's cache, in which its snapshots lie."""
-    return path.name.startswith(_OUTER) and _is_folder(path / "snapshots") and not (path / "config.json").exists()
+    return path.name.startswith(_OUTER) and _is_folder(path / "snapshots") and not _is_file(path / "config.json")
 
 
 def snapshot_of(outer: Path, revision: str | None = None) -> Path:
@@ -97,7 +97,10 @@ def snapshot_of(outer: Path, revision: str | None = None) -> Path:
     found = _snapshot(outer, revision or "main")
     if found is not None:
         return found
-    snapshots = sorted(path for path in (outer / "snapshots").iterdir() if path.is_dir())
+    try:
+        snapshots = sorted(path for path in (outer / "snapshots").iterdir() if path.is_dir())
+    except OSError as error:
+        raise UsageError(f"{outer}: {error.strerror or error}") from None
     if revision is None and len(snapshots) == 1:
         return snapshots[0]
     held = f"holds {', '.join(path.name for path in snapshots[:3])}" if snapshots else "holds no snapshot"
@@ -143,6 +146,13 @@ def fetched(name: str) -> Path:
         raise UsageError(
             f"{name}: no such folder, and can't be had from the Hub: {one_line(str(error), 200)}"
         ) from None
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
 
 
 def _is_folder(path: Path) -> bool:

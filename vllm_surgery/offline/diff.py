@@ -140,7 +140,7 @@ class _Comparison:
             self._result.unexplained.append(
                 Unexplained(
                     f"layer {layer}",
-                    f"has {len(pruned.kept)} experts, had {pruned.total}; its experts {shortened(pruned.strange)} "
+                    f"has {len(pruned.kept)} experts, had {len(pruned.had)}; its experts {shortened(pruned.strange)} "
                     "are none of those, so it isn't known which are gone",
                     len(pruned.strange),
                 )
@@ -193,7 +193,7 @@ class _Comparison:
         if pruned is None or not before.info.shape or not after.info.shape:
             return None
         (had, *rest), (has, *rest_after) = before.info.shape, after.info.shape
-        return pruned if (had, has, rest) == (pruned.total, len(pruned.kept), rest_after) else None
+        return pruned if (had, has, rest) == (len(pruned.had), len(pruned.kept), rest_after) else None
 
     def _compare_kept(self, role: TensorRole | None, pruned: Pruned, before: StoredTensor, after: StoredTensor) -> None:
         """Compares the rows of the experts that are left with what they were."""

@@ -72,12 +72,12 @@ class Pruned:
 
     Attributes:
         layer: which.
-        total: how many experts it had.
+        had: the experts that it had.
         kept: which of those each of the edited checkpoint's experts is; None for one that is none of them.
     """
 
     layer: int
-    total: int
+    had: tuple[int, ...]
     kept: dict[int, int | None]
 
     @property
@@ -88,9 +88,7 @@ class Pruned:
     @property
     def gone(self) -> tuple[int, ...]:
         """The original's experts that are no longer there."""
-        return tuple(
-            sorted({*range(self.total)} - {original for original in self.kept.values() if original is not None})
-        )
+        return tuple(sorted({*self.had} - {original for original in self.kept.values() if original is not None}))
 
 
 def find_pruned(base: Stored, edited: Stored) -> dict[int, Pruned]:
@@ -105,7 +103,7 @@ def find_pruned(base: Stored, edited: Stored) -> dict[int, Pruned]:
     """
     before, after = _experts(base), _experts(edited)
     return {
-        layer: Pruned(layer, len(experts.indices), _matched(experts, after[layer]))
+        layer: Pruned(layer, tuple(experts.indices), _matched(experts, after[layer]))
         for layer, experts in sorted(before.items())
         if layer in after and 0 < len(after[layer].indices) < len(experts.indices)
     }
