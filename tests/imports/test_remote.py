@@ -14,6 +14,7 @@ import pytest
 from tests.examples import patch_data, refusal
 from tests.hub import COMMIT, Hub, serving
 from vllm_surgery.cli import main
+from vllm_surgery.cli.swap import wanted_patches
 from vllm_surgery.engine.settings import Settings
 from vllm_surgery.errors import PatchError, UsageError
 from vllm_surgery.imports import fetching
@@ -275,6 +276,11 @@ def test_commands_take_addresses(hub: Hub, capsys: pytest.CaptureFixture[str]) -
     assert main(["show", PINNED]) == 0
     hub.answer = lambda _path: (404, {}, b"")
     assert main(["check", MOVING]) == 2
+
+
+def test_a_swap_sends_the_patch_itself_and_no_address(hub: Hub) -> None:
+    assert wanted_patches([PINNED, "a-name"]) == [Patch.parse(CONTENT).to_data(), "a-name"]
+    assert len(hub.asked) == 1
 
 
 def test_settings_take_addresses(hub: Hub) -> None:

@@ -12,9 +12,9 @@ from vllm_surgery.client.protocol import MOST_SLOTS, SURGERY_KEY_VARIABLE
 from vllm_surgery.errors import UsageError, check_key
 from vllm_surgery.imports.loading import load_patches
 from vllm_surgery.imports.remote import is_address
+from vllm_surgery.imports.remote_folders import patch_folder
 from vllm_surgery.installed import require_vllm
 from vllm_surgery.model.hub import inner_path
-from vllm_surgery.patch.folders import check_folder
 
 if TYPE_CHECKING:
     import argparse
@@ -85,7 +85,7 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
         raise UsageError(f"--watch: {addresses[0]} is an address; only files are followed")
     check_key(args.surgery_key, "the surgery key")
     patches = load_patches(args.patch)
-    patch_dirs = [check_folder(folder) for folder in args.patch_dir]
+    patch_dirs = [patch_folder(folder) for folder in args.patch_dir]
     watch = [Path(file).absolute() for file in args.patch] if args.watch else []
     require_vllm("serve")
     from vllm_surgery.engine.serve import serve

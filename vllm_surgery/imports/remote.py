@@ -89,9 +89,9 @@ class _HubFile:
 
 def _from_hub(file: _HubFile) -> bytes:
     kept = _Kept.at(file.address)
-    if (file.lasts or _offline()) and (content := kept.read()) is not None:
+    if (file.lasts or offline()) and (content := kept.read()) is not None:
         return content
-    if _offline():
+    if offline():
         raise UsageError(f"{file.address}: isn't in the cache, and HF_HUB_OFFLINE is set")
     try:
         fetched = fetch(file.url(), MAX_BYTES, authorization())
@@ -120,7 +120,8 @@ def _check_etag(file: _HubFile, content: bytes, headers: Mapping[str, str]) -> N
         raise PatchError(file.address, "", f"came as {actual[:12]}…, where the Hub says {told[:12]}…")
 
 
-def _offline() -> bool:
+def offline() -> bool:
+    """True if the Hub isn't to be asked (``HF_HUB_OFFLINE``)."""
     return os.environ.get("HF_HUB_OFFLINE", "").strip().upper() in {"1", "ON", "YES", "TRUE"}
 
 

@@ -30,7 +30,8 @@ from vllm_surgery.engine.swap.metrics import InstrumentedSwapper
 from vllm_surgery.engine.swap.transaction import SwapCoordinator
 from vllm_surgery.engine.weight_version import served_patch
 from vllm_surgery.errors import EngineError, SurgeryError
-from vllm_surgery.patch.folders import PatchLibrary, check_folder
+from vllm_surgery.imports.remote_folders import patch_folder
+from vllm_surgery.patch.folders import PatchLibrary
 from vllm_surgery.patch.watched_files import WatchedFiles
 
 if TYPE_CHECKING:
@@ -93,7 +94,7 @@ class SurgeryEndpoint:
         watcher = FileWatcher(files, swapper, logger) if files and _is_first(engine_client) else None
         service = SurgeryService(
             swapper,
-            PatchLibrary([check_folder(folder) for folder in settings.patch_dirs]),
+            PatchLibrary([patch_folder(folder) for folder in settings.patch_dirs]),
             summary,
             inline=settings.allow_inline,
             files=files,
