@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from vllm_surgery.errors import CheckpointError
 from vllm_surgery.model.anatomy import Anatomy
+from vllm_surgery.model.checkpoint import TensorSlices
 from vllm_surgery.model.conventions import HALVES
 from vllm_surgery.model.routers import LOWEST, layer_of_router_bias
 from vllm_surgery.model.tensor_info import FLOAT_DTYPES
@@ -26,7 +27,7 @@ from vllm_surgery.patch.format import Patch
 from vllm_surgery.patch.units import MASK, op_of
 from vllm_surgery.planning.carriers import carrier_of
 from vllm_surgery.planning.guard import guard_of
-from vllm_surgery.weights.tensors import bits, read_tensor
+from vllm_surgery.weights.tensors import bits, of_bytes, read_tensor
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -196,27 +197,33 @@ class _Comparison:
         return pruned if (had, has, rest) == (len(pruned.had), len(pruned.kept), rest_after) else None
 
     def _compare_kept(self, role: TensorRole | None, pruned: Pruned, before: StoredTensor, after: StoredTensor) -> None:
-        """Compares the rows of the experts that are left with what they were."""
-        pairs = [(expert, original) for expert, original in sorted(pruned.kept.items()) if original is not None]
-        new = _rows(after, [expert for expert, _ in pairs])
-        old = _rows(before, [original for _, original in pairs])
-        if old.dtype != new.dtype:
+        """Compares the rows of the experts that are left with what they were, an expert at a time."""
+        formats = {before.info.dtype, after.info.dtype}
+        if len(formats) > 1:
             self._formats[before.info.dtype, after.info.dtype] += 1
-            if not {before.info.dtype, after.info.dtype} <= FLOAT_DTYPES:
+            if not formats <= FLOAT_DTYPES:
                 self._unexplained(after, f"is stored as {after.info.dtype}, was {before.info.dtype}", before.size)
                 return
-            old = old.to(new.dtype)
-        rows = differing_slices(old, new, 0)
-        alone = role is not None and role.part.carries and len(role.convention.carriers) == 1
-        gains = recover_gains(old, new, 0, rows) if alone and after.info.dtype in FLOAT_DTYPES else [None] * len(rows)
-        for row, gain in zip(rows, gains, strict=True):
+        alone = (
+            role is not None and role.part.carries and len(role.convention.carriers) == 1 and formats <= FLOAT_DTYPES
+        )
+        rows_before, rows_after = TensorSlices(before), TensorSlices(after)
+        strange, changed = list[int](), 0
+        for expert, original in sorted(pruned.kept.items()):
+            if original is None:
+                continue
+            new = of_bytes(rows_after(0, expert), after.info.dtype)
+            old = of_bytes(rows_before(0, original), before.info.dtype).to(new.dtype)
+            different = int((bits(old) != bits(new)).sum())
+            gain = recover_gains(old[None], new[None], 0, [0])[0] if different and alone else None
             if gain is not None and role is not None:
-                self._parts[role.kind, role.layer, pairs[row][1]].append(gain)
-        strange = [row for row, gain in zip(rows, gains, strict=True) if gain is None]
+                self._parts[role.kind, role.layer, original].append(gain)
+            elif different:
+                strange.append(original)
+                changed += different
         if strange:
-            shown = shortened([pairs[row][1] for row in strange])
-            changed = int((bits(old)[strange] != bits(new)[strange]).sum())
-            self._unexplained(after, f"{len(strange)} row(s) of experts that are left ({shown}) changed", changed)
+            told = f"{len(strange)} row(s) of experts that are left ({shortened(strange)}) changed"
+            self._unexplained(after, told, changed)
 
     def _compare_values(self, role: TensorRole | None, before: StoredTensor, after: StoredTensor) -> None:
         formats = {before.info.dtype, after.info.dtype}
@@ -362,12 +369,6 @@ _PLACES: dict[PartName, str] = {
     "down": "down projection",
     "scale": "per-expert scale",
 }
-
-
-def _rows(stored: StoredTensor, indices: list[int]) -> torch.Tensor:
-    """Some rows of a tensor. torch can't choose those of every number format, but those of whole numbers."""
-    tensor = read_tensor(stored)
-    return bits(tensor)[indices].view(tensor.dtype)
 
 
 _SHOWN = 5  # Of a list in a line of the report.
