@@ -13,6 +13,7 @@ import re
 from collections import defaultdict
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -64,7 +65,13 @@ class _Entry:
         Raises:
             PatchError: it is refused.
         """
-        return SourcedPatch(self.file, Patch.parse(self.read(), self.file))
+        return SourcedPatch(self.file, _parsed(self.read(), self.file))
+
+
+@lru_cache(maxsize=16)
+def _parsed(content: bytes, file: str) -> Patch:
+    """Parses a patch; one that was read lately isn't parsed again as long as its file says the same."""
+    return Patch.parse(content, file)
 
 
 @dataclass(frozen=True)
