@@ -374,6 +374,27 @@ def test_a_number_of_slots_that_cannot_be_is_exit_code_2(count: str, capsys: pyt
     assert said(capsys) == "--patch-slots: from 0 to 64"
 
 
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        (["--on-loop", "stop", "--on-loop-hold-back", "-1"], "--on-loop-hold-back: from 0 to 1024"),
+        (["--on-loop-hold-back", "8"], "--on-loop-hold-back needs --on-loop: nothing else takes tokens back"),
+    ],
+)
+def test_holding_back_what_cannot_be_is_exit_code_2(
+    options: list[str], reason: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["serve", "model", *options]) == 2
+    assert said(capsys) == reason
+
+
+def test_serve_hands_on_what_is_held_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[Any] = []
+    monkeypatch.setattr("vllm_surgery.engine.serve.serve", lambda *_, **options: calls.append(options))
+    assert main(["serve", "model", "--on-loop", "penalty:1.15", "--on-loop-hold-back", "64"]) == 0
+    assert calls[0]["more"] == {"on_loop": "penalty:1.15", "on_loop_hold_back": 64}
+
+
 HOSTILE = "\x1b]0;mine\x07\x9b2J\u202e"
 
 

@@ -34,6 +34,9 @@ MOST_SLOTS = 64
 """Slots that a server may have. Each takes eight bytes for every neuron and expert, so many are cheap; the prefix cache
 is what patches share."""
 
+MOST_HELD_BACK = 1024
+"""Tokens that a stream may be held back. A loop is certain after 128 to 1,024."""
+
 
 LARGEST_EPOCH = (1 << 63) - 1
 """What 64 bits hold, which is what the server's processes send each other."""

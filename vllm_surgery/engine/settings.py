@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
-from vllm_surgery.client.protocol import MOST_SLOTS
+from vllm_surgery.client.protocol import MOST_HELD_BACK, MOST_SLOTS
 from vllm_surgery.errors import PatchError, UsageError, first_problem
 from vllm_surgery.imports.loading import load_named
 from vllm_surgery.imports.remote import is_address
@@ -59,6 +59,8 @@ class Settings(BaseModel):
         on_loop: what is done to an answer that loops: actions, or a mapping of kinds of loop to theirs. None: nothing,
             and no request can ask for it.
         on_loop_allowed: further actions that a request may ask for.
+        on_loop_hold_back: how many tokens the client of a streamed answer is behind, so that as many of a loop can be
+            taken back.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
@@ -77,11 +79,15 @@ class Settings(BaseModel):
 
     on_loop: str | list[str] | dict[str, str | list[str]] | None = None
     on_loop_allowed: list[str] = Field(default_factory=list)
+    on_loop_hold_back: int = Field(default=0, ge=0, le=MOST_HELD_BACK)
 
     @model_validator(mode="after")
     def _rescues(self) -> Settings:
         if self.on_loop is None and self.on_loop_allowed:
             raise PydanticCustomError("on_loop", "on_loop_allowed: needs on_loop, which may be observe")
+        if self.on_loop is None and self.on_loop_hold_back:
+            reason = "on_loop_hold_back: needs on_loop, since nothing else takes tokens back"
+            raise PydanticCustomError("on_loop", "{reason}", {"reason": reason})
         if self.on_loop is not None:
             try:
                 self.policies()

@@ -124,6 +124,7 @@ def test_a_request_may_ask_for_what_is_allowed() -> None:
         ({"on_loop": "observe", "on_loop_allowed": ["patch:cure"]}, "on_loop: patch:cure needs slots"),
         ({"on_loop": "stop", "detect_loops": False}, "on_loop: needs detect_loops"),
         ({"on_loop_allowed": ["stop"]}, "on_loop_allowed: needs on_loop, which may be observe"),
+        ({"on_loop_hold_back": 8}, "on_loop_hold_back: needs on_loop, since nothing else takes tokens back"),
     ],
 )
 def test_settings_that_cannot_be_carried_out_are_refused(settings: dict[str, Any], reason: str) -> None:

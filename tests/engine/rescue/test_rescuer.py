@@ -60,6 +60,7 @@ class Engine:
     sent: list[tuple[str, Any]] = field(default_factory=list)
     aborted: list[str] = field(default_factory=list)
     broken: bool = False
+    hold_back: int = 0
 
     def __post_init__(self) -> None:
         metrics = Metrics(self.registry, removable=True)
@@ -75,10 +76,10 @@ class Engine:
         assert state.request_id == request.request_id
         self.sent.append((old, request))
 
-    def ask(self, request_id: str = "a", **sampling: Any) -> None:
+    def ask(self, request_id: str = "a", queue: Any = None, **sampling: Any) -> None:
         request = asked(request_id, output_kind=self.kind, **sampling)
-        self.processor.add_request(request, None)
-        self.rescuer.admit(request, Policy.parse(self.policy))
+        self.processor.add_request(request, None, queue=queue)
+        self.rescuer.admit(request, Policy.parse(self.policy), self.hold_back)
 
     def write(self, request_id: str, tokens: Sequence[int], finish: FinishReason | None = None) -> list[Any]:
         """Everything that clients get for these tokens, written one a step."""
@@ -137,6 +138,90 @@ def test_what_a_client_has_seen_stays() -> None:
     assert len(seen) > 200
     got += engine.write(rest.request_id, HEALTHY, FinishReason.STOP)
     assert [token for one in got for token in one.outputs[0].token_ids] == seen + HEALTHY
+
+
+@dataclass
+class Client:
+    """A queue that keeps what is put there.
+
+    Attributes:
+        got: each output.
+    """
+
+    request_id: str = "a"
+    got: list[Any] = field(default_factory=list)
+
+    def put(self, output: Any) -> None:
+        self.got.append(output)
+
+    @property
+    def tokens(self) -> list[int]:
+        """Tokens of the answer, as a client that adds up what is new has them."""
+        return [token for one in self.got for token in one.outputs[0].token_ids]
+
+
+@pytest.mark.parametrize("held", [100, 400])
+def test_of_a_stream_that_is_held_back_as_much_can_be_taken_back(held: int) -> None:
+    engine, client = Engine(kind=RequestOutputKind.DELTA, hold_back=held), Client()
+    engine.ask(queue=client)
+    engine.write("a", SOUND + LOOP * 20)
+    ((_, rest),) = engine.sent
+    seen = list(client.tokens)
+    assert rest.prompt_token_ids == PROMPT + (SOUND if held == 400 else seen)
+    assert seen == (SOUND + LOOP * 20)[: len(seen)]
+    assert (len(seen) > 100) == (held == 100)
+    assert client.request_id == rest.request_id
+    engine.write(rest.request_id, HEALTHY, FinishReason.STOP)
+    assert client.tokens == rest.prompt_token_ids[3:] + HEALTHY
+    assert client.got[-1].finished
+
+
+def test_a_sound_stream_is_behind_by_so_many_tokens_and_ends_when_it_would() -> None:
+    engine, client = Engine(kind=RequestOutputKind.DELTA, hold_back=16), Client()
+    engine.ask(queue=client)
+    engine.write("a", HEALTHY[:15])
+    assert client.got == []
+    engine.write("a", HEALTHY[15:40])
+    assert client.tokens == HEALTHY[:24]
+    engine.write("a", HEALTHY[40:], FinishReason.STOP)
+    assert client.tokens == HEALTHY
+    assert [len(one.outputs[0].token_ids) for one in client.got] == [1] * len(HEALTHY)
+
+
+def test_a_stream_of_whole_answers_is_held_back_too() -> None:
+    engine, client = Engine(kind=RequestOutputKind.CUMULATIVE, hold_back=16), Client()
+    engine.ask(queue=client)
+    engine.write("a", HEALTHY[:40])
+    assert client.got[-1].outputs[0].token_ids[:24] == HEALTHY[:24]
+    assert len(client.got) == 24
+
+
+@pytest.mark.parametrize("policy", ["stop", "observe"])
+def test_a_stream_of_which_nothing_could_be_taken_back_is_not_held_back(policy: str) -> None:
+    engine, client = Engine(policy, kind=RequestOutputKind.DELTA, hold_back=16), Client()
+    engine.ask(queue=client)
+    engine.write("a", HEALTHY[:10])
+    assert client.tokens == HEALTHY[:10]
+
+
+def test_an_error_comes_after_what_was_held_back() -> None:
+    engine, client = Engine(kind=RequestOutputKind.DELTA, hold_back=16), Client()
+    engine.ask(queue=client)
+    engine.write("a", HEALTHY[:10])
+    error = RuntimeError("the engine died")
+    engine.processor.propagate_error(error)
+    assert client.got.pop() is error
+    assert client.tokens == HEALTHY[:10]
+
+
+def test_counters_are_there_before_the_first_rescue() -> None:
+    engine = Engine("penalty:1.15,stop")
+    engine.ask()
+    counted = samples(engine.registry, zeros=True)
+    for metric in ("rescues_total", "rescued_tokens_total"):
+        assert counted[metric, "penalty", "verbatim", "looped_again", "none"] == 0
+        assert counted[metric, "stop", "decay", "ended", "none"] == 0
+        assert (metric, "stop", "doom", "ended", "none") not in counted
 
 
 def test_a_loop_is_stopped() -> None:

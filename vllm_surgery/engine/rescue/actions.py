@@ -139,6 +139,11 @@ class Policy:
         """Every action that some kind names."""
         return frozenset(action for actions in self.actions.values() for action in actions)
 
+    @property
+    def only_stops(self) -> bool:
+        """True if nothing that loops ever goes on."""
+        return not self.all_actions - {Action(STOP)}
+
     def stop(self, kind: Kind) -> Action | None:
         """What to do about a loop of an answer that can't be continued: it is stopped where that may ever happen."""
         return Action(STOP) if Action(STOP) in self.actions.get(kind, ()) else None

@@ -114,7 +114,9 @@ class AnswerState:
         tokenizer = self._processor.tokenizer if params.detokenize else None
         detokenizer = touchpoints.DETOKENIZER.get()(tokenizer, self._request)
         detokenizer.update(list(kept), False)
+        detokenizer.get_next_output_text(False, True)  # A stream that was held back goes on after it.
         state.detokenizer = detokenizer
+        state.sent_tokens_offset = len(kept)
         _cut_logprobs(state.logprobs_processor, len(kept))
         first, later = state.weight_version_starts[:1], state.weight_version_starts[1:]
         state.weight_version_starts = [*first, *(each for each in later if each[1] < len(kept))]

@@ -50,7 +50,7 @@ def attach_rescue(engine: Any, vllm_config: Any) -> None:
     rescuer = Rescuer(processor, monitor, sender, metrics, None if board is None else board.offer)
     monitor.on_ended = rescuer.ended
     engine.input_processor.process_inputs = _checking(engine.input_processor.process_inputs, policies)
-    processor.add_request = _admitting(processor.add_request, policies, rescuer)
+    processor.add_request = _admitting(processor.add_request, policies, rescuer, settings.on_loop_hold_back)
     processor.process_outputs = _rescuing(processor.process_outputs, rescuer)
 
 
@@ -74,14 +74,14 @@ def _policy(policies: Policies, request: Any) -> Policy:
         raise refusal(str(error), given[ON_LOOP_KEY], f"{ARGUMENTS_KEY}.{ON_LOOP_KEY}") from None
 
 
-def _admitting(original: Callable[..., Any], policies: Policies, rescuer: Rescuer) -> Callable[..., Any]:
+def _admitting(original: Callable[..., Any], policies: Policies, rescuer: Rescuer, behind: int) -> Callable[..., Any]:
     """Wraps `OutputProcessor.add_request`, which is told of every request before the engine is."""
 
     def add_request(request: Any, *args: Any, **kwargs: Any) -> Any:
         result = original(request, *args, **kwargs)
         if request.sampling_params is not None:
             # A copy, since an engine in this process writes into what it is given.
-            rescuer.admit(copy.copy(request), _policy(policies, request))
+            rescuer.admit(copy.copy(request), _policy(policies, request), behind)
         return result
 
     return add_request

@@ -3,14 +3,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from prometheus_client import Counter
 
 from vllm_surgery.engine.metrics import Spec
+from vllm_surgery.engine.rescue.actions import STOP
 
 if TYPE_CHECKING:
     from vllm_surgery.engine.metrics import Metrics
+    from vllm_surgery.engine.rescue.actions import Policy
     from vllm_surgery.loops import Kind
 
 _LABELS = ("kind", "action", "outcome")
@@ -47,6 +49,13 @@ class RescueMetrics:
     def __init__(self, metrics: Metrics, model_name: str) -> None:
         self._metrics, self._model_name = metrics, model_name
 
+    def expect(self, patch: str, policy: Policy) -> None:
+        """Makes the series of what a policy may do to answers under a patch, so that their first count is a rise."""
+        for kind, actions in policy.actions.items():
+            for action in {STOP, *(action.name for action in actions)}:
+                for outcome in (ENDED,) if action == STOP else OUTCOMES:
+                    self._series(patch, kind, action, outcome)
+
     def count(self, patch: str, kind: Kind, action: str, outcome: str, tokens: int) -> None:
         """Counts a rescue whose outcome is known.
 
@@ -57,6 +66,9 @@ class RescueMetrics:
             outcome: one of `OUTCOMES`.
             tokens: taken back, or not spent.
         """
-        labels = (patch, kind, action, outcome)
-        self._metrics.series(RESCUES, self._model_name, *labels).inc()
-        self._metrics.series(RESCUED_TOKENS, self._model_name, *labels).inc(tokens)
+        rescues, rescued = self._series(patch, kind, action, outcome)
+        rescues.inc()
+        rescued.inc(tokens)
+
+    def _series(self, *labels: str) -> tuple[Any, Any]:
+        return tuple(self._metrics.series(spec, self._model_name, *labels) for spec in SPECS)  # type: ignore[return-value]

@@ -12,6 +12,7 @@ from vllm_surgery.engine.requests.choice import UnknownPatchError, pinned
 from vllm_surgery.engine.rescue.actions import PATCH, STOP, Action
 from vllm_surgery.engine.rescue.confirmation import AT_THE_END, TOKENS, lasting, read_again_at, seems_poor
 from vllm_surgery.engine.rescue.continuation import AnswerState, continuation, hindrance, is_streamed
+from vllm_surgery.engine.rescue.held_back import hold_back, kept_tokens
 from vllm_surgery.engine.rescue.metrics import CUT, ENDED, LOOPED_AGAIN
 from vllm_surgery.engine.server_config import logger
 
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 
 _RESCUE = "_vllm_surgery_rescue"
 """Where a request's `_Rescue` lies on vLLM's state of it."""
+
+_MOST_EXPECTED = 256
 
 _BROKEN_OFF = ("length", "abort")
 
@@ -113,14 +116,33 @@ class Rescuer:
     ) -> None:
         self._processor, self._monitor, self._sender = processor, monitor, sender
         self._metrics, self._offer = metrics, offer
+        self._expected: set[tuple[str, str]] = set()
         self._reasons = touchpoints.FINISH_REASONS.get()
         self.on = True
 
-    def admit(self, request: Any, policy: Policy) -> None:
-        """Notes a request that was just handed to `OutputProcessor.add_request`."""
+    def admit(self, request: Any, policy: Policy, behind: int = 0) -> None:
+        """Notes a request that was just handed to `OutputProcessor.add_request`.
+
+        Args:
+            request: as it was handed over.
+            policy: of this request.
+            behind: how many tokens its client is behind, if its answer is streamed and could be continued.
+        """
         state = self._processor.request_states.get(request.request_id)
         if state is not None and policy.actions:
             setattr(state, _RESCUE, _Rescue(request, policy))
+            self._expect(self._monitor.patch_of(state), policy)
+            if not policy.only_stops and hindrance(request) is None:
+                hold_back(state, behind)
+
+    def _expect(self, patch: str, policy: Policy) -> None:
+        """Tells the metrics once of what may come."""
+        told = (patch, str(policy))
+        if told not in self._expected:
+            if len(self._expected) >= _MOST_EXPECTED:
+                self._expected.clear()
+            self._expected.add(told)
+            self._metrics.expect(patch, policy)
 
     def hold(self, outputs: Sequence[Any]) -> dict[str, Any]:
         """Keeps answers open whose budget ends now, perhaps in a loop, before the outputs of a step are processed.
@@ -267,7 +289,7 @@ class Rescuer:
     def _go_on(self, state: Any, rescue: _Rescue, loop: Loop, action: Action, step: _Step) -> None:
         answer = AnswerState(self._processor, state, rescue.request)
         tokens = answer.token_ids
-        kept = tokens if is_streamed(state) else tokens[: loop.onset]
+        kept = kept_tokens(state, tokens, loop.onset)
         offered = self._offered(action.patch) if action.name == PATCH else None
         if offered is not None:
             rescue.digest = offered.digest

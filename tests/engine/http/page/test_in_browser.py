@@ -14,6 +14,8 @@ from tests.examples import patch_data, zero
 from vllm_surgery.api import patch_set
 from vllm_surgery.client.traffic import Traffic
 from vllm_surgery.engine.requests.admission import offered
+from vllm_surgery.engine.rescue.actions import Policy
+from vllm_surgery.engine.rescue.metrics import RescueMetrics
 from vllm_surgery.errors import CannotSwapError, ConflictError, EngineError, MismatchError, SwapFailedError
 from vllm_surgery.patch.format import Patch
 
@@ -143,6 +145,17 @@ def test_intervals_are_pythons_to_the_digit(opened: Callable[..., Page]) -> None
     assert [row.split(" looped")[0].replace(",", "") for row in page.rows("loops")[1::2]] == [
         row.replace(",", "") for row in expected
     ]
+
+
+def test_rescues_are_shown_where_there_may_be_any(opened: Callable[..., Page], site: Site) -> None:
+    rescues = RescueMetrics(site.metrics, "served")
+    page = opened()
+    assert not page["rescues-card"].is_displayed()
+    rescues.expect("none", Policy.parse({"decay": "penalty:1.15"}))
+    rescues.count("none", "decay", "penalty", "ended", 1200)
+    rescues.count("none", "decay", "penalty", "looped_again", 34)
+    page.refresh()
+    assert sorted(page.rows("rescues")) == ["none decay penalty 1 1 0 1,234", "none decay stop 0 0 0 0"]
 
 
 def test_without_an_answer_that_is_said(opened: Callable[..., Page]) -> None:

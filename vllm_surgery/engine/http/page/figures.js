@@ -16,7 +16,7 @@ function wilson(successes, total) {
   };
 }
 
-/** {kinds, patches: Map of id to {answers, tokens, loops: Map of kind to counts}, swaps, detectorErrors}. */
+/** {kinds, patches: Map of id to {answers, tokens, loops: Map of kind to counts}, swaps, rescues, detectorErrors}. */
 function figuresOf(samples) {
   const sum = (name, wanted) =>
     samples
@@ -26,7 +26,8 @@ function figuresOf(samples) {
     [...new Set(samples.filter((one) => one.name === name).map((one) => one.labels.get(label) ?? ""))];
   const kinds = valuesOf("loops_total", "kind");
   const patches = new Map(valuesOf("requests_total", "patch").map((patch) => [patch, patchFigures(sum, patch, kinds)]));
-  return { kinds, patches, swaps: swapFigures(samples, sum), detectorErrors: sum("detector_errors_total", {}) };
+  const rescues = rescueFigures(samples, sum);
+  return { kinds, patches, swaps: swapFigures(samples, sum), rescues, detectorErrors: sum("detector_errors_total", {}) };
 }
 
 function patchFigures(sum, patch, kinds) {
@@ -52,6 +53,19 @@ function swapFigures(samples, sum) {
     swaps.set(JSON.stringify([patch, result]), { patch, result, count: sum("swaps_total", { patch, result }), mean });
   }
   return [...swaps.values()];
+}
+
+/** What was done to answers that looped: [{patch, kind, action, ended, again, cut, tokens}]; empty on a server that rescues none. */
+function rescueFigures(samples, sum) {
+  const rescues = new Map();
+  for (const { name, labels } of samples) {
+    if (name !== "rescues_total") continue;
+    const wanted = Object.fromEntries(["patch", "kind", "action"].map((label) => [label, labels.get(label) ?? ""]));
+    const count = (outcome) => sum("rescues_total", { ...wanted, outcome });
+    const counts = { ended: count("ended"), again: count("looped_again"), cut: count("cut") };
+    rescues.set(JSON.stringify(wanted), { ...wanted, ...counts, tokens: sum("rescued_tokens_total", wanted) });
+  }
+  return [...rescues.values()];
 }
 
 /** The kind of loop with the largest value of `measure`, as [kind, value]; null where there is none. */

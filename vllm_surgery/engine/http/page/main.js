@@ -61,6 +61,7 @@ function showFigures() {
   offerKinds(figures.kinds);
   showCards(figures, active);
   showLoops(byId("since").value === "open" ? past.total : figures.patches, figures, active);
+  showRescues(figures.rescues);
   showSwaps(figures.swaps, past);
   drawChart(past, byId("chart-kind").value, Number(byId("chart-window").value), Date.now());
 }

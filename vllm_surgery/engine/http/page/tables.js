@@ -79,6 +79,21 @@ function whisker(rate, ceiling) {
   return drawing("svg", { class: "whisker", viewBox: "-1 0 102 10", preserveAspectRatio: "none", "aria-hidden": "true" }, ...all);
 }
 
+/** What became of answers that were rescued, on a server that rescues. */
+function showRescues(rescues) {
+  byId("rescues-card").hidden = !rescues.length;
+  byId("rescues").tBodies[0].replaceChildren(...rescues.map(rescueRow));
+}
+
+function rescueRow({ patch, kind, action, ended, again, cut, tokens }) {
+  return element(
+    "tr",
+    {},
+    ...[patch, kind, action].map((text) => element("td", {}, text)),
+    ...[ended, again, cut, tokens].map((number) => element("td", { className: "number" }, whole(number))),
+  );
+}
+
 /** Those that were seen last first. */
 function showSwaps(swaps, history) {
   const seen = swaps.map((swap) => ({ ...swap, time: history.lastSwap(swap.patch, swap.result) }));
