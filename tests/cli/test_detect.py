@@ -147,6 +147,19 @@ def test_a_file_that_is_not_text_is_exit_code_2(tmp_path: Path, capsys: pytest.C
     assert capsys.readouterr().err == f"vllm-surgery: error: {file}: not UTF-8 at byte 3\n"
 
 
+@pytest.mark.parametrize("source", ["a file", "stdin"])
+def test_no_more_is_read_than_a_bound(
+    source: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vllm_surgery.cli.detect._MAX_BYTES", 3 << 20)
+    endless = io.BufferedReader(io.FileIO("/dev/zero"))  # It stands for a pipe that nobody closes.
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(endless))
+    file = "/dev/zero" if source == "a file" else "-"
+    assert main(["detect", file]) == 2
+    name = file if source == "a file" else "stdin"
+    assert capsys.readouterr().err == f"vllm-surgery: error: {name}: larger than 3 MiB; split it\n"
+
+
 def test_a_missing_tokenizer_is_exit_code_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["detect", written(tmp_path, {"text": SOUND}), "--tokenizer", "/nowhere"]) == 2
     assert capsys.readouterr().err == "vllm-surgery: error: /nowhere: no such tokenizer folder\n"

@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from vllm_surgery.cli.options import Subparsers
 
 _STDIN = "-"
+_MAX_BYTES = 1 << 30
+"""Of the input, which is read whole: a pipe may never end."""
 
 
 def add_to(subparsers: Subparsers) -> None:
@@ -68,7 +71,10 @@ def _rate(text: str) -> float:
 def _read(file: str) -> tuple[str, str]:
     source = "stdin" if file == _STDIN else file
     try:
-        data = sys.stdin.buffer.read() if file == _STDIN else Path(file).read_bytes()
+        with nullcontext(sys.stdin.buffer) if file == _STDIN else Path(file).open("rb") as stream:
+            data = stream.read(_MAX_BYTES + 1)
+        if len(data) > _MAX_BYTES:
+            raise UsageError(f"{source}: larger than {_MAX_BYTES >> 20} MiB; split it")
         return source, data.decode("utf-8")
     except FileNotFoundError:
         raise UsageError(f"{source}: no such file") from None
