@@ -4,6 +4,8 @@
 - Time, memory and output are bounded; what the code started is ended with it, in whatever session it hides.
 - Where the kernel has Landlock (Linux 5.13), nothing can be written, made, cut or removed anywhere, and no TCP
   connection opened. Without it files can be cut that the user may write.
+- Where the kernel lets anybody make namespaces, it has a network of its own in which nothing is to be reached, and no
+  rights of root's, should the user be root.
 - The value comes with a mark that the code can only know by looking for it.
 
 It is no wall against code that means harm: it can read what the user can read, and look for the mark.
@@ -30,7 +32,7 @@ it may be `WAIT` times as much, since the machine may be busy with the server.""
 WAIT = 10
 MEMORY_BYTES = 512 << 20
 PROCESSES = 64
-"""Of the user, where the user isn't root: a bomb of forks ends here."""
+"""Of the user, unless that is root in no namespace: a bomb of forks ends here."""
 MOST_OUTPUT = 1 << 20
 """Bytes of output after which a run is ended."""
 
@@ -42,6 +44,9 @@ _CREATE_RULESET, _RESTRICT_SELF, _VERSION_FLAG = 444, 446, 1
 _WRITING = 0b1_1111_1111_0010  # WRITE_FILE and the rights to make and to remove, of its first version.
 _REFER, _TRUNCATE, _NETWORK = 1 << 13, 1 << 14, 0b11
 _NO_NEW_PRIVILEGES = 38
+
+# Of linux/sched.h.
+_NEW_IPC, _NEW_USER, _NEW_NETWORK = 0x0800_0000, 0x1000_0000, 0x4000_0000
 
 
 def run_code(code: str, call: str) -> str | None:
@@ -120,6 +125,7 @@ def _carrying(token: str) -> list[int]:
 
 
 def _limit() -> None:
+    ctypes.CDLL(None).unshare(_NEW_USER | _NEW_NETWORK | _NEW_IPC)  # It fails where this isn't allowed: see above.
     resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS))
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
