@@ -20,11 +20,11 @@ from typing import TYPE_CHECKING, Any
 from tests.benchmarks.decay_on_text import decay_on_text
 from tests.benchmarks.detector_curves import curves
 from tests.benchmarks.detector_report import Judged, Scored, render
+from tests.benchmarks.further_models import further_model
 from tests.benchmarks.markdown import put_between
-from tests.benchmarks.second_model import second_model
+from tests.corpora.further_models import LABELS, samples_of
 from tests.corpora.rules import judge
 from tests.corpora.samples import load_corpora, load_tokenizer
-from tests.corpora.second_model import second_model_samples
 from vllm_surgery.loops import Loop, Thresholds, TokenTable
 
 if TYPE_CHECKING:
@@ -40,7 +40,8 @@ def main() -> None:
     arguments = _parser().parse_args()
     tokenizer = load_tokenizer(arguments.model)
     corpora, table = load_corpora(tokenizer), TokenTable.from_tokenizer(tokenizer)
-    further = second_model_samples(tokenizer)
+    of_models = {model: samples_of(model, tokenizer) for model in LABELS}
+    further = [one for samples in of_models.values() for one in samples]
     if arguments.samples:
         write_samples([*corpora.all(), *(one for one, _ in further)], arguments.samples)
         return
@@ -50,7 +51,8 @@ def main() -> None:
         scored = with_older(scored, reports[: -len(others)])
         others = [replace(one, before=loops) for one, loops in zip(others, reports[-len(others) :], strict=True)]
     labelled = [(Judged(one, verdict), label) for (one, label), verdict in zip(further, others, strict=True)]
-    report = f"{_made_with(corpora)}\n\n{render(scored)}\n{second_model(labelled)}\n{decay_on_text(corpora, table)}"
+    tables = [further_model(model, [labelled.pop(0) for _ in samples]) for model, samples in of_models.items()]
+    report = "\n".join([f"{_made_with(corpora)}\n", render(scored), *tables, decay_on_text(corpora, table)])
     if arguments.curve:
         report += "\n" + curves(corpora, table)
     if arguments.markdown:

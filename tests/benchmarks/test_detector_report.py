@@ -10,14 +10,14 @@ import pytest
 from tests.benchmarks.detector_curves import VALUES
 from tests.benchmarks.detector_report import HARDEST, Judged, Scored, fired, render, share
 from tests.benchmarks.detectors import BEGIN, END, read_reports, with_older, write_samples
+from tests.benchmarks.further_models import further_model
 from tests.benchmarks.markdown import put_between
-from tests.benchmarks.second_model import second_model
+from tests.corpora.further_models import ModelLabel
 from tests.corpora.labels import Finding, Label
 from tests.corpora.planted import Planted
 from tests.corpora.rules import PEERS, compression_ratio, judge
 from tests.corpora.samples import Corpora, Sample
 from tests.corpora.scoring import agrees, found_planted, found_real
-from tests.corpora.second_model import ModelLabel
 from vllm_surgery.loops import Loop, Thresholds
 
 if TYPE_CHECKING:
@@ -152,18 +152,20 @@ def test_answers_are_written_as_detect_reads_them(tmp_path: Path) -> None:
     }
 
 
-def test_a_second_models_answers_count_by_what_a_reader_says() -> None:
+def test_a_further_models_answers_count_by_what_a_reader_says() -> None:
     def judged(name: str, tokens: tuple[int, ...], label: ModelLabel) -> tuple[Judged, ModelLabel]:
         sample = Sample(name, label.verdict, tokens, "")
         return Judged(sample, judge(sample, None, Thresholds(), peers=False)), label
 
-    told = second_model(
+    told = further_model(
+        "gemma3",
         [
             judged("a", CIRCLE, ModelLabel("loop", ("verbatim", "decay"))),
             judged("b", LONG, ModelLabel("loop", ("decay",))),
             judged("c", LONG, ModelLabel("healthy")),
-        ]
+        ],
     )
+    assert "### Real answers of Gemma-3-270M" in told
     assert "| loop | loops found | 1/2: 50.0 %" in told
     assert "| healthy | false alarms | 0/1: 0.0 %" in told
     assert "Not found: b." in told

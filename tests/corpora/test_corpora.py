@@ -11,6 +11,7 @@ import pytest
 
 from tests.corpora import labels as labels_module
 from tests.corpora.files import read_records, write_records
+from tests.corpora.further_models import LABELS, read_model_labels
 from tests.corpora.healthy import FROM_THE_ENVIRONMENT, GENERATED, passages
 from tests.corpora.labels import read_labels
 from tests.corpora.loops import text_loops
@@ -18,7 +19,6 @@ from tests.corpora.make_manifest import entry_of, read_manifest
 from tests.corpora.make_real import ANSWERS, SOURCES, requests
 from tests.corpora.planted import DECAY, DOOM, VERBATIM, Planted, healthy_pool, planted, planted_texts, verbatim
 from tests.corpora.samples import load_tokenizer
-from tests.corpora.second_model import SOURCE, read_model_labels
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -74,10 +74,11 @@ def test_enough_answers_are_labelled_and_each_label_is_of_an_answer() -> None:
     assert sum(label.verdict != "unclear" for label in labels.values()) >= 200
 
 
-def test_every_answer_of_the_second_model_has_a_label() -> None:
-    records = read_records(SOURCES[SOURCE].file)
-    assert {record["id"] for record in records} == set(read_model_labels())
-    assert [record["id"] for record in records] == [request.id for request in requests(SOURCES[SOURCE])]
+@pytest.mark.parametrize("model", LABELS)
+def test_every_answer_of_a_further_model_has_a_label(model: str) -> None:
+    records = read_records(SOURCES[model].file)
+    assert {record["id"] for record in records} == set(read_model_labels(LABELS[model]))
+    assert [record["id"] for record in records] == [request.id for request in requests(SOURCES[model])]
 
 
 @pytest.mark.parametrize("line", ["x loop", "x loop spiral", "x looped decay"])

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The detectors on the real answers of a second model, which were labelled when no threshold was moved any more."""
+"""The detectors on the real answers of further models."""
 
 from __future__ import annotations
 
@@ -12,14 +12,22 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from tests.benchmarks.detector_report import Judged
-    from tests.corpora.second_model import ModelLabel
+    from tests.corpora.further_models import ModelLabel
     from vllm_surgery.loops import Loop
 
 _MEANINGS = {"loop": "loops found", "healthy": "false alarms", "unclear": "counted for nothing: fires"}
 
 
-def second_model(judged: Sequence[tuple[Judged, ModelLabel]]) -> str:
-    """The table in Markdown, and the answers of which the detectors say something else than the reader."""
+NAMES = {"qwen2.5-coder": "Qwen2.5-Coder-0.5B-Instruct", "gemma3": "Gemma-3-270M"}
+
+
+def further_model(model: str, judged: Sequence[tuple[Judged, ModelLabel]]) -> str:
+    """The table in Markdown, and the answers of which the detectors say something else than the reader.
+
+    Args:
+        model: one of `NAMES`.
+        judged: its answers.
+    """
     rows = [
         [verdict, _MEANINGS[verdict], *_shares([one for one in judged if one[1].verdict == verdict])]
         for verdict in _MEANINGS
@@ -28,7 +36,7 @@ def second_model(judged: Sequence[tuple[Judged, ModelLabel]]) -> str:
     alarms = [one.sample.id for one, label in judged if label.verdict == "healthy" and one.verdict.loops]
     return "\n".join(
         [
-            "### Real answers of Qwen2.5-Coder-0.5B-Instruct",
+            f"### Real answers of {NAMES[model]}",
             "",
             *table(["a reader says", "which makes", "now", "before"], rows),
             "",

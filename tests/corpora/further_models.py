@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Real answers of a second model, with what a reader says of each. Their text is cut by the demo model's tokenizer."""
+"""Real answers of further models, with what a reader says of each. Their text is cut by the demo model's tokenizer."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from vllm_surgery.loops import KINDS, ending_of
 if TYPE_CHECKING:
     from pathlib import Path
 
-LABELS = DATA / "labels_models.txt"
-SOURCE = "qwen2.5-coder"
+LABELS = {"qwen2.5-coder": DATA / "labels_qwen.txt", "gemma3": DATA / "labels_gemma.txt"}
+"""By the name that the model has among `SOURCES`."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class ModelLabel:
     kinds: tuple[str, ...] = ()
 
 
-def read_model_labels(file: Path = LABELS) -> dict[str, ModelLabel]:
+def read_model_labels(file: Path) -> dict[str, ModelLabel]:
     """The labels by the answer's id.
 
     Raises:
@@ -48,17 +48,17 @@ def _label(line: str) -> tuple[str, ModelLabel]:
     return name, ModelLabel(verdict, tuple(rest) if verdict == "loop" else ())  # type: ignore[arg-type]
 
 
-def second_model_samples(tokenizer: Any) -> list[tuple[Sample, ModelLabel]]:
-    """The answers, each with its label."""
-    labels = read_model_labels()
-    records = read_records(SOURCES[SOURCE].file)
+def samples_of(model: str, tokenizer: Any) -> list[tuple[Sample, ModelLabel]]:
+    """The answers of one of `LABELS`, each with its label."""
+    labels = read_model_labels(LABELS[model])
+    records = read_records(SOURCES[model].file)
     encoded = tokenizer.backend_tokenizer.encode_batch([one["text"] for one in records], add_special_tokens=False)
     return [
-        (_sample(record, tuple(tokens.ids), labels[record["id"]].verdict), labels[record["id"]])
+        (_sample(model, record, tuple(tokens.ids), labels[record["id"]].verdict), labels[record["id"]])
         for record, tokens in zip(records, encoded, strict=True)
     ]
 
 
-def _sample(record: dict[str, Any], tokens: tuple[int, ...], verdict: str) -> Sample:
-    name = f"{SOURCE}/{record['id']}"
+def _sample(model: str, record: dict[str, Any], tokens: tuple[int, ...], verdict: str) -> Sample:
+    name = f"{model}/{record['id']}"
     return Sample(name, verdict, tokens, record["text"], ending=ending_of(record["finish_reason"]))
