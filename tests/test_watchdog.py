@@ -11,6 +11,8 @@ import pytest
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+pytestmark = pytest.mark.slow  # A pytest of its own for each test.
+
 pytest_plugins = ["pytester"]
 
 BUSY = """

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from tests.evaluation.fake_server import FakeVllm
 
 
+pytestmark = pytest.mark.slow  # Whole trials, with processes that are killed.
+
+
 @pytest.fixture
 def evaluate(server: FakeVllm, protocol: str, tmp_path: Path) -> Callable[..., int]:
     """Runs the command against the fake server."""

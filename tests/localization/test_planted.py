@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from tests.localization.circuits import Unit
     from vllm_surgery.evaluation.probes import Probe
 
+pytestmark = pytest.mark.slow  # Models are made and read by gradients.
+
 SINGLE, PAIRS = ("dense_loop", "expert_loop"), ("dense_pair_loop", "expert_pair_loop")
 LOOPING = (*SINGLE, *PAIRS, "no_circuit")
 GAINS = (-1.0, -0.8, 0.0, 0.5, 3.0, 5.0)

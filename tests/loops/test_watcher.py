@@ -149,6 +149,7 @@ def test_memory_is_bounded_per_request() -> None:
     tracemalloc.stop()
 
 
+@pytest.mark.slow
 def test_a_million_tokens_need_no_more_than_some_thousands() -> None:
     table = TokenTable(["a", "\n", "1. "])
     detect([0, 1, 2] * 500, table)
@@ -201,6 +202,7 @@ def test_after_two_hundred_thousand_tokens_each_kind_is_found_and_nothing_before
     assert all(loop.onset >= LONG - WINDOW for loop in detect(tokens, table, ending="cut"))
 
 
+@pytest.mark.slow
 def test_ten_thousand_requests_leave_nothing_behind() -> None:
     tokens, table = of(1)
     detect(tokens, table)

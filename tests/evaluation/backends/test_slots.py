@@ -24,6 +24,8 @@ from vllm_surgery.patch.format import Patch
 if TYPE_CHECKING:
     from pathlib import Path
 
+pytestmark = pytest.mark.slow  # Whole trials.
+
 __all__ = ["protocol", "server"]
 
 CURE = Patch.from_data(patch_data(name="cure"))

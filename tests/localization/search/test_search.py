@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from vllm_surgery.localization.search.search import SearchResult
     from vllm_surgery.model.checkpoint import ModelFolder
 
-pytestmark = pytest.mark.usefixtures("no_waiting_for_disks")
+pytestmark = [pytest.mark.usefixtures("no_waiting_for_disks"), pytest.mark.slow]  # Whole searches.
 
 CAUSE, SECOND, OTHER = neuron(1, 5), neuron(2, 3), neuron(0, 7)
 ANSWERS, LOOPED = 2 * PROBES, 2 * PROBES * 2 // 3
