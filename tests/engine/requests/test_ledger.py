@@ -13,14 +13,15 @@ from vllm_surgery import CannotSwapError, ConflictError, UsageError
 from vllm_surgery.client.protocol import CHOICE_KEY
 from vllm_surgery.engine.requests import ledger as ledger_module
 from vllm_surgery.engine.requests.choice import PINNED_KEY, Offered, UnknownPatchError, salted
+from vllm_surgery.engine.requests.content import LayerGains, SlotContent
 from vllm_surgery.engine.requests.core import attach_ledger
 from vllm_surgery.engine.requests.ledger import Change, Fill, Ledger
 
 
 def fill(name: str, *, kept: bool = True, digest: str | None = None) -> Fill:
     digest = digest or f"digest of {name}"
-    content = {"id": name, "digest": digest, "units": 1, "neurons": [[0, 8, [1], [0.0], [-0.0]]]}
-    return Fill(Offered(name, f"{name}@01234567", digest), {**content, "experts": [], "masks": []}, kept)
+    content = SlotContent(name, digest, 1, {0: LayerGains(8, (1,), (0.0,), (-0.0,))}).to_data()
+    return Fill(Offered(name, f"{name}@01234567", digest), content, kept)
 
 
 @dataclass
