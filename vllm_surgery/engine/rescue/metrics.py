@@ -71,4 +71,4 @@ class RescueMetrics:
         rescued.inc(tokens)
 
     def _series(self, *labels: str) -> tuple[Any, Any]:
-        return tuple(self._metrics.series(spec, self._model_name, *labels) for spec in SPECS)  # type: ignore[return-value]
+        return tuple(self._metrics.series(spec, self._model_name, *labels) for spec in SPECS)
