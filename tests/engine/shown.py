@@ -124,6 +124,16 @@ _AMX = "vLLM's x86 kernel for it needs AMX"
 _AVX_512 = "yes: on an x86 CPU vLLM's kernel for it needs AVX-512"
 _EDITED = "test_kinds.py::test_served_with_a_patch_is_served_from_a_checkpoint_edited_by_hand"
 _GONE = _not_run("vLLM 0.32 refuses to load it")
+_GAIN = "test_triton_kernels.py::test_a_gain_on_scales_is_that_gain_on_what_they_scale_and_on_nothing_else"
+
+
+def _kernel_alone(row: str, why: str) -> Claim:
+    """What is shown of a kernel for GPUs where no model can be served with it."""
+    return Claim(
+        f"{_GAIN}[{row}]", f"kernel alone: {why}; a gain on scales is one on answers in vLLM's kernel for GPUs"
+    )
+
+
 _NEVER = Claim(says="-")
 
 KINDS = (
@@ -134,7 +144,7 @@ KINDS = (
             "fp32": Claim("test_load.py::test_a_patch_equals_a_checkpoint_edited_by_hand[patched-by hand-base]"),
             **dict.fromkeys(NEED_AVX_512, Claim(f"{_EDITED}[{{row}}]", _AVX_512)),
             "fp8 per tensor": _not_run("vLLM's CPU backend can't quantise its inputs"),
-            "fp8 in blocks": _not_run(_AMX),
+            "fp8 in blocks": _kernel_alone("fp8 in blocks", _AMX),
             "mxfp4": _NEVER,
             "online fp8 per tensor": _not_run("vLLM's CPU backend can't quantise to it"),
             "online fp8 in blocks": _not_run(_AMX),
@@ -148,6 +158,10 @@ KINDS = (
         (Claim(f"{_EDITED}[{{row}} experts]"),),
         {
             "fp32": Claim("test_families.py::test_a_patch_equals_a_checkpoint_edited_by_hand[Qwen3Moe]"),
+            **{
+                kind: _kernel_alone(f"{kind} experts", _AMX)
+                for kind in ("fp8 per tensor", "fp8 per channel", "fp8 in blocks", "int8 per channel")
+            },
             "gptq with zero points": _GONE,
             "gptq by activations": _GONE,
             "gptq of 8 bits": _GONE,

@@ -85,7 +85,7 @@ def test_where_no_patch_can_be_applied_none_is_served(
     value = patch_file if asked == "--patch" else patch_file.parent
     done = serve(family_model("Llama"), asked, str(value), **lacking("MODEL_BUILT"))
     assert done.returncode == 1
-    said = "error: no patch can be applied: this vLLM has no vllm.model_executor.model_loader.utils.record_metadata"
+    said = "vllm-surgery: error: no patch can be applied: this vLLM has no vllm.model_executor.model_loader.utils.record_metadata"
     assert done.stderr.strip().splitlines()[-1].startswith(said)
 
 

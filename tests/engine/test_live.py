@@ -248,21 +248,25 @@ def test_answers_name_the_patch_in_the_weights(url: str, stream: bool) -> None:
     assert named(httpx.get(f"{url}/v1/models", timeout=None)) is None
 
 
-def spans(url: str, tokens: int) -> list[dict[str, Any]]:
-    """The weight versions of an answer's tokens, as vLLM tells them: by `/inference/v1/generate`, in every version."""
-    sampling = {"max_tokens": tokens, "temperature": 0, "ignore_eos": True}
-    given = {"model": MODEL, "token_ids": PROMPT, "sampling_params": sampling}
-    response = httpx.post(f"{url}/inference/v1/generate", json=given, timeout=None)
-    assert response.is_success, response.text
-    found: list[dict[str, Any]] = response.json()["choices"][0]["weight_versions"]
-    return found
+@pytest.fixture
+def tells_versions() -> None:
+    from vllm.entrypoints.openai.completion.protocol import CompletionRequest
+
+    if "return_weight_versions" not in CompletionRequest.model_fields:
+        pytest.skip("vLLM has return_weight_versions from 0.33 on")
 
 
+@pytest.mark.usefixtures("tells_versions")
 def test_the_patch_of_each_span_of_tokens_is_in_vllms_own_answer(url: str) -> None:
     put(url, SETS["first"]).raise_for_status()
     before = state(url)["active"]
+    assert ask(url, PROMPT, 6, return_weight_versions=True)["weight_versions"] == [
+        {"version": before, "start": 0, "end": 6}
+    ]
     found: list[list[dict[str, Any]]] = []
-    asking = threading.Thread(target=lambda: found.append(spans(url, 240)))
+    asking = threading.Thread(
+        target=lambda: found.append(ask(url, PROMPT, 240, return_weight_versions=True)["weight_versions"])
+    )
     with Streams(url, number=1, tokens=160) as streams:
         asking.start()
         until(lambda: streams.flowing)
@@ -271,14 +275,5 @@ def test_the_patch_of_each_span_of_tokens_is_in_vllms_own_answer(url: str) -> No
     told = found[0]
     assert [told[0]["start"], told[-1]["end"]] == [0, 240]
     assert [span["end"] for span in told[:-1]] == [span["start"] for span in told[1:]]
-    assert [span["version"] for span in told] in ([before, state(url)["active"]], [state(url)["active"]])
-
-
-def test_chat_and_completions_tell_it_where_vllm_can(url: str) -> None:
-    from vllm.entrypoints.openai.completion.protocol import CompletionRequest
-
-    if "return_weight_versions" not in CompletionRequest.model_fields:
-        pytest.skip("vLLM has return_weight_versions from 0.33 on")
-    put(url, SETS["first"]).raise_for_status()
-    told = ask(url, PROMPT, 6, return_weight_versions=True)["weight_versions"]
-    assert told == [{"version": state(url)["active"], "start": 0, "end": 6}]
+    assert {span["version"] for span in told} <= {before, state(url)["active"]}
+    assert told[-1]["version"] == state(url)["active"] or len(told) == 1

@@ -46,6 +46,8 @@ that Qwen3-VL-MoE and Qwen3.5-MoE keep in one tensor are stored as on the Huggin
 - **yes**: a test with a real engine shows it: tokens and log-probabilities equal, bit for bit, those of a checkpoint that
   the test edited with its own arithmetic. Compared with transformers, and for masks with the router's logit at minus
   infinity, greedy tokens are equal and log-probabilities differ by rounding.
+- **kernel alone**: no CPU here serves it. vLLM's Triton kernel for GPUs, by Triton's interpreter, answers with a gain on its scales, to the bit,
+  as with that gain on what they scale.
 - **refused**, **not run**: with the reason. The tests run on x86 CPUs without AMX, with AVX-512 and without it; nothing here ran
   on a GPU.
 """
