@@ -63,6 +63,22 @@ def atomic_folder(out: Path) -> Iterator[Path]:
 
 
 @contextmanager
+def atomic_file(out: Path) -> Iterator[Path]:
+    """A file, hidden beside `out`, that takes its place when the block ends well and is gone when it doesn't.
+
+    Raises:
+        SurgeryError: it can't be written, inside the block or at its end.
+    """
+    with _refused_by_the_system(out):
+        prefix = f".{out.name}.unfinished-"
+        _clear_left_behind(out.parent, prefix)
+        with tempfile.TemporaryDirectory(prefix=prefix, dir=out.parent) as work, _locked(Path(work) / _LOCK):
+            file = Path(work) / "file"
+            yield file
+            file.rename(out)
+
+
+@contextmanager
 def _parents_of(out: Path) -> Iterator[None]:
     """Makes the folders above `out`; removes those that it made if the block fails."""
     missing = [parent for parent in out.parents if not parent.exists()]

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 from itertools import islice
 from typing import TYPE_CHECKING
@@ -68,7 +69,12 @@ def _print_json(patches: PatchSet, plan: Plan | None, hindered: str | None) -> N
     members = [{"file": item.source, "id": item.patch.id, "digest": item.patch.digest} for item in patches.members]
     told = {"plan": plan and dataclasses.asdict(plan), "cannot_serve": hindered}
     report = {"ok": True, "id": patches.id, "patches": members, **told}
-    print(json.dumps(report, indent=2))
+    print(json.dumps(report, indent=2, default=_digest_of))
+
+
+def _digest_of(numbers: bytes) -> str:
+    """A direction's numbers, by which JSON would only grow long."""
+    return hashlib.sha256(numbers).hexdigest()
 
 
 def _print_slot(plan: Plan, model: str) -> None:
@@ -79,8 +85,8 @@ def _print_slot(plan: Plan, model: str) -> None:
 
 
 def _layer_in_words(item: UnitGains) -> str:
-    units = islice(zip(item.indices, item.gains, item.addends, strict=True), _SLICES_SHOWN)
-    words = ", ".join(f"{index} {gain_in_words(gain, addend)}" for index, gain, addend in units)
+    units = islice(zip(item.indices, item.gains, item.addends, item.projections, strict=True), _SLICES_SHOWN)
+    words = ", ".join(f"{index} {gain_in_words(lost or gain, addend)}" for index, gain, addend, lost in units)
     more = len(item.indices) - _SLICES_SHOWN
     return f"{units_in_words(item.kind)} of layer {item.layer}: {words}{f' and {more} more' if more > 0 else ''}"
 

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING
 from vllm_surgery.cli.options import add_command, add_json, open_model
 from vllm_surgery.errors import SurgeryError
 from vllm_surgery.installed import require
+from vllm_surgery.model.gguf_model import GgufModel, is_gguf
 from vllm_surgery.patch.describe import count
-from vllm_surgery.patch.files import write_patch
+from vllm_surgery.patch.files import write_patch_and_directions
 from vllm_surgery.patch.patch_set import PatchSet, SourcedPatch
 from vllm_surgery.patch.units import IndexRange, merge_ranges
 from vllm_surgery.planning.check import check_patches
@@ -40,8 +41,8 @@ def add_to(subparsers: Subparsers) -> None:
         "Find the patch that turns one checkpoint into another. "
         "Exit code 1 if there are differences that no patch can say.",
     )
-    parser.add_argument("base", metavar="BASE", help="the original model's folder")
-    parser.add_argument("edited", metavar="EDITED", help="the edited model's folder")
+    parser.add_argument("base", metavar="BASE", help="the original model's folder, or .gguf file")
+    parser.add_argument("edited", metavar="EDITED", help="the edited model's folder, or .gguf file")
     parser.add_argument("-o", "--out", metavar="PATCH", type=Path, help="where to write the patch; else it is printed")
     parser.add_argument("--name", default="diff", help="the patch's name (%(default)s)")
     add_json(parser)
@@ -50,18 +51,27 @@ def add_to(subparsers: Subparsers) -> None:
 def run(args: argparse.Namespace, _rest: list[str]) -> int:
     """Carries the command out."""
     require("diff", "torch")
-    from vllm_surgery.offline.diff import diff
-
-    base = open_model(args.base)
-    found = diff(base, open_model(args.edited), progress=True)
+    base, found = _compared(args)
     patch = found.patch(args.name, base, provenance={"source": f"vllm-surgery diff {args.base} {args.edited}"})
     if patch is not None and args.out is not None:
-        write_patch(patch, args.out)
+        patch = write_patch_and_directions(patch, args.out)
     if args.json:
         _print_json(found, patch)
     else:
         _print(found, patch, base, args.out)
     return _EXIT_UNEXPLAINED if found.unexplained else 0
+
+
+def _compared(args: argparse.Namespace) -> tuple[ModelFolder | GgufModel, Diff]:
+    from vllm_surgery.offline.diff import diff
+
+    if not is_gguf(args.base) and not is_gguf(args.edited):
+        base = open_model(args.base)
+        return base, diff(base, open_model(args.edited), progress=True)
+    from vllm_surgery.offline.gguf import diff_gguf
+
+    first = GgufModel(Path(args.base))
+    return first, diff_gguf(first, GgufModel(Path(args.edited)))
 
 
 def _print_json(found: Diff, patch: Patch | None) -> None:
@@ -90,9 +100,9 @@ def _of_gone(found: Diff) -> list[str]:
     return [f"{number} of {layers} gone, masked by the patch: {'; '.join([*shown, *more])}"]
 
 
-def _of_plan(patch: Patch | None, base: ModelFolder) -> list[str]:
-    """Why the patch can't be applied to the original, where it can't."""
-    if patch is None:
+def _of_plan(patch: Patch | None, base: ModelFolder | GgufModel) -> list[str]:
+    """Why the patch can't be applied to the original, where it can't. Of a GGUF file each gain has been tried."""
+    if patch is None or isinstance(base, GgufModel):
         return []
     try:
         check_patches(PatchSet((SourcedPatch(patch.name, patch),)), base)
@@ -101,7 +111,7 @@ def _of_plan(patch: Patch | None, base: ModelFolder) -> list[str]:
     return []
 
 
-def _print(found: Diff, patch: Patch | None, base: ModelFolder, out: Path | None) -> None:
+def _print(found: Diff, patch: Patch | None, base: ModelFolder | GgufModel, out: Path | None) -> None:
     """The patch alone goes to stdout, so that it can be piped; what is said about it goes to stderr."""
     for item in found.unexplained:
         print(f"no patch can say: {item.tensor} {item.reason} ({count(item.numbers, 'number')})", file=sys.stderr)
@@ -114,6 +124,8 @@ def _print(found: Diff, patch: Patch | None, base: ModelFolder, out: Path | None
     else:
         units = [count(len(found.gains), "neuron") if found.gains else ""]
         units.append(count(len(found.shared), "shared neuron") if found.shared else "")
+        columns = sum(len(lost.columns) for lost in found.lost.values())
+        units.append(f"{count(columns, 'column')} without a direction" if columns else "")
         units.append(count(len(found.experts), "expert") if found.experts else "")
         units.append(count(len(found.masks), "masked expert") if found.masks else "")
         print(f"found: {out} is {patch.id}, {' and '.join(filter(None, units))}")

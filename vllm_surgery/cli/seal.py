@@ -11,6 +11,7 @@ from vllm_surgery.cli.options import add_command, add_json, open_model
 from vllm_surgery.imports.loading import load_named
 from vllm_surgery.patch.describe import count
 from vllm_surgery.patch.files import write_patch
+from vllm_surgery.patch.format import Patch
 from vllm_surgery.planning.check import seal_patch
 
 if TYPE_CHECKING:
@@ -38,6 +39,8 @@ def run(args: argparse.Namespace, _rest: list[str]) -> int:
     """Carries the command out."""
     patch = seal_patch(load_named(args.patch), open_model(args.model))
     file: Path = args.out or args.patch
+    if file.absolute().parent != args.patch.absolute().parent:  # Files that the patch names aren't beside it there.
+        patch = Patch.from_data(patch.to_data(), str(args.patch))
     write_patch(patch, file)
     if args.json:
         print(json.dumps({"ok": True, "file": str(file), "id": patch.id, "units": len(patch.seal)}, indent=2))

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from vllm_surgery.model.checkpoint import ModelFolder
     from vllm_surgery.model.output_norms import Norms
-    from vllm_surgery.patch.units import Gain
+    from vllm_surgery.patch.units import Effect
 
 POOL = 24
 """From so many units for each that is edited and each sham, those closest in norm, one is drawn: few enough that norms
@@ -43,7 +43,7 @@ class Sham:
     """
 
     patch: Patch
-    units: dict[Unit, Gain]
+    units: dict[Unit, Effect]
     norm_ratio: float | None
 
 
@@ -57,11 +57,11 @@ def make_shams(patch: Patch, folder: ModelFolder, count: int, seed: int) -> list
     check_patches(PatchSet((SourcedPatch(patch.name, patch),)), folder)
     source = random.Random(seed)  # noqa: S311 - a draw that anybody may repeat
     true = {
-        Unit(item.kind, item.layer, index): item.gain
+        Unit(item.kind, item.layer, index): item.effect
         for item in patch.assignments()
         for index in item.resolve(_width(folder, UnitBlock(item.kind, item.layer)))
     }
-    drawn: list[dict[Unit, Gain]] = [{} for _ in range(count)]
+    drawn: list[dict[Unit, Effect]] = [{} for _ in range(count)]
     blocks = sorted({unit.block for unit in true})
     norms = {block: _norms_of(folder, block) for block in blocks}
     for block in blocks:
@@ -81,15 +81,15 @@ def _norms_of(folder: ModelFolder, block: UnitBlock) -> Norms | None:
 
 
 def _draw(
-    units: Mapping[Unit, Gain], norms: Norms | None, width: int, count: int, source: random.Random
-) -> list[dict[Unit, Gain]]:
+    units: Mapping[Unit, Effect], norms: Norms | None, width: int, count: int, source: random.Random
+) -> list[dict[Unit, Effect]]:
     """For each sham a stand-in for each unit of one block."""
     free = sorted(set(range(width)) - {unit.index for unit in units})
     if count * len(units) > len(free):
         block = next(iter(units)).block
         where = f"layer {block.layer}: {len(units)} of {width} {block.kind}"
         raise UsageError(f"{where} leave no room for {count} shams")
-    shams: list[dict[Unit, Gain]] = [{} for _ in range(count)]
+    shams: list[dict[Unit, Effect]] = [{} for _ in range(count)]
     for unit, gain in units.items():
         for sham in shams:
             index = source.choice(_alike(unit, free, norms, POOL))
@@ -105,7 +105,7 @@ def _alike(unit: Unit, free: Sequence[int], norms: Norms | None, count: int) -> 
     return sorted(free, key=lambda index: abs(float(sizes[index] - sizes[unit.index])))[:count]
 
 
-def _sham(patch: Patch, units: dict[Unit, Gain], norm: float | None, true_norm: float | None, number: int) -> Sham:
+def _sham(patch: Patch, units: dict[Unit, Effect], norm: float | None, true_norm: float | None, number: int) -> Sham:
     data = {
         "version": 1,
         "name": f"sham-{number}",

@@ -102,7 +102,10 @@ def check_repository(name: str) -> None:
 
 
 def _file_of(patch: Patch) -> tuple[str, bytes]:
-    return f"{patch.name}.yaml", patch.to_yaml().encode()
+    whole = type(patch).from_data(
+        patch.to_data(), patch.name
+    )  # With all numbers in it: no file of directions goes along.
+    return f"{patch.name}.yaml", whole.to_yaml().encode()
 
 
 def _card(repository: str, revision: str) -> str:

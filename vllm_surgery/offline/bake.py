@@ -104,7 +104,7 @@ class _Copy:
         self.model, self.folder = model, folder
         self.written = self.linked = 0
         self._link = link
-        self._hide_progress = None if progress else True  # None leaves it to tqdm: hidden where stderr is no terminal.
+        self._progress = progress
 
     def fill(self, plan: Plan, files: Iterable[Path]) -> None:
         """Links or copies these files, and rewrites what `plan` touches."""
@@ -116,18 +116,21 @@ class _Copy:
             if self._link and not small and file not in touched and _linked(file, target):
                 self.linked += 1
                 continue
-            self._copy(file, target)
+            copy_file(file, target, progress=self._progress)
             self.written += 1
         for edit in plan.edits:
             stored = self.model.stored[edit.tensor]
             _rewrite(stored, edit, self.folder / stored.file.relative_to(self.model.path))
 
-    def _copy(self, file: Path, target: Path) -> None:
-        size, name = file.stat().st_size, file.name
-        bar = tqdm(total=size, desc=name, unit="B", unit_scale=True, disable=self._hide_progress, leave=False)
-        with file.open("rb", buffering=0) as source, target.open("wb", buffering=0) as copy, bar:
-            while count := _copy_chunk(source, copy):
-                bar.update(count)
+
+def copy_file(file: Path, target: Path, *, progress: bool) -> None:
+    """Copies a file's content, by the kernel where it can; with a bar on stderr where that is wanted and a terminal."""
+    size, name = file.stat().st_size, file.name
+    hide = None if progress else True  # None leaves it to tqdm: hidden where stderr is no terminal.
+    bar = tqdm(total=size, desc=name, unit="B", unit_scale=True, disable=hide, leave=False)
+    with file.open("rb", buffering=0) as source, target.open("wb", buffering=0) as copy, bar:
+        while count := _copy_chunk(source, copy):
+            bar.update(count)
 
 
 def _copy_chunk(source: FileIO, copy: FileIO) -> int:

@@ -9,31 +9,35 @@ from __future__ import annotations
 import math
 import re
 from collections import defaultdict
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
 from tqdm import tqdm
 
-from vllm_surgery.errors import CheckpointError
+from vllm_surgery.errors import CheckpointError, SurgeryError
 from vllm_surgery.model.anatomy import Anatomy
-from vllm_surgery.model.checkpoint import TensorSlices
+from vllm_surgery.model.checkpoint import TensorSlices, read_json
 from vllm_surgery.model.conventions import HALVES
 from vllm_surgery.model.routers import LOWEST, layer_of_router_bias
 from vllm_surgery.model.tensor_info import FLOAT_DTYPES
+from vllm_surgery.offline.bake import RECORD_FILE
+from vllm_surgery.offline.lost_directions import Lost, found_loss, known_loss
 from vllm_surgery.offline.pruned import find_pruned, is_gone, original_name
 from vllm_surgery.offline.recover import Pair, differing_slices, explain, recover_gains, recover_joint_gains, same_bytes
 from vllm_surgery.patch.format import Patch
-from vllm_surgery.patch.units import MASK, op_of
+from vllm_surgery.patch.units import MASK, NEURON_KINDS, IndexRange, merge_ranges, op_of
 from vllm_surgery.planning.carriers import carrier_of
 from vllm_surgery.planning.guard import guard_of
 from vllm_surgery.weights.tensors import bits, of_bytes, read_tensor
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from vllm_surgery.model.checkpoint import ModelFolder, StoredTensor
     from vllm_surgery.model.conventions import PartName, TensorRole
+    from vllm_surgery.model.gguf_model import GgufModel
     from vllm_surgery.model.tensor_info import TensorInfo
     from vllm_surgery.offline.pruned import Pruned
     from vllm_surgery.patch.units import Gain, Kind
@@ -41,7 +45,7 @@ if TYPE_CHECKING:
 _LAYER = re.compile(r"\.layers\.([0-9]+)\.")
 
 # The roots under which model classes put the same text model, in the order in which they are tried.
-_ROOT = re.compile(r"^(?:model\.language_model\.|language_model\.model\.|language_model\.|model\.)")
+_ROOT = re.compile(r"^(?:model\.language_model\.|language_model\.model\.|language_model\.|thinker\.model\.|model\.)")
 
 
 @dataclass(frozen=True)
@@ -69,6 +73,7 @@ class Diff:
         experts: a factor for each routed expert, by layer and index.
         masks: layer and index of each routed expert that its router can't choose any more, or that is gone.
         gone: the experts of each layer that are no longer there, which the patch masks.
+        lost: by kind and layer, the columns of a down projection that lost a direction.
         unexplained: what no patch can say.
         notes: what is worth knowing and changes nothing.
     """
@@ -78,16 +83,25 @@ class Diff:
     experts: dict[tuple[int, int], float] = field(default_factory=dict)
     masks: set[tuple[int, int]] = field(default_factory=set)
     gone: dict[int, tuple[int, ...]] = field(default_factory=dict)
+    lost: dict[tuple[Kind, int], Lost] = field(default_factory=dict)
     unexplained: list[Unexplained] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
-    def patch(self, name: str, base: ModelFolder, **more: Any) -> Patch | None:
+    def patch(self, name: str, base: ModelFolder | GgufModel, **more: Any) -> Patch | None:
         """The differences as a patch for `base`, guarded by what `base` is. None where there are none."""
         experts: dict[tuple[int, int], Gain] = {**self.experts, **dict.fromkeys(self.masks, MASK)}
         edits = [*_edits("neurons", self.gains), *_edits("shared", self.shared), *_edits("experts", experts)]
+        edits += [
+            {**op_of(lost.projection), kind: {str(layer): _as_ranges(lost.columns)}}
+            for (kind, layer), lost in sorted(self.lost.items())
+        ]
         if not edits:
             return None
         return Patch.from_data({"version": 1, "name": name, "model": guard_of(base), "edits": edits, **more}, name)
+
+
+def _as_ranges(indices: Iterable[int]) -> list[int | str]:
+    return [span.written() for span in merge_ranges(IndexRange(index, index) for index in indices)]
 
 
 def _edits(kind: Kind, gains: Mapping[tuple[int, int], Gain]) -> list[dict[str, Any]]:
@@ -115,6 +129,7 @@ class _Comparison:
         self._anatomy = Anatomy(base.facts.num_hidden_layers)
         self._sparse = base.facts.sparse_layers
         self._scheme = base.facts.scheme
+        self._hints = _hints_of(edited)
         self._result = Diff()
         self._pruned = find_pruned(self._base, self._edited)
         self._renumber()
@@ -246,7 +261,9 @@ class _Comparison:
 
     def _explain(self, role: TensorRole, axis: int, after: StoredTensor, old: torch.Tensor, new: torch.Tensor) -> None:
         indices = differing_slices(old, new, axis)
-        strange = []
+        strange: list[int] = []
+        known = self._known_loss(role, old, new, indices)
+        indices = [index for index in indices if index not in known]
         for index, gain in zip(indices, recover_gains(old, new, axis, indices), strict=True):
             part_name, unit = _role_and_unit(role, after.info, index)
             if gain is None or not self._is_gain_of_unit(role, part_name, gain):
@@ -254,12 +271,38 @@ class _Comparison:
                 continue
             self._parts[role.kind, role.layer, unit].append(gain)
             self._count_elsewhere(role, part_name)
-        if strange:
+        if strange and not self._loses_direction(role, old, new, strange):
             shown = shortened(strange)
             chosen = torch.tensor(strange)
             changed = int((old.index_select(axis, chosen) != new.index_select(axis, chosen)).sum())
             word = "whole" if role.expert is not None else f"{len(strange)} {_slice_word(role)}(s) ({shown})"
             self._unexplained(after, f"{word} changed by more than a gain", changed)
+
+    def _known_loss(self, role: TensorRole, old: torch.Tensor, new: torch.Tensor, indices: list[int]) -> set[int]:
+        """The columns that lost a direction which the edited folder's own record names, as far as every bit agrees."""
+        hints = self._hints.get((role.kind, role.layer), []) if role.part.name == "down" else []
+        for hint in hints if role.kind in NEURON_KINDS else ():
+            named = set(hint.columns)
+            lost = known_loss(old, new, [index for index in indices if index in named], [hint])
+            if lost is not None:
+                self._result.lost[role.kind, role.layer] = lost
+                return set(lost.columns)
+        return set()
+
+    def _loses_direction(self, role: TensorRole, old: torch.Tensor, new: torch.Tensor, columns: list[int]) -> bool:
+        place = role.kind, role.layer
+        if role.kind not in NEURON_KINDS or role.part.name != "down" or place in self._result.lost:
+            return False
+        lost = found_loss(old, new, columns)
+        if lost is None:
+            return False
+        self._result.lost[place] = lost
+        numbers = old.shape[0] * len(columns)
+        self._result.notes.append(
+            f"{len(columns)} columns of layer {role.layer} lost a direction, which was found by their rank: with it "
+            f"{numbers - lost.off} of {numbers} weights are the edited ones to the bit, the others off by rounding"
+        )
+        return True
 
     def _layer_of_router_bias(self, info: TensorInfo) -> int | None:
         """The layer whose router's bias this is; None where it is none, or that of a multi-token-prediction head."""
@@ -360,6 +403,19 @@ class _Comparison:
                 f"{number} gain(s) stand on {place}; from the {_PLACES[carrier]}, where a patch puts them, "
                 "they give the same outputs"
             )
+
+
+def _hints_of(edited: ModelFolder) -> dict[tuple[Kind, int], list[Lost]]:
+    """What the edited folder says that was taken from its columns: guesses, each of which is tried on every bit."""
+    hints: dict[tuple[Kind, int], list[Lost]] = defaultdict(list)
+    with suppress(SurgeryError, KeyError, TypeError):
+        baked = read_json(edited.path / RECORD_FILE)["baked"]
+        for data in [data for one in baked for data in one["patches"]]:
+            for item in Patch.from_data(data, RECORD_FILE).assignments():
+                if item.projection is not None:
+                    columns = tuple(item.resolve(edited.anatomy.widths(item.kind).get(item.layer, 0)))
+                    hints[item.kind, item.layer].append(Lost(item.projection, columns))
+    return hints
 
 
 _PLACES: dict[PartName, str] = {

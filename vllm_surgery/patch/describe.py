@@ -13,7 +13,7 @@ from vllm_surgery.patch.units import ALL, MASK, units_in_words
 
 if TYPE_CHECKING:
     from vllm_surgery.patch.format import Patch
-    from vllm_surgery.patch.units import Assignment, Gain, Kind
+    from vllm_surgery.patch.units import Assignment, Effect, Kind
 
 _WIDTH = 100
 _INDENT = "  "
@@ -56,8 +56,13 @@ def count(number: int, noun: str) -> str:
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
-def gain_in_words(gain: Gain, addend: float = 0.0) -> str:
-    """``x 5``, ``x -0.8``, ``negated``, ``silenced``, ``masked``, ``set to 3``, ``+ 0.5``, ``- 0.5``."""
+def gain_in_words(gain: Effect, addend: float = 0.0) -> str:
+    """``x 5``, ``x -0.8``, ``negated``, ``silenced``, ``masked``, ``set to 3``, ``+ 0.5``, ``- 0.5``.
+
+    ``without 1 x direction 3f1c2d3e`` for a projection.
+    """
+    if not isinstance(gain, float | int | str):
+        return f"without {gain.strength:.7g} x direction {gain.direction}"
     if addend:
         return f"{'+' if addend > 0 else '-'} {abs(addend):.7g}" if gain else f"set to {addend:.7g}"
     named = {-1.0: "negated", 0.0: "silenced", MASK: "masked"}
@@ -86,12 +91,12 @@ def _plain(value: Any) -> str:
 
 def _edits(patch: Patch) -> list[str]:
     """A line for each gain and kind: ``neurons silenced: layer 3: 1-3, 7; layer 5: all``."""
-    layers: dict[tuple[Kind, Gain, float], list[str]] = defaultdict(list)
+    layers: dict[tuple[Kind, Effect, float], list[str]] = defaultdict(list)
     for item in sorted(patch.assignments(), key=lambda item: item.layer):
-        layers[item.kind, item.gain, item.addend].append(f"layer {item.layer}: {_indices(item)}")
+        layers[item.kind, item.effect, item.addend].append(f"layer {item.layer}: {_indices(item)}")
     return [
-        f"{units_in_words(kind)} {gain_in_words(gain, addend)}: {'; '.join(places)}"
-        for (kind, gain, addend), places in layers.items()
+        f"{units_in_words(kind)} {gain_in_words(effect, addend)}: {'; '.join(places)}"
+        for (kind, effect, addend), places in layers.items()
     ]
 
 

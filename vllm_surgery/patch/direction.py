@@ -105,6 +105,11 @@ class Projection:
     strength: float
 
 
+def is_file_name(word: str) -> bool:
+    """True if a patch may call a file of directions so."""
+    return re.fullmatch(_FILE_NAME, word) is not None
+
+
 def check_numbers(numbers: bytes) -> None:
     """Checks that these are a unit vector.
 
@@ -163,7 +168,7 @@ def _of_file(value: dict[str, Any], read: ReadDirection | None) -> Direction:
         if key not in value:
             raise refusal(key, "is missing")
     file, sha256, tensor = value["file"], value["sha256"], value.get("tensor")
-    if not (isinstance(file, str) and re.fullmatch(_FILE_NAME, file)):
+    if not (isinstance(file, str) and is_file_name(file)):
         raise refusal(
             "file", f"must be the name of a .safetensors file beside the patch, without a folder, got {file!r}"
         )

@@ -6,10 +6,12 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from vllm_surgery.atomic_files import atomic_write
+from vllm_surgery.atomic_files import atomic_write, atomic_write_bytes
 from vllm_surgery.errors import SurgeryError, UsageError
+from vllm_surgery.patch.direction import is_file_name
+from vllm_surgery.patch.direction_files import beside, direction_file
 from vllm_surgery.patch.document import MAX_BYTES
-from vllm_surgery.patch.format import Patch
+from vllm_surgery.patch.format import Patch, Project
 from vllm_surgery.regular_files import read_regular
 
 
@@ -26,6 +28,36 @@ def write_patch(patch: Patch, file: Path) -> None:
         raise SurgeryError(f"{file}: can't be written: {error.strerror or error}") from None
 
 
+def write_patch_and_directions(patch: Patch, file: Path) -> Patch:
+    """Writes a patch file, and beside it a safetensors file of the directions whose numbers the patch holds itself.
+
+    Returns:
+        The patch as it was written. Where it has no such directions, or a file of them can't be called like the patch,
+        that is `patch` itself.
+
+    Raises:
+        SurgeryError: one of the two can't be written.
+    """
+    projects = [edit for edit in patch.edits if isinstance(edit, Project) and edit.direction.file is None]
+    name = f"{file.stem}.safetensors"
+    if not projects or not is_file_name(name):
+        write_patch(patch, file)
+        return patch
+    distinct = dict.fromkeys(edit.direction for edit in projects)
+    content, named = direction_file({f"direction_{number}": each for number, each in enumerate(distinct)}, name)
+    of = dict(zip(distinct, named.values(), strict=True))
+    try:
+        atomic_write_bytes(file.with_name(name), content)
+    except OSError as error:
+        raise SurgeryError(f"{file.with_name(name)}: can't be written: {error.strerror or error}") from None
+    edits = [
+        edit.model_copy(update={"direction": of[edit.direction]}) if edit in projects else edit for edit in patch.edits
+    ]
+    patch = patch.model_copy(update={"edits": edits})
+    write_patch(patch, file)
+    return patch
+
+
 def load_patch(path: str | Path) -> Patch:
     """Reads one patch file.
 
@@ -33,7 +65,7 @@ def load_patch(path: str | Path) -> Patch:
         UsageError: there is no such file, or it can't be read.
         PatchError: one line with file, place and reason.
     """
-    return Patch.parse(read_bounded(Path(path)), str(path))
+    return Patch.parse(read_bounded(Path(path)), str(path), beside(path))
 
 
 def read_bounded(path: Path) -> bytes:

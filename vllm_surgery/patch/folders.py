@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vllm_surgery.errors import PatchError, SurgeryError, UsageError, one_line
+from vllm_surgery.patch.direction_files import DirectionFiles
 from vllm_surgery.patch.document import MAX_BYTES
 from vllm_surgery.patch.files import ENDINGS, SCHEMA_FILE
 from vllm_surgery.patch.format import Patch
@@ -65,13 +66,14 @@ class _Entry:
         Raises:
             PatchError: it is refused.
         """
-        return SourcedPatch(self.file, _parsed(self.read(), self.file))
+        return SourcedPatch(self.file, _parsed(self.read(), self.file, self.folder))
 
 
 @lru_cache(maxsize=16)
-def _parsed(content: bytes, file: str) -> Patch:
+def _parsed(content: bytes, file: str, folder: Path) -> Patch:
     """Parses a patch; one that was read lately isn't parsed again as long as its file says the same."""
-    return Patch.parse(content, file)
+    # Of files of directions beside it the patch has the hashes, so these say the same too.
+    return Patch.parse(content, file, DirectionFiles(folder))
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ from pydantic import (
 
 from vllm_surgery.errors import PatchError, one_line
 from vllm_surgery.patch.bounds import MAX_EDITS, check_size
+from vllm_surgery.patch.direction import FILES, MAX_NUMBERS, READER, DirectionField, Projection
 from vllm_surgery.patch.document import dump_yaml, parse_document, plain_data
 from vllm_surgery.patch.selection import Selection, refusal
 from vllm_surgery.patch.units import (
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
 
     from pydantic_core import ErrorDetails
 
+    from vllm_surgery.patch.direction import ReadDirection
     from vllm_surgery.patch.document import Plain
 
 SEAL_KEY_PATTERN = r"^(neurons|shared|experts)/(0|[1-9][0-9]{0,3})/(0|[1-9][0-9]{0,6})$"
@@ -93,6 +95,15 @@ def _check_value(value: float) -> float:
     if rounded == 0.0:
         raise refusal("", f"{value} is 0 in float32; to silence a neuron write `op: zero`, to add nothing leave it out")
     return value
+
+
+def _check_strength(strength: float) -> float:
+    rounded = _in_float32(strength)
+    if not np.isfinite(rounded):
+        raise refusal("", f"{strength} is too large for float32")
+    if rounded == 0.0:
+        raise refusal("", "a strength of 0 changes nothing; leave the edit out")
+    return strength
 
 
 def _check_version(version: object) -> object:
@@ -264,8 +275,47 @@ class Add(_Constant):
         return 1.0
 
 
-Edit = Annotated[Scale | Zero | Negate | Mask | Set | Add, Field(discriminator="op")]
-OPS = ("scale", "zero", "negate", "mask", "set", "add")
+class Project(_Strict):
+    """The neurons' outputs lose a direction: of each column w of the down projection, ``strength * u (u . w)`` goes."""
+
+    model_config = ConfigDict(json_schema_extra={"anyOf": [{"required": [kind]} for kind in NEURON_KINDS]})
+
+    op: Literal["project"]
+    direction: DirectionField
+    strength: Annotated[float, AfterValidator(_check_strength)] = Field(
+        1.0,
+        description="any finite number but 0; 1 takes the direction out, 2 mirrors along it",
+        json_schema_extra={"not": {"const": 0}},
+    )
+    neurons: Selection = Field(default_factory=dict)
+    shared: Selection = Field(default_factory=dict)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_experts(cls, data: Any) -> Any:
+        if isinstance(data, dict) and "experts" in data:
+            raise refusal("experts", "`project` is for columns of down projections, which are neurons; give `neurons`")
+        return data
+
+    @model_validator(mode="after")
+    def _names_neurons(self) -> Project:
+        if not self.neurons and not self.shared:
+            raise refusal("", "names no units; give `neurons` or `shared`")
+        return self
+
+    @property
+    def gain(self) -> Gain:
+        """The factor that stands beside the projection."""
+        return 1.0
+
+    @property
+    def projection(self) -> Projection:
+        """What the neurons' outputs lose."""
+        return Projection(self.direction, self.strength)
+
+
+Edit = Annotated[Scale | Zero | Negate | Mask | Set | Add | Project, Field(discriminator="op")]
+OPS = ("scale", "zero", "negate", "mask", "set", "add", "project")
 
 
 class Patch(_Strict):
@@ -306,6 +356,13 @@ class Patch(_Strict):
         return self
 
     @model_validator(mode="after")
+    def _bounded_directions(self) -> Patch:
+        numbers = sum(len(edit.direction) for edit in self.edits if isinstance(edit, Project))
+        if numbers > MAX_NUMBERS:
+            raise refusal("edits", f"directions of {numbers} numbers in all; a patch may have at most {MAX_NUMBERS}")
+        return self
+
+    @model_validator(mode="after")
     def _seals_edited_units(self) -> Patch:
         if not self.seal:
             return self
@@ -321,18 +378,19 @@ class Patch(_Strict):
         return self
 
     @classmethod
-    def parse(cls, content: bytes | str, source: str = "patch") -> Patch:
+    def parse(cls, content: bytes | str, source: str = "patch", read_direction: ReadDirection | None = None) -> Patch:
         """Reads a patch file's content, YAML or JSON.
 
         Args:
             content: the file's bytes (UTF-8), at most 1 MiB.
             source: what to call it in errors.
+            read_direction: reads files that it names; None: it may name none.
 
         Raises:
             PatchError: one line with source, place and reason.
         """
         text = content.encode("utf-8", "surrogatepass") if isinstance(content, str) else content
-        return cls._of_plain(parse_document(text, source), source)
+        return cls._of_plain(parse_document(text, source), source, read_direction)
 
     @classmethod
     def from_data(cls, data: object, source: str = "patch") -> Patch:
@@ -344,11 +402,11 @@ class Patch(_Strict):
         return cls._of_plain(plain_data(data, source), source)
 
     @classmethod
-    def _of_plain(cls, data: Plain, source: str) -> Patch:
+    def _of_plain(cls, data: Plain, source: str, read_direction: ReadDirection | None = None) -> Patch:
         if not isinstance(data, dict):
             raise PatchError(source, "", f"is not a patch: expected a mapping, got {type(data).__name__}")
         try:
-            return cls.model_validate(data)
+            return cls.model_validate(data, context={READER: read_direction})
         except ValidationError as error:
             place, reason = _explain(_most_telling(error.errors(include_url=False)))
             raise PatchError(source, place, reason) from None
@@ -359,7 +417,8 @@ class Patch(_Strict):
             for kind in KINDS:
                 for layer, indices in getattr(edit, kind, {}).items():
                     place, addend = f"edits[{number}].{kind}.{layer}", getattr(edit, "addend", 0.0)
-                    yield Assignment(kind, layer, indices, edit.gain, source, place, addend)
+                    projection = getattr(edit, "projection", None)
+                    yield Assignment(kind, layer, indices, edit.gain, source, place, addend, projection)
 
     @cached_property
     def digest(self) -> str:
@@ -376,8 +435,8 @@ class Patch(_Strict):
         """The map from units to gains, independent of how the edits are cut up, ordered or spelled."""
         gains: dict[str, dict[str, list[tuple[IndexRange | None, _Effect]]]] = defaultdict(lambda: defaultdict(list))
         for item in self.assignments():
-            effect: _Effect = (item.gain, item.addend) if item.addend else (item.gain,)
             entries = gains[item.kind][str(item.layer)]
+            effect = _canonical_effect(item)
             entries.extend([(None, effect)] if item.indices == ALL else [(span, effect) for span in item.indices])
         guard = self.model.given()
         if self.model.architectures is not None:
@@ -388,20 +447,25 @@ class Patch(_Strict):
             **{kind: {layer: _joined(entries) for layer, entries in layers.items()} for kind, layers in gains.items()},
         }
 
-    def to_data(self) -> dict[str, Any]:
-        """The patch as plain data, in the file's own form; `from_data` reads it back."""
-        data = self.model_dump(exclude_defaults=True, exclude_none=True)
-        ordered = ("op", "factor", "value", *KINDS)
+    def to_data(self, *, name_files: bool = False) -> dict[str, Any]:
+        """The patch as plain data, in the file's own form; `from_data` reads it back.
+
+        Args:
+            name_files: whether directions that came from files are written as these. Else all numbers stand in it, so
+                that no other process needs the files.
+        """
+        data = self.model_dump(exclude_defaults=True, exclude_none=True, context={FILES: name_files})
+        ordered = ("op", "factor", "value", "strength", "direction", *KINDS)
         data["edits"] = [{key: edit[key] for key in ordered if key in edit} for edit in data["edits"]]
         return data
 
     def to_yaml(self) -> str:
-        """The patch as the text of a YAML file; `parse` reads it back."""
-        return dump_yaml(self.to_data())
+        """The patch as the text of a YAML file; `parse` reads it back, beside the same files of directions."""
+        return dump_yaml(self.to_data(name_files=True))
 
     def to_json(self) -> str:
-        """The patch as JSON text; `parse` reads it back."""
-        return json.dumps(self.to_data(), indent=2) + "\n"
+        """The patch as JSON text; `parse` reads it back, beside the same files of directions."""
+        return json.dumps(self.to_data(name_files=True), indent=2) + "\n"
 
 
 def json_schema() -> dict[str, Any]:
@@ -412,8 +476,14 @@ def json_schema() -> dict[str, Any]:
     return schema
 
 
-_Effect: TypeAlias = tuple[Gain] | tuple[Gain, float]
-"""The effect on a unit: its gain, and the constant added to it, if any."""
+_Effect: TypeAlias = tuple[Gain] | tuple[Gain, float] | tuple[str, float, str]
+"""The effect on a unit: its gain, and the constant added to it, if any; or what it loses."""
+
+
+def _canonical_effect(item: Assignment) -> _Effect:
+    if item.projection is not None:
+        return "project", item.projection.strength, item.projection.direction.digest
+    return (item.gain, item.addend) if item.addend else (item.gain,)
 
 
 def _joined(entries: list[tuple[IndexRange | None, _Effect]]) -> list[list[Any]]:

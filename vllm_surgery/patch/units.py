@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
+    from vllm_surgery.patch.direction import Projection
+
 Kind: TypeAlias = Literal["neurons", "shared", "experts"]
 KINDS: tuple[Kind, ...] = ("neurons", "shared", "experts")
 NEURON_KINDS: tuple[Kind, ...] = ("neurons", "shared")
@@ -34,6 +36,8 @@ INDEX_PATTERN = r"(?:0|[1-9][0-9]{0,6})"
 MASK: Literal["mask"] = "mask"
 Gain: TypeAlias = float | Literal["mask"]
 """The factor of a unit's output, or `MASK` for an expert that the router can't choose."""
+Effect: TypeAlias = "Gain | Projection"
+"""What becomes of a unit: a factor, a mask, or the loss of a direction of its output."""
 
 ALL: Literal["all"] = "all"
 
@@ -82,8 +86,10 @@ def units_in_words(kind: Kind) -> str:
     return "shared neurons" if kind == "shared" else kind
 
 
-def op_of(gain: Gain, addend: float = 0.0) -> dict[str, Any]:
-    """The edit fields of a gain in a patch file: its op, and the factor or value where the op needs one."""
+def op_of(gain: Effect, addend: float = 0.0) -> dict[str, Any]:
+    """The fields of an effect in a patch file: its op, and the factor, value or direction where the op needs one."""
+    if not isinstance(gain, float | int | str):
+        return {"op": "project", "strength": gain.strength, "direction": gain.direction.inline}
     if addend:
         return {"op": "add" if gain else "set", "value": addend}
     if gain == MASK:
@@ -179,6 +185,7 @@ class Assignment:
 
     Attributes:
         addend: what is added to the units' activations afterwards. Only slots can: no weight holds a constant.
+        projection: which direction their outputs lose; None for none. Then `gain` is 1.
     """
 
     kind: Kind
@@ -188,6 +195,12 @@ class Assignment:
     source: str
     place: str
     addend: float = 0.0
+    projection: Projection | None = None
+
+    @property
+    def effect(self) -> Effect:
+        """What becomes of the units, but for the addend."""
+        return self.gain if self.projection is None else self.projection
 
     def resolve(self, width: int) -> Iterator[int]:
         """The indices as numbers, in a layer of `width` units. The caller has checked the range."""

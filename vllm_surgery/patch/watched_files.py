@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vllm_surgery.errors import SurgeryError
+from vllm_surgery.patch.direction_files import beside, marks_beside
 from vllm_surgery.patch.files import read_bounded
 from vllm_surgery.patch.format import Patch
 from vllm_surgery.patch.patch_set import PatchSet, SourcedPatch
@@ -22,7 +23,8 @@ class Snapshot:
     """The content of the watched files at one time.
 
     Attributes:
-        fingerprint: the same for two snapshots exactly where the files held the same bytes, or lacked the same.
+        fingerprint: the same for two snapshots where the files held the same bytes, or lacked the same. Of a patch that
+            may name files of directions, only where those beside it are the same files too.
         patches: what they ask for; None where they are refused.
         error: why they are refused, one line that may quote them; empty where they aren't.
         refused: the name of the file that is refused; empty where none is.
@@ -60,7 +62,7 @@ class WatchedFiles:
             except SurgeryError as error:
                 reason = str(error).replace(str(path), path.name, 1)
                 return Snapshot(f"unread: {error}", None, reason, path.name)
-        fingerprint = "+".join(hashlib.sha256(content).hexdigest() for content in contents)
+        fingerprint = "+".join(map(_fingerprint, self.paths, contents))
         last = self._last
         if last is None or last.fingerprint != fingerprint:
             last = self._last = self._parse(fingerprint, contents)
@@ -70,8 +72,15 @@ class WatchedFiles:
         members: list[SourcedPatch] = []
         for path, content in zip(self.paths, contents, strict=True):
             try:
-                members.append(SourcedPatch(path.name, Patch.parse(content, path.name)))
+                members.append(SourcedPatch(path.name, Patch.parse(content, path.name, beside(path))))
                 PatchSet(tuple(members))
             except SurgeryError as error:
                 return Snapshot(fingerprint, None, str(error), path.name)
         return Snapshot(fingerprint, PatchSet(tuple(members)))
+
+
+def _fingerprint(path: Path, content: bytes) -> str:
+    digest = hashlib.sha256(content)
+    if b"direction" in content:  # It may name files whose coming makes it whole.
+        digest.update(marks_beside(path))
+    return digest.hexdigest()

@@ -101,7 +101,8 @@ def seal_patch(member: SourcedPatch, model: ModelFolder) -> Patch:
     data = unsealed.to_data()
     data["model"] = {**guard_of(model), **unsealed.model.given()}
     data["seal"] = dict(_seals(unsealed, model))
-    patch = Patch.from_data(data, member.source)
+    # The edits as they were: directions that came from files stay named by these.
+    patch = Patch.from_data(data, member.source).model_copy(update={"edits": unsealed.edits})
     if len(patch.to_yaml()) > MAX_BYTES:
         raise PatchError(
             member.source, "seal", f"{len(patch.seal)} units make the file larger than 1 MiB; it can't be sealed"

@@ -12,12 +12,13 @@ if TYPE_CHECKING:
 
     from vllm_surgery.model.checkpoint import ModelFolder
     from vllm_surgery.model.config import ModelFacts
+    from vllm_surgery.model.gguf_model import GgufModel
     from vllm_surgery.patch.patch_set import PatchSet, SourcedPatch
 
 _FACTS = ("num_hidden_layers", "hidden_size", "num_experts", "base", "revision")
 
 
-def guard_of(model: ModelFolder) -> dict[str, Any]:
+def guard_of(model: ModelFolder | GgufModel) -> dict[str, Any]:
     """The guard that lets a patch be applied to models of this architecture and shape alone."""
     facts = model.facts
     widths = model.anatomy.widths()

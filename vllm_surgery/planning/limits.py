@@ -75,6 +75,26 @@ def check_format(item: Assignment, info: TensorInfo, carrier: Carrier) -> None:
         raise refusal(item, f"{info.name} {reason}")
 
 
+def check_projection(item: Assignment, info: TensorInfo) -> None:
+    """A down projection whose columns can't lose a direction.
+
+    Raises:
+        MismatchError: it is stored in numbers that can't be computed anew, or the direction is of another model.
+    """
+    if item.projection is None:
+        return
+    if info.dtype not in FLOAT_DTYPES:
+        raise refusal(
+            item,
+            f"{info.name} is stored as {info.dtype}, and an edit by a direction computes weights anew, which "
+            f"{', '.join(sorted(FLOAT_DTYPES))} alone can hold",
+        )
+    if len(info.shape) == 2 and info.shape[0] != len(item.projection.direction):  # noqa: PLR2004 - a matrix
+        raise refusal(
+            item, f"the direction has {len(item.projection.direction)} numbers, {info.name} writes {info.shape[0]}"
+        )
+
+
 def check_router_format(item: Assignment, info: TensorInfo) -> None:
     """A router's bias in a number format that can't hold a mask.
 

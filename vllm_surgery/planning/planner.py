@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from vllm_surgery.model.anatomy import Anatomy
+from vllm_surgery.model.quantization import WHOLE
 from vllm_surgery.model.routers import layer_of_router_bias
-from vllm_surgery.patch.units import MASK, UnitMap
+from vllm_surgery.patch.units import MASK, NEURON_KINDS, UnitMap
 from vllm_surgery.planning.carriers import carrier_of
 from vllm_surgery.planning.guard import check_guards, check_width
 from vllm_surgery.planning.limits import (
@@ -22,6 +23,7 @@ from vllm_surgery.planning.limits import (
     check_format,
     check_masks,
     check_present,
+    check_projection,
     check_range,
     check_router_format,
     refuse_constant,
@@ -33,14 +35,15 @@ if TYPE_CHECKING:
     from vllm_surgery.model.config import ModelFacts
     from vllm_surgery.model.conventions import TensorRole
     from vllm_surgery.model.tensor_info import TensorInfo
+    from vllm_surgery.patch.direction import Projection
     from vllm_surgery.patch.patch_set import PatchSet
-    from vllm_surgery.patch.units import Assignment, Gain, Kind
+    from vllm_surgery.patch.units import Assignment, Effect, Gain, Kind
     from vllm_surgery.planning.carriers import Carrier, Encoding
 
 
 @dataclass(frozen=True)
 class TensorEdit:
-    """Gains for some slices of one tensor.
+    """Gains for some slices of one tensor, or directions that they lose.
 
     Attributes:
         tensor: its name in the checkpoint.
@@ -50,7 +53,7 @@ class TensorEdit:
             length one before its first.
         indices: the slices, ascending; (0,) for a whole tensor.
         gains: a factor for each: a unit's gain, or the share of it that this tensor takes; `MASK` in a router's bias,
-            for the lowest number.
+            for the lowest number; or what a column of a down projection loses.
         numbers: what the tensor holds, where its `dtype` doesn't say.
     """
 
@@ -59,7 +62,7 @@ class TensorEdit:
     shape: tuple[int, ...]
     axis: int | None
     indices: tuple[int, ...]
-    gains: tuple[Gain, ...]
+    gains: tuple[Effect, ...]
     numbers: Encoding = "floats"
 
 
@@ -90,6 +93,7 @@ class UnitGains:
         indices: those that patches name, ascending.
         gains: one for each.
         addends: what is added to the activation of each afterwards; 0 for nothing.
+        projections: what the output of each loses.
     """
 
     kind: Kind
@@ -98,6 +102,7 @@ class UnitGains:
     indices: tuple[int, ...]
     gains: tuple[Gain, ...]
     addends: tuple[float, ...]
+    projections: tuple[Projection | None, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -161,6 +166,9 @@ class Planner:
         role = self._anatomy.observe(info)
         if role is None:
             return None, self._edit_of_router(info)
+        if role.kind in NEURON_KINDS and role.part.name == "down" and role.suffix.stores in WHOLE:
+            for item in self._wanted.get((role.kind, role.layer), ()):
+                check_projection(item, info)
         carrier = carrier_of(role, info, self._facts.scheme)
         if carrier is None:
             return role, None
@@ -210,7 +218,7 @@ class Planner:
         """Refuses gains that their tensors can't hold whole: weights seen in part, or a layer that isn't so wide."""
         if self._for_slots:
             check_range(item, self._width((item.kind, item.layer)))
-        else:
+        elif item.projection is None:
             check_complete(item, self._anatomy, self._facts.scheme)
 
     def _edit_of_router(self, info: TensorInfo) -> TensorEdit | None:
@@ -244,7 +252,8 @@ class Planner:
         items = {index: item for item in self._wanted[place] for index in item.resolve(width)}
         ordered = [items[index] for index in sorted(items)]
         gains, addends = tuple(item.gain for item in ordered), tuple(item.addend for item in ordered)
-        return UnitGains(*place, width, tuple(sorted(items)), gains, addends)
+        projections = tuple(item.projection for item in ordered)
+        return UnitGains(*place, width, tuple(sorted(items)), gains, addends, projections)
 
     def _units(self, place: tuple[Kind, int]) -> int:
         return sum(item.count(self._width(place)) for item in self._wanted[place])
@@ -272,10 +281,11 @@ def plan(patches: PatchSet, facts: ModelFacts, tensors: Iterable[TensorInfo]) ->
 
 def _edit_of(info: TensorInfo, role: TensorRole, carrier: Carrier, wanted: Iterable[Assignment]) -> TensorEdit | None:
     """Each unit's gain, or the tensor's share of it, goes on its slice; None where no share changes anything."""
-    gains: dict[int, float] = {}
+    gains: dict[int, float | Projection] = {}
     for item in wanted:
         assert item.gain != MASK  # Masks go on no part of an expert.
-        if (factor := carrier.factor(item.gain)) == 1:
+        factor = carrier.factor(item.gain) if item.projection is None else item.projection
+        if factor == 1 or (item.projection is not None and role.part.name != "down"):
             continue
         width = carrier.width or 0
         if role.expert is None:
@@ -285,7 +295,7 @@ def _edit_of(info: TensorInfo, role: TensorRole, carrier: Carrier, wanted: Itera
     return edit_of_factors(info, carrier, gains) if gains else None
 
 
-def edit_of_factors(info: TensorInfo, carrier: Carrier, factors: Mapping[int, float]) -> TensorEdit:
+def edit_of_factors(info: TensorInfo, carrier: Carrier, factors: Mapping[int, float | Projection]) -> TensorEdit:
     """The edit of a tensor by which units, counted as it counts them, get these shares of their gains."""
     units = sorted(factors)
     indices, gains = tuple(carrier.first + unit for unit in units), tuple(factors[unit] for unit in units)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from vllm_surgery.patch.units import MASK, NEURON_KINDS
@@ -29,12 +30,29 @@ class LayerGains:
         indices: of the units, over all ranks.
         gains: a factor for each.
         addends: what is added to each afterwards; for neurons alone.
+        directions: what their outputs lose.
     """
 
     count: int
     indices: tuple[int, ...]
     gains: tuple[float, ...]
     addends: tuple[float, ...] = ()
+    directions: tuple[LostDirection, ...] = ()
+
+
+@dataclass(frozen=True)
+class LostDirection:
+    """A direction that the outputs of some neurons lose.
+
+    Attributes:
+        indices: of the neurons, over all ranks.
+        responses: how much each loses of it, for an activation of 1.
+        numbers: the direction: float32, little-endian.
+    """
+
+    indices: tuple[int, ...]
+    responses: tuple[float, ...]
+    numbers: bytes
 
 
 @dataclass(frozen=True)
@@ -88,19 +106,25 @@ class SlotContent:
         )
 
 
-def content_of(patches: PatchSet, planned: tuple[UnitGains, ...], units: int) -> SlotContent:
+def content_of(
+    patches: PatchSet,
+    planned: tuple[UnitGains, ...],
+    units: int,
+    lost: Mapping[tuple[Kind, int], tuple[LostDirection, ...]] = MappingProxyType({}),
+) -> SlotContent:
     """Makes the content of a slot from a plan.
 
     Args:
         patches: what was planned.
         planned: gains by layer, from a plan for slots.
         units: how many there are.
+        lost: by kind and layer, the directions that outputs lose.
     """
     experts, masks = {}, {}
     neurons: dict[Kind, dict[int, LayerGains]] = {kind: {} for kind in NEURON_KINDS}
     for layer in planned:
         if layer.kind in neurons:
-            neurons[layer.kind][layer.layer] = _neurons(layer)
+            neurons[layer.kind][layer.layer] = _neurons(layer, lost.get((layer.kind, layer.layer), ()))
             continue
         masked = tuple(index for index, gain in zip(layer.indices, layer.gains, strict=True) if gain == MASK)
         if masked:
@@ -121,9 +145,9 @@ def name_of(patches: PatchSet) -> str:
     return "+".join(sorted(member.patch.name for member in patches.members))
 
 
-def _neurons(layer: UnitGains) -> LayerGains:
+def _neurons(layer: UnitGains, lost: tuple[LostDirection, ...]) -> LayerGains:
     addends = tuple(addend or NO_ADDEND for addend in layer.addends)
-    return LayerGains(layer.width, layer.indices, tuple(map(float, layer.gains)), addends)  # No neuron is masked.
+    return LayerGains(layer.width, layer.indices, tuple(map(float, layer.gains)), addends, lost)  # None is masked.
 
 
 def _experts(layer: UnitGains) -> LayerGains:
@@ -131,9 +155,13 @@ def _experts(layer: UnitGains) -> LayerGains:
     return LayerGains(layer.width, tuple(index for index, _ in pairs), tuple(float(gain) for _, gain in pairs))
 
 
-def _rows(gains: LayerGains) -> tuple[int, list[int], list[float], list[float]]:
-    return gains.count, list(gains.indices), list(gains.gains), list(gains.addends)
+def _rows(gains: LayerGains) -> tuple[int, list[int], list[float], list[float], list[list[Any]]]:
+    lost = [[list(each.indices), list(each.responses), each.numbers.hex()] for each in gains.directions]
+    return gains.count, list(gains.indices), list(gains.gains), list(gains.addends), lost
 
 
-def _gains(count: int, indices: list[int], gains: list[float], addends: list[float]) -> LayerGains:
-    return LayerGains(count, tuple(indices), tuple(gains), tuple(addends))
+def _gains(
+    count: int, indices: list[int], gains: list[float], addends: list[float], lost: list[list[Any]]
+) -> LayerGains:
+    directions = tuple(LostDirection(tuple(one), tuple(each), bytes.fromhex(numbers)) for one, each, numbers in lost)
+    return LayerGains(count, tuple(indices), tuple(gains), tuple(addends), directions)

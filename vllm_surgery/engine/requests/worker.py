@@ -115,6 +115,12 @@ class WorkerSlots:
             for layer in layers:
                 if (kind, layer) in self.reasons:
                     raise CannotSwapError(self.reasons[kind, layer])
+        loses = any(gains.directions for gains in (*content.neurons.values(), *content.shared.values()))
+        if self.traced and loses:
+            raise CannotSwapError(
+                "op `project` has no place in compiled code, where every request would pay for it; start the server "
+                "with --enforce-eager, or without --patch-slots, so that its weights can take the patch"
+            )
         _check_widths("neurons", content.neurons, self.neurons)
         _check_widths("shared", content.shared, self.shared)
         for layer, table in self.experts.items():

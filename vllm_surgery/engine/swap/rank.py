@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from vllm_surgery.engine.swap.source_checkpoint import SourceCheckpoint
     from vllm_surgery.engine.swap.writer import Writer
     from vllm_surgery.patch.patch_set import PatchSet
-    from vllm_surgery.patch.units import Gain
+    from vllm_surgery.patch.units import Effect
     from vllm_surgery.planning.planner import Plan, TensorEdit
 
 READY_BYTES = 1 << 30
@@ -255,7 +255,7 @@ class _Tensors:
 
 def _columns(before: TensorEdit | None, after: TensorEdit | None) -> tuple[int, ...] | None:
     """Columns of a matrix that two edits of it treat differently; None where they aren't about columns."""
-    gains: list[dict[int, Gain]] = []
+    gains: list[dict[int, Effect]] = []
     for edit in (before, after):
         if edit is not None and (edit.axis != 1 or len(edit.shape) != 2):  # noqa: PLR2004 - a matrix
             return None

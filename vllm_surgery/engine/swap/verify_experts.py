@@ -14,7 +14,6 @@ import torch
 from vllm_surgery.engine.server_config import logger
 from vllm_surgery.errors import EngineError, one_line
 from vllm_surgery.model.conventions import classify_tensor
-from vllm_surgery.patch.units import MASK
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -107,7 +106,7 @@ def expert_gains(names: Iterable[str], edits: Mapping[str, TensorEdit]) -> dict[
         if edit is None or role is None or role.block != "experts":
             continue
         named = edit.indices if role.expert is None else (role.expert,)
-        gains.update((index, gain) for index, gain in zip(named, edit.gains, strict=True) if gain != MASK)
+        gains.update((index, gain) for index, gain in zip(named, edit.gains, strict=True) if isinstance(gain, float))
     return gains
 
 
