@@ -46,7 +46,7 @@ DEMO_OPTIONS := --served-model-name smollm2 --dtype float32 --max-model-len 4096
 	--kv-cache-memory-bytes 1073741824
 
 .PHONY: help serve demo test check soak docs lint pytest system-packages monitoring bench bench-swaps bench-slots bench-candidates bench-watching compat \
-	rescue-trial trial evidence search schema matrix install demo-model family-model clean
+	rescue-trial trial evidence search schema matrix registry install demo-model family-model clean
 
 help:
 	@echo "make serve      serve the demo model with its patch on port $(PORT)"
@@ -58,6 +58,7 @@ help:
 	@echo "make bench      what a patch costs while a model is loaded (bench-swaps: a swap; bench-slots: a patch per request;"
 	@echo "                bench-candidates: a search's candidates; bench-watching: the detectors)"
 	@echo "make matrix     write docs/families.md again, which the tests hold against what they find"
+	@echo "make registry   write docs/registry.md again: which of vLLM's architectures are known"
 	@echo "make rescue-trial   what rescues do to the demo model's answers, beside its patch and a repetition penalty"
 	@echo "make trial      what a patch, a penalty and rescues do to one of three real models (MODEL=smollm2, qwen2 or gemma3)"
 	@echo "make evidence   measure again what the example of one neuron does, and what it costs"
@@ -159,6 +160,11 @@ matrix: EXTRAS = --extra test
 matrix: install
 	$(BIN)/python -m tests.docs.families > $(VENV)/families.md
 	mv $(VENV)/families.md docs/families.md
+
+registry: EXTRAS = --extra test
+registry: install
+	$(BIN)/python -m tests.docs.registry > $(VENV)/registry.md
+	mv $(VENV)/registry.md docs/registry.md
 
 install:
 	@$(PYTHON) deploy/install.py --venv $(VENV) --engine $(ENGINE) --extra demo $(EXTRAS)

@@ -11,7 +11,7 @@ from tests.examples import refusal
 from tests.folders import mlp_tensors
 from vllm_surgery.errors import CheckpointError
 from vllm_surgery.model.anatomy import Anatomy
-from vllm_surgery.model.conventions import TensorRole, classify_tensor
+from vllm_surgery.model.conventions import ROOTS, TensorRole, classify_tensor
 from vllm_surgery.model.tensor_info import TensorInfo
 
 DOWN = "model.layers.0.mlp.down_proj.weight"
@@ -23,7 +23,7 @@ def infos(*widths: int, prefix: str = "model") -> list[TensorInfo]:
 
 
 @pytest.mark.parametrize(("part", "part_name", "axis"), [("gate", "gate", 0), ("up", "up", 0), ("down", "down", 1)])
-@pytest.mark.parametrize("root", ["model", "model.language_model", "language_model.model"])
+@pytest.mark.parametrize("root", ROOTS)
 def test_the_parts_of_a_layer_are_found_under_each_root(root: str, part: str, part_name: str, axis: int) -> None:
     role = classify_tensor(f"{root}.layers.17.mlp.{part}_proj.weight")
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import argparse
 
     from vllm_surgery.cli.options import Subparsers
+    from vllm_surgery.patch.patch_set import PatchSet
 
 
 def add_to(subparsers: Subparsers) -> None:

@@ -132,7 +132,9 @@ def _sham(
     except UsageError as error:
         notes.append(f"{candidate}: no sham: {error}")
         return None
-    return Candidate.of(sham.units, "sham")
+    # A search tries gains alone, so its shams have nothing else.
+    gains = {unit: gain for unit, gain in sham.units.items() if isinstance(gain, float | str)}
+    return Candidate.of(gains, "sham")
 
 
 def _measured(

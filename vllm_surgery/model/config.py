@@ -60,8 +60,10 @@ class ModelFacts:
     @classmethod
     def from_config(cls, config: dict[str, Any], base: str | None = None, revision: str | None = None) -> ModelFacts:
         """Reads `config.json`; for a multimodal model the text model's part of it."""
-        text = config.get("text_config")
-        text = text if isinstance(text, dict) else config
+        whole = config.get("thinker_config")  # Of a model that also speaks, the part that answers.
+        whole = whole if isinstance(whole, dict) else config
+        text = whole.get("text_config")
+        text = text if isinstance(text, dict) else whole
         architectures = config.get("architectures")
         return cls(
             architectures=tuple(str(item) for item in architectures) if isinstance(architectures, list) else (),

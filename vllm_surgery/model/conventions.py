@@ -84,9 +84,13 @@ class Convention:
         return [part for part in self.parts.values() if part.carries]
 
 
-IN_LAYER = rf"(?:model|model\.language_model|language_model\.model)\.layers\.(?P<layer>{LAYER_PATTERN})"
-"""Name prefixes of the text model's layers: alone, inside a multimodal model, and in that model's older spelling.
-Vision and audio towers have other roots, so their MLPs are never taken for the language model's."""
+ROOTS = ("model", "model.language_model", "language_model.model", "language_model", "thinker.model")
+"""Name prefixes of the text model: alone, inside a multimodal model, in that model's older spellings, and in one that
+also speaks (Qwen-Omni). DeepSeek V4 has none. Vision and audio towers have others, so that their MLPs are never taken
+for the language model's."""
+
+IN_LAYER = rf"(?:(?:{'|'.join(map(re.escape, ROOTS))})\.)?layers\.(?P<layer>{LAYER_PATTERN})"
+"""The beginning of the names of the text model's layers."""
 
 _BLOCK = "(?:mlp|feed_forward)"
 _EXPERT = rf"(?P<expert>{INDEX_PATTERN})"
@@ -106,9 +110,17 @@ CONVENTIONS: tuple[Convention, ...] = (
         parts=_GATED_MLP,
     ),
     Convention(
+        name="gated MLP (InternLM 2, and Mistral in its own format)",
+        block="mlp",
+        pattern=re.compile(rf"{IN_LAYER}\.feed_forward\.(?P<part>w[123])\.weight"),
+        parts={"w1": Part("gate", 0), "w3": Part("up", 0), "w2": Part("down", 1, carries=True)},
+    ),
+    Convention(
         name="shared expert (Qwen-MoE, DeepSeek, GLM-MoE, Llama 4, ERNIE, Hunyuan)",
         block="shared",
-        pattern=re.compile(rf"{IN_LAYER}\.{_BLOCK}\.(?:shared_experts?|shared_mlp)\.(?P<part>[a-z_]+)\.weight"),
+        pattern=re.compile(
+            rf"{IN_LAYER}\.(?:{_BLOCK}|block_sparse_moe|ffn)\.(?:shared_experts?|shared_mlp)\.(?P<part>[a-z_]+)\.weight"
+        ),
         parts=_GATED_MLP,
     ),
     Convention(
@@ -121,6 +133,12 @@ CONVENTIONS: tuple[Convention, ...] = (
         },
     ),
     Convention(
+        name="shared expert (DeepSeek V4)",
+        block="shared",
+        pattern=re.compile(rf"{IN_LAYER}\.ffn\.shared_experts\.(?P<part>w[123])\.weight"),
+        parts={"w1": Part("gate", 0), "w3": Part("up", 0), "w2": Part("down", 1, carries=True)},
+    ),
+    Convention(
         name="experts with tensors of their own (Qwen-MoE, OLMoE, DeepSeek, GLM-MoE)",
         block="experts",
         pattern=re.compile(rf"{IN_LAYER}\.{_BLOCK}\.experts\.{_EXPERT}\.(?P<part>[a-z_]+)\.weight"),
@@ -131,9 +149,11 @@ CONVENTIONS: tuple[Convention, ...] = (
         },
     ),
     Convention(
-        name="experts with tensors of their own (Mixtral)",
+        name="experts with tensors of their own (Mixtral, DeepSeek V4, LFM 2)",
         block="experts",
-        pattern=re.compile(rf"{IN_LAYER}\.block_sparse_moe\.experts\.{_EXPERT}\.(?P<part>w[123])\.weight"),
+        pattern=re.compile(
+            rf"{IN_LAYER}\.(?:block_sparse_moe|ffn|{_BLOCK})\.experts\.{_EXPERT}\.(?P<part>w[123])\.weight"
+        ),
         parts={"w1": Part("gate", None), "w3": Part("up", None), "w2": Part("down", None, carries=True)},
     ),
     Convention(
