@@ -26,7 +26,8 @@ from pydantic import (
 
 from vllm_surgery.errors import PatchError, one_line
 from vllm_surgery.patch.bounds import MAX_EDITS, check_size
-from vllm_surgery.patch.direction import FILES, MAX_NUMBERS, READER, DirectionField, Projection
+from vllm_surgery.patch.direction import MAX_NUMBERS, Projection
+from vllm_surgery.patch.direction_field import FILES, READER, DirectionField
 from vllm_surgery.patch.document import dump_yaml, parse_document, plain_data
 from vllm_surgery.patch.selection import Selection, refusal
 from vllm_surgery.patch.units import (
@@ -47,7 +48,7 @@ if TYPE_CHECKING:
 
     from pydantic_core import ErrorDetails
 
-    from vllm_surgery.patch.direction import ReadDirection
+    from vllm_surgery.patch.direction_field import ReadDirection
     from vllm_surgery.patch.document import Plain
 
 SEAL_KEY_PATTERN = r"^(neurons|shared|experts)/(0|[1-9][0-9]{0,3})/(0|[1-9][0-9]{0,6})$"
