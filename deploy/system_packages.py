@@ -16,6 +16,7 @@ import subprocess
 PROGRAMS = {
     "prometheus": "prometheus",
     "promtool": "prometheus",
+    "kubectl": "kubernetes-client",
     "chromium": "chromium",
     "chromedriver": "chromium-driver",
 }

@@ -2,8 +2,11 @@
 # vllm-surgery with vLLM for CPUs, to try it out. Build in the root of the repository:
 #   docker build -f deploy/docker/cpu.Dockerfile -t vllm-surgery:cpu .
 
+# Tags can move: `python deploy/pin.py` writes the digest to build with.
+ARG PYTHON_IMAGE=python:3.12.12-slim-bookworm
+
 # The compiler is for torch.compile, which vLLM uses unless it is told to --enforce-eager.
-FROM python:3.12.12-slim-bookworm AS base
+FROM ${PYTHON_IMAGE} AS base
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends g++ libnuma1 \
     && rm -rf /var/lib/apt/lists/*

@@ -2,13 +2,17 @@
 # vllm-surgery in vLLM's own image for NVIDIA GPUs. Build in the root of the repository:
 #   docker build -f deploy/docker/gpu.Dockerfile -t vllm-surgery:gpu .
 
-FROM python:3.12.12-slim-bookworm AS build
+# Tags can move: `python deploy/pin.py` writes the digests to build with.
+ARG PYTHON_IMAGE=python:3.12.12-slim-bookworm
+ARG VLLM_IMAGE=vllm/vllm-openai:v0.33.0
+
+FROM ${PYTHON_IMAGE} AS build
 WORKDIR /src
 COPY pyproject.toml README.md LICENSE ./
 COPY vllm_surgery vllm_surgery
 RUN python -m pip wheel --no-cache-dir --no-deps --wheel-dir /wheels .
 
-FROM vllm/vllm-openai:v0.33.0
+FROM ${VLLM_IMAGE}
 # What is in the image is held as it is: the plugin's requirements are met by vLLM's, but for the demo model's.
 RUN --mount=type=bind,from=build,source=/wheels,target=/wheels \
     python3 -m pip freeze --exclude-editable | grep -v ' @ ' > /tmp/held.txt \

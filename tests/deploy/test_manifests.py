@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -18,9 +19,14 @@ from deploy.monitoring.files import DEPLOY
 from deploy.monitoring.generate import DASHBOARD, KUBERNETES_RULES, RULES
 from deploy.touchpoints.table import minor_of, newest, read_table
 from vllm_surgery import load_patch
+from vllm_surgery.cli import _parser
 
 ROOT = DEPLOY.parent
 KUBERNETES = sorted((DEPLOY / "kubernetes").glob("*.yaml"))
+DEPLOYMENT = DEPLOY / "kubernetes" / "server" / "deployment.yaml"
+JOB = DEPLOY / "kubernetes" / "canary-job" / "job.yaml"
+OVERLAYS = [DEPLOY, DEPLOY / "kubernetes" / "canary-deployment", DEPLOY / "kubernetes" / "canary-job"]
+OPERATORS = "monitoring.coreos.com/v1"
 COMPOSE = [DEPLOY / "compose.yaml", DEPLOY / "compose.gpu.yaml"]
 DOCKERFILES = sorted((DEPLOY / "docker").glob("*.Dockerfile"))
 USER = 10001
@@ -37,7 +43,7 @@ def kustomization() -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def deployment() -> dict[str, Any]:
-    return load(DEPLOY / "kubernetes" / "deployment.yaml")
+    return load(DEPLOYMENT)
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +54,9 @@ def pod(deployment: dict[str, Any]) -> dict[str, Any]:
 # Kubernetes.
 
 
-@pytest.mark.parametrize("name", ["deployment", "service", "networkpolicy"])
+@pytest.mark.parametrize(
+    "name", ["server/deployment", "service", "headless_service", "networkpolicy", "canary-job/job"]
+)
 def test_resources_fit_kubernetes_schemas(name: str) -> None:
     resource = load(DEPLOY / "kubernetes" / f"{name}.yaml")
     kubernetes_validate.validate(resource, kubernetes_validate.latest_version(), strict=True)
@@ -60,7 +68,7 @@ def test_resources_fit_kubernetes_schemas(name: str) -> None:
 def test_the_operators_resources_are_of_its_kinds(name: str, kind: str) -> None:
     # Their schemas are in no package; what stands in them is tested below.
     resource = load(DEPLOY / "kubernetes" / f"{name}.yaml")
-    assert (resource["apiVersion"], resource["kind"]) == ("monitoring.coreos.com/v1", kind)
+    assert (resource["apiVersion"], resource["kind"]) == (OPERATORS, kind)
 
 
 def test_a_resource_that_does_not_fit_is_refused(deployment: dict[str, Any]) -> None:
@@ -71,7 +79,9 @@ def test_a_resource_that_does_not_fit_is_refused(deployment: dict[str, Any]) -> 
 
 
 def test_the_kustomization_takes_every_resource_and_what_it_takes_is_there(kustomization: dict[str, Any]) -> None:
-    assert sorted(kustomization["resources"]) == [str(file.relative_to(DEPLOY)) for file in KUBERNETES]
+    assert sorted(kustomization["resources"]) == sorted(
+        ["kubernetes/server", *(str(file.relative_to(DEPLOY)) for file in KUBERNETES)]
+    )
     for config_map in kustomization["configMapGenerator"]:
         for source in config_map["files"]:
             file = (DEPLOY / source.rpartition("=")[2]).resolve()
@@ -114,7 +124,11 @@ def test_every_mount_has_its_volume(pod: dict[str, Any]) -> None:
 def test_selectors_meet_labels_and_ports_meet_names(deployment: dict[str, Any], pod: dict[str, Any]) -> None:
     service, monitor = (load(DEPLOY / "kubernetes" / f"{name}.yaml") for name in ("service", "service_monitor"))
     labels = deployment["spec"]["template"]["metadata"]["labels"]
-    assert deployment["spec"]["selector"]["matchLabels"] == service["spec"]["selector"] == labels
+    assert deployment["spec"]["selector"]["matchLabels"] == labels
+    assert {**service["spec"]["selector"], "track": "stable"} == labels, "the Service has the canary's pods too"
+    headless = load(DEPLOY / "kubernetes" / "headless_service.yaml")["spec"]
+    assert (headless["selector"], headless["ports"]) == (service["spec"]["selector"], service["spec"]["ports"])
+    assert headless["clusterIP"] == "None", "so that its name has an address for each pod"
     assert monitor["spec"]["selector"]["matchLabels"] == service["metadata"]["labels"]
     (port,) = service["spec"]["ports"]
     assert port["targetPort"] in {each["name"] for each in pod["containers"][0]["ports"]}
@@ -123,10 +137,83 @@ def test_selectors_meet_labels_and_ports_meet_names(deployment: dict[str, Any], 
 
 def test_the_network_policy_is_about_the_servers_pods(pod: dict[str, Any], deployment: dict[str, Any]) -> None:
     policy = load(DEPLOY / "kubernetes" / "networkpolicy.yaml")["spec"]
-    assert policy["podSelector"]["matchLabels"] == deployment["spec"]["template"]["metadata"]["labels"]
+    labels = deployment["spec"]["template"]["metadata"]["labels"]
+    assert {**policy["podSelector"]["matchLabels"], "track": "stable"} == labels
     assert policy["policyTypes"] == ["Ingress", "Egress"]
     (rule,) = policy["ingress"]
     assert [port["port"] for port in rule["ports"]] == [each["containerPort"] for each in pod["containers"][0]["ports"]]
+
+
+def rendered(folder: Path) -> list[dict[str, Any]]:
+    """What `kubectl apply -k` would send."""
+    kubectl = shutil.which("kubectl")
+    if kubectl is None:
+        pytest.skip("kubectl isn't there")
+    out = subprocess.run([kubectl, "kustomize", str(folder)], capture_output=True, text=True, check=False)
+    assert out.returncode == 0, out.stderr
+    return list(yaml.safe_load_all(out.stdout))
+
+
+@pytest.mark.parametrize("folder", OVERLAYS, ids=lambda folder: folder.name)
+def test_kustomize_renders_what_kubernetes_takes(folder: Path) -> None:
+    resources = rendered(folder)
+    assert resources
+    for resource in resources:
+        if resource["apiVersion"] != OPERATORS:
+            kubernetes_validate.validate(resource, kubernetes_validate.latest_version(), strict=True)
+
+
+def test_kustomize_renders_each_resource_once_with_its_image_and_its_files(deployment: dict[str, Any]) -> None:
+    found = {(each["kind"], each["metadata"]["name"]): each for each in rendered(DEPLOY)}
+    assert sorted(found) == [
+        ("ConfigMap", "vllm-surgery-dashboard"),
+        ("ConfigMap", "vllm-surgery-patch"),
+        ("Deployment", "vllm-surgery"),
+        ("NetworkPolicy", "vllm-surgery"),
+        ("PrometheusRule", "vllm-surgery"),
+        ("Service", "vllm-surgery"),
+        ("Service", "vllm-surgery-pods"),
+        ("ServiceMonitor", "vllm-surgery"),
+    ]
+    made = found["Deployment", "vllm-surgery"]["spec"]["template"]["spec"]
+    assert {each["image"] for each in (*made["containers"], *made["initContainers"])} == {"vllm-surgery:cpu"}
+    patch = found["ConfigMap", "vllm-surgery-patch"]["data"]
+    assert patch == {"active.yaml": (DEPLOY / "kubernetes" / "patches" / "active.yaml").read_text()}
+
+
+def test_a_second_deployment_differs_in_its_name_its_track_and_its_patch_alone(deployment: dict[str, Any]) -> None:
+    found = {each["kind"]: each for each in rendered(DEPLOY / "kubernetes" / "canary-deployment")}
+    made, labels = found["Deployment"], {"app.kubernetes.io/name": "vllm-surgery", "track": "canary"}
+    assert made["metadata"]["name"] == "vllm-surgery-canary"
+    assert made["spec"]["selector"]["matchLabels"] == made["spec"]["template"]["metadata"]["labels"] == labels
+    volumes = {each["name"]: each for each in made["spec"]["template"]["spec"]["volumes"]}
+    assert (
+        volumes["patch"]["configMap"]["name"] == found["ConfigMap"]["metadata"]["name"] == "vllm-surgery-patch-canary"
+    )
+    first, second = deployment["spec"]["template"]["spec"], made["spec"]["template"]["spec"]
+    assert second["containers"][0]["args"] == first["containers"][0]["args"]
+    assert second["containers"][0]["env"] == first["containers"][0]["env"]
+
+
+def test_the_canarys_job_asks_all_pods_and_has_both_keys(pod: dict[str, Any]) -> None:
+    job = load(JOB)
+    (container,) = job["spec"]["template"]["spec"]["containers"]
+    headless = load(DEPLOY / "kubernetes" / "headless_service.yaml")
+    address = f"dns://{headless['metadata']['name']}:{headless['spec']['ports'][0]['port']}"
+    assert f"--urls-from={address}" in container["args"]
+    _parser().parse_args(container["args"])
+    keys = {each["name"] for each in pod["containers"][0]["env"] if "valueFrom" in each}
+    assert {each["name"] for each in container["env"]} == keys
+    assert job["spec"]["backoffLimit"] == 0, "what was taken back isn't tried again"
+    assert job["spec"]["template"]["metadata"]["labels"]["app.kubernetes.io/name"] != "vllm-surgery", "no server"
+
+
+def test_patches_for_the_cluster_are_patches() -> None:
+    files = [
+        file for folder in ("canary-deployment", "canary-job") for file in (DEPLOY / "kubernetes" / folder).iterdir()
+    ]
+    names = [load_patch(file).name for file in files if file.name in {"active.yaml", "new.yaml"}]
+    assert len(names) == 2
 
 
 def test_the_server_has_its_keys_or_does_not_start(pod: dict[str, Any]) -> None:
@@ -234,6 +321,8 @@ def test_images_have_stages_pinned_bases_and_no_root(file: Path) -> None:
     bases = [line.split()[1] for line in lines if line.startswith("FROM ")]
     stages = {line.split()[3] for line in lines if line.startswith("FROM ") and " AS " in line}
     assert len(bases) > 1
+    tags = dict(re.findall(r"^ARG (\w+)=(\S+)", "\n".join(lines), re.MULTILINE))
+    bases = [tags[base[2:-1]] if base.startswith("${") else base for base in bases]
     assert all(re.search(r":v?\d+\.\d+\.\d+", base) for base in bases if base not in stages)
     assert [line for line in lines if line.startswith("USER ")] == [f"USER {USER}"]
 
@@ -258,4 +347,4 @@ def test_the_gpu_image_has_the_engine_that_the_project_asks_for() -> None:
 def test_images_of_compose_are_pinned() -> None:
     images = [service["image"] for service in load(COMPOSE[0])["services"].values()]
     own = {"vllm-surgery:cpu"}
-    assert all(image in own or re.search(r":v?\d+\.\d+\.\d+$", image) for image in images)
+    assert all(image in own or re.fullmatch(r"\$\{[A-Z]+_IMAGE:-\S+:v?\d+\.\d+\.\d+\}", image) for image in images)

@@ -7,7 +7,7 @@ import pytest
 
 from deploy import system_packages
 
-ALL = {"apt-get", "prometheus", "promtool", "chromium", "chromedriver"}
+ALL = {"apt-get", "prometheus", "promtool", "kubectl", "chromium", "chromedriver"}
 
 
 class Machine:
@@ -34,7 +34,7 @@ def test_nothing_is_done_where_all_is_there(
 
 
 def test_what_is_missing_is_installed_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    machine = Machine(monkeypatch, {"apt-get", "chromium", "chromedriver"})
+    machine = Machine(monkeypatch, ALL - {"prometheus", "promtool"})
     system_packages.main()
     assert machine.commands == [("install", "prometheus")]
 
@@ -57,7 +57,7 @@ def test_it_says_why_nothing_is_installed(
     system_packages.main()
     assert machine.commands == []
     assert capsys.readouterr().out == (
-        "[system-packages] chromium and chromium-driver and prometheus not installed, "
+        "[system-packages] chromium and chromium-driver and kubernetes-client and prometheus not installed, "
         f"{reason}: tests that need them will be skipped\n"
     )
 

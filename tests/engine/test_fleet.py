@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import threading
@@ -14,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import pytest
 
+from tests.engine.prompting import Lists
 from tests.engine.server import SMALL, Server, running_server
 from tests.engine.streams import MODEL, Streams, ask, body
-from tests.engine.test_planted import swapped
+from tests.engine.test_canary import RULE, write_patches
 from tests.localization.planted import Planted, dense_loop
 from tests.waiting import until
 from vllm_surgery.cli import main
@@ -48,13 +48,7 @@ def planted(tmp_path_factory: pytest.TempPathFactory) -> Planted:
 
 @pytest.fixture(scope="module")
 def patches(planted: Planted, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """Files of patches: one that ends the loops, and one that does nothing to them."""
-    folder, files = tmp_path_factory.mktemp("patches"), {}
-    for name, units in (("cure", planted.units), ("decoy", planted.decoys[:2])):
-        file = folder / f"{name}.json"
-        file.write_text(json.dumps({**swapped(planted, "zero", units), "name": name}))
-        files[name] = str(file)
-    return files
+    return write_patches(planted, tmp_path_factory.mktemp("patches"))
 
 
 @pytest.fixture(scope="module")
@@ -136,6 +130,20 @@ def test_one_takes_its_last_swap_back(servers: list[Server], patches: dict[str, 
     assert main(["swap", "--undo", "--if-epoch", "2", "--url", one[0].url]) == 0
     assert answers(one) == cured
     assert states(one)[0]["active"].startswith("cure@")
+
+
+def test_a_canary_on_weights_is_taken_back_and_another_is_promoted(
+    servers: list[Server], patches: dict[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    two = servers[:2]
+    with Lists([server.url for server in two], MODEL) as lists:
+        assert main(["canary", patches["decoy"], *RULE, "--share", "0.5", *of(two)]) == 1
+        told = capsys.readouterr().out
+        assert {state["active"].partition("@")[0] for state in states(two)} == {"cure"}, told
+        assert main(["swap", "none", *of(two)]) == 0
+        assert main(["canary", patches["cure"], *RULE, "--share", "0.5", *of(two)]) == 0, capsys.readouterr()
+    assert lists.errors == []
+    assert {state["active"].partition("@")[0] for state in states(two)} == {"cure"}
 
 
 def test_when_one_is_killed_in_the_middle_the_others_are_in_one_state(
