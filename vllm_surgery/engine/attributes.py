@@ -280,6 +280,7 @@ FOR_RESCUE = (
             "mm_features",
             "sampling_params",
             "resumable",
+            "trace_headers",
         ),
     ),
     Attributes(

@@ -21,6 +21,7 @@ from vllm_surgery.client.protocol import (
     SwapReport,
     SwapRequest,
 )
+from vllm_surgery.engine import tracing
 from vllm_surgery.engine.http.access import Access, Caller, ForbiddenError, UnauthorizedError
 from vllm_surgery.engine.http.body import (
     MalformedError,
@@ -159,7 +160,9 @@ async def put_state(request: Request) -> SwapReport | SlotsReport:
     except ClientDisconnect:
         raise MalformedError("the connection ended in the middle of the body") from None
     # In a thread: a long body takes a second, in which others' tokens must go out.
-    return await service.put(await asyncio.to_thread(parse_request, body))
+    asked = await asyncio.to_thread(parse_request, body)
+    with tracing.caused_by(request.headers):
+        return await service.put(asked)
 
 
 @router.get(PAGE_PATH, include_in_schema=False)

@@ -9,6 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
+from vllm_surgery.engine import tracing
 from vllm_surgery.engine.requests.choice import Offer
 from vllm_surgery.engine.requests.ledger import Before
 from vllm_surgery.engine.rpc_errors import error_of
@@ -99,15 +100,20 @@ class SlotLeader:
             CannotSwapError: this model can't have a patch in a slot.
             EngineError: the engines don't agree.
         """
+        with tracing.span(tracing.FILL, **_told(change)) as seen:
+            changed = await self._carried_out(change)
+            seen |= {"epoch": changed.state.offer.epoch, "fill_ms": changed.fill_milliseconds}
+        self._board.publish(changed.state.offer)
+        return changed
+
+    async def _carried_out(self, change: Change) -> Changed:
         token = uuid.uuid4().hex
         try:
-            changed = await (self._change_at_once if self.engines.alone else self._change_together)(token, change)
+            return await (self._change_at_once if self.engines.alone else self._change_together)(token, change)
         except BaseException:
             with suppress(Exception):  # An engine that is gone needs no telling.
                 await self.engines.ledger("discard", token, {})
             raise
-        self._board.publish(changed.state.offer)
-        return changed
 
     async def rehearse(self, change: Change) -> Changed:
         """Does everything of a change that comes before anybody sees it, and takes it back.
@@ -173,6 +179,15 @@ class SlotLeader:
             if not answer["ok"]:
                 raise error_of(answer, f"engine {number}")
         return answers
+
+
+def _told(change: Change) -> dict[str, Any]:
+    """A change as attributes of its span."""
+    return {
+        "patches": [fill.offered.id for fill in change.fills],
+        "free": list(change.free),
+        "default": None if change.shares is None else [f"{name} {share:g}" for name, share in change.shares.items()],
+    }
 
 
 def _together(answers: Answers) -> SlotState:

@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
-from vllm_surgery.engine import touchpoints
+from vllm_surgery.engine import touchpoints, tracing
 from vllm_surgery.engine.requests.admission import REQUEST_PATCH
 from vllm_surgery.engine.requests.choice import UnknownPatchError, pinned
 from vllm_surgery.engine.rescue.actions import PATCH, STOP, Action
@@ -47,6 +47,7 @@ class _Done:
     patch: str
     action: Action
     tokens: int
+    began: int = field(default_factory=tracing.now)
 
 
 @dataclass(frozen=True)
@@ -212,16 +213,19 @@ class Rescuer:
             return
         *before, last = rescue.done
         for done in before:
-            self._count(done, LOOPED_AGAIN)
+            self._count(done, LOOPED_AGAIN, rescue)
         if last.action.name == STOP:
-            self._count(last, ENDED)
+            self._count(last, ENDED, rescue)
         elif any(loop.outcome == "terminal" for loop, _ in answer.loops):
-            self._count(last, LOOPED_AGAIN)
+            self._count(last, LOOPED_AGAIN, rescue)
         else:
-            self._count(last, CUT if answer.finish_reason in _BROKEN_OFF else ENDED)
+            self._count(last, CUT if answer.finish_reason in _BROKEN_OFF else ENDED, rescue)
 
-    def _count(self, done: _Done, outcome: str) -> None:
+    def _count(self, done: _Done, outcome: str, rescue: _Rescue) -> None:
         self._metrics.count(done.patch, done.loop.kind, done.action.name, outcome, done.tokens)
+        seen = {"patch": done.patch, "kind": done.loop.kind, "onset": done.loop.onset, "tokens": done.tokens}
+        headers = rescue.request.trace_headers
+        tracing.told(tracing.RESCUE, done.began, headers, action=str(done.action), outcome=outcome, **seen)
 
     def _look(self, state: Any, step: _Step) -> None:
         rescue: _Rescue = getattr(state, _RESCUE)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from prometheus_client import Counter, Gauge, Histogram
 
+from vllm_surgery.engine import tracing
 from vllm_surgery.engine.metrics import REFUSED, Spec
 from vllm_surgery.errors import CannotSwapError, ConflictError, MixedWeightsError, SurgeryError, SwapFailedError
 
@@ -109,12 +110,18 @@ class InstrumentedSwapper:
         return await self._counted(self._swapper.undo(mode=mode, if_epoch=if_epoch), REFUSED)
 
     async def _counted(self, work: Coroutine[Any, Any, SwapReport], patch: str) -> SwapReport:
-        try:
-            report = await work
-        except Exception as error:
-            self._count(patch, next(_RESULTS[kind] for kind in type(error).__mro__ if kind in _RESULTS))
-            raise
-        self._count(report.id, _UNCHANGED if report.id == report.previous else _DONE)
+        with tracing.span(tracing.SWAP, model=self._model_name) as seen:
+            try:
+                report = await work
+            except Exception as error:
+                result = next(_RESULTS[kind] for kind in type(error).__mro__ if kind in _RESULTS)
+                seen |= {"patch": patch, "result": result}
+                self._count(patch, result)
+                raise
+            times = {f"{phase}_ms": getattr(report.milliseconds, phase) for phase in PHASES}
+            result = _UNCHANGED if report.id == report.previous else _DONE
+            seen |= {"patch": report.id, "previous": report.previous, "epoch": report.epoch, "result": result, **times}
+        self._count(report.id, result)
         self._shown["active"] = report.previous  # Another process may have swapped since this one last looked.
         self._show("active", report.id)
         self._metrics.total(VERIFIED, self._model_name).inc(report.verified)
