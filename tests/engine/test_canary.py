@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.engine
 
 OPTIONS = ("--served-model-name", MODEL, "--dtype", "float32", *SMALL)
-RULE = ("--min-answers", "20", "--max-answers", "320", "--margin", "0.1", "--length-factor", "3", "--interval", "1")
+RULE = ("--min-answers", "20", "--max-answers", "320", "--margin", "0.1", "--interval", "1", "--max-minutes", "20")
 
 
 @pytest.fixture(scope="module")

@@ -34,7 +34,6 @@ OPTIONS = (
     MODEL,
     "--dtype",
     "float32",
-    "--skip-tokenizer-init",
     "--max-model-len",
     "1024",
     *SMALL,
