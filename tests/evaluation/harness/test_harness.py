@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`vllm-surgery evaluate --lm-eval`: folders of lm-evaluation-harness as arms, written here so that they can be wrong."""
+"""`vllm-surgery evaluate --lm-eval`: folders of lm-evaluation-harness as arms, written here so that they can be wrong,
+and as it wrote them itself."""
 
 from __future__ import annotations
 
 import json
 import shutil
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,10 +21,10 @@ from vllm_surgery.evaluation.harness.reading import read_results
 from vllm_surgery.evaluation.protocol import load_protocol
 from vllm_surgery.evaluation.trial import Trial, TrialFolder
 
-if TYPE_CHECKING:
-    from pathlib import Path
-
 LOOP = "one two three four " * 60
+RECORDED = Path(__file__).parent / "recorded"
+PRINTED = (0.375, 0.375)
+"""What the harness printed as the accuracy of its two runs."""
 TIME = "2026-11-29T12-00-00.000000"
 
 
@@ -229,3 +231,27 @@ def test_arms_beside_a_trial_are_the_trials(tmp_path: Path, capsys: pytest.Captu
         write(tmp_path / name, [line(0, 1)])
     assert main(["evaluate", *arms(tmp_path), "--out", str(tmp_path / "out")]) == 2
     assert "its trial has no arm mine; it has unpatched" in capsys.readouterr().err
+
+
+# What the harness itself wrote: see recorded/README.md
+
+
+def test_files_of_the_harness_itself_are_read() -> None:
+    one, other = (read_results(name, RECORDED / name) for name in ("one", "other"))
+    assert one.tasks == other.tasks == ["short_choices", "short_facts"]
+    found = compare_results([one, other])
+    assert [(item.task, item.filter, item.metric, item.documents) for item in found.changes] == [
+        ("short_choices", "none", "acc", 8),
+        ("short_facts", "first-word", "exact_match", 16),
+    ]
+    assert [(rate.arm, rate.task, rate.texts, rate.looped) for rate in found.loops] == [
+        ("one", "short_facts", 16, 0),
+        ("other", "short_facts", 16, 0),
+    ]
+    assert found.notes == ()
+
+
+def test_the_means_are_those_that_the_harness_printed() -> None:
+    one, other = (read_results(name, RECORDED / name) for name in ("one", "other"))
+    choices, facts = compare_results([one, other]).changes
+    assert ((choices.before, choices.after), (facts.before, facts.after)) == (PRINTED, (0.0, 0.0))
