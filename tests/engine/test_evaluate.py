@@ -60,10 +60,10 @@ class Trials:
         asked = ["--protocol", str(work / "tiny.yaml"), "--patch", str(patch), "--model", str(model), "--shams", "1"]
         self.command = [COMMAND, "evaluate", "--url", url, "--concurrency", "8", *asked]
 
-    def run(self, name: str) -> TrialFolder:
+    def run(self, name: str, *words: str) -> TrialFolder:
         out = self.work / name
         done = subprocess.run(
-            [*self.command, "--out", str(out)], capture_output=True, text=True, env=environment(), check=False
+            [*self.command, *words, "--out", str(out)], capture_output=True, text=True, env=environment(), check=False
         )
         assert done.returncode == 0, done.stderr
         return TrialFolder(out)
@@ -120,6 +120,18 @@ def test_a_trial_that_was_killed_goes_on_and_gives_the_same_numbers(trials: Tria
     # The same seeds and probabilities: the same answers, but where batches of another size round the last bits otherwise.
     first, second = answers(whole, "sampled"), answers(again, "sampled")
     assert sum(first[key] == second[key] for key in first) > 0.8 * len(first)
+
+
+def test_a_model_is_asked_to_go_on_with_texts(trials: Trials, whole: TrialFolder) -> None:
+    completed = trials.run("completed", "--form", "completion", "--cells", "greedy")
+    records = completed.records()
+    assert len(records) == 8 * len(completed.trial().arms)
+    assert all(record.prompt.endswith("\n\n") and record.token_ids for record in records)
+    arms = {arm.name: arm.id for arm in completed.trial().arms}
+    assert {(record.key.arm, record.patch) for record in records} == set(arms.items())
+    chats = {record.key: record.text for record in whole.records() if record.key.cell == "greedy"}
+    assert any(record.text != chats[record.key] for record in records)
+    assert completed.logprobs() != whole.logprobs()
 
 
 def test_arms_share_a_batch_and_the_default_stays(trials: Trials, whole: TrialFolder) -> None:
