@@ -134,6 +134,6 @@ def test_compiled_slots_refuse_it(family_model: Callable[[str], Path]) -> None:
     wanted = {"version": 1, "name": "lost", "edits": [project(DIRECTIONS[0], {"0": [1]})]}
     (answer,) = run_arms(Arm(model, [], options=options, settings={"slots": 1}, swaps=[[wanted]], max_tokens=2))
     assert answer["swaps"][0]["error"] == (
-        "CannotSwapError: rank 0: op `project` has no place in compiled code, where every request would pay for it; "
+        "CannotSwapError: op `project` has no place in compiled code, where every request would pay for it; "
         "start the server with --enforce-eager, or without --patch-slots, so that its weights can take the patch"
     )

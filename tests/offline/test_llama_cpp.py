@@ -30,7 +30,7 @@ PROMPTS = ("List the moons of Jupiter.", "Name every country in Africa, one per 
 TOKENS = 48
 ALIKE = 0.9
 """How many of the patched model's greedy tokens llama.cpp chooses too, given those before: it computes with activations
-of eight bits, so that near ties fall otherwise. It was 0.97; without the patch it was 0.7."""
+of eight bits, so that near ties fall otherwise. A guess, made before the first run: mend it by what a run prints."""
 
 
 @pytest.fixture(scope="module")
