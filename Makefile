@@ -45,7 +45,7 @@ BIN := $(VENV)/bin
 DEMO_OPTIONS := --served-model-name smollm2 --dtype float32 --max-model-len 4096 --enforce-eager \
 	--kv-cache-memory-bytes 1073741824
 
-.PHONY: help serve demo test check soak docs lint pytest system-packages monitoring bench bench-swaps bench-slots bench-candidates bench-watching compat \
+.PHONY: help serve demo test check soak docs lint pytest system-packages monitoring bench bench-swaps bench-slots bench-candidates bench-watching compat containers \
 	rescue-trial trial evidence search schema matrix registry install demo-model family-model clean
 
 help:
@@ -59,6 +59,7 @@ help:
 	@echo "                bench-candidates: a search's candidates; bench-watching: the detectors)"
 	@echo "make matrix     write docs/families.md again, which the tests hold against what they find"
 	@echo "make registry   write docs/registry.md again: which of vLLM's architectures are known"
+	@echo "make containers build the image for CPUs with Debian's podman and run it as a cluster would (root)"
 	@echo "make rescue-trial   what rescues do to the demo model's answers, beside its patch and a repetition penalty"
 	@echo "make trial      what a patch, a penalty and rescues do to one of three real models (MODEL=smollm2, qwen2 or gemma3)"
 	@echo "make evidence   measure again what the example of one neuron does, and what it costs"
@@ -133,6 +134,10 @@ rescue-trial: EXTRAS = --extra test
 rescue-trial: PATCH = patches/smollm2-135m-instruct-noloop.yaml
 rescue-trial: demo-model
 	$(BIN)/python -m tests.benchmarks.rescue_trial --model $(DEMO_MODEL) --patch $(PATCH) --out $(VENV)/rescue-trial $(ARGS)
+
+# The image for CPUs, built and run as a cluster would. Wants root, and buildah, podman, runc, conmon and mmdebstrap.
+containers: demo-model
+	$(BIN)/python -m deploy.containers --model $(DEMO_MODEL) $(ARGS)
 
 # The whole-server tests on other versions of vLLM, each in an environment of its own.
 compat: demo-model
