@@ -126,7 +126,17 @@ def test_a_signal_takes_it_back(servers: Callable[..., list[FleetServer]], sent:
     here = servers(new=[], old=[])
     urls = [word for server in here for word in ("--url", server.url)]
     command = [sys.executable, "-m", "vllm_surgery", "canary", "new", "--interval", "60", *urls]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=dict(os.environ)) as program:
+
+    def not_ignored() -> None:  # As it is in what a script starts in the background.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    with subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=dict(os.environ),
+        preexec_fn=not_ignored,  # noqa: PLW1509 - it takes no lock
+    ) as program:
         until(lambda: here[0].active == "new@1")
         program.send_signal(sent)
         out, _ = program.communicate()
