@@ -26,6 +26,7 @@ from vllm_surgery.errors import (
     CheckpointError,
     ConflictError,
     EngineError,
+    FleetError,
     MismatchError,
     MixedWeightsError,
     ServerError,
@@ -291,7 +292,7 @@ def test_every_error_that_there_is_has_a_status() -> None:
     kinds = [SurgeryError]
     for kind in kinds:
         kinds += kind.__subclasses__()
-    for kind in set(kinds) - {ServerError, ServerUnreachableError}:  # These two are a client's.
+    for kind in set(kinds) - {ServerError, ServerUnreachableError, FleetError}:  # These are a client's.
         assert any(base in STATUS for base in kind.__mro__ if base is not SurgeryError) or kind is SurgeryError, kind
 
 

@@ -44,8 +44,11 @@ class Slots:
         free: Sequence[str],
         shares: Mapping[str, float] | None,
         if_epoch: int | None,
+        check: bool,
     ) -> SlotsReport:
-        self.asked.append(([patches.id.partition("@")[0] for patches in fill], list(free), shares, if_epoch))
+        rehearsed = ["rehearsed"] if check else []
+        named = [patches.id.partition("@")[0] for patches in fill]
+        self.asked.append((named, list(free), shares, if_epoch, *rehearsed))
         return REPORT
 
     async def promote(self, *, mode: str, if_epoch: int | None) -> str:
@@ -69,6 +72,7 @@ def put(here: SurgeryService, **asked: Any) -> Any:
         ({"default": "a"}, ([], [], {"a": 1.0}, None)),
         ({"default": {"a": 0.5, "none": 0.5}, "if_epoch": 3}, ([], [], {"a": 0.5, "none": 0.5}, 3)),
         ({"free": ["a", "b"], "fill": [INLINE]}, (["inline"], ["a", "b"], None, None)),
+        ({"default": "a", "check": True}, ([], [], {"a": 1.0}, None, "rehearsed")),
     ],
 )
 def test_a_change_reaches_the_slots(asked: dict[str, Any], reached: Any) -> None:
