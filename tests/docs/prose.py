@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 
 from markdown.extensions.toc import slugify
 
+from vllm_surgery.engine.tracing import FILL, RESCUE, SWAP
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -53,9 +55,9 @@ def missing_paths(page: str) -> list[str]:
 def missing_modules(page: str) -> Iterator[str]:
     """Of the Python names in this repository that a page names, those whose module isn't there.
 
-    The last part may be a name in its module.
+    The last part may be a name in its module. Names of spans look alike.
     """
-    for name in _MODULE.findall(text_of(page)):
+    for name in set(_MODULE.findall(text_of(page))) - {SWAP, FILL, RESCUE}:
         module = ROOT / name.replace(".", "/")
         if not any(path.exists() for path in (module, module.with_suffix(".py"))) and not _defines(module):
             yield name

@@ -247,6 +247,7 @@ def test_the_command_reports_json(tmp_path: Path, capsys: pytest.CaptureFixture[
         "patch": None,
         "unexplained": [],
         "notes": [],
+        "gone": {},
     }
 
 

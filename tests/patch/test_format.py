@@ -150,9 +150,9 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     (patch_data({"op": "mask", "neurons": NEURONS}), "edits[0].neurons: `mask` is for routed experts; for neurons use `zero`"),
     (patch_data({"op": "mask", "neurons": NEURONS, "experts": NEURONS}), "edits[0].neurons: `mask` is for routed experts; for neurons use `zero`"),
     (patch_data({"op": "mask"}), "edits[0].experts: is missing"),
-    (patch_data({"neurons": NEURONS}), "edits[0]: `op` is missing; it is one of scale, zero, negate, mask, set, add"),
+    (patch_data({"neurons": NEURONS}), "edits[0]: `op` is missing; it is one of scale, zero, negate, mask, set, add, project"),
     *(
-        (patch_data({"op": op, "neurons": NEURONS}), "edits[0]: `op` must be one of scale, zero, negate, mask, set, add")
+        (patch_data({"op": op, "neurons": NEURONS}), "edits[0]: `op` must be one of scale, zero, negate, mask, set, add, project")
         for op in ("Zero", "swap", "", None, 1, ["zero"], {})
     ),
     # Version and name.

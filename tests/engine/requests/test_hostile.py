@@ -12,12 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 
-from tests.engine.requests.test_admission import processor
 from tests.engine.requests.test_ledger import Engine, fill
 from tests.engine.requests.test_openai import OFFER, Handler, check, request
 from tests.engine.requests.test_swapper import A, slots
 from tests.memory import held
-from vllm_surgery import ConflictError, Patch, UsageError
+from vllm_surgery import ConflictError, Patch, PatchError, UsageError
 from vllm_surgery.api import patch_set
 from vllm_surgery.client.protocol import CHOICE_KEY
 from vllm_surgery.engine import requests
@@ -191,11 +190,5 @@ def test_ten_thousand_shares_of_nobody_are_refused_in_a_line() -> None:
 
 
 def test_a_patch_cannot_take_the_name_of_the_unpatched_model() -> None:
-    named = patch_set(Patch.from_data({**A.members[0].patch.to_data(), "name": "none"}))
-    server = slots()
-    for ask in (server.swap, server.change):
-        with pytest.raises(UsageError, match="no slot can hold a patch named none"):
-            ask(named)
-    with pytest.raises(UsageError, match="no slot can hold a patch named none"):
-        processor(named.members[0].patch.to_data())
-    assert asyncio.run(server.swapper.status()).active == "none"
+    with pytest.raises(PatchError, match="`none` stands for the model without a patch"):
+        Patch.from_data({**A.members[0].patch.to_data(), "name": "none"})

@@ -20,8 +20,6 @@ from vllm_surgery.engine.requests.choice import (
 from vllm_surgery.engine.requests.content import digest_of, name_of
 from vllm_surgery.engine.requests.header import note_choice, noted_choice
 from vllm_surgery.engine.settings import Settings
-from vllm_surgery.errors import UsageError
-from vllm_surgery.patch.patch_set import NO_PATCH
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -48,13 +46,7 @@ def input_processor_hook(original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def offered(patches: PatchSet) -> Offered:
-    """Makes the choice that a patch set is to requests; the empty one is no patch.
-
-    Raises:
-        UsageError: by its name it would stand for no patch.
-    """
-    if patches and name_of(patches) == NO_PATCH:
-        raise UsageError(f"no slot can hold a patch named {NO_PATCH}, which is what requests call the unpatched model")
+    """Makes the choice that a patch set is to requests; the empty one is no patch."""
     return Offered(name_of(patches), patches.id, digest_of(patches)) if patches else UNPATCHED
 
 

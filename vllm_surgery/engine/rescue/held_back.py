@@ -89,6 +89,10 @@ def hold_back(state: Any, tokens: int) -> None:
         state.queue = HeldBackQueue(state.queue, tokens, cumulative=state.output_kind == kinds.CUMULATIVE)
 
 
+def _held_back(state: Any) -> HeldBackQueue | None:
+    return state.queue if isinstance(state.queue, HeldBackQueue) else None
+
+
 def kept_tokens(state: Any, tokens: Sequence[int], onset: int) -> list[int]:
     """The tokens of a looping answer that stay: all that its client has seen, and those before the loop.
 
@@ -97,7 +101,8 @@ def kept_tokens(state: Any, tokens: Sequence[int], onset: int) -> list[int]:
         tokens: the answer so far.
         onset: where the loop begins.
     """
-    if isinstance(state.queue, HeldBackQueue):
-        return list(tokens[: state.queue.take_back(onset)])
+    held = _held_back(state)
+    if held is not None:
+        return list(tokens[: held.take_back(onset)])
     streamed = state.output_kind != touchpoints.OUTPUT_KINDS.get().FINAL_ONLY
     return list(tokens if streamed else tokens[:onset])
