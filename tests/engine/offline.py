@@ -160,6 +160,7 @@ def _answer_there(arm: Arm) -> dict[str, Any]:
         "before": before,
         "graphs": _graphs(),
         "libraries": _libraries(),
+        "watched": _watched(),
         "counters": _counters(llm) if arm.options.get("disable_log_stats") is False else None,
     }
     result["later"] = [_later(llm, arm, ask, patches) for patches in arm.later]
@@ -241,6 +242,14 @@ def _graphs() -> int:
 def _counters(llm: Any) -> dict[str, int]:
     """vLLM's own counters by name."""
     return {metric.name: metric.value for metric in llm.get_metrics() if hasattr(metric, "value")}
+
+
+def _watched() -> float:
+    """How many tokens the detectors of this process have read."""
+    from prometheus_client import REGISTRY
+
+    samples = (sample for metric in REGISTRY.collect() for sample in metric.samples)
+    return sum(sample.value for sample in samples if sample.name == "vllm_surgery_output_tokens_total")
 
 
 def _libraries() -> list[str]:
