@@ -102,6 +102,9 @@ _GATED_MLP = {
     "down_proj": Part("down", 1, carries=True),
 }
 
+_W1_W2_W3 = {"w1": Part("gate", 0), "w3": Part("up", 0), "w2": Part("down", 1, carries=True)}
+"""A gated MLP's parts, as Llama's own format names them."""
+
 CONVENTIONS: tuple[Convention, ...] = (
     Convention(
         name="gated MLP (Llama, Mistral, Qwen, Gemma, Phi-3, the dense layers of DeepSeek, GLM and Llama 4)",
@@ -113,7 +116,7 @@ CONVENTIONS: tuple[Convention, ...] = (
         name="gated MLP (InternLM 2, and Mistral in its own format)",
         block="mlp",
         pattern=re.compile(rf"{IN_LAYER}\.feed_forward\.(?P<part>w[123])\.weight"),
-        parts={"w1": Part("gate", 0), "w3": Part("up", 0), "w2": Part("down", 1, carries=True)},
+        parts=_W1_W2_W3,
     ),
     Convention(
         name="shared expert (Qwen-MoE, DeepSeek, GLM-MoE, Llama 4, ERNIE, Hunyuan)",
@@ -136,7 +139,7 @@ CONVENTIONS: tuple[Convention, ...] = (
         name="shared expert (DeepSeek V4)",
         block="shared",
         pattern=re.compile(rf"{IN_LAYER}\.ffn\.shared_experts\.(?P<part>w[123])\.weight"),
-        parts={"w1": Part("gate", 0), "w3": Part("up", 0), "w2": Part("down", 1, carries=True)},
+        parts=_W1_W2_W3,
     ),
     Convention(
         name="experts with tensors of their own (Qwen-MoE, OLMoE, DeepSeek, GLM-MoE)",

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from vllm_surgery.engine import touchpoints
+from vllm_surgery.engine.rescue.continuation import is_streamed
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -84,9 +85,9 @@ def hold_back(state: Any, tokens: int) -> None:
         state: vLLM's, of the request.
         tokens: how many; 0 for none.
     """
-    kinds = touchpoints.OUTPUT_KINDS.get()
-    if tokens and state.queue is not None and state.output_kind != kinds.FINAL_ONLY:
-        state.queue = HeldBackQueue(state.queue, tokens, cumulative=state.output_kind == kinds.CUMULATIVE)
+    if tokens and state.queue is not None and is_streamed(state):
+        cumulative = state.output_kind == touchpoints.OUTPUT_KINDS.get().CUMULATIVE
+        state.queue = HeldBackQueue(state.queue, tokens, cumulative=cumulative)
 
 
 def _held_back(state: Any) -> HeldBackQueue | None:
@@ -104,5 +105,4 @@ def kept_tokens(state: Any, tokens: Sequence[int], onset: int) -> list[int]:
     held = _held_back(state)
     if held is not None:
         return list(tokens[: held.take_back(onset)])
-    streamed = state.output_kind != touchpoints.OUTPUT_KINDS.get().FINAL_ONLY
-    return list(tokens if streamed else tokens[:onset])
+    return list(tokens if is_streamed(state) else tokens[:onset])

@@ -133,7 +133,7 @@ class Rescuer:
         if state is not None and policy.actions:
             setattr(state, _RESCUE, _Rescue(request, policy))
             self._expect(self._monitor.patch_of(state), policy)
-            if not policy.only_stops and hindrance(request) is None:
+            if behind and not policy.only_stops and hindrance(request) is None:
                 hold_back(state, behind)
 
     def _expect(self, patch: str, policy: Policy) -> None:
