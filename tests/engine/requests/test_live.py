@@ -67,12 +67,15 @@ def is_of(server: Server, stream: Stream, name: str) -> bool:
 
 @pytest.fixture(scope="module")
 def served(server: Server) -> Streams:
-    """Streams that ran while patches were swapped all the time."""
+    """Streams that ran while patches were swapped all the time, the last three each until it had streams of its own."""
     with Streams(server.url, STREAMS, TOKENS) as streams:
         until(lambda: streams.flowing)
         for number in range(SWAPS):
             report = put(server, patches=SETS[NAMES[number % 3]])
             assert report["milliseconds"]["pause"] == 0
+            if number >= SWAPS - len(NAMES):
+                begun = len(streams.done)
+                until(lambda begun=begun: len(streams.done) >= begun + STREAMS)
     return streams
 
 
@@ -82,7 +85,7 @@ def test_no_request_fails_and_none_loses_a_token(served: Streams) -> None:
 
 
 def test_every_stream_is_of_one_patch(server: Server, served: Streams) -> None:
-    streams = served.done[-3 * STREAMS :]
+    streams = [*served.done[: 2 * STREAMS], *served.done[-3 * STREAMS :]]
     found = [[name for name in NAMES if is_of(server, stream, name)] for stream in streams]
     assert all(found), "each must be of one patch from its first token to its last"
     assert {name for names in found if len(names) == 1 for name in names} == {*NAMES}, "or this shows nothing"
