@@ -11,7 +11,9 @@ import pytest
 from hypothesis import settings
 
 from tests.cpu_library import sitecustomize  # noqa: F401 - so that these processes too have the library that is asked for
-from vllm_surgery.demo.model import default_folder, make_demo_model
+from vllm_surgery.demo.model import _download, default_folder, make_demo_model
+from vllm_surgery.demo.sources import SOURCES
+from vllm_surgery.errors import SurgeryError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -34,6 +36,15 @@ def demo_model() -> Path:
     folder = Path(os.environ.get("VLLM_SURGERY_DEMO_MODEL") or default_folder()).absolute()
     make_demo_model(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def demo_gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The GGUF file that the demo model is made of, fetched anew: the folder holds its weights dequantised."""
+    try:
+        return _download(SOURCES["smollm2"], tmp_path_factory.mktemp("gguf"))
+    except SurgeryError as error:
+        pytest.skip(f"the demo model's GGUF file can't be had here: {error}")
 
 
 @pytest.fixture(scope="session")

@@ -32,11 +32,6 @@ TEXTS = [
 ]
 
 
-@pytest.fixture(scope="module")
-def gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return demo._download(SOURCES["smollm2"], tmp_path_factory.mktemp("gguf"))
-
-
 def read_by_transformers(source: Path, **options: Any) -> tuple[Any, Any]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -45,9 +40,9 @@ def read_by_transformers(source: Path, **options: Any) -> tuple[Any, Any]:
 
 
 @pytest.fixture(scope="module")
-def reference(gguf: Path) -> tuple[Any, Any]:
+def reference(demo_gguf: Path) -> tuple[Any, Any]:
     """Model and tokenizer as transformers reads them from the GGUF file."""
-    return read_by_transformers(gguf.parent, gguf_file=gguf.name)
+    return read_by_transformers(demo_gguf.parent, gguf_file=demo_gguf.name)
 
 
 @pytest.fixture(scope="module")
@@ -55,13 +50,13 @@ def converted(demo_model: Path) -> tuple[Any, Any]:
     return read_by_transformers(demo_model)
 
 
-def test_weights_are_what_the_file_says(gguf: Path, converted: tuple[Any, Any]) -> None:
+def test_weights_are_what_the_file_says(demo_gguf: Path, converted: tuple[Any, Any]) -> None:
     # Parts whose rows GGUF stores in the checkpoint's order, dequantised by the format's own library.
     names = {"token_embd.weight": "model.embed_tokens.weight", "output_norm.weight": "model.norm.weight"}
     parts = {"ffn_gate": "gate_proj", "ffn_up": "up_proj", "ffn_down": "down_proj"}
     names |= {f"blk.{n}.{a}.weight": f"model.layers.{n}.mlp.{b}.weight" for n in (0, 29) for a, b in parts.items()}
     weights = converted[0].state_dict()
-    found = {tensor.name: dequantize(tensor.data, tensor.tensor_type) for tensor in GGUFReader(gguf).tensors}
+    found = {tensor.name: dequantize(tensor.data, tensor.tensor_type) for tensor in GGUFReader(demo_gguf).tensors}
     assert [name for name in names if not torch.equal(torch.tensor(found[name]), weights[names[name]])] == []
 
 
@@ -85,10 +80,10 @@ def answer(model: Any, tokenizer: Any, prompt: str) -> str:
     return str(tokenizer.decode(made[0, tokens["input_ids"].shape[1] :]))
 
 
-def test_bfloat16_is_float32_rounded_once(gguf: Path, demo_model: Path, tmp_path: Path) -> None:
+def test_bfloat16_is_float32_rounded_once(demo_gguf: Path, demo_model: Path, tmp_path: Path) -> None:
     from safetensors import safe_open
 
-    conversion.convert_gguf(gguf, tmp_path, "bfloat16")
+    conversion.convert_gguf(demo_gguf, tmp_path, "bfloat16")
     name = "model.layers.3.mlp.down_proj.weight"
     with (
         safe_open(demo_model / "model.safetensors", "pt") as wide,
