@@ -11,6 +11,9 @@ Engines:
 - ``cpu``: the ``cpu`` extra, with its traps handled (see `install_cpu_engine`).
 - ``auto``: the first of ``present``, ``gpu`` (where an NVIDIA driver answers) and ``cpu`` that applies.
 
+With ``--lock FILE`` (see deploy/lock.py) exactly that file's packages are installed, each only from a file that has the
+hash it is listed with.
+
 Running it again is cheap: it stops at once when the environment is already what this checkout asks for. Extras add up:
 asking for another one keeps those that are there.
 """
@@ -55,9 +58,18 @@ def main() -> int:
         "--engine-version", metavar="X.Y.Z", help="one version of vLLM, whatever pyproject.toml asks for"
     )
     parser.add_argument("--extra", action="append", help="extras of vllm-surgery to install (default: demo)")
+    parser.add_argument(
+        "--lock", type=Path, metavar="FILE", help="install its packages, by their hashes, and no others"
+    )
     options = parser.parse_args()
+    venv, extras = options.venv.resolve(), sorted(set(options.extra or ["demo"]))
     try:
-        install(options.venv.resolve(), options.engine, sorted(set(options.extra or ["demo"])), options.engine_version)
+        if options.lock is not None:
+            if options.extra or options.engine_version:
+                raise InstallError("--lock: the file says which packages and versions there are; name none beside it")
+            install_locked(venv, options.engine, options.lock)
+        else:
+            install(venv, options.engine, extras, options.engine_version)
     except (InstallError, OSError, subprocess.CalledProcessError) as error:
         print(f"[install] error: {error}", file=sys.stderr)
         return 1
@@ -93,6 +105,27 @@ def install(venv: Path, engine: str, extras: list[str], version: str | None = No
     check_engine(venv)
     stamp.write_text("\n".join([wanted, *extras]))
     say(f"{venv} is ready after {time.monotonic() - started:.0f} s (engine: {engine})")
+
+
+def install_locked(venv: Path, engine: str, lock: Path) -> None:
+    """Brings `venv` to the packages of a file with hashes, and vllm-surgery without what it asks for beside them."""
+    if not lock.is_file():
+        raise InstallError(f"--lock: {lock} is not a file")
+    stamp = venv / STAMP
+    wanted = f"{fingerprint(engine)} {hashlib.sha256(lock.read_bytes()).hexdigest()}"
+    if stamp.is_file() and stamp.read_text() == wanted:
+        say(f"{venv} is up to date")
+        return
+    started = time.monotonic()
+    make_venv(venv, afresh=stamp.is_file())
+    stamp.unlink(missing_ok=True)
+    say(f"installing the packages of {lock}, by their hashes")
+    pip(venv, "install", "--require-hashes", "--no-deps", "--only-binary", ":all:", "--requirement", str(lock))
+    say("installing vllm-surgery")
+    pip(venv, "install", "--quiet", "--no-deps", "--no-index", "--no-build-isolation", "--editable", str(ROOT))
+    check_engine(venv)
+    stamp.write_text(wanted)
+    say(f"{venv} is ready after {time.monotonic() - started:.0f} s")
 
 
 def install_engine(venv: Path, engine: str, version: str | None = None) -> None:

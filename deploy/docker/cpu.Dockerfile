@@ -2,7 +2,10 @@
 # vllm-surgery with vLLM for CPUs, to try it out. Build in the root of the repository:
 #   docker build -f deploy/docker/cpu.Dockerfile -t vllm-surgery:cpu .
 
-# Tags can move: `python deploy/pin.py` writes the digest to build with.
+# Tags can move: `python deploy/pin.py` writes the digest to build with. Packages can too: where deploy/docker/cpu.lock is
+# there, they are installed by its hashes. `deploy/lock.py` writes it, in the image of the stage `build`:
+#   docker build -f deploy/docker/cpu.Dockerfile --target build -t vllm-surgery:cpu-build .
+#   docker run --rm vllm-surgery:cpu-build python deploy/lock.py --venv /opt/venv > deploy/docker/cpu.lock
 ARG PYTHON_IMAGE=python:3.12.12-slim-bookworm
 
 # The compiler is for torch.compile, which vLLM uses unless it is told to --enforce-eager.
@@ -14,10 +17,12 @@ RUN apt-get update \
 FROM base AS build
 WORKDIR /opt/vllm-surgery
 COPY pyproject.toml README.md LICENSE ./
-COPY deploy/install.py deploy/install.py
+COPY deploy/install.py deploy/lock.py deploy/
+COPY deploy/docker deploy/docker
 COPY vllm_surgery vllm_surgery
 ENV PIP_NO_CACHE_DIR=1
-RUN python deploy/install.py --venv /opt/venv --engine cpu
+RUN python deploy/install.py --venv /opt/venv --engine cpu \
+    $(if [ -f deploy/docker/cpu.lock ]; then echo --lock deploy/docker/cpu.lock; fi)
 
 FROM base
 RUN useradd --uid 10001 --create-home surgeon && install --directory --owner surgeon /models

@@ -8,16 +8,19 @@ ARG VLLM_IMAGE=vllm/vllm-openai:v0.33.0
 
 FROM ${PYTHON_IMAGE} AS build
 WORKDIR /src
+COPY deploy/docker/build.lock build.lock
+RUN python -m pip install --no-cache-dir --require-hashes --no-deps --requirement build.lock
 COPY pyproject.toml README.md LICENSE ./
 COPY vllm_surgery vllm_surgery
-RUN python -m pip wheel --no-cache-dir --no-deps --wheel-dir /wheels .
+RUN python -m pip wheel --no-cache-dir --no-deps --no-build-isolation --wheel-dir /wheels .
 
 FROM ${VLLM_IMAGE}
-# What is in the image is held as it is: the plugin's requirements are met by vLLM's, but for the demo model's.
+# What is in the image stays as it is: the plugin's requirements are met by vLLM's, but for the demo model's, which come
+# by their hashes. Should anything else be missing, the last step fails, since it fetches nothing.
+COPY deploy/docker/gpu.lock /opt/vllm-surgery/gpu.lock
 RUN --mount=type=bind,from=build,source=/wheels,target=/wheels \
-    python3 -m pip freeze --exclude-editable | grep -v ' @ ' > /tmp/held.txt \
-    && python3 -m pip install --no-cache-dir --constraint /tmp/held.txt "$(ls /wheels/*.whl)[demo]" \
-    && rm /tmp/held.txt \
+    python3 -m pip install --no-cache-dir --require-hashes --no-deps --requirement /opt/vllm-surgery/gpu.lock \
+    && python3 -m pip install --no-cache-dir --no-index "$(ls /wheels/*.whl)[demo]" \
     && useradd --uid 10001 --create-home surgeon && install --directory --owner surgeon /models
 ENV VLLM_NO_USAGE_STATS=1
 USER 10001

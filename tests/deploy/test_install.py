@@ -236,3 +236,32 @@ def test_an_error_is_one_line_and_exit_code_1(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert [line for line in done.stderr.splitlines() if line.startswith("[install] error: ")]
     assert "Traceback" not in done.stderr
+
+
+def test_a_file_of_hashes_is_all_that_is_installed(tmp_path: Path, install: Any, recorder: Recorder) -> None:
+    lock, venv = tmp_path / "cpu.lock", tmp_path / "venv"
+    lock.write_text("numpy==2.0 --hash=sha256:00\n")
+    install.install_locked(venv, "cpu", lock)
+    assert recorder.commands == [
+        ["venv", "as it is"],
+        ["install", "--require-hashes", "--no-deps", "--only-binary", ":all:", "--requirement", str(lock)],
+        ["install", "--quiet", "--no-deps", "--no-index", "--no-build-isolation", "--editable", str(install.ROOT)],
+    ]
+    install.install_locked(venv, "cpu", lock)
+    assert len(recorder.commands) == 3, "it is up to date"
+    lock.write_text("numpy==2.1 --hash=sha256:00\n")
+    install.install_locked(venv, "cpu", lock)
+    assert recorder.commands[3] == ["venv", "afresh"]
+
+
+def test_a_wrong_lock_is_one_line(
+    install: Any, recorder: Recorder, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for words, message in [
+        (["--lock", "/nowhere/x.lock"], "--lock: /nowhere/x.lock is not a file"),
+        (["--lock", "x", "--extra", "demo"], "--lock: the file says which packages and versions there are; name none"),
+    ]:
+        monkeypatch.setattr(sys, "argv", ["install.py", *words])
+        assert install.main() == 1
+        assert capsys.readouterr().err.startswith(f"[install] error: {message}")
+    assert not recorder.commands
