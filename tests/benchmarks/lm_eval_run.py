@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """lm-evaluation-harness on one server with slots, unpatched and under a patch, and what `evaluate` makes of its folders.
 
-    python -m tests.benchmarks.lm_eval_run --model DIR --patch FILE --out DIR [--lm-eval "python -m lm_eval"] [--lists 24]
+    python -m tests.benchmarks.lm_eval_run --model DIR --patch FILE --out DIR [--lm-eval COMMAND] [--lists 24]
 
 The harness isn't among this project's requirements: ``pip install lm_eval[api]``, here or in an environment of its own, whose
 command `--lm-eval` then is. The tasks are this project's held-out probes, so nothing comes from the Hub: small questions with
@@ -11,6 +11,7 @@ an answer to write and to choose among four, and requests for long lists.
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import os
 import shlex
@@ -39,9 +40,11 @@ def main() -> int:
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--patch", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--lm-eval", default=f"{shlex.quote(sys.executable)} -m lm_eval", help="the harness's command")
+    parser.add_argument("--lm-eval", metavar="COMMAND", help="the harness's command (default: this Python's)")
     parser.add_argument("--lists", type=int, default=24, help="requests for lists (default: %(default)s)")
     args = parser.parse_args()
+    if args.lm_eval is None and importlib.util.find_spec("lm_eval") is None:
+        parser.error("lm-evaluation-harness isn't installed here: pip install lm_eval[api], or say --lm-eval COMMAND")
     write_documents(args.out, args.lists)
     name = load_patch(str(args.patch)).name
     arms = {"unpatched": f"{SERVED_NAME}@none", name: f"{SERVED_NAME}@{name}"}
@@ -69,7 +72,8 @@ def _harness(args: argparse.Namespace, model: str, url: str, out: Path) -> None:
         "tokenizer_backend": "huggingface",
         "num_concurrent": 24,
     }
-    command = [*shlex.split(args.lm_eval), "--model", "local-completions", "--apply_chat_template", "--log_samples"]
+    harness = shlex.split(args.lm_eval) if args.lm_eval else [sys.executable, "-m", "lm_eval"]
+    command = [*harness, "--model", "local-completions", "--apply_chat_template", "--log_samples"]
     command += ["--model_args", ",".join(f"{key}={value}" for key, value in about.items())]
     command += ["--include_path", str(TASKS), "--tasks", ",".join(NAMES), "--output_path", str(out.resolve())]
     with tempfile.TemporaryDirectory() as cache:

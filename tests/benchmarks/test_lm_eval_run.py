@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.benchmarks.lm_eval_run import CHOICES, write_documents
+from tests.benchmarks.lm_eval_run import CHOICES, main, write_documents
 from tests.benchmarks.lm_eval_tasks.checks import different_lines, right
 
 if TYPE_CHECKING:
@@ -56,6 +56,17 @@ def test_as_many_lists_are_asked_for_as_was_said(written: Path) -> None:
 )
 def test_an_answer_is_right_that_says_one_of_the_words(said: str, found: float) -> None:
     assert right({"answers": ["closed", "shut"]}, [said]) == {"right": found}
+
+
+def test_without_the_harness_nothing_is_started(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("sys.argv", ["lm_eval_run", "--model", "m", "--patch", "p", "--out", str(tmp_path / "out")])
+    with pytest.raises(SystemExit, match="2"):
+        main()
+    assert "isn't installed here: pip install lm_eval[api], or say --lm-eval COMMAND" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_lines_are_compared_without_their_numbers() -> None:

@@ -20,7 +20,7 @@ from vllm_surgery.evaluation.analysis.statistics import (
     sign_flip,
     survival,
 )
-from vllm_surgery.intervals import wilson
+from vllm_surgery.intervals import paired_difference, wilson
 
 counts = st.integers(1, 400).flatmap(lambda total: st.tuples(st.integers(0, total), st.just(total)))
 
@@ -38,6 +38,24 @@ def test_wilson_of_a_published_example() -> None:
     """Newcombe 1998, table I: 81 of 263."""
     found = wilson(81, 263)
     assert (round(found.low, 4), round(found.high, 4)) == (0.2553, 0.3662)
+
+
+@pytest.mark.parametrize("rates", [(0.01, 0.01), (0.04, 0.02), (0.1, 0.02), (0.2, 0.2), (0.02, 0.3)])
+def test_a_paired_difference_is_in_its_interval_about_as_often_as_is_said(rates: tuple[float, float]) -> None:
+    lose, win = rates
+    within = 0.0
+    for lost in range(51):
+        for won in range(51 - lost):
+            found = paired_difference(lost, won, 50)
+            if found.low <= win - lose <= found.high:
+                within += stats.multinomial.pmf([lost, won, 50 - lost - won], 50, [lose, win, 1 - lose - win])
+    assert within >= 0.94
+
+
+@given(st.integers(0, 40), st.integers(0, 40), st.integers(0, 40))
+def test_a_paired_difference_lies_within_what_can_be(lost: int, won: int, same: int) -> None:
+    found = paired_difference(lost, won, lost + won + same + 1)
+    assert -1 <= found.low <= found.value <= found.high <= 1
 
 
 @given(st.integers(0, 300), st.integers(0, 300))

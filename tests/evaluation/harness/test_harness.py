@@ -5,6 +5,7 @@ and as it wrote them itself."""
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -71,7 +72,23 @@ def test_scores_that_arent_right_or_wrong_have_a_difference_alone(tmp_path: Path
     before = [line(doc, 0.5) for doc in range(4)]
     (change,) = compared(tmp_path, before, [line(doc, 0.75) for doc in range(4)]).changes
     assert (change.lost, change.won, change.p) == (None, None, None)
-    assert (change.difference.value, change.difference.low, change.difference.high) == (0.25, 0.25, 0.25)
+    assert change.difference.value == 0.25
+
+
+@pytest.mark.parametrize(("before", "after"), [(0.5, 0.75), (0.5, 0.5)])
+def test_scores_that_all_change_by_as_much_give_no_interval(tmp_path: Path, before: float, after: float) -> None:
+    (change,) = compared(
+        tmp_path, [line(doc, before) for doc in range(4)], [line(doc, after) for doc in range(4)]
+    ).changes
+    assert math.isnan(change.difference.low)
+    assert math.isnan(change.difference.high)
+
+
+def test_answers_that_all_stay_as_right_as_they_were_prove_no_equality(tmp_path: Path) -> None:
+    lines = [line(doc, doc % 2) for doc in range(50)]
+    (change,) = compared(tmp_path, lines, lines).changes
+    assert (change.lost, change.won, change.difference.value) == (0, 0, 0.0)
+    assert (change.difference.low, change.difference.high) == pytest.approx((-0.0377, 0.0377), abs=1e-4)
 
 
 def test_every_filter_metric_and_task_is_its_own_line(tmp_path: Path) -> None:
@@ -197,7 +214,7 @@ def test_the_command_prints_tables_and_writes_them(tmp_path: Path, capsys: pytes
     write(tmp_path / "other", [line(0, 1), line(1, 0)])
     assert main(["evaluate", *arms(tmp_path), "--out", str(tmp_path / "out")]) == 0
     printed = capsys.readouterr().out
-    assert "| mine | facts | exact_match | 2 | 1 | 0.5 | -0.5000 (-1.4800 to +0.4800) | 1 | 0 | 1 |\n" in printed
+    assert "| mine | facts | exact_match | 2 | 1 | 0.5 | -0.5000 (-0.8982 to +0.3982) | 1 | 0 | 1 |\n" in printed
     assert "| unpatched | facts | 2 | 1, 50.0 % (9.5 to 90.5) |\n" in printed
     assert (tmp_path / "out" / "lm-eval.md").read_text().startswith("# lm-evaluation-harness\n\n| arm | task |")
     data = json.loads((tmp_path / "out" / "lm-eval.json").read_text())

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from vllm_surgery.errors import UsageError
 from vllm_surgery.evaluation.analysis.statistics import mcnemar
-from vllm_surgery.intervals import Estimate, Z, wilson
+from vllm_surgery.intervals import Estimate, Z, paired_difference, wilson
 from vllm_surgery.loops.answers import of_text
 from vllm_surgery.loops.watcher import detect
 
@@ -31,8 +31,9 @@ class Change:
         documents: that both arms answered.
         before: mean of the first arm.
         after: mean of the second.
-        difference: of the means, with the interval that the paired differences give (normal approximation); none of
-            fewer than two documents.
+        difference: of the means, with the interval that the paired differences give: Agresti and Min's where the
+            metric is 0 or 1, else the normal approximation. None of fewer than two documents, nor of other metrics
+            that all documents change by as much.
         lost: documents that only the first arm gets right, where the metric is 0 or 1; else None.
         won: documents that only the second does.
         p: of McNemar's exact test on those.
@@ -130,18 +131,21 @@ def _changes(base: Results, arm: Results, shared: list[Key]) -> Iterator[Change]
 def _change(arm: str, place: tuple[str, str, str], pairs: list[tuple[float, float]]) -> Change:
     before, after = [one for one, _ in pairs], [other for _, other in pairs]
     told: dict[str, int | float] = {}
+    difference = _paired([other - one for one, other in pairs])
     if {*before, *after} <= _RIGHT_OR_WRONG:
         lost, won = pairs.count((1.0, 0.0)), pairs.count((0.0, 1.0))
         told = {"lost": lost, "won": won, "p": mcnemar(lost, won)}
-    difference = _paired([other - one for one, other in pairs])
+        if len(pairs) >= _LEAST_FOR_INTERVAL:
+            difference = paired_difference(lost, won, len(pairs))
     return Change(arm, *place, len(pairs), fmean(before), fmean(after), difference, **told)  # type: ignore[arg-type]
 
 
 def _paired(differences: list[float]) -> Estimate:
     mean = fmean(differences)
-    if len(differences) < _LEAST_FOR_INTERVAL:
+    spread = stdev(differences) if len(differences) >= _LEAST_FOR_INTERVAL else 0.0
+    if spread == 0:
         return Estimate(mean, math.nan, math.nan)
-    reach = Z * stdev(differences) / math.sqrt(len(differences))
+    reach = Z * spread / math.sqrt(len(differences))
     return Estimate(mean, mean - reach, mean + reach)
 
 
