@@ -11,7 +11,9 @@ from typing import Any
 import yaml
 from hypothesis import strategies as st
 
-GainMap = dict[tuple[str, int, int], float | str]
+Unit = tuple[str | int, ...]
+"""Kind, layer, the expert that a neuron is inside of, and index."""
+GainMap = dict[Unit, float | str]
 
 texts = st.text(max_size=40)
 # 62 digits and a sign: within the longest number that is read.
@@ -31,8 +33,16 @@ mappings = st.dictionaries(texts, plain_values, max_size=5)
 
 names = st.from_regex(r"[a-z0-9][a-z0-9._-]{0,63}", fullmatch=True).filter(lambda name: name != "none")
 gains = st.sampled_from([-1.0, 0.0, 0.5, -2.0, 3.0, 1e-30, -0.75])
-units = st.tuples(st.sampled_from(["neurons", "shared", "experts"]), st.integers(0, 4), st.integers(0, 30))
-gain_maps = st.dictionaries(units, gains, min_size=1, max_size=30)
+units: st.SearchStrategy[Unit] = st.tuples(
+    st.sampled_from(["neurons", "shared", "experts"]), st.integers(0, 4), st.integers(0, 30)
+) | st.tuples(
+    # No expert is named whole and inside.
+    st.just("expert_neurons"),
+    st.integers(0, 4),
+    st.integers(31, 33),
+    st.integers(0, 30),
+)
+gain_maps: st.SearchStrategy[GainMap] = st.dictionaries(units, gains, min_size=1, max_size=30)
 
 _counts = st.integers(1, 10**6)
 guards = st.fixed_dictionaries(
@@ -68,7 +78,7 @@ def patch_datas(draw: st.DrawFn) -> dict[str, Any]:
 @st.composite
 def edits_of(draw: st.DrawFn, wanted: GainMap) -> list[dict[str, Any]]:
     """One of the many lists of edits that give these units these gains."""
-    by_gain: dict[float | str, list[tuple[str, int, int]]] = defaultdict(list)
+    by_gain: dict[float | str, list[Unit]] = defaultdict(list)
     for unit in draw(st.permutations(sorted(wanted))):
         by_gain[wanted[unit]].append(unit)
     edits = []
@@ -88,13 +98,17 @@ def _ops(gain: float | str) -> st.SearchStrategy[dict[str, Any]]:
 
 
 @st.composite
-def _selections(draw: st.DrawFn, members: list[tuple[str, int, int]]) -> dict[str, Any]:
-    indices: dict[str, dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
-    for kind, layer, index in members:
-        indices[kind][str(layer)].append(index)
-    return {
-        kind: {layer: draw(_index_lists(found)) for layer, found in layers.items()} for kind, layers in indices.items()
-    }
+def _selections(draw: st.DrawFn, members: list[Unit]) -> dict[str, Any]:
+    indices: dict[tuple[str, ...], list[int]] = defaultdict(list)
+    for *path, index in members:
+        indices[tuple(map(str, path))].append(int(index))
+    selections: dict[str, Any] = {}
+    for (*above, last), found in indices.items():
+        inner = selections
+        for key in above:
+            inner = inner.setdefault(key, {})
+        inner[last] = draw(_index_lists(found))
+    return selections
 
 
 @st.composite

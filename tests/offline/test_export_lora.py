@@ -182,8 +182,8 @@ def refused(wanted: PatchSet, model: Path, out: Path, kind: type[SurgeryError]) 
 @pytest.mark.parametrize("edit", [zero({"0": [1]}, "experts"), {"op": "mask", "experts": {"0": [1]}}])
 def test_experts_are_refused(model: Path, tmp_path: Path, edit: dict[str, Any]) -> None:
     assert refused(patches_of(zero({"1": [2]}), edit), model, tmp_path / "out", MismatchError) == (
-        "p.yaml: edits[1].experts.0: a LoRA adapter can't hold edits of experts, only of the neurons of dense MLPs "
-        "and of shared experts; bake the patch instead"
+        "p.yaml: edits[1].experts.0: a LoRA adapter can't hold edits of routed experts or inside them, only of the "
+        "neurons of dense MLPs and of shared experts; bake the patch instead"
     )
 
 

@@ -155,6 +155,11 @@ SEALED = patch_data(zero({"1": [2]}), seal={"neurons/1/2": "3f" * 32})
             "edits[0].experts.1: a GGUF file has no place for masks; zero silences an expert that is chosen",
         ),
         (
+            patch_data({"op": "zero", "expert_neurons": {"1": {"2": [0]}}}),
+            "edits[0].expert_neurons.1.2: neurons inside experts aren't edited in GGUF files; bake the checkpoint's own "
+            "folder and convert that",
+        ),
+        (
             patch_data({"op": "set", "value": 1.0, "neurons": {"1": [0]}}),
             "edits[0].neurons.1: op `set` puts a constant where weights only put multiples; a server with --patch-slots can",
         ),

@@ -14,10 +14,22 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from tests.examples import patch_data, refusal, scale, zero
-from tests.strategies import GainMap, edits_of, files_of, gain_maps, guards, hashes, mappings, patch_datas, texts, units
+from tests.strategies import (
+    GainMap,
+    Unit,
+    edits_of,
+    files_of,
+    gain_maps,
+    guards,
+    hashes,
+    mappings,
+    patch_datas,
+    texts,
+    units,
+)
 from vllm_surgery.errors import PatchError, UsageError
 from vllm_surgery.patch.files import load_patch
-from vllm_surgery.patch.format import Patch
+from vllm_surgery.patch.format import SEAL_KEY_PATTERN, Patch
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -116,7 +128,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     (patch_data(edits=None), "edits: input should be a valid list, got None"),
     (patch_data(edits={}), "edits: input should be a valid list"),
     ({"version": 1, "name": "small"}, "edits: is missing"),
-    (patch_data({"op": "zero"}), "edits[0]: names no units; give `neurons`, `shared` or `experts`"),
+    (patch_data({"op": "zero"}), "edits[0]: names no units; give `neurons`, `shared`, `experts` or `expert_neurons`"),
     (patch_data(zero({})), "edits[0].neurons: names no units; give at least one layer with an index"),
     (patch_data({**zero(NEURONS), "experts": {}}), "edits[0].experts: names no units; give at least one layer with an index"),
     (patch_data(zero({"1": []})), "edits[0].neurons.1: names no units; give at least one index"),
@@ -200,7 +212,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     *(
         (
             patch_data(seal={key: HASH}),
-            f"seal.{key}: string should match pattern '^(neurons|shared|experts)/(0|[1-9][0-9]{{0,3}})/(0|[1-9][0-9]{{0,6}})$', got {key!r}",
+            f"seal.{key}: string should match pattern '{SEAL_KEY_PATTERN}', got {key!r}",
         )
         for key in ["neurons/1", "neurons/01/2", "neurons/1/2/3", "heads/1/2", "int"]
     ),
@@ -368,7 +380,7 @@ def test_the_digest_does_not_depend_on_the_name() -> None:
 
 @given(st.data(), gain_maps, units, st.sampled_from([-1.0, 0.0, 0.25]))
 def test_the_digest_depends_on_every_unit_and_gain(
-    data: st.DataObject, wanted: GainMap, unit: tuple[str, int, int], gain: float
+    data: st.DataObject, wanted: GainMap, unit: Unit, gain: float
 ) -> None:
     assume(wanted.get(unit) != gain)
     first, second = (patch(edits=data.draw(edits_of(gains))) for gains in (wanted, {**wanted, unit: gain}))

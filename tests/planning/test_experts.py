@@ -24,7 +24,7 @@ from vllm_surgery.model.config import ModelFacts
 from vllm_surgery.model.conventions import classify_tensor
 from vllm_surgery.model.tensor_info import TensorInfo
 from vllm_surgery.offline.bake import bake
-from vllm_surgery.offline.diff import Unexplained, diff
+from vllm_surgery.offline.diff import Diff, Unexplained, diff
 from vllm_surgery.patch.patch_set import SourcedPatch
 from vllm_surgery.patch.units import Unit
 from vllm_surgery.planning.check import check_patches
@@ -380,15 +380,27 @@ def test_a_gate_that_is_turned_round_is_no_gain(tmp_path: Path) -> None:
     ]
 
 
-@pytest.mark.parametrize("name", ["mlp.experts.down_proj", "mlp.experts.down_proj_bias"])
-def test_a_gain_without_its_bias_is_no_gain(tmp_path: Path, name: str) -> None:
+def without(tmp_path: Path, name: str) -> Diff:
+    """What is found where an expert's weights, or its bias, were halved alone."""
     layout = "shared with biases"
     edited = change(write_experts(tmp_path / "edited", layout), **{name: lambda tensor: tensor[2].mul_(0.5)})
-    found = diff(ModelFolder(write_experts(tmp_path / "base", layout)), ModelFolder(edited))
+    return diff(ModelFolder(write_experts(tmp_path / "base", layout)), ModelFolder(edited))
 
-    assert found.experts == {}
+
+def test_a_gain_of_a_bias_alone_is_no_gain(tmp_path: Path) -> None:
+    found = without(tmp_path, "mlp.experts.down_proj_bias")
+
+    assert (found.experts, found.expert_neurons) == ({}, {})
     (item,) = found.unexplained
-    assert (item.tensor, item.reason) == (f"model.layers.1.{name}", "slice 2 changed by more than a gain")
+    assert item.tensor == "model.layers.1.mlp.experts.down_proj_bias"
+    assert item.reason == "slice 2 changed by more than a gain"
+
+
+def test_a_gain_without_its_bias_is_one_of_every_neuron(tmp_path: Path) -> None:
+    found = without(tmp_path, "mlp.experts.down_proj")
+
+    assert (found.experts, found.unexplained) == ({}, [])
+    assert found.expert_neurons == {(1, 2, neuron): 0.5 for neuron in range(6)}
 
 
 def test_where_gate_and_up_have_biases_no_change_of_them_is_a_gain(tmp_path: Path) -> None:

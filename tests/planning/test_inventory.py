@@ -34,6 +34,11 @@ GONE_ON = {
     "shared with biases": "model.layers.*.mlp.experts.down_proj and model.layers.*.mlp.experts.down_proj_bias",
     "scaled": "model.layers.*.router.per_expert_scale",
 }
+INSIDE_GONE_ON = {
+    **GONE_ON,
+    "shared with biases": "model.layers.*.mlp.experts.down_proj",
+    "scaled": "model.layers.*.experts.down_proj",
+}
 
 
 def lines(folder: Path) -> list[str]:
@@ -51,9 +56,10 @@ def test_layers_that_are_stored_alike_stand_together(tmp_path: Path) -> None:
 @pytest.mark.parametrize("layout", GONE_ON)
 def test_experts_are_said_with_where_their_gains_go(tmp_path: Path, layout: str) -> None:
     masked_by = "model.layers.*.mlp.router.bias" if layout == "shared with biases" else "while serving"
-    assert lines(write_experts(tmp_path, layout))[-1] == (
-        f"layers 0-1: 4 experts each; gains go on {GONE_ON[layout]} (F32); {EXACT}, mask ({masked_by})"
-    )
+    assert lines(write_experts(tmp_path, layout))[-2:] == [
+        f"layers 0-1: 4 experts each; gains go on {GONE_ON[layout]} (F32); {EXACT}, mask ({masked_by})",
+        f"layers 0-1: 6 neurons inside each expert; gains go on {INSIDE_GONE_ON[layout]} (F32); {EXACT}",
+    ]
 
 
 def test_dense_and_expert_layers_may_alternate(tmp_path: Path) -> None:
@@ -63,6 +69,7 @@ def test_dense_and_expert_layers_may_alternate(tmp_path: Path) -> None:
     assert lines(folder)[1:] == [
         f"layer 0: 6 neurons; gains go on {DOWN} (F32); {EXACT}",
         f"layers 1-2, 4: 4 experts each; gains go on {GONE_ON['own']} (F32); {EXACT}, mask (while serving)",
+        f"layers 1-2, 4: 6 neurons inside each expert; gains go on {GONE_ON['own']} (F32); {EXACT}",
         "layer 3: no MLP and no experts in a naming that is known",
     ]
 
@@ -140,7 +147,16 @@ def test_the_command_reports_json(tmp_path: Path, capsys: pytest.CaptureFixture[
             "dtypes": ["F32"],
             "ops": ["scale", "zero", "negate", "mask"],
             "masked_by": None,
-        }
+        },
+        {
+            "kind": "expert_neurons",
+            "layers": [0, 1],
+            "units": 6,
+            "tensors": [GONE_ON["own"]],
+            "dtypes": ["F32"],
+            "ops": ["scale", "zero", "negate"],
+            "masked_by": None,
+        },
     ]
 
 

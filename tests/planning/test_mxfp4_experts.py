@@ -10,13 +10,14 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from tests.examples import refusal
+from tests.examples import patches_of, refusal
 from tests.planning.test_quantised import changed, patches, sign
 from tests.quantised import stored
 from vllm_surgery import MismatchError, ModelFolder, SurgeryError
 from vllm_surgery.engine.load.weight_stream import SurgicalLoad
 from vllm_surgery.offline.bake import bake
 from vllm_surgery.offline.diff import diff
+from vllm_surgery.planning.check import check_patches
 from vllm_surgery.planning.inventory import take_inventory
 
 if TYPE_CHECKING:
@@ -131,6 +132,20 @@ def test_other_changes_are_told_apart(tmp_path: Path, model: Path) -> None:
 
 
 def test_the_inventory_says_which_factors(model: Path) -> None:
-    (found,) = take_inventory(ModelFolder(model)).found
+    found, inside = take_inventory(ModelFolder(model)).found
 
     assert (found.kind, found.units, found.ops) == ("experts", EXPERTS, ("scale by powers of two", "zero", "negate"))
+    assert (inside.kind, inside.ops) == ("expert_neurons", ())
+
+
+@pytest.mark.parametrize("gain", [-1.0, 0.0, 0.5])
+def test_single_neurons_of_an_expert_are_refused(model: Path, gain: float) -> None:
+    (member,) = patches(gain).members
+    edits = [{**edit, "expert_neurons": {"1": {"2": edit["neurons"]["1"]}}} for edit in member.patch.to_data()["edits"]]
+    for edit in edits:
+        del edit["neurons"]
+    wanted = patches_of(*edits)
+    assert refusal(lambda: check_patches(wanted, ModelFolder(model)), MismatchError) == (
+        f"p.yaml: edits[0].expert_neurons.1.2: {SHARED}down_proj_blocks holds all experts' weights as U8, in which no op "
+        "on single neurons of one can be held exactly"
+    )

@@ -14,6 +14,7 @@ from tests.examples import SOURCE, patches_of, refusal, zero
 from tests.folders import BYTES_PER_NUMBER, Tensor, config_of, mlp_tensors, write_folder, write_model
 from vllm_surgery.errors import CheckpointError, MismatchError
 from vllm_surgery.model.checkpoint import ModelFolder
+from vllm_surgery.model.config import ModelFacts
 from vllm_surgery.model.conventions import MLP_ROLES as ROLES
 from vllm_surgery.model.conventions import PartName, classify_tensor
 from vllm_surgery.model.tensor_info import TensorInfo
@@ -149,7 +150,7 @@ def test_a_neuron_that_is_not_there_has_none(tmp_path: Path, layer: int, index: 
 
 
 def checked(content: Any, parts: list[PartName], wanted: str) -> None:
-    check = SealCheck(patches_of(zero({"0": [1]}), seal={"neurons/0/1": wanted}))
+    check = SealCheck(patches_of(zero({"0": [1]}), seal={"neurons/0/1": wanted}), ModelFacts())
     for part_name in parts:
         role = classify_tensor(f"model.layers.0.mlp.{part_name}_proj.weight")
         assert role is not None

@@ -102,11 +102,18 @@ def _print_plan(plan: Plan, model: str) -> None:
 
 
 def _in_words(edit: TensorEdit) -> str:
+    parts = [f"{_slices_in_words(edit)}: {_gains_in_words(edit)}"] if edit.indices else []
+    parts += [f"neurons of expert {expert}: {_gains_in_words(inner)}" for expert, inner in edit.inside[:_SLICES_SHOWN]]
+    more = len(edit.inside) - _SLICES_SHOWN
+    parts += [f"neurons of {count(more, 'more expert')}"] if more > 0 else []
+    return f"{edit.tensor} {edit.dtype} {list(edit.shape)}, {'; '.join(parts)}"
+
+
+def _gains_in_words(edit: TensorEdit) -> str:
     pairs = islice(zip(edit.indices, edit.gains, strict=True), _SLICES_SHOWN)
     slices = [gain_in_words(gain) if edit.axis is None else f"{index} {gain_in_words(gain)}" for index, gain in pairs]
     more = len(edit.indices) - _SLICES_SHOWN
-    tail = f" and {more} more" if more > 0 else ""
-    return f"{edit.tensor} {edit.dtype} {list(edit.shape)}, {_slices_in_words(edit)}: {', '.join(slices)}{tail}"
+    return f"{', '.join(slices)}{f' and {more} more' if more > 0 else ''}"
 
 
 def _mask_in_words(mask: LayerMask) -> str:
@@ -121,5 +128,6 @@ def _slices_in_words(edit: TensorEdit) -> str:
     if layer_of_router_bias(edit.tensor) is not None:
         return "experts"
     if role is not None and role.kind == "experts":
-        return f"expert {role.expert}" if role.expert is not None else "experts"
+        whole = f"expert {role.expert}" if role.expert is not None else "experts"
+        return whole if role.expert is None or edit.axis is None else f"neurons of {whole}"
     return "columns" if edit.axis else "rows"

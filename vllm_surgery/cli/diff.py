@@ -127,5 +127,7 @@ def _print(found: Diff, patch: Patch | None, base: ModelFolder | GgufModel, out:
         columns = sum(len(lost.columns) for lost in found.lost.values())
         units.append(f"{count(columns, 'column')} without a direction" if columns else "")
         units.append(count(len(found.experts), "expert") if found.experts else "")
+        inside = len(found.expert_neurons)
+        units.append(f"{count(inside, 'neuron')} inside experts" if inside else "")
         units.append(count(len(found.masks), "masked expert") if found.masks else "")
         print(f"found: {out} is {patch.id}, {' and '.join(filter(None, units))}")

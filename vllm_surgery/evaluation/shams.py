@@ -2,7 +2,8 @@
 """Controls for a patch: the same ops and factors in the same layers, on other units chosen by a seed.
 
 A neuron's stand-in is drawn from those whose column of the down projection has a norm close to its own, since a neuron
-that says little can be edited without effect. Experts are drawn from all others of their layer.
+that says little can be edited without effect; of a neuron inside an expert, from those of the same expert. Experts are
+drawn from all others of their layer.
 """
 
 from __future__ import annotations
@@ -14,18 +15,18 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from vllm_surgery.errors import UsageError
-from vllm_surgery.model.output_norms import output_norms
+from vllm_surgery.model.output_norms import output_norms, output_norms_inside
 from vllm_surgery.patch.format import Patch
 from vllm_surgery.patch.patch_set import PatchSet, SourcedPatch
-from vllm_surgery.patch.units import NEURON_KINDS, Unit, UnitBlock, op_of
-from vllm_surgery.planning.check import check_patches
+from vllm_surgery.patch.units import NEURON_KINDS, Unit, op_of, selecting
+from vllm_surgery.planning.check import check_patches, units_in
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from vllm_surgery.model.checkpoint import ModelFolder
     from vllm_surgery.model.output_norms import Norms
-    from vllm_surgery.patch.units import Effect
+    from vllm_surgery.patch.units import Block, Effect
 
 POOL = 24
 """From so many units for each that is edited and each sham, those closest in norm, one is drawn: few enough that norms
@@ -57,26 +58,24 @@ def make_shams(patch: Patch, folder: ModelFolder, count: int, seed: int) -> list
     check_patches(PatchSet((SourcedPatch(patch.name, patch),)), folder)
     source = random.Random(seed)  # noqa: S311 - a draw that anybody may repeat
     true = {
-        Unit(item.kind, item.layer, index): item.effect
+        Unit(item.kind, item.layer, index, item.expert): item.effect
         for item in patch.assignments()
-        for index in item.resolve(_width(folder, UnitBlock(item.kind, item.layer)))
+        for index in item.resolve(units_in(folder, item.block))
     }
     drawn: list[dict[Unit, Effect]] = [{} for _ in range(count)]
     blocks = sorted({unit.block for unit in true})
     norms = {block: _norms_of(folder, block) for block in blocks}
     for block in blocks:
         here = {unit: gain for unit, gain in true.items() if unit.block == block}
-        for sham, units in zip(drawn, _draw(here, norms[block], _width(folder, block), count, source), strict=True):
+        for sham, units in zip(drawn, _draw(here, norms[block], units_in(folder, block), count, source), strict=True):
             sham.update(units)
     size = partial(_norm, norms)
     return [_sham(patch, units, size(units), size(true), number) for number, units in enumerate(drawn, 1)]
 
 
-def _width(folder: ModelFolder, block: UnitBlock) -> int:
-    return folder.anatomy.counts(block.kind)[block.layer]
-
-
-def _norms_of(folder: ModelFolder, block: UnitBlock) -> Norms | None:
+def _norms_of(folder: ModelFolder, block: Block) -> Norms | None:
+    if block.expert is not None:
+        return output_norms_inside(folder, block.layer, block.expert)
     return output_norms(folder, block.layer, block.kind) if block.kind in NEURON_KINDS else None
 
 
@@ -87,7 +86,7 @@ def _draw(
     free = sorted(set(range(width)) - {unit.index for unit in units})
     if count * len(units) > len(free):
         block = next(iter(units)).block
-        where = f"layer {block.layer}: {len(units)} of {width} {block.kind}"
+        where = f"{block.place}: {len(units)} of {width} {block.words}"
         raise UsageError(f"{where} leave no room for {count} shams")
     shams: list[dict[Unit, Effect]] = [{} for _ in range(count)]
     for unit, gain in units.items():
@@ -110,13 +109,13 @@ def _sham(patch: Patch, units: dict[Unit, Effect], norm: float | None, true_norm
         "version": 1,
         "name": f"sham-{number}",
         "model": patch.model.given(),
-        "edits": [{**op_of(gain), unit.kind: {str(unit.layer): [unit.index]}} for unit, gain in units.items()],
+        "edits": [{**op_of(gain), **selecting(unit.block, [unit.index])} for unit, gain in units.items()],
     }
     ratio = norm / true_norm if norm is not None and true_norm else None
     return Sham(Patch.from_data(data), units, ratio)
 
 
-def _norm(norms: Mapping[UnitBlock, Norms | None], units: Iterable[Unit]) -> float | None:
+def _norm(norms: Mapping[Block, Norms | None], units: Iterable[Unit]) -> float | None:
     squares = 0.0
     for unit in units:
         here = norms[unit.block]

@@ -81,6 +81,11 @@ class RoutedExperts:
         whole = [info for (_, expert), info in self.tensors.items() if expert in {None, index}]
         return whole + [info for (_, expert, _), info in self.quant_params.items() if expert in {None, index}]
 
+    def roles_of(self, index: int) -> list[tuple[TensorRole, TensorInfo]]:
+        """The same, each with its role."""
+        found = ((classify_tensor(info.name), info) for info in self.tensors_of(index))
+        return [(role, info) for role, info in found if role is not None]
+
     def missing(self, index: int) -> list[PartName]:
         """The parts that a gain of expert `index` needs and no tensor holds."""
         needed = [part.name for part in self.convention.carriers if not part.optional]
@@ -134,8 +139,8 @@ class Anatomy:
         return role
 
     def gated_mlps(self, kind: Kind) -> dict[int, GatedMlp]:
-        """The gated MLPs, by layer, whose neurons are units of this kind."""
-        return self.shared if kind == "shared" else self.mlps
+        """The gated MLPs, by layer, whose neurons are units of this kind; none of other kinds."""
+        return {"neurons": self.mlps, "shared": self.shared}.get(kind, {})
 
     def widths(self, kind: Kind = "neurons") -> dict[int, int]:
         """Neurons in each layer whose down projection was seen and whose width can be told."""
@@ -161,7 +166,7 @@ class Anatomy:
             mlp = self.gated_mlps(unit.kind).get(unit.layer, GatedMlp(unit.layer))
             return [*mlp.tensors.values(), *(info for _, info in mlp.quant_params.values())]
         block = self.experts.get(unit.layer)
-        return block.tensors_of(unit.index) if block else []
+        return block.tensors_of(unit.index if unit.expert is None else unit.expert) if block else []
 
     def _observe_mlp(self, role: TensorRole, info: TensorInfo) -> None:
         mlp = self.gated_mlps(role.kind).setdefault(role.layer, GatedMlp(role.layer))

@@ -8,7 +8,7 @@ knows a family.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from vllm_surgery.model.quantization import PLAIN, TensorSuffix, split_suffix
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from vllm_surgery.patch.units import Kind
 
-BlockKind: TypeAlias = Literal["mlp", "shared", "experts"]
+BlockKind: TypeAlias = Literal["mlp", "shared", "experts", "expert_neurons"]
 PartName: TypeAlias = Literal["gate", "up", "gate_up", "gate_up_bias", "down", "down_bias", "scale"]
 
 MLP_ROLES: tuple[PartName, ...] = ("gate", "up", "down")
@@ -40,6 +40,7 @@ class Part:
         split: the axis along which ``gate_up`` is all of gate and then all of up; None where it is laid out otherwise.
         carries: whether a unit's gain goes on it. Where several parts do, the gain goes on each.
         optional: whether only some of the families have it.
+        neuron_axis: of an expert's own matrix, the axis that counts the expert's neurons; None where shapes must tell.
     """
 
     name: PartName
@@ -48,6 +49,7 @@ class Part:
     split: int | None = None
     carries: bool = False
     optional: bool = False
+    neuron_axis: int | None = None
 
     @property
     def halves(self) -> bool:
@@ -67,7 +69,7 @@ class Convention:
 
     Attributes:
         block: whose units the tensors belong to: ``mlp`` is the dense gated MLP of a layer, ``experts`` its routed
-            experts, ``shared`` the gated MLP that takes all of its tokens beside those.
+            experts, ``shared`` the gated MLP that takes all of its tokens beside those, ``expert_neurons`` one expert.
         pattern: matches a whole tensor name, with groups ``layer``, ``part`` and, where each expert has tensors of its
             own, ``expert``.
         parts: the words that ``part`` may be.
@@ -146,9 +148,9 @@ CONVENTIONS: tuple[Convention, ...] = (
         block="experts",
         pattern=re.compile(rf"{IN_LAYER}\.{_BLOCK}\.experts\.{_EXPERT}\.(?P<part>[a-z_]+)\.weight"),
         parts={
-            "gate_proj": Part("gate", None),
-            "up_proj": Part("up", None),
-            "down_proj": Part("down", None, carries=True),
+            "gate_proj": Part("gate", None, neuron_axis=0),
+            "up_proj": Part("up", None, neuron_axis=0),
+            "down_proj": Part("down", None, carries=True, neuron_axis=1),
         },
     ),
     Convention(
@@ -157,7 +159,11 @@ CONVENTIONS: tuple[Convention, ...] = (
         pattern=re.compile(
             rf"{IN_LAYER}\.(?:block_sparse_moe|ffn|{_BLOCK})\.experts\.{_EXPERT}\.(?P<part>w[123])\.weight"
         ),
-        parts={"w1": Part("gate", None), "w3": Part("up", None), "w2": Part("down", None, carries=True)},
+        parts={
+            "w1": Part("gate", None, neuron_axis=0),
+            "w3": Part("up", None, neuron_axis=0),
+            "w2": Part("down", None, carries=True, neuron_axis=1),
+        },
     ),
     Convention(
         # Their gate and up lie interleaved in some of these families, stacked in others, so neither is told apart.
@@ -177,7 +183,7 @@ CONVENTIONS: tuple[Convention, ...] = (
         pattern=re.compile(rf"{IN_LAYER}\.block_sparse_moe\.(?P<part>[a-z_]+)\.weight"),
         parts={
             "input_linear": Part("gate_up", 0, rank=3, split=1),
-            "output_linear": Part("down", 0, rank=3, carries=True),
+            "output_linear": Part("down", 0, rank=3, carries=True, neuron_axis=1),
         },
     ),
     Convention(
@@ -186,10 +192,17 @@ CONVENTIONS: tuple[Convention, ...] = (
         pattern=re.compile(rf"{IN_LAYER}\.(?P<part>experts\.[a-z_]+|router\.[a-z_]+)"),
         parts={
             "experts.gate_up_proj": Part("gate_up", 0, rank=3, split=1),
-            "experts.down_proj": Part("down", 0, rank=3),
+            "experts.down_proj": Part("down", 0, rank=3, neuron_axis=1),
             "router.per_expert_scale": Part("scale", 0, rank=1, carries=True),
         },
     ),
+)
+
+INSIDE_AN_EXPERT = Convention(
+    name="the gated MLP that one routed expert is",
+    block="expert_neurons",
+    pattern=re.compile("(?!)"),  # No tensor has this name: it is a part of those of `experts`.
+    parts=_GATED_MLP,
 )
 
 
@@ -220,6 +233,20 @@ class TensorRole:
     def kind(self) -> Kind:
         """The patch format's word for those units."""
         return "neurons" if self.block == "mlp" else self.block
+
+    @property
+    def stacked(self) -> bool:
+        """True if the tensor holds every expert of its layer, along its first axis."""
+        return self.part.rank == 3  # noqa: PLR2004
+
+    def inside(self, neuron_axis: int) -> TensorRole:
+        """The role of one expert's own matrix in this tensor of routed experts, to that expert's neurons.
+
+        Args:
+            neuron_axis: the axis of the matrix that counts them.
+        """
+        part = replace(self.part, unit_axis=neuron_axis, split=None, carries=self.part.name == "down")
+        return replace(self, convention=INSIDE_AN_EXPERT, part=part, expert=None)
 
 
 def classify_tensor(name: str) -> TensorRole | None:

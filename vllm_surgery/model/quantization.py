@@ -7,8 +7,6 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from vllm_surgery.patch.units import NEURON_KINDS
-
 if TYPE_CHECKING:
     from vllm_surgery.patch.units import Kind
 
@@ -66,7 +64,7 @@ class Scheme:
 
     def signs_codes(self, kind: Kind) -> bool:
         """True if a unit's sign goes on codes: they have one, or there is no scale of the unit's own."""
-        return self.codes != "integers" or (kind in NEURON_KINDS and self.one_scale)
+        return self.codes != "integers" or (kind != "experts" and self.one_scale)
 
     @classmethod
     def of(cls, config: dict[str, Any]) -> Scheme | None:

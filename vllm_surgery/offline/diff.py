@@ -10,7 +10,7 @@ import math
 import re
 from collections import defaultdict
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,7 +19,8 @@ from tqdm import tqdm
 from vllm_surgery.errors import CheckpointError, SurgeryError
 from vllm_surgery.model.anatomy import Anatomy
 from vllm_surgery.model.checkpoint import TensorSlices, read_json
-from vllm_surgery.model.conventions import HALVES
+from vllm_surgery.model.conventions import HALVES, classify_tensor
+from vllm_surgery.model.expert_neurons import role_inside
 from vllm_surgery.model.routers import LOWEST, layer_of_router_bias
 from vllm_surgery.model.tensor_info import FLOAT_DTYPES
 from vllm_surgery.offline.bake import RECORD_FILE
@@ -27,7 +28,7 @@ from vllm_surgery.offline.lost_directions import Lost, found_loss, known_loss
 from vllm_surgery.offline.pruned import find_pruned, is_gone, original_name
 from vllm_surgery.offline.recover import Pair, differing_slices, explain, recover_gains, recover_joint_gains, same_bytes
 from vllm_surgery.patch.format import Patch
-from vllm_surgery.patch.units import MASK, NEURON_KINDS, IndexRange, merge_ranges, op_of
+from vllm_surgery.patch.units import INSIDE, MASK, NEURON_KINDS, IndexRange, Unit, merge_ranges, op_of
 from vllm_surgery.planning.carriers import carrier_of
 from vllm_surgery.planning.guard import guard_of
 from vllm_surgery.weights.tensors import bits, of_bytes, read_tensor
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from vllm_surgery.model.tensor_info import TensorInfo
     from vllm_surgery.offline.pruned import Pruned
     from vllm_surgery.patch.units import Gain, Kind
+    from vllm_surgery.planning.carriers import Carrier
 
 _LAYER = re.compile(r"\.layers\.([0-9]+)\.")
 
@@ -71,6 +73,7 @@ class Diff:
         gains: a factor for each neuron, by layer and index.
         shared: a factor for each neuron of shared experts, by layer and index.
         experts: a factor for each routed expert, by layer and index.
+        expert_neurons: a factor for each neuron inside routed experts, by layer, expert and index.
         masks: layer and index of each routed expert that its router can't choose any more, or that is gone.
         gone: the experts of each layer that are no longer there, which the patch masks.
         lost: by kind and layer, the columns of a down projection that lost a direction.
@@ -81,6 +84,7 @@ class Diff:
     gains: dict[tuple[int, int], float] = field(default_factory=dict)
     shared: dict[tuple[int, int], float] = field(default_factory=dict)
     experts: dict[tuple[int, int], float] = field(default_factory=dict)
+    expert_neurons: dict[tuple[int, int, int], float] = field(default_factory=dict)
     masks: set[tuple[int, int]] = field(default_factory=set)
     gone: dict[int, tuple[int, ...]] = field(default_factory=dict)
     lost: dict[tuple[Kind, int], Lost] = field(default_factory=dict)
@@ -91,6 +95,7 @@ class Diff:
         """The differences as a patch for `base`, guarded by what `base` is. None where there are none."""
         experts: dict[tuple[int, int], Gain] = {**self.experts, **dict.fromkeys(self.masks, MASK)}
         edits = [*_edits("neurons", self.gains), *_edits("shared", self.shared), *_edits("experts", experts)]
+        edits += _edits_inside(self.expert_neurons)
         edits += [
             {**op_of(lost.projection), kind: {str(layer): _as_ranges(lost.columns)}}
             for (kind, layer), lost in sorted(self.lost.items())
@@ -112,6 +117,23 @@ def _edits(kind: Kind, gains: Mapping[tuple[int, int], Gain]) -> list[dict[str, 
     return [{**op_of(gain), kind: units} for gain, units in layers.items()]
 
 
+def _edits_inside(gains: Mapping[tuple[int, int, int], float]) -> list[dict[str, Any]]:
+    """An edit of neurons inside experts for each gain."""
+    layers: dict[float, dict[str, dict[str, list[int]]]] = defaultdict(lambda: defaultdict(lambda: defaultdict(list)))
+    for (layer, expert, index), gain in sorted(gains.items()):
+        layers[gain][str(layer)][str(expert)].append(index)
+    return [
+        {
+            **op_of(gain),
+            INSIDE: {
+                layer: {expert: _as_ranges(indices) for expert, indices in experts.items()}
+                for layer, experts in units.items()
+            },
+        }
+        for gain, units in layers.items()
+    ]
+
+
 def diff(base: ModelFolder, edited: ModelFolder, *, progress: bool = False) -> Diff:
     """Compares two checkpoints of one model.
 
@@ -128,12 +150,13 @@ class _Comparison:
             raise CheckpointError(f"{edited.path}: has no tensor in common with {base.path}")
         self._anatomy = Anatomy(base.facts.num_hidden_layers)
         self._sparse = base.facts.sparse_layers
+        self._facts = base.facts
         self._scheme = base.facts.scheme
         self._hints = _hints_of(edited)
         self._result = Diff()
         self._pruned = find_pruned(self._base, self._edited)
         self._renumber()
-        self._parts: dict[tuple[Kind, int, int], list[float]] = defaultdict(list)
+        self._parts: dict[Unit, list[float]] = defaultdict(list)
         self._elsewhere: dict[tuple[Kind, PartName, PartName], int] = defaultdict(int)
         self._formats: dict[tuple[str, str], int] = defaultdict(int)
         self._quantised: dict[tuple[Kind, int, int | None], list[Pair]] = defaultdict(list)
@@ -232,7 +255,7 @@ class _Comparison:
             different = int((bits(old) != bits(new)).sum())
             gain = recover_gains(old[None], new[None], 0, [0])[0] if different and alone else None
             if gain is not None and role is not None:
-                self._parts[role.kind, role.layer, original].append(gain)
+                self._parts[Unit(role.kind, role.layer, original)].append(gain)
             elif different:
                 strange.append(original)
                 changed += different
@@ -266,17 +289,42 @@ class _Comparison:
         indices = [index for index in indices if index not in known]
         for index, gain in zip(indices, recover_gains(old, new, axis, indices), strict=True):
             part_name, unit = _role_and_unit(role, after.info, index)
-            if gain is None or not self._is_gain_of_unit(role, part_name, gain):
+            if gain is not None and self._is_gain_of_unit(role, part_name, gain):
+                self._parts[Unit(role.kind, role.layer, unit)].append(gain)
+                self._count_elsewhere(role, part_name)
+            elif not self._is_inside(role, unit, after.info, old.select(axis, index), new.select(axis, index)):
                 strange.append(index)
-                continue
-            self._parts[role.kind, role.layer, unit].append(gain)
-            self._count_elsewhere(role, part_name)
         if strange and not self._loses_direction(role, old, new, strange):
             shown = shortened(strange)
             chosen = torch.tensor(strange)
             changed = int((old.index_select(axis, chosen) != new.index_select(axis, chosen)).sum())
             word = "whole" if role.expert is not None else f"{len(strange)} {_slice_word(role)}(s) ({shown})"
             self._unexplained(after, f"{word} changed by more than a gain", changed)
+
+    def _is_inside(self, role: TensorRole, expert: int, info: TensorInfo, old: torch.Tensor, new: torch.Tensor) -> bool:
+        """Takes gains of an expert's neurons, if it is one and they explain all that differs in its matrix."""
+        inner = self._role_inside(role, info)
+        axis = None if inner is None else inner.part.unit_axis
+        if inner is None or axis is None:
+            return False
+        neurons = differing_slices(old, new, axis)
+        gains = recover_gains(old, new, axis, neurons)
+        if any(gain is None or not self._is_gain_of_unit(inner, inner.part.name, gain) for gain in gains):
+            return False
+        for neuron, gain in zip(neurons, gains, strict=True):
+            assert gain is not None
+            self._parts[Unit(INSIDE, role.layer, neuron, expert)].append(gain)
+            self._count_elsewhere(inner, inner.part.name)
+        return True
+
+    def _role_inside(self, role: TensorRole, info: TensorInfo) -> TensorRole | None:
+        """A tensor's role to the neurons inside experts; None where it has none, or it can't be told."""
+        if role.kind != "experts":
+            return None
+        try:
+            return role_inside(role, info, self._facts)
+        except CheckpointError:
+            return None
 
     def _known_loss(self, role: TensorRole, old: torch.Tensor, new: torch.Tensor, indices: list[int]) -> set[int]:
         """The columns that lost a direction which the edited folder's own record names, as far as every bit agrees."""
@@ -340,10 +388,26 @@ class _Comparison:
     def _explain_quantised(self) -> None:
         for (kind, layer, expert), pairs in self._quantised.items():
             gains, strange = explain(pairs)
+            if strange and expert is not None and self._are_inside(layer, expert, pairs):
+                continue
             for unit, gain in gains.items():
-                self._parts[kind, layer, unit if expert is None else expert].append(gain)
+                self._parts[Unit(kind, layer, unit if expert is None else expert)].append(gain)
             for stored, numbers in strange:
                 self._unexplained(stored, f"differs by more than gains, and is stored as {stored.info.dtype}", numbers)
+
+    def _are_inside(self, layer: int, expert: int, pairs: Sequence[Pair]) -> bool:
+        """Takes gains of the neurons of an expert with tensors of its own, if they explain all that differs in them."""
+        gains, strange = explain([replace(pair, carrier=self._carrier_inside(pair.before.info)) for pair in pairs])
+        if strange:
+            return False
+        for neuron, gain in gains.items():
+            self._parts[Unit(INSIDE, layer, neuron, expert)].append(gain)
+        return True
+
+    def _carrier_inside(self, info: TensorInfo) -> Carrier | None:
+        role = classify_tensor(info.name)
+        inner = None if role is None else self._role_inside(role, info)
+        return None if inner is None else carrier_of(inner, info, self._scheme)
 
     def _explain_joint(self) -> None:
         """Experts whose gain stands on several tensors, which must agree."""
@@ -362,22 +426,49 @@ class _Comparison:
         before = [read_tensor(stored).to(new.dtype) for (stored, _), new in zip(pairs, after, strict=True)]
         for expert, gain in recover_joint_gains(before, after).items():
             if gain is not None:
-                self._parts["experts", layer, expert].append(gain)
+                self._parts[Unit("experts", layer, expert)].append(gain)
+                continue
+            changed_alone = [
+                (stored, old[expert], new[expert])
+                for (stored, _), old, new in zip(pairs, before, after, strict=True)
+                if not torch.equal(bits(old[expert]), bits(new[expert]))
+            ]
+            if len(changed_alone) == 1 and self._is_inside_shared(expert, *changed_alone[0]):
                 continue
             for (_, stored), old, new in zip(pairs, before, after, strict=True):
                 changed = int((old[expert] != new[expert]).sum())
                 if changed:
                     self._unexplained(stored, f"slice {expert} changed by more than a gain", changed)
 
+    def _is_inside_shared(self, expert: int, stored: StoredTensor, old: torch.Tensor, new: torch.Tensor) -> bool:
+        role = classify_tensor(stored.info.name)
+        return role is not None and self._is_inside(role, expert, stored.info, old, new)
+
     def _take_gains(self) -> None:
-        for (kind, layer, index), gains in self._parts.items():
+        for unit, gains in sorted(self._parts.items(), key=lambda item: item[0].kind == INSIDE):  # Whole experts first.
             gain = math.prod(gains) + 0.0
-            if kind == "experts" and (layer, index) in self._result.masks:
+            if unit.expert is not None:
+                self._take_inside(unit, unit.expert, gain)
+            elif unit.kind == "experts" and (unit.layer, unit.index) in self._result.masks:
                 self._result.notes.append(
-                    f"expert {index} of layer {layer} is masked, so its gain of {gain:g} is left out"
+                    f"expert {unit.index} of layer {unit.layer} is masked, so its gain of {gain:g} is left out"
                 )
             elif gain != 1:
-                self._found(kind)[layer, index] = gain
+                self._found(unit.kind)[unit.layer, unit.index] = gain
+
+    def _take_inside(self, unit: Unit, expert: int, gain: float) -> None:
+        """A gain of a neuron inside an expert, unless the patch names the expert whole."""
+        place = unit.layer, expert
+        told = f"expert {expert} of layer {unit.layer}"
+        if place in self._result.masks:
+            self._result.notes.append(
+                f"{told} is masked, so the gain of {gain:g} of its neuron {unit.index} is left out"
+            )
+        elif gain != 1 and place in self._result.experts:
+            reason = f"has a gain of {gain:g} on its neuron {unit.index} and one on the whole, and a patch may name one"
+            self._result.unexplained.append(Unexplained(told, reason, 1))
+        elif gain != 1:
+            self._result.expert_neurons[unit.layer, expert, unit.index] = gain
 
     def _found(self, kind: Kind) -> dict[tuple[int, int], float]:
         return {"neurons": self._result.gains, "shared": self._result.shared}.get(kind, self._result.experts)

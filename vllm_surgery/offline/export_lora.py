@@ -41,7 +41,7 @@ from vllm_surgery.model.tensor_info import FLOAT_DTYPES
 from vllm_surgery.offline.bake import CARD_FILE, RECORD_FILE
 from vllm_surgery.patch.describe import count, model_card
 from vllm_surgery.patch.document import dump_yaml
-from vllm_surgery.patch.units import units_in_words
+from vllm_surgery.patch.units import NEURON_KINDS, units_in_words
 from vllm_surgery.planning.check import check_patches
 from vllm_surgery.weights.arithmetic import apply_edit
 from vllm_surgery.weights.tensors import read_tensor
@@ -123,12 +123,12 @@ def export_lora(patches: PatchSet, model: ModelFolder, out: Path, *, progress: b
 
 def _check_no_experts(patches: PatchSet) -> None:
     for item in patches.assignments():
-        if item.kind == "experts":
+        if item.kind not in NEURON_KINDS:
             raise MismatchError(
                 item.source,
                 item.place,
-                "a LoRA adapter can't hold edits of experts, only of the neurons of dense MLPs and of shared experts; "
-                "bake the patch instead",
+                "a LoRA adapter can't hold edits of routed experts or inside them, only of the neurons of dense MLPs "
+                "and of shared experts; bake the patch instead",
             )
 
 

@@ -18,7 +18,6 @@ from vllm_surgery.model.gguf_file import ENDING
 from vllm_surgery.offline.bake import copy_file
 from vllm_surgery.offline.diff import Diff, Unexplained
 from vllm_surgery.offline.recover import recover_gains
-from vllm_surgery.patch.units import KINDS
 from vllm_surgery.planning.gguf import plan_gguf
 from vllm_surgery.weights.gguf_blocks import apply_gains, factors_of, map_slices, why_unsupported
 
@@ -101,7 +100,7 @@ class _Comparison:
     def __init__(self, base: GgufModel, edited: GgufModel) -> None:
         self._base, self._edited = base, edited
         self._result = Diff()
-        self._found = {
+        self._found: dict[Kind, dict[tuple[int, int], float]] = {
             "neurons": self._result.gains, "shared": self._result.shared, "experts": self._result.experts
         }  # fmt: skip
 
@@ -109,7 +108,7 @@ class _Comparison:
         different = {
             name: indices for name, tensor in self._base.file.tensors.items() if (indices := self._differing(tensor))
         }
-        for kind in KINDS:
+        for kind in self._found:
             for layer in self._base.anatomy.counts(kind):
                 self._explain(kind, layer, different)
         for name, indices in different.items():

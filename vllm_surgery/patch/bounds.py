@@ -40,4 +40,5 @@ def check_size(data: object) -> object:
 def _spans_of(edit: object) -> int:
     selections: list[Any] = [edit.get(kind) for kind in KINDS] if isinstance(edit, dict) else []
     layers = [layer for item in selections if isinstance(item, dict) for layer in item.values()]
-    return sum(len(layer) if isinstance(layer, list | tuple) else 1 for layer in layers)
+    named = [one for layer in layers for one in (layer.values() if isinstance(layer, dict) else [layer])]
+    return sum(len(one) if isinstance(one, list | tuple) else 1 for one in named)

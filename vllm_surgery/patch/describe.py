@@ -93,7 +93,7 @@ def _edits(patch: Patch) -> list[str]:
     """A line for each gain and kind: ``neurons silenced: layer 3: 1-3, 7; layer 5: all``."""
     layers: dict[tuple[Kind, Effect, float], list[str]] = defaultdict(list)
     for item in sorted(patch.assignments(), key=lambda item: item.layer):
-        layers[item.kind, item.effect, item.addend].append(f"layer {item.layer}: {_indices(item)}")
+        layers[item.kind, item.effect, item.addend].append(f"{item.block.place}: {_indices(item)}")
     return [
         f"{units_in_words(kind)} {gain_in_words(effect, addend)}: {'; '.join(places)}"
         for (kind, effect, addend), places in layers.items()

@@ -29,18 +29,23 @@ from vllm_surgery.patch.bounds import MAX_EDITS, check_size
 from vllm_surgery.patch.direction import MAX_NUMBERS, Projection
 from vllm_surgery.patch.direction_field import FILES, READER, DirectionField
 from vllm_surgery.patch.document import dump_yaml, parse_document, plain_data
-from vllm_surgery.patch.selection import Selection, refusal
+from vllm_surgery.patch.selection import InsideSelection, Selection, refusal
 from vllm_surgery.patch.units import (
     ALL,
+    INSIDE,
     KINDS,
     MASK,
     NEURON_KINDS,
     Assignment,
+    Block,
+    ExpertBlock,
     Gain,
     IndexRange,
+    Unit,
+    UnitBlock,
     covers,
     find_clash,
-    units_in_words,
+    path_of,
 )
 
 if TYPE_CHECKING:
@@ -50,8 +55,11 @@ if TYPE_CHECKING:
 
     from vllm_surgery.patch.direction_field import ReadDirection
     from vllm_surgery.patch.document import Plain
+    from vllm_surgery.patch.units import Indices
 
-SEAL_KEY_PATTERN = r"^(neurons|shared|experts)/(0|[1-9][0-9]{0,3})/(0|[1-9][0-9]{0,6})$"
+SEAL_KEY_PATTERN = (
+    r"^((neurons|shared|experts)/(0|[1-9][0-9]{0,3})|expert_neurons(/(0|[1-9][0-9]{0,3})){2})/(0|[1-9][0-9]{0,6})$"
+)
 _HASH_PATTERN = r"^[0-9a-f]{64}$"
 _DIGITS_OF_DIGEST_IN_ID = 8
 
@@ -158,11 +166,12 @@ class _UnitEdit(_Strict):
     neurons: Selection = Field(default_factory=dict)
     shared: Selection = Field(default_factory=dict)
     experts: Selection = Field(default_factory=dict)
+    expert_neurons: InsideSelection = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _names_units(self) -> _UnitEdit:
         if not any(getattr(self, kind) for kind in KINDS):
-            raise refusal("", "names no units; give `neurons`, `shared` or `experts`")
+            raise refusal("", "names no units; give `neurons`, `shared`, `experts` or `expert_neurons`")
         return self
 
     @property
@@ -213,7 +222,7 @@ class Mask(_Strict):
     @model_validator(mode="before")
     @classmethod
     def _no_neurons(cls, data: Any) -> Any:
-        for kind in NEURON_KINDS if isinstance(data, dict) else ():
+        for kind in (*NEURON_KINDS, INSIDE) if isinstance(data, dict) else ():
             if kind in data:
                 raise refusal(kind, "`mask` is for routed experts; for neurons use `zero`")
         return data
@@ -240,6 +249,8 @@ class _Constant(_Strict):
     def _no_experts(cls, data: Any) -> Any:
         if isinstance(data, dict) and "experts" in data:
             raise refusal("experts", "`set` and `add` are for neurons' activations; experts have none")
+        if isinstance(data, dict) and INSIDE in data:
+            raise refusal(INSIDE, "`set` and `add` work in slots alone, which don't reach neurons inside experts")
         return data
 
     @model_validator(mode="after")
@@ -296,6 +307,8 @@ class Project(_Strict):
     def _no_experts(cls, data: Any) -> Any:
         if isinstance(data, dict) and "experts" in data:
             raise refusal("experts", "`project` is for columns of down projections, which are neurons; give `neurons`")
+        if isinstance(data, dict) and INSIDE in data:
+            raise refusal(INSIDE, "`project` is for `neurons` and `shared`; inside experts use scale, zero or negate")
         return data
 
     @model_validator(mode="after")
@@ -352,8 +365,7 @@ class Patch(_Strict):
     def _units_named_once(self) -> Patch:
         clash = find_clash(self.assignments())
         if clash is not None:
-            unit = f"{units_in_words(clash.first.kind)} {clash.index} of layer {clash.first.layer}"
-            raise refusal(clash.second.place, f"{unit}: already named in {clash.first.place}")
+            raise refusal(clash.second.place, f"{clash}: already named in {clash.first.place}")
         return self
 
     @model_validator(mode="after")
@@ -367,14 +379,14 @@ class Patch(_Strict):
     def _seals_edited_units(self) -> Patch:
         if not self.seal:
             return self
-        named: dict[tuple[str, int], list[IndexRange]] = defaultdict(list)
+        named: dict[Block, list[IndexRange]] = defaultdict(list)
         for item in self.assignments():
-            named[item.kind, item.layer].extend(item.ranges)
+            named[item.block].extend(item.ranges)
         for ranges in named.values():
             ranges.sort()
         for key in self.seal:
-            kind, layer, index = key.split("/")
-            if not covers(named[kind, int(layer)], int(index)):
+            unit = Unit.parse(key)
+            if not covers(named[unit.block], unit.index):
                 raise refusal(f"seal.{key}", "seals a unit that no edit names")
         return self
 
@@ -413,13 +425,17 @@ class Patch(_Strict):
             raise PatchError(source, place, reason) from None
 
     def assignments(self, source: str = "") -> Iterator[Assignment]:
-        """The edits as assignments, one layer at a time, with the place of each in the file."""
+        """The edits as assignments, one layer at a time, with the place of each in the file.
+
+        Of neurons inside experts one expert at a time.
+        """
         for number, edit in enumerate(self.edits):
-            for kind in KINDS:
-                for layer, indices in getattr(edit, kind, {}).items():
-                    place, addend = f"edits[{number}].{kind}.{layer}", getattr(edit, "addend", 0.0)
-                    projection = getattr(edit, "projection", None)
-                    yield Assignment(kind, layer, indices, edit.gain, source, place, addend, projection)
+            addend, projection = getattr(edit, "addend", 0.0), getattr(edit, "projection", None)
+            for block, indices in _selected(edit):
+                place = ".".join([f"edits[{number}]", *path_of(block)])
+                yield Assignment(
+                    block.kind, block.layer, indices, edit.gain, source, place, addend, projection, block.expert
+                )
 
     @cached_property
     def digest(self) -> str:
@@ -436,7 +452,7 @@ class Patch(_Strict):
         """The map from units to gains, independent of how the edits are cut up, ordered or spelled."""
         gains: dict[str, dict[str, list[tuple[IndexRange | None, _Effect]]]] = defaultdict(lambda: defaultdict(list))
         for item in self.assignments():
-            entries = gains[item.kind][str(item.layer)]
+            entries = gains[item.kind]["/".join(path_of(item.block)[1:])]
             effect = _canonical_effect(item)
             entries.extend([(None, effect)] if item.indices == ALL else [(span, effect) for span in item.indices])
         guard = self.model.given()
@@ -475,6 +491,16 @@ def json_schema() -> dict[str, Any]:
     schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
     schema["title"] = "vllm-surgery patch"
     return schema
+
+
+def _selected(edit: object) -> Iterator[tuple[Block, Indices]]:
+    """The units that an edit names, kind by kind."""
+    for kind in KINDS:
+        for layer, indices in getattr(edit, kind, {}).items():
+            if kind == INSIDE:
+                yield from ((ExpertBlock(kind, layer, expert), neurons) for expert, neurons in indices.items())
+            else:
+                yield UnitBlock(kind, layer), indices
 
 
 _Effect: TypeAlias = tuple[Gain] | tuple[Gain, float] | tuple[str, float, str]

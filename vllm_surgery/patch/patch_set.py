@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from vllm_surgery.errors import PatchError
 from vllm_surgery.patch.files import load_patch
 from vllm_surgery.patch.format import RESERVED_NAME, Patch
-from vllm_surgery.patch.units import find_clash, units_in_words
+from vllm_surgery.patch.units import find_clash
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -55,11 +55,10 @@ class PatchSet:
             raise PatchError(extra, "", f"is one patch too many: at most {MOST_PATCHES} can be active together")
         clash = find_clash(self.assignments())
         if clash is not None:
-            unit = f"{units_in_words(clash.second.kind)} {clash.index} of layer {clash.second.layer}"
             raise PatchError(
                 clash.second.source,
                 clash.second.place,
-                f"{unit}: already named in {clash.first.source}, {clash.first.place}",
+                f"{clash}: already named in {clash.first.source}, {clash.first.place}",
             )
 
     @classmethod

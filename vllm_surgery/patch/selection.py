@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Unit selections of a patch file: ``{29: [545, "600-610"], 12: all}``, a layer each with its indices."""
+"""Unit selections of a patch file: ``{29: [545, "600-610"], 12: all}``, a layer each with its indices.
+
+Of neurons inside experts ``{12: {34: [511]}}``, a layer each with its experts, and an expert each with its indices.
+"""
 
 from __future__ import annotations
 
@@ -19,29 +22,36 @@ from vllm_surgery.patch.units import (
     merge_ranges,
 )
 
-_SCHEMA: dict[str, Any] = {
-    "type": "object",
-    "minProperties": 1,
-    "additionalProperties": False,
-    "description": 'layer -> indices: numbers, ranges such as "100-199", or "all" for every unit of the layer',
-    "patternProperties": {
-        f"^{LAYER_PATTERN}$": {
-            "anyOf": [
-                {"const": ALL},
-                {
-                    "type": "array",
-                    "minItems": 1,
-                    "items": {
-                        "anyOf": [
-                            {"type": "integer", "minimum": 0, "maximum": MAX_INDEX},
-                            {"type": "string", "pattern": f"^{RANGE_PATTERN}$"},
-                        ]
-                    },
-                },
-            ]
-        }
-    },
+_INDICES: dict[str, Any] = {
+    "anyOf": [
+        {"const": ALL},
+        {
+            "type": "array",
+            "minItems": 1,
+            "items": {
+                "anyOf": [
+                    {"type": "integer", "minimum": 0, "maximum": MAX_INDEX},
+                    {"type": "string", "pattern": f"^{RANGE_PATTERN}$"},
+                ]
+            },
+        },
+    ]
 }
+
+
+def _numbered(values: dict[str, Any], **more: Any) -> dict[str, Any]:
+    """The schema of a mapping from numbers, of layers or of experts, to `values`."""
+    shape = {"type": "object", "minProperties": 1, "additionalProperties": False}
+    return {**shape, **more, "patternProperties": {f"^{LAYER_PATTERN}$": values}}
+
+
+_SCHEMA = _numbered(
+    _INDICES, description='layer -> indices: numbers, ranges such as "100-199", or "all" for every unit of the layer'
+)
+_INSIDE_SCHEMA = _numbered(
+    _numbered(_INDICES),
+    description='layer -> expert -> indices of its neurons: numbers, ranges such as "100-199", or "all" for every one',
+)
 
 
 def parse_selection(value: object) -> dict[int, Indices]:
@@ -55,55 +65,94 @@ def parse_selection(value: object) -> dict[int, Indices]:
     if not value:
         raise refusal("", "names no units; give at least one layer with an index")
     return {
-        _parse_layer(key): _parse_indices(str(key), indices) for key, indices in sorted(value.items(), key=_by_layer)
+        _parse_number(key, "a layer"): _parse_indices(str(key), indices)
+        for key, indices in sorted(value.items(), key=_by_number)
+    }
+
+
+def parse_inside(value: object) -> dict[int, dict[int, Indices]]:
+    """Reads a selection of neurons inside experts, sorted and merged as `parse_selection` does.
+
+    Raises:
+        PydanticCustomError: with the place below the selection in its context.
+    """
+    if not isinstance(value, dict):
+        raise refusal("", f"expected layers with experts and neurons, such as {{12: {{34: [511]}}}}, got {value!r}")
+    if not value:
+        raise refusal("", "names no units; give at least one layer with an expert and an index")
+    return {
+        _parse_number(layer, "a layer"): _parse_experts(str(layer), experts)
+        for layer, experts in sorted(value.items(), key=_by_number)
+    }
+
+
+def _parse_experts(layer: str, value: object) -> dict[int, Indices]:
+    if not isinstance(value, dict):
+        raise refusal(layer, f"expected experts with their neurons, such as {{34: [511]}}, got {value!r}")
+    if not value:
+        raise refusal(layer, "names no units; give at least one expert with an index")
+    return {
+        _parse_number(key, "an expert", layer): _parse_indices(f"{layer}.{key}", indices)
+        for key, indices in sorted(value.items(), key=_by_number)
     }
 
 
 def write_selection(selection: dict[int, Indices]) -> dict[str, str | list[int | str]]:
     """The form for a patch file."""
     return {
-        str(layer): ALL if indices == ALL else [item.written() for item in indices]
-        for layer, indices in selection.items()
+        str(number): ALL if indices == ALL else [item.written() for item in indices]
+        for number, indices in selection.items()
     }
+
+
+def write_inside(selection: dict[int, dict[int, Indices]]) -> dict[str, dict[str, str | list[int | str]]]:
+    """The form of a selection of neurons inside experts for a patch file."""
+    return {str(layer): write_selection(experts) for layer, experts in selection.items()}
 
 
 Selection = Annotated[
     dict[int, Indices], BeforeValidator(parse_selection), PlainSerializer(write_selection), WithJsonSchema(_SCHEMA)
 ]
+InsideSelection = Annotated[
+    dict[int, dict[int, Indices]],
+    BeforeValidator(parse_inside),
+    PlainSerializer(write_inside),
+    WithJsonSchema(_INSIDE_SCHEMA),
+]
 
 
-def _by_layer(item: tuple[object, object]) -> tuple[int, str]:
+def _by_number(item: tuple[object, object]) -> tuple[int, str]:
     key = str(item[0])
     return (int(key) if key.isascii() and key.isdigit() and len(key) <= len(str(MAX_LAYER)) else -1, key)
 
 
-def _parse_layer(key: object) -> int:
+def _parse_number(key: object, named: str, place: str = "") -> int:
     text = str(key)
-    number = _by_layer((key, None))[0]
+    number = _by_number((key, None))[0]
     if isinstance(key, bool) or number < 0 or str(number) != text:
-        raise refusal("", f"expected a layer number from 0 to {MAX_LAYER}, got {key!r}")
+        raise refusal(place, f"expected {named} number from 0 to {MAX_LAYER}, got {key!r}")
     return number
 
 
-def _parse_indices(layer: str, value: object) -> Indices:
+def _parse_indices(place: str, value: object) -> Indices:
     if value == ALL:
         return ALL
     if isinstance(value, tuple):  # Read before: a patch that is copied or built in Python.
         value = list(value)
     if not isinstance(value, list):
-        raise refusal(layer, f'expected a list of indices or the word "all", got {value!r}')
+        raise refusal(place, f'expected a list of indices or the word "all", got {value!r}')
     if not value:
-        raise refusal(layer, "names no units; give at least one index")
+        raise refusal(place, "names no units; give at least one index")
     ranges = []
     for number, item in enumerate(value):
         try:
             ranges.append(IndexRange.parse(item))
         except ValueError as error:
-            raise refusal(f"{layer}[{number}]", str(error)) from None
+            raise refusal(f"{place}[{number}]", str(error)) from None
     try:
         return merge_ranges(ranges)
     except ValueError as error:
-        raise refusal(layer, str(error)) from None
+        raise refusal(place, str(error)) from None
 
 
 def refusal(place: str, reason: str) -> PydanticCustomError:

@@ -1,15 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Units and the ways a patch names them: single indices, ranges, or a whole layer.
 
-A unit is one MLP neuron (layer, index along the intermediate dimension), one neuron of a layer's shared expert, or one
-routed expert (layer, index). Selections stay ranges until a model says how wide its layers are, so that a hostile
-``0-999999`` costs nothing.
+A unit is one MLP neuron (layer, index along the intermediate dimension), one neuron of a layer's shared expert, one
+routed expert (layer, index), or one neuron inside a routed expert (layer, expert, index). Selections stay ranges until
+a model says how wide its layers are, so that a hostile ``0-999999`` costs nothing.
 """
 
 from __future__ import annotations
 
 import re
 from bisect import bisect_right
+from collections import defaultdict
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
@@ -19,10 +20,12 @@ if TYPE_CHECKING:
 
     from vllm_surgery.patch.direction import Projection
 
-Kind: TypeAlias = Literal["neurons", "shared", "experts"]
-KINDS: tuple[Kind, ...] = ("neurons", "shared", "experts")
+Kind: TypeAlias = Literal["neurons", "shared", "experts", "expert_neurons"]
+KINDS: tuple[Kind, ...] = ("neurons", "shared", "experts", "expert_neurons")
 NEURON_KINDS: tuple[Kind, ...] = ("neurons", "shared")
 """The kinds whose units are neurons of one gated MLP a layer: its own, or the expert that all its tokens share."""
+INSIDE: Literal["expert_neurons"] = "expert_neurons"
+"""The kind of neurons inside routed experts, of which a layer has as many gated MLPs as experts."""
 
 # Bounds of the format, far above any model known: the widest MLP today has about 57,000 neurons.
 MAX_LAYER = 9_999
@@ -48,8 +51,66 @@ class UnitBlock(NamedTuple):
     kind: Kind
     layer: int
 
+    @property
+    def expert(self) -> int | None:
+        """None: its units are inside no expert."""
+        return None
+
+    @property
+    def place(self) -> str:
+        """``layer 12``."""
+        return f"layer {self.layer}"
+
+    @property
+    def words(self) -> str:
+        """The word for its units beside the place: ``neurons``, ``shared neurons`` or ``experts``."""
+        return units_in_words(self.kind)
+
     def __str__(self) -> str:
-        return f"{self.kind}/{self.layer}/{ALL}"
+        return "/".join([*path_of(self), ALL])
+
+
+class ExpertBlock(NamedTuple):
+    """All neurons inside one routed expert of one layer."""
+
+    kind: Kind
+    layer: int
+    expert: int
+
+    @property
+    def place(self) -> str:
+        """``expert 34 of layer 12``."""
+        return f"expert {self.expert} of layer {self.layer}"
+
+    @property
+    def words(self) -> str:
+        """The word for its units beside the place: ``neurons``."""
+        return "neurons"
+
+    def __str__(self) -> str:
+        return "/".join([*path_of(self), ALL])
+
+
+Block: TypeAlias = UnitBlock | ExpertBlock
+"""The units among which an index names one."""
+
+
+def block_of(kind: Kind, layer: int, expert: int | None) -> Block:
+    """The block of a unit; `expert` is None but for neurons inside one."""
+    return UnitBlock(kind, layer) if expert is None else ExpertBlock(kind, layer, expert)
+
+
+def path_of(block: Block) -> tuple[str, ...]:
+    """The keys under which a patch file has a block's units: kind, layer and, inside one, expert."""
+    return block.kind, *map(str, block[1:])
+
+
+def selecting(block: Block, indices: object) -> dict[str, Any]:
+    """A selection of these units of a block, as a patch file has it."""
+    kind, *numbers = path_of(block)
+    for number in reversed(numbers):
+        indices = {number: indices}
+    return {kind: indices}
 
 
 @dataclass(frozen=True, order=True)
@@ -57,33 +118,36 @@ class Unit:
     """One MLP neuron or one routed expert.
 
     Attributes:
-        kind: neurons, neurons of shared experts, or experts.
+        kind: neurons, neurons of shared experts, experts, or neurons inside experts.
         layer: its layer, from 0.
         index: along the MLP's intermediate dimension, or among the layer's routed experts; from 0.
+        expert: the routed expert that a neuron is inside of, from 0; None for every other unit.
     """
 
     kind: Kind
     layer: int
     index: int
+    expert: int | None = None
 
     @classmethod
     def parse(cls, key: str) -> Unit:
-        """The unit that ``neurons/29/545`` names, as seals write it."""
-        word, layer, index = key.split("/")
-        return cls(next(kind for kind in KINDS if kind == word), int(layer), int(index))
+        """The unit that ``neurons/29/545`` or ``expert_neurons/12/34/511`` names, as seals write it."""
+        word, layer, *experts, index = key.split("/")
+        kind = next(kind for kind in KINDS if kind == word)
+        return cls(kind, int(layer), int(index), int(experts[0]) if experts else None)
 
     @property
-    def block(self) -> UnitBlock:
-        """The units of its kind in its layer."""
-        return UnitBlock(self.kind, self.layer)
+    def block(self) -> Block:
+        """The units of its kind in its layer, or in its expert."""
+        return block_of(self.kind, self.layer, self.expert)
 
     def __str__(self) -> str:
-        return f"{self.kind}/{self.layer}/{self.index}"
+        return "/".join([*path_of(self.block), str(self.index)])
 
 
 def units_in_words(kind: Kind) -> str:
-    """``neurons``, ``shared neurons`` or ``experts``."""
-    return "shared neurons" if kind == "shared" else kind
+    """``neurons``, ``shared neurons``, ``experts`` or ``neurons inside experts``."""
+    return {"shared": "shared neurons", INSIDE: "neurons inside experts"}.get(kind, kind)
 
 
 def op_of(gain: Effect, addend: float = 0.0) -> dict[str, Any]:
@@ -186,6 +250,7 @@ class Assignment:
     Attributes:
         addend: what is added to the units' activations afterwards. Only slots can: no weight holds a constant.
         projection: which direction their outputs lose; None for none. Then `gain` is 1.
+        expert: the routed expert that neurons are inside of; None for every other unit.
     """
 
     kind: Kind
@@ -196,6 +261,12 @@ class Assignment:
     place: str
     addend: float = 0.0
     projection: Projection | None = None
+    expert: int | None = None
+
+    @property
+    def block(self) -> Block:
+        """The units among which it names some."""
+        return block_of(self.kind, self.layer, self.expert)
 
     @property
     def effect(self) -> Effect:
@@ -223,24 +294,51 @@ class Assignment:
 
 @dataclass(frozen=True)
 class Clash:
-    """A unit that two assignments name."""
+    """A unit that two assignments name, or an expert that one names whole and another a neuron of.
+
+    Attributes:
+        index: the unit's; of an expert that is named whole its own.
+    """
 
     index: int
     first: Assignment
     second: Assignment
 
+    def __str__(self) -> str:
+        if self.first.kind != self.second.kind:
+            return f"expert {self.index} of layer {self.first.layer}, whole and inside"
+        block = self.first.block
+        return f"{block.words} {self.index} of {block.place}"
+
 
 def find_clash(assignments: Iterable[Assignment]) -> Clash | None:
     """The first unit that is named twice, or None. Takes time n log n in the number of ranges."""
-    spans: list[tuple[Kind, int, int, int, int]] = []
+    spans: list[tuple[Kind, int, int, int, int, int]] = []
     known = list(assignments)
     for number, item in enumerate(known):
-        spans.extend((item.kind, item.layer, span.first, span.last, number) for span in item.ranges)
+        expert = -1 if item.expert is None else item.expert
+        spans.extend((item.kind, item.layer, expert, span.first, span.last, number) for span in item.ranges)
     spans.sort()
-    for (kind, layer, _, last, number), (next_kind, next_layer, next_first, _, next_number) in pairwise(spans):
-        if (kind, layer) == (next_kind, next_layer) and next_first <= last:
+    for (*place, _, last, number), (*next_place, next_first, _, next_number) in pairwise(spans):
+        if place == next_place and next_first <= last:
             early, late = sorted((number, next_number))
             return Clash(next_first, known[early], known[late])
+    return _find_whole_and_inside(known)
+
+
+def _find_whole_and_inside(known: Sequence[Assignment]) -> Clash | None:
+    """The first expert of which a neuron is named beside the whole, which would give one weight two gains."""
+    layers: dict[int, list[Assignment]] = defaultdict(list)
+    for item in known:
+        if item.kind == "experts":
+            layers[item.layer].append(item)
+    whole = {layer: UnitMap(items) for layer, items in layers.items()}
+    for item in known:
+        if item.expert is None or item.layer not in whole:
+            continue
+        if (other := whole[item.layer].of(item.expert)) is not None:
+            first, second = sorted((item, other), key=known.index)
+            return Clash(item.expert, first, second)
     return None
 
 

@@ -20,6 +20,8 @@ scales are floats, which have one. FP8 scales don't take it, since servers compa
 anew with the largest of their scales. A neuron's size goes on up because scales of down run along its outputs, which
 are no neurons; up enters a gated MLP linearly, so it is the same output.
 
+Neurons inside an expert that has tensors of its own are neurons; where all experts share them only floats hold ops.
+
 Which tensors a format has is told by their names, what their numbers are by the config: a stream may bring a scale
 before its codes.
 """
@@ -32,7 +34,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from vllm_surgery.model.quantization import METHODS
 from vllm_surgery.model.tensor_info import FLOAT_DTYPES, FP8_DTYPES
-from vllm_surgery.patch.units import NEURON_KINDS
+from vllm_surgery.patch.units import INSIDE
 
 if TYPE_CHECKING:
     from vllm_surgery.model.conventions import TensorRole
@@ -93,6 +95,8 @@ def carrier_of(role: TensorRole, info: TensorInfo, scheme: Scheme | None) -> Car
         scheme: how the model is quantised; None where it isn't.
     """
     stores = role.suffix.stores
+    if role.kind == INSIDE and role.stacked and info.dtype not in FLOAT_DTYPES:
+        return Carrier("all", 0, None, unsupported=_packed_together(info)) if role.part.carries else None
     if stores == "weight" and info.dtype in FLOAT_DTYPES:
         return _whole(role, info) if role.part.carries else None
     if stores in {"weight", "codes"}:
@@ -102,6 +106,10 @@ def carrier_of(role: TensorRole, info: TensorInfo, scheme: Scheme | None) -> Car
     if stores == "scales":
         return _scales(role, info, scheme)
     return _bias(role, info, scheme) if stores == "bias" else None
+
+
+def _packed_together(info: TensorInfo) -> str:
+    return f"holds all experts' weights as {info.dtype}, in which no op on single neurons of one can be held exactly"
 
 
 def understood(role: TensorRole, info: TensorInfo, scheme: Scheme | None) -> bool:
@@ -147,7 +155,7 @@ def _not_understood(info: TensorInfo, scheme: Scheme | None) -> str:
 
 def _scales(role: TensorRole, info: TensorInfo, scheme: Scheme) -> Carrier | None:
     component: Component = "size" if scheme.signs_codes(role.kind) else "all"
-    if role.kind in NEURON_KINDS:
+    if role.kind != "experts":
         return _scales_of_outputs(role, info, scheme, component) if role.part.name in {"up", "gate_up"} else None
     if not role.part.carries:
         return None

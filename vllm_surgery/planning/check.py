@@ -6,10 +6,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from vllm_surgery.errors import PatchError
+from vllm_surgery.model.expert_neurons import width_inside
 from vllm_surgery.patch.document import MAX_BYTES
 from vllm_surgery.patch.format import Patch
 from vllm_surgery.patch.patch_set import PatchSet, SourcedPatch
-from vllm_surgery.patch.units import KINDS, Unit
+from vllm_surgery.patch.units import Unit
 from vllm_surgery.planning.guard import guard_of
 from vllm_surgery.planning.planner import Planner
 from vllm_surgery.planning.seal import SealCheck, seal_of_folder
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from vllm_surgery.model.checkpoint import ModelFolder
     from vllm_surgery.model.config import ModelFacts
     from vllm_surgery.model.tensor_info import TensorInfo
+    from vllm_surgery.patch.units import Block
     from vllm_surgery.planning.planner import Plan, TensorEdit
     from vllm_surgery.planning.seal import ReadSlice
 
@@ -38,7 +40,7 @@ class PatchCheck:
 
     def __init__(self, patches: PatchSet, facts: ModelFacts, *, for_slots: bool = False) -> None:
         self._planner = Planner(patches, facts, for_slots=for_slots)
-        self._seals: SealCheck | None = SealCheck(patches, facts.scheme)
+        self._seals: SealCheck | None = SealCheck(patches, facts)
 
     def observe(self, info: TensorInfo, read_slice: ReadSlice) -> TensorEdit | None:
         """The edit of a tensor; None where it stays as it is.
@@ -111,8 +113,14 @@ def seal_patch(member: SourcedPatch, model: ModelFolder) -> Patch:
 
 
 def _seals(patch: Patch, model: ModelFolder) -> Iterator[tuple[str, str]]:
-    widths = {kind: model.anatomy.counts(kind) for kind in KINDS}
     for item in patch.assignments():
-        for index in item.resolve(widths[item.kind][item.layer]):
-            unit = Unit(item.kind, item.layer, index)
+        for index in item.resolve(units_in(model, item.block)):
+            unit = Unit(item.kind, item.layer, index, item.expert)
             yield str(unit), seal_of_folder(model, unit)
+
+
+def units_in(model: ModelFolder, block: Block) -> int:
+    """The number of units of a block that the model has."""
+    if block.expert is not None:
+        return width_inside(model.anatomy.experts[block.layer], block.expert, model.facts)
+    return model.anatomy.counts(block.kind)[block.layer]

@@ -94,6 +94,11 @@ def _refuse_other_ops(item: Assignment) -> None:
         raise refusal(
             item, f"op `{op}` puts a constant where weights only put multiples; a server with --patch-slots can"
         )
+    if item.expert is not None:
+        raise refusal(
+            item,
+            "neurons inside experts aren't edited in GGUF files; bake the checkpoint's own folder and convert that",
+        )
     if item.projection is not None:
         raise refusal(
             item,

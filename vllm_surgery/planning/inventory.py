@@ -8,19 +8,30 @@ from collections import defaultdict
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from vllm_surgery.errors import MismatchError, one_line
+from vllm_surgery.errors import CheckpointError, MismatchError, one_line
 from vllm_surgery.model.conventions import classify_tensor
+from vllm_surgery.model.expert_neurons import gated_mlp_of, matrix_inside, role_inside, why_at_odds
 from vllm_surgery.model.tensor_info import FLOAT_DTYPES
 from vllm_surgery.patch.describe import count
-from vllm_surgery.patch.units import KINDS, MASK, NEURON_KINDS, Assignment, IndexRange, merge_ranges, units_in_words
+from vllm_surgery.patch.units import (
+    INSIDE,
+    KINDS,
+    MASK,
+    NEURON_KINDS,
+    Assignment,
+    IndexRange,
+    merge_ranges,
+    units_in_words,
+)
 from vllm_surgery.planning.carriers import carrier_of
 from vllm_surgery.planning.limits import check_complete
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-    from vllm_surgery.model.anatomy import Anatomy
+    from vllm_surgery.model.anatomy import Anatomy, RoutedExperts
     from vllm_surgery.model.checkpoint import ModelFolder
+    from vllm_surgery.model.config import ModelFacts
     from vllm_surgery.model.quantization import Scheme
     from vllm_surgery.model.routers import Router
     from vllm_surgery.model.tensor_info import TensorInfo
@@ -35,9 +46,9 @@ class UnitsFound:
     """Units of one kind, in layers that store them alike.
 
     Attributes:
-        kind: neurons, neurons of shared experts, or experts.
+        kind: neurons, neurons of shared experts, experts, or neurons inside experts.
         layers: where they are.
-        units: of each layer; 0 where a packed format hides how many.
+        units: of each layer, or of each expert; 0 where a packed format hides how many.
         tensors: on which their gains go, with ``*`` for the number of a layer or an expert.
         dtypes: how those are stored.
         ops: what these formats hold exactly.
@@ -55,7 +66,10 @@ class UnitsFound:
     def __str__(self) -> str:
         layers = f"layer{'s' if len(self.layers) > 1 else ''} {_ranges(self.layers)}"
         word = units_in_words(self.kind)
-        each = f"{self.units} {word}{' each' if len(self.layers) > 1 else ''}" if self.units else word
+        if self.kind == INSIDE:
+            each = f"{self.units} neurons inside each expert" if self.units else word
+        else:
+            each = f"{self.units} {word}{' each' if len(self.layers) > 1 else ''}" if self.units else word
         ops = [f"mask ({self.masked_by or 'while serving'})" if op == MASK else op for op in self.ops]
         exact = f"exact: {', '.join(ops)}" if ops else "no op is exact"
         gains = (
@@ -121,7 +135,7 @@ def take_inventory(folder: ModelFolder) -> Inventory:
     """
     facts, anatomy = folder.facts, folder.anatomy
     groups: dict[UnitsFound, list[int]] = defaultdict(list)
-    for layer, group in _groups(anatomy, facts.scheme):
+    for layer, group in _groups(anatomy, facts):
         groups[group].append(layer)
     found = [replace(group, layers=tuple(sorted(layers))) for group, layers in groups.items()]
     seen = {layer for group in found for layer in group.layers}
@@ -142,31 +156,57 @@ def take_inventory(folder: ModelFolder) -> Inventory:
     )
 
 
-def _groups(anatomy: Anatomy, scheme: Scheme | None) -> Iterator[tuple[int, UnitsFound]]:
+def _groups(anatomy: Anatomy, facts: ModelFacts) -> Iterator[tuple[int, UnitsFound]]:
     """Each layer with its units, which name no layer, so that those of layers that are stored alike are equal."""
     for kind in NEURON_KINDS:
-        yield from _groups_of_mlps(kind, anatomy, scheme)
+        yield from _groups_of_mlps(kind, anatomy, facts)
     for layer in sorted({*anatomy.experts, *anatomy.routers}):
         block, router = anatomy.experts.get(layer), anatomy.routers.get(layer)
-        carriers = carried([*block.tensors.values(), *block.quant_params.values()], scheme) if block else []
-        ops = exact_ops("experts", layer, carriers, anatomy, scheme) if carriers else ()
+        carriers = carried([*block.tensors.values(), *block.quant_params.values()], facts.scheme) if block else []
+        ops = exact_ops(_first("experts", layer), carriers, anatomy, facts) if carriers else ()
         group = _group("experts", anatomy.experts_in(layer) or 0, [info for info, _ in carriers], ops)
         if router is not None and _can_mask(router):
             bias = None if router.bias is None else _with_stars(router.bias.name)
             group = replace(group, ops=(*group.ops, MASK), masked_by=bias)
         if carriers or group.ops:
             yield layer, group
+        if block is not None and (inside := _inside(block, anatomy, facts)) is not None:
+            yield layer, inside
 
 
-def _groups_of_mlps(kind: Kind, anatomy: Anatomy, scheme: Scheme | None) -> Iterator[tuple[int, UnitsFound]]:
+def _inside(block: RoutedExperts, anatomy: Anatomy, facts: ModelFacts) -> UnitsFound | None:
+    """The neurons inside a layer's experts, as those of its first expert are stored; None where they can't be told."""
+    try:
+        mlp = gated_mlp_of(block, 0, facts)
+        roles = [(role_inside(role, info, facts), role, info) for role, info in block.roles_of(0)]
+    except CheckpointError:
+        return None
+    if mlp.missing() or why_at_odds(block, facts):
+        return None
+    carriers = [
+        (info, carrier)
+        for inner, role, info in roles
+        if inner is not None
+        and role.suffix.stores != "bias"
+        and (carrier := carrier_of(inner, matrix_inside(info, role), facts.scheme)) is not None
+    ]
+    ops = exact_ops(_first(INSIDE, block.layer, expert=0), carriers, anatomy, facts)
+    return _group(INSIDE, mlp.width, _able(carriers), ops)
+
+
+def _able(carriers: Sequence[Carried]) -> list[TensorInfo]:
+    """The tensors that can hold some share of gains; all where none can."""
+    return [info for info, carrier in carriers if carrier.unsupported is None] or [info for info, _ in carriers]
+
+
+def _groups_of_mlps(kind: Kind, anatomy: Anatomy, facts: ModelFacts) -> Iterator[tuple[int, UnitsFound]]:
     widths = anatomy.widths(kind)
     for layer, mlp in anatomy.gated_mlps(kind).items():
         if not mlp.missing():
             infos = [*mlp.tensors.values(), *(info for _, info in mlp.quant_params.values())]
-            carriers = carried(infos, scheme)
-            ops = exact_ops(kind, layer, carriers, anatomy, scheme)
-            able = [info for info, carrier in carriers if carrier.unsupported is None]
-            yield layer, _group(kind, widths.get(layer, 0), able or [info for info, _ in carriers], ops)
+            carriers = carried(infos, facts.scheme)
+            ops = exact_ops(_first(kind, layer), carriers, anatomy, facts)
+            yield layer, _group(kind, widths.get(layer, 0), _able(carriers), ops)
 
 
 def _can_mask(router: Router) -> bool:
@@ -203,24 +243,27 @@ def carried(infos: Iterable[TensorInfo], scheme: Scheme | None) -> list[Carried]
     return found
 
 
-def exact_ops(
-    kind: Kind, layer: int, carriers: Iterable[Carried], anatomy: Anatomy, scheme: Scheme | None
-) -> tuple[str, ...]:
-    """The ops that are exact on the units of one layer."""
+def _first(kind: Kind, layer: int, expert: int | None = None) -> Assignment:
+    """An assignment to the first unit of a kind in a layer."""
+    return Assignment(kind, layer, (IndexRange(0, 0),), 0.0, "", "", expert=expert)
+
+
+def exact_ops(unit: Assignment, carriers: Sequence[Carried], anatomy: Anatomy, facts: ModelFacts) -> tuple[str, ...]:
+    """The ops that are exact on the units of one layer, of which `unit` names one."""
     factors = [carrier for _, carrier in carriers]
     held = [
         op
         for op, gain in _OPS.items()
         if not any(carrier.why_unsupported(carrier.factor(gain)) for carrier in factors)
         and any(carrier.factor(gain) != 1 for carrier in factors)
-        and _complete(Assignment(kind, layer, (IndexRange(0, 0),), gain, "", ""), anatomy, scheme)
+        and _complete(replace(unit, gain=gain), anatomy, facts)
     ]
     return tuple(op for op in held if op != _POWERS or "scale" not in held)
 
 
-def _complete(item: Assignment, anatomy: Anatomy, scheme: Scheme | None) -> bool:
+def _complete(item: Assignment, anatomy: Anatomy, facts: ModelFacts) -> bool:
     try:
-        check_complete(item, anatomy, scheme)
+        check_complete(item, anatomy, facts)
     except MismatchError:
         return False
     return True

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 
 from vllm_surgery.errors import MismatchError
 from vllm_surgery.model.anatomy import GatedMlp
+from vllm_surgery.model.expert_neurons import gated_mlp_of, why_at_odds
 from vllm_surgery.model.routers import LOWEST
 from vllm_surgery.model.tensor_info import FLOAT_DTYPES, UNPACKED_DTYPES
-from vllm_surgery.patch.units import ALL, MASK, NEURON_KINDS, units_in_words
+from vllm_surgery.patch.units import ALL, INSIDE, MASK, NEURON_KINDS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -35,6 +36,8 @@ def check_config(item: Assignment, facts: ModelFacts) -> None:
         raise refusal(item, f"layer {item.layer} is out of range: the model has {layers} layers")
     if item.kind == "experts" and facts.num_experts is not None:
         check_range(item, facts.num_experts)
+    if facts.num_experts is not None:
+        check_expert(item, facts.num_experts)
 
 
 def refuse_constant(item: Assignment) -> None:
@@ -52,17 +55,40 @@ def refuse_constant(item: Assignment) -> None:
         )
 
 
+def refuse_inside(item: Assignment) -> None:
+    """A neuron inside an expert, whose activation no slot reaches.
+
+    Raises:
+        MismatchError: it is one.
+    """
+    if item.expert is not None:
+        raise refusal(
+            item,
+            "neurons inside an expert are edited in weights only: start the server without --patch-slots, or bake the "
+            "patch",
+        )
+
+
+def check_expert(item: Assignment, count: int) -> None:
+    """Neurons inside an expert beyond the last of the layer's `count`.
+
+    Raises:
+        MismatchError: there are some.
+    """
+    if item.expert is not None and item.expert >= count:
+        raise refusal(item, f"expert {item.expert} is out of range: layer {item.layer} has {count} experts")
+
+
 def check_range(item: Assignment, width: int) -> None:
-    """An index beyond the last of the layer's `width` units.
+    """An index beyond the last of the layer's, or the expert's, `width` units.
 
     Raises:
         MismatchError: there is one.
     """
     if item.indices != ALL and item.indices[-1].last >= width:
         largest = item.indices[-1].last
-        raise refusal(
-            item, f"index {largest} is out of range: layer {item.layer} has {width} {units_in_words(item.kind)}"
-        )
+        block = item.block
+        raise refusal(item, f"index {largest} is out of range: {block.place} has {width} {block.words}")
 
 
 def check_format(item: Assignment, info: TensorInfo, carrier: Carrier) -> None:
@@ -111,7 +137,10 @@ def check_present(item: Assignment, anatomy: Anatomy, facts: ModelFacts) -> None
     Raises:
         MismatchError: there are some.
     """
-    reason = _missing_experts(item, anatomy, facts) if item.kind == "experts" else _missing_mlp(item, anatomy)
+    if item.kind == INSIDE:
+        reason = _missing_inside(item, anatomy, facts)
+    else:
+        reason = _missing_experts(item, anatomy, facts) if item.kind == "experts" else _missing_mlp(item, anatomy)
     if reason:
         hint = f"; the checkpoint is quantised ({facts.quantization})" if facts.quantization else ""
         raise refusal(item, f"touches no tensor: {reason}{hint}")
@@ -181,12 +210,26 @@ def _missing_mlp(item: Assignment, anatomy: Anatomy) -> str | None:
     return f"layer {item.layer} has no {block} in a naming that is known ({lacks}){hint}" if missing else None
 
 
-def _missing_experts(item: Assignment, anatomy: Anatomy, facts: ModelFacts) -> str | None:
+def _missing_block(item: Assignment, anatomy: Anatomy, facts: ModelFacts) -> str:
     if not anatomy.experts:
         return f"the model has no routed experts{' in a naming that is known' if facts.num_experts else ''}"
+    return f"layer {item.layer} has no routed experts"
+
+
+def _missing_inside(item: Assignment, anatomy: Anatomy, facts: ModelFacts) -> str | None:
+    block, expert = anatomy.experts.get(item.layer), item.expert
+    if block is None or expert is None:
+        return _missing_block(item, anatomy, facts)
+    check_expert(item, block.count)
+    if missing := gated_mlp_of(block, expert, facts).missing():
+        return f"expert {expert} of layer {item.layer} has no {' and no '.join(missing)} tensor"
+    return why_at_odds(block, facts)
+
+
+def _missing_experts(item: Assignment, anatomy: Anatomy, facts: ModelFacts) -> str | None:
     block = anatomy.experts.get(item.layer)
     if block is None:
-        return f"layer {item.layer} has no routed experts"
+        return _missing_block(item, anatomy, facts)
     check_range(item, block.count)
     return next(filter(None, (_missing_expert(block, index) for index in item.resolve(block.count))), None)
 
@@ -201,17 +244,20 @@ def refusal(item: Assignment, reason: str) -> MismatchError:
     return MismatchError(item.source, item.place, reason)
 
 
-def check_complete(item: Assignment, anatomy: Anatomy, scheme: Scheme | None) -> None:
+def check_complete(item: Assignment, anatomy: Anatomy, facts: ModelFacts) -> None:
     """Units of a quantised model that lack a tensor which their gain needs, or that no single place can hold.
 
     Raises:
         MismatchError: there are some.
     """
+    scheme = facts.scheme
     if scheme is None or item.gain == MASK:
         return
     scaled = not scheme.signs_codes(item.kind) or abs(item.gain) not in {0.0, 1.0}
     if item.kind in NEURON_KINDS:
         reason = _reason_of_mlp(anatomy.gated_mlps(item.kind)[item.layer], scheme, scaled)
+    elif item.expert is not None:
+        reason = _reason_of_mlp(gated_mlp_of(anatomy.experts[item.layer], item.expert, facts), scheme, scaled)
     else:
         block = anatomy.experts[item.layer]
         reasons = (_reason_of_expert(block, index, scaled) for index in item.resolve(block.count))

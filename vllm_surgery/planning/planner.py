@@ -8,13 +8,14 @@ weights while it is loaded. What it makes is pure data; `vllm_surgery.weights.ar
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from vllm_surgery.model.anatomy import Anatomy
+from vllm_surgery.model.expert_neurons import matrix_inside, role_inside, width_inside
 from vllm_surgery.model.quantization import WHOLE
 from vllm_surgery.model.routers import layer_of_router_bias
-from vllm_surgery.patch.units import MASK, NEURON_KINDS, UnitMap
+from vllm_surgery.patch.units import MASK, NEURON_KINDS, UnitBlock, UnitMap
 from vllm_surgery.planning.carriers import carrier_of
 from vllm_surgery.planning.guard import check_guards, check_width
 from vllm_surgery.planning.limits import (
@@ -27,17 +28,18 @@ from vllm_surgery.planning.limits import (
     check_range,
     check_router_format,
     refuse_constant,
+    refuse_inside,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
 
     from vllm_surgery.model.config import ModelFacts
     from vllm_surgery.model.conventions import TensorRole
     from vllm_surgery.model.tensor_info import TensorInfo
     from vllm_surgery.patch.direction import Projection
     from vllm_surgery.patch.patch_set import PatchSet
-    from vllm_surgery.patch.units import Assignment, Effect, Gain, Kind
+    from vllm_surgery.patch.units import Assignment, Block, Effect, Gain, Kind
     from vllm_surgery.planning.carriers import Carrier, Encoding
 
 
@@ -55,6 +57,8 @@ class TensorEdit:
         gains: a factor for each: a unit's gain, or the share of it that this tensor takes; `MASK` in a router's bias,
             for the lowest number; or what a column of a down projection loses.
         numbers: what the tensor holds, where its `dtype` doesn't say.
+        inside: edits of single neurons, in a tensor of all experts of a layer: by expert, ascending, each with the edit
+            of its own matrix, as if that were a tensor. No expert is also one of `indices`.
     """
 
     tensor: str
@@ -64,6 +68,7 @@ class TensorEdit:
     indices: tuple[int, ...]
     gains: tuple[Effect, ...]
     numbers: Encoding = "floats"
+    inside: tuple[tuple[int, TensorEdit], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -147,13 +152,18 @@ class Planner:
         self._for_slots = for_slots
         self._anatomy = Anatomy(facts.num_hidden_layers)
         self._edits: dict[str, TensorEdit] = {}
-        self._wanted: dict[tuple[Kind, int], list[Assignment]] = defaultdict(list)
-        self._by_unit: dict[tuple[Kind, int], UnitMap] = {}
+        self._wanted: dict[Block, list[Assignment]] = defaultdict(list)
+        self._inside: dict[int, dict[int, list[Assignment]]] = defaultdict(dict)
+        self._by_unit: dict[Block, UnitMap] = {}
         for item in patches.assignments():
-            if not for_slots:
+            if for_slots:
+                refuse_inside(item)
+            else:
                 refuse_constant(item)
             check_config(item, facts)
-            self._wanted[item.kind, item.layer].append(item)
+            self._wanted[item.block].append(item)
+            if item.expert is not None:
+                self._inside[item.layer][item.expert] = self._wanted[item.block]
 
     def observe(self, info: TensorInfo) -> tuple[TensorRole | None, TensorEdit | None]:
         """Takes in one tensor; says what it is, and the edit that it needs.
@@ -167,19 +177,16 @@ class Planner:
         if role is None:
             return None, self._edit_of_router(info)
         if role.kind in NEURON_KINDS and role.part.name == "down" and role.suffix.stores in WHOLE:
-            for item in self._wanted.get((role.kind, role.layer), ()):
+            for item in self._wanted.get(UnitBlock(role.kind, role.layer), ()):
                 check_projection(item, info)
         carrier = carrier_of(role, info, self._facts.scheme)
-        if carrier is None:
-            return role, None
-        if role.kind == "neurons" and carrier.width is not None:
+        if carrier is not None and role.kind == "neurons" and carrier.width is not None:
             check_width(self._patches, role.layer, carrier.width)
         if self._for_slots:
             return role, None
-        wanted = self._gains_for(role)
-        for item in wanted:
-            check_format(item, info, carrier)
-        edit = _edit_of(info, role, carrier, wanted)
+        edit = None if carrier is None else _checked_edit(info, role, carrier, self._gains_for(role))
+        if role.kind == "experts" and role.layer in self._inside:
+            edit = self._with_neurons_inside(edit, role, info)
         if edit is not None:
             self._edits[info.name] = edit
         return role, edit
@@ -202,9 +209,28 @@ class Planner:
         gains = tuple(map(self._unit_gains, sorted(self._wanted, reverse=True))) if self._for_slots else ()
         return Plan(self._patches.id, edits, units, self._layer_masks(), gains)
 
+    def _with_neurons_inside(self, edit: TensorEdit | None, role: TensorRole, info: TensorInfo) -> TensorEdit | None:
+        """The edit of a tensor of routed experts, with those of single neurons in it."""
+        experts = self._inside[role.layer]
+        wanted = {expert: experts[expert] for expert in sorted(experts) if role.expert in {None, expert}}
+        held = [expert for expert in wanted if not role.stacked or expert < info.shape[0]]  # Others are refused later.
+        inner = role_inside(role, info, self._facts) if held else None
+        carrier = None if inner is None else carrier_of(inner, matrix_inside(info, role), self._facts.scheme)
+        if inner is None or carrier is None:
+            return edit
+        edits = {
+            expert: found
+            for expert in held
+            if (found := _checked_edit(matrix_inside(info, role), inner, carrier, wanted[expert])) is not None
+        }
+        if not role.stacked:
+            return edits.get(held[0], edit)
+        whole = edit or TensorEdit(info.name, info.dtype, info.shape, 0, (), ())
+        return replace(whole, inside=tuple(edits.items())) if edits else edit
+
     def _gains_for(self, role: TensorRole) -> list[Assignment]:
         """The assignments of gains to the units that a tensor holds a part of."""
-        place = (role.kind, role.layer)
+        place = UnitBlock(role.kind, role.layer)
         if place not in self._wanted:
             return []
         if role.expert is None:
@@ -217,9 +243,9 @@ class Planner:
     def _refuse_holder(self, item: Assignment) -> None:
         """Refuses gains that their tensors can't hold whole: weights seen in part, or a layer that isn't so wide."""
         if self._for_slots:
-            check_range(item, self._width((item.kind, item.layer)))
+            check_range(item, self._width(item.block))
         elif item.projection is None:
-            check_complete(item, self._anatomy, self._facts.scheme)
+            check_complete(item, self._anatomy, self._facts)
 
     def _edit_of_router(self, info: TensorInfo) -> TensorEdit | None:
         """The edit of a router's bias, as `observe` gives it; None for every other tensor."""
@@ -236,34 +262,36 @@ class Planner:
         return edit
 
     def _masks_of(self, layer: int) -> list[Assignment]:
-        return [item for item in self._wanted.get(("experts", layer), []) if item.gain == MASK]
+        return [item for item in self._wanted.get(UnitBlock("experts", layer), []) if item.gain == MASK]
 
     def _layer_masks(self) -> tuple[LayerMask, ...]:
-        layers = sorted({layer for kind, layer in self._wanted if kind == "experts" and self._masks_of(layer)})
+        layers = sorted({block.layer for block in self._wanted if block.kind == "experts"})
+        layers = [layer for layer in layers if self._masks_of(layer)]
         return tuple(self._layer_mask(layer) for layer in layers)
 
     def _layer_mask(self, layer: int) -> LayerMask:
-        width, bias = self._width(("experts", layer)), self._anatomy.routers[layer].bias
+        width, bias = self._width(UnitBlock("experts", layer)), self._anatomy.routers[layer].bias
         experts = sorted(index for item in self._masks_of(layer) for index in item.resolve(width))
         return LayerMask(layer, tuple(experts), width, None if bias is None else bias.name)
 
-    def _unit_gains(self, place: tuple[Kind, int]) -> UnitGains:
+    def _unit_gains(self, place: Block) -> UnitGains:
         width = self._width(place)
         items = {index: item for item in self._wanted[place] for index in item.resolve(width)}
         ordered = [items[index] for index in sorted(items)]
         gains, addends = tuple(item.gain for item in ordered), tuple(item.addend for item in ordered)
         projections = tuple(item.projection for item in ordered)
-        return UnitGains(*place, width, tuple(sorted(items)), gains, addends, projections)
+        return UnitGains(place.kind, place.layer, width, tuple(sorted(items)), gains, addends, projections)
 
-    def _units(self, place: tuple[Kind, int]) -> int:
+    def _units(self, place: Block) -> int:
         return sum(item.count(self._width(place)) for item in self._wanted[place])
 
-    def _width(self, place: tuple[Kind, int]) -> int:
-        """The number of units of a layer, which earlier checks have made sure of."""
-        kind, layer = place
-        if kind == "experts":
-            return self._anatomy.experts_in(layer) or 0
-        return self._anatomy.gated_mlps(kind)[layer].width
+    def _width(self, place: Block) -> int:
+        """The number of units of a layer, or of neurons of an expert, which earlier checks have made sure of."""
+        if place.expert is not None:
+            return width_inside(self._anatomy.experts[place.layer], place.expert, self._facts)
+        if place.kind == "experts":
+            return self._anatomy.experts_in(place.layer) or 0
+        return self._anatomy.gated_mlps(place.kind)[place.layer].width
 
 
 def plan(patches: PatchSet, facts: ModelFacts, tensors: Iterable[TensorInfo]) -> Plan:
@@ -277,6 +305,14 @@ def plan(patches: PatchSet, facts: ModelFacts, tensors: Iterable[TensorInfo]) ->
     for info in tensors:
         planner.observe(info)
     return planner.finish()
+
+
+def _checked_edit(
+    info: TensorInfo, role: TensorRole, carrier: Carrier, wanted: Sequence[Assignment]
+) -> TensorEdit | None:
+    for item in wanted:
+        check_format(item, info, carrier)
+    return _edit_of(info, role, carrier, wanted)
 
 
 def _edit_of(info: TensorInfo, role: TensorRole, carrier: Carrier, wanted: Iterable[Assignment]) -> TensorEdit | None:

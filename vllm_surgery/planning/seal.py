@@ -4,7 +4,9 @@
 They cover the bytes that the checkpoint stores, each part with its role, number format and length, and don't depend on
 tensor names, on how the checkpoint is sharded, or on whether gate and up are stored in one tensor or in two.
 
-- A neuron's covers its row of gate, its row of up and its column of down; a shared expert's neuron's the same.
+- A neuron's covers its row of gate, its row of up and its column of down; a shared expert's neuron's the same, and that
+  of a neuron inside a routed expert. Where all experts share a tensor, names don't tell which rows of gate and up are
+  the neuron's: then its seal covers its expert's gate and up whole, by their hash, biases included.
 - An expert's covers its gate, up and down, its biases where it has some, and its scale where it has one. As an expert
   can be hundreds of megabytes, it is the hash of the parts' hashes.
 - Of a quantised weight it covers codes, scales, zero points and the order of groups: see `vllm_surgery.planning.seal`.
@@ -15,20 +17,24 @@ from __future__ import annotations
 import hashlib
 from collections import defaultdict
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from itertools import product
 from typing import TYPE_CHECKING, TypeAlias
 
+import numpy as np
+
 from vllm_surgery.errors import CheckpointError, MismatchError
 from vllm_surgery.model.conventions import HALVES, classify_tensor, lacking
+from vllm_surgery.model.expert_neurons import matrix_inside, role_inside
 from vllm_surgery.model.quantization import WHOLE, Stores
-from vllm_surgery.patch.units import NEURON_KINDS, Unit, UnitBlock
+from vllm_surgery.patch.units import Unit
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from vllm_surgery.model.checkpoint import ModelFolder
-    from vllm_surgery.model.conventions import PartName, TensorRole
+    from vllm_surgery.model.config import ModelFacts
+    from vllm_surgery.model.conventions import BlockKind, PartName, TensorRole
     from vllm_surgery.model.quantization import Scheme
     from vllm_surgery.model.tensor_info import TensorInfo
     from vllm_surgery.patch.patch_set import PatchSet
@@ -71,9 +77,10 @@ def seal_of_folder(folder: ModelFolder, unit: Unit) -> str:
     for info in folder.anatomy.tensors_of(unit):
         role = classify_tensor(info.name)
         assert role is not None  # The anatomy has classified it before.
-        parts |= _parts(role, info, unit.index, partial(folder.read_slice, info.name), folder.facts.scheme)
+        parts |= _parts(role, info, unit, partial(folder.read_slice, info.name), folder.facts)
     if missing := _lacking(parts):
-        block = {"neurons": "gated MLP", "shared": "shared expert"}.get(unit.kind, f"expert {unit.index}")
+        number = unit.index if unit.expert is None else unit.expert
+        block = {"neurons": "gated MLP", "shared": "shared expert"}.get(unit.kind, f"expert {number}")
         raise CheckpointError(f"{folder.path}: layer {unit.layer} has no {block} (no {', '.join(missing)} projection)")
     return unit_hash(parts)
 
@@ -82,17 +89,35 @@ def _lacking(parts: Parts) -> list[PartName]:
     return lacking(part_name for part_name, _ in parts)
 
 
-def _parts(role: TensorRole, info: TensorInfo, index: int, read_slice: ReadSlice, scheme: Scheme | None) -> Parts:
+def _parts(role: TensorRole, info: TensorInfo, unit: Unit, read_slice: ReadSlice, facts: ModelFacts) -> Parts:
     """One tensor's parts of a unit, gate and up apart where they can be told apart."""
+    if unit.expert is None:
+        return _parts_of(role, info, unit.index, read_slice, facts.scheme)
+    inner = role_inside(role, info, facts)
+    if not role.stacked:
+        return {} if inner is None else _parts_of(inner, info, unit.index, read_slice, facts.scheme)
+    if inner is None:
+        shared = role.part.name in {"gate_up", "gate_up_bias"} and role.suffix.stores in _STORES
+        contents = {role.part.name: read_slice(0, unit.expert)} if shared else {}
+    else:
+        assert inner.part.unit_axis is not None
+        matrix = np.frombuffer(read_slice(0, unit.expert), np.uint8).reshape(*info.shape[1:], -1)
+        contents = {role.part.name: matrix.take(unit.index, inner.part.unit_axis).tobytes()}
+    return _sealed(contents, role.suffix.stores, info.dtype, small=inner is not None)
+
+
+def _parts_of(role: TensorRole, info: TensorInfo, index: int, read_slice: ReadSlice, scheme: Scheme | None) -> Parts:
+    """The same of a unit that is no part of another."""
     stores = role.suffix.stores
     if stores not in _STORES:
         return {}
+    small = role.kind != "experts"
     if stores == "weight":
-        return _sealed(_of_weight(role, info, index, read_slice), stores, info.dtype, small=role.kind in NEURON_KINDS)
+        return _sealed(_of_weight(role, info, index, read_slice), stores, info.dtype, small=small)
     found = places(role, info, index, scheme)
     contents = {place.part_name: read_slice(place.axis, place.index) for place in found}
     # Tensors that all neurons share can be large, as experts can.
-    small = role.kind in NEURON_KINDS and all(place.axis is not None for place in found)
+    small = small and all(place.axis is not None for place in found)
     return _sealed(contents, stores, info.dtype, small=small)
 
 
@@ -130,19 +155,19 @@ class SealCheck:
 
     Args:
         patches: the patches.
-        scheme: how the model is quantised; None where it isn't.
+        facts: what the model's config says.
     """
 
-    def __init__(self, patches: PatchSet, scheme: Scheme | None = None) -> None:
-        self._scheme = scheme
+    def __init__(self, patches: PatchSet, facts: ModelFacts) -> None:
+        self._facts = facts
         self._wanted: dict[Unit, list[tuple[str, str]]] = defaultdict(list)
         self._parts: dict[Unit, Parts] = defaultdict(dict)
-        self._indices: dict[UnitBlock, list[int]] = defaultdict(list)
+        self._units: dict[tuple[BlockKind, int], list[Unit]] = defaultdict(list)
         for member in patches.members:
             for key, seal in member.patch.seal.items():
                 unit = Unit.parse(key)
                 self._wanted[unit].append((member.source, seal))
-                self._indices[unit.block].append(unit.index)
+                self._units[_block_of(unit), unit.layer].append(unit)
 
     def observe(self, role: TensorRole, info: TensorInfo, read_slice: ReadSlice) -> None:
         """Takes what it needs of one tensor.
@@ -152,9 +177,10 @@ class SealCheck:
             info: its name, format and shape.
             read_slice: gives the bytes of a slice of it, by axis and index; of the whole tensor for axis None.
         """
-        for index in self._indices.get(UnitBlock(role.kind, role.layer), ()):
-            if _holds(role, info, index):  # Where it doesn't, the planner says what is wrong, in better words.
-                self._parts[Unit(role.kind, role.layer, index)] |= _parts(role, info, index, read_slice, self._scheme)
+        read = lru_cache(1)(read_slice)  # Neurons of one expert lie in one slice.
+        for unit in self._units.get((role.block, role.layer), ()):
+            if _holds(role, info, unit, self._facts):  # Else the planner says what is wrong, in better words.
+                self._parts[unit] |= _parts(role, info, unit, read, self._facts)
 
     def finish(self) -> None:
         """Compares.
@@ -170,18 +196,37 @@ class SealCheck:
                     raise MismatchError(source, f"seal.{unit}", f"broken: {_broken(parts, actual, seal)}")
 
 
+def _block_of(unit: Unit) -> BlockKind:
+    """Whose tensors hold it."""
+    if unit.kind == "neurons":
+        return "mlp"
+    return "shared" if unit.kind == "shared" else "experts"
+
+
 def _broken(parts: Parts, actual: str | None, seal: str) -> str:
     if actual:
         return f"the model's weights are not the sealed ones ({actual[:12]}… against {seal[:12]}…)"
     return f"of the unit's parts only {', '.join(name for name, _ in parts) or 'none'} can be read"
 
 
-def _holds(role: TensorRole, info: TensorInfo, index: int) -> bool:
+def _holds(role: TensorRole, info: TensorInfo, unit: Unit, facts: ModelFacts) -> bool:
+    if unit.expert is not None:
+        return _holds_inside(role, info, unit, facts)
     if role.suffix.stores != "weight":
         return True  # What doesn't hold it has no place for it.
     if len(info.shape) != role.part.rank:
         return False
-    return index < role.part.width(info.shape) if role.expert is None else index == role.expert
+    return unit.index < role.part.width(info.shape) if role.expert is None else unit.index == role.expert
+
+
+def _holds_inside(role: TensorRole, info: TensorInfo, unit: Unit, facts: ModelFacts) -> bool:
+    assert unit.expert is not None
+    if not (role.expert == unit.expert or (role.stacked and len(info.shape) > 1 and unit.expert < info.shape[0])):
+        return False
+    inner = role_inside(role, info, facts)
+    if inner is None or role.suffix.stores != "weight":
+        return True
+    return unit.index < inner.part.width(matrix_inside(info, role).shape)
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,8 @@ _NUMBERS_AT_ONCE = 1 << 24
 def apply_edit(tensor: torch.Tensor, edit: TensorEdit) -> torch.Tensor:
     """A copy of `tensor` in which each slice that `edit` names is its original times its gain, or the lowest number.
 
+    Single neurons inside experts are slices of the matrices of these, and get their gains alike.
+
     The product is taken in float32 (float64 for a float64 tensor) and cast to the tensor's own format. For 16 bits
     these are two roundings, as in every engine that would compute it: where the first makes a tie, the weight is one
     step off what one rounding of the exact product gives (4 % of weights at 0.9, none at -0.8, 0.5 or 3). What a column
@@ -60,6 +62,8 @@ def apply_edit(tensor: torch.Tensor, edit: TensorEdit) -> torch.Tensor:
     for projection, columns in projected.items():
         for first in range(0, len(columns), step := _slices_at_once(edit)):
             _project_columns(original, target, edit, projection, columns[first : first + step])
+    for expert, inner in edit.inside:
+        edited[expert].copy_(apply_edit(tensor[expert], inner))
     return edited
 
 

@@ -64,8 +64,11 @@ class Checkpoint:
         No tool is known that quantises experts which share one tensor, but to MXFP4. Gemma 4's have a scale of their
         own, which takes their gains however they are stored.
         """
-        plain = self.word in PLAIN or self.word == MXFP4
-        return plain or self.own_experts() or any("per_expert_scale" in name for name in stored(self.folder))
+        return self.stores_inside() or any("per_expert_scale" in name for name in stored(self.folder))
+
+    def stores_inside(self) -> bool:
+        """The same of the weights inside experts."""
+        return self.word in PLAIN or self.word == MXFP4 or self.own_experts()
 
     def own_experts(self) -> bool:
         """Whether each expert has tensors of its own."""

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import dataclass, field
 from functools import partial
@@ -31,6 +32,10 @@ OPS = {"scale": (-0.7, 3.0), "scale by powers of two": (0.5, -2.0), "zero": (0.0
 """The ops, and the factors that stand for all of theirs."""
 FIRST_NEURON = 8  # The quantisers put codes without an opposite at another one.
 MASKED = 7
+EXPERT = 1
+"""Of which neurons are edited."""
+NEURONS_FIRST = {"GptOss", "Llama4", "Qwen3VLMoe"}
+"""The families whose experts share a down projection of ``[experts, neurons, hidden]``."""
 
 
 @dataclass
@@ -57,7 +62,8 @@ def held(checkpoint: Checkpoint, kind: str) -> Held:
         AssertionError: a weight isn't its gain times the original, or another byte changed.
     """
     model, found = ModelFolder(checkpoint.folder), Held()
-    layers = sorted(model.anatomy.experts if kind == "experts" else model.anatomy.gated_mlps(kind))
+    blocks = {"neurons": model.anatomy.mlps, "shared": model.anatomy.shared}.get(kind)
+    layers = sorted(model.anatomy.experts if blocks is None else blocks)
     wanted: Gains = {}
     for op, factors in OPS.items():
         gains = {(layer, _index(kind, factor)): factor for factor in factors for layer in (layers[0], layers[-1])}
@@ -91,7 +97,9 @@ def _index(kind: str, factor: float) -> int:
 
 
 def _patches(gains: Gains, kind: str) -> PatchSet:
-    data = patch_of(gains) if kind == "neurons" else patch_of({}, **{kind: gains})
+    data = {"neurons": patch_of(gains), "shared": patch_of({}, shared=gains)}.get(kind) or patch_of({}, experts=gains)
+    for edit in data["edits"] if kind == "expert_neurons" else ():
+        edit[kind] = {layer: {str(EXPERT): neurons} for layer, neurons in edit.pop("experts").items()}
     return PatchSet((SourcedPatch("p", Patch.from_data(data)),))
 
 
@@ -118,7 +126,11 @@ def _baked(checkpoint: Checkpoint, patches: PatchSet, name: str) -> _Baked:
 def _check(checkpoint: Checkpoint, kind: str, gains: Gains) -> None:
     baked = _baked(checkpoint, _patches(gains, kind), kind)
     touched = dict(changed(baked.before, baked.after))
-    check = _check_expert if kind == "experts" else partial(_check_neuron, SHARED if kind == "shared" else None)
+    if kind == "expert_neurons" and not checkpoint.own_experts():
+        _check_inside_shared(baked, gains, touched)
+        return
+    owner = {"shared": SHARED, "expert_neurons": EXPERT}.get(kind)
+    check = _check_expert if kind == "experts" else partial(_check_neuron, owner)
     for (layer, index), gain in gains.items():
         for name, axis, place in check(baked, layer, index, gain):
             if name in touched:
@@ -171,6 +183,22 @@ def _check_shared(baked: _Baked, layer: int, expert: int, gain: float) -> Places
     for name in names.values():
         assert torch.equal(baked.after[name][expert], rounded_once(baked.before[name][expert], gain))
     return places
+
+
+def _check_inside_shared(baked: _Baked, gains: Gains, touched: Tensors) -> None:
+    """Neurons of one expert, in a tensor that all experts of a layer share."""
+    config = json.loads((baked.checkpoint.folder / "config.json").read_text())
+    first = any(config["architectures"][0].startswith(family) for family in NEURONS_FIRST)
+    ends = ("experts.down_proj", "block_sparse_moe.output_linear.weight")
+    for layer in {layer for layer, _ in gains}:
+        (name,) = [name for name in baked.before if f".layers.{layer}." in name and name.endswith(ends)]
+        expected = baked.before[name].clone()
+        for (_, neuron), gain in ((unit, gain) for unit, gain in gains.items() if unit[0] == layer):
+            written = expected[EXPERT].select(0 if first else 1, neuron)
+            written.copy_(rounded_once(written, gain))
+        assert torch.equal(baked.after[name], expected)
+        del touched[name]
+    assert not touched, "other tensors changed"
 
 
 def _shared(tensors: Mapping[str, torch.Tensor], layer: int) -> dict[str, str]:

@@ -67,7 +67,7 @@ def page(families: Sequence[Family], without: Sequence[tuple[str, str]], existin
             "",
             "## Where gains go",
             "",
-            *table(("family", "neurons", "shared", "experts", "masks"), map(_places, families)),
+            *table(("family", "neurons", "shared", "experts", "inside experts", "masks"), map(_places, families)),
         ],
         *["", "Stored, found and baked as Llama's are, but served in no test:"],
         f"{', '.join(map(title_of, LIKE_LLAMA))}.",
@@ -75,6 +75,7 @@ def page(families: Sequence[Family], without: Sequence[tuple[str, str]], existin
         *["", "## Kinds of checkpoints", "", "### Neurons", "", *_kinds(families, "neurons")],
         *["", "### Neurons of shared experts", "", *_kinds(families, "shared")],
         *["", "### Experts", "", *_kinds(families, "experts")],
+        *["", "### Neurons inside experts", "", *_kinds(families, "expert_neurons")],
         *["", "### Files", "", *_storage(existing)],
         *["", "## Served", "", "### Families", "", *_served(families, existing)],
         *["", "### Kinds", "", *_shown("kind", shown.KINDS, _same([*KINDS, *shown.ONLINE]), existing)],
@@ -122,7 +123,7 @@ def _held(family: Family, word: str, kind: str, notes: _Notes) -> str:
     if held is None:
         return NO_SUCH
     marks = sorted({notes.mark(f"where gains go, the tensor {reason}") for reason in held.refused.values()})
-    return " ".join([", ".join(held.ops), *marks])
+    return " ".join(filter(None, [", ".join(held.ops), *marks]))
 
 
 class _Notes:

@@ -123,6 +123,7 @@ def _found(key: str) -> Family:
             found = take_inventory(ModelFolder(checkpoint.folder)).found
             family.units = family.units or found
             for kind in sorted({group.kind for group in found}):
-                if kind != "experts" or checkpoint.stores_experts():
+                stores = {"experts": checkpoint.stores_experts, "expert_neurons": checkpoint.stores_inside}.get(kind)
+                if stores is None or stores():
                     family.held[word, kind] = held(checkpoint, kind)
         return family

@@ -14,6 +14,11 @@ from vllm_surgery.api import patch_set
 from vllm_surgery.engine.load.preflight import preflight
 
 EXPERTS = patch_set(Patch.from_data(patch_of({}, "some", experts={(0, 0): -1.0}), "some"))
+INSIDE = patch_set(
+    Patch.from_data(
+        {"version": 1, "name": "some", "edits": [{"op": "zero", "expert_neurons": {"0": {"0": [1]}}}]}, "some"
+    )
+)
 NEURONS = patch_set(Patch.from_data(patch_of({(0, 0): -1.0}, "some"), "some"))
 
 
@@ -34,6 +39,8 @@ def test_nothing_hinders_a_plain_server() -> None:
 def test_experts_that_ranks_do_not_see_are_refused() -> None:
     with pytest.raises(EngineError, match=r"^some@\w+: --enable-ep-weight-filter hides experts from ranks"):
         preflight(EXPERTS, config(enable_ep_weight_filter=True))
+    with pytest.raises(EngineError, match=r"^some@\w+: --enable-ep-weight-filter hides experts from ranks"):
+        preflight(INSIDE, config(enable_ep_weight_filter=True))
     preflight(NEURONS, config(enable_ep_weight_filter=True))
 
 

@@ -72,6 +72,15 @@ def test_experts_are_edited_where_transformers_packs_them(
     check_against_baked(family_model(family), tmp_path, *experts)
 
 
+@pytest.mark.parametrize("family", ["Qwen3Moe", "GptOss"])
+def test_neurons_inside_experts_are_edited_where_transformers_packs_them(
+    family_model: Callable[[str], Path], tmp_path: Path, family: str
+) -> None:
+    # Experts that were made at random say little, so many of their neurons are edited.
+    edit = {"op": "scale", "factor": 3.0, "expert_neurons": {"2": {"1": [1, "7-40"], "0": "all"}, "1": {"2": "all"}}}
+    check_against_baked(family_model(family), tmp_path, edit)
+
+
 def test_products_are_rounded_to_the_checkpoints_own_numbers(tmp_path: Path) -> None:
     folder = make_model(tmp_path / "model", "Llama", torch.bfloat16)
     check_against_baked(folder, tmp_path, {"op": "scale", "factor": 0.7, "neurons": {"3": "all"}})

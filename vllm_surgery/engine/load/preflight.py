@@ -15,7 +15,7 @@ from vllm_surgery.engine.server_config import model_facts, requested_patches
 from vllm_surgery.engine.settings import Settings
 from vllm_surgery.errors import CheckpointError, EngineError
 from vllm_surgery.model.checkpoint import ModelFolder
-from vllm_surgery.patch.units import MASK
+from vllm_surgery.patch.units import INSIDE, MASK
 from vllm_surgery.planning.check import check_patches
 from vllm_surgery.planning.planner import Planner
 
@@ -79,7 +79,7 @@ def check_kernels(vllm_config: Any) -> None:
 
 
 def _changes_experts(patches: PatchSet) -> bool:
-    return any(item.kind == "experts" and item.gain != MASK for item in patches.assignments())
+    return any(item.kind in {"experts", INSIDE} and item.gain != MASK for item in patches.assignments())
 
 
 def preflight_hook(original: Callable[..., Any]) -> Callable[..., Any]:

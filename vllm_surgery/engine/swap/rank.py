@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from vllm_surgery.engine.masks.model import label
 from vllm_surgery.engine.model_parts import OWN_KERNELS, parts_of
 from vllm_surgery.engine.swap.verify_columns import check_columns, check_parameter
-from vllm_surgery.engine.swap.verify_experts import ExpertProbe, expert_gains
+from vllm_surgery.engine.swap.verify_experts import ExpertProbe, changed_inside, expert_gains
 from vllm_surgery.engine.swap.writer import NotWrittenError
 from vllm_surgery.errors import EngineError
 from vllm_surgery.planning.check import check_patches
@@ -180,8 +180,10 @@ class Swap:
             self._checkpoint.check_unchanged()
 
     def _probe(self, part: ModulePart) -> ExpertProbe:
-        before, after = (expert_gains(part.tensors, tensors.edits) for tensors in (self._before, self._after))
-        return ExpertProbe(part, before, after, self._writer.vllm_config)
+        old, new = self._before.edits, self._after.edits
+        before, after = (expert_gains(part.tensors, edits) for edits in (old, new))
+        inside = changed_inside(part.tensors, old, new, self._checkpoint)
+        return ExpertProbe(part, before, after, self._writer.vllm_config, inside)
 
     def _write(self, parts: Iterable[ModulePart], tensors: _Tensors) -> None:
         for part in parts:

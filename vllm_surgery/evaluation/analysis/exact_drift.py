@@ -134,7 +134,7 @@ def _place(tensors: Mapping[str, Any], edit: TensorEdit) -> tuple[str, int | Non
     if edit.tensor in tensors:
         return edit.tensor, None
     role = classify_tensor(edit.tensor)
-    if role is not None and role.expert is not None and edit.axis is None:
+    if role is not None and role.expert is not None:
         for name, tensor in tensors.items():
             other = classify_tensor(name)
             if other is None or other.expert is not None or other.block != "experts":
