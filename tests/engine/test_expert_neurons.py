@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from safetensors.torch import load_file, save_file
 
-from tests.engine.offline import Arm, run_arms
+from tests.engine.offline import PROMPTS, Arm, run_arms
 from tests.engine.test_load import same
 
 if TYPE_CHECKING:
@@ -56,6 +56,8 @@ def by_hand(model: Path, folder: Path, family: str, gains: dict[tuple[int, int, 
     return str(folder)
 
 
+TP: dict[str, Any] = {"dtype": "float32", "distributed_executor_backend": "mp", "tensor_parallel_size": 2}
+RANKS = {"TP 2": TP, "EP 2": {**TP, "enable_expert_parallel": True}}
 PATCH, OTHER = patch_of(GAINS, "inside"), patch_of(OTHERS, "other")
 
 
@@ -70,6 +72,35 @@ def answers(tmp_path_factory: pytest.TempPathFactory, family_model: Callable[[st
             edited = by_hand(model, folder / f"{place}-{len(gains)}", family, gains)
             arms[f"{family} {word}"] = Arm(edited, None, {"dtype": "float32"})
     return dict(zip(arms, run_arms(*arms.values()), strict=True))
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory: pytest.TempPathFactory, family_model: Callable[[str], Path]) -> Answers:
+    model, arms = family_model("Qwen3Moe"), dict[str, Arm]()
+    edited = by_hand(model, tmp_path_factory.mktemp("ranks") / "by_hand", "Qwen3Moe", GAINS)
+    for name, options in RANKS.items():
+        arms[name] = Arm(str(model), [PATCH], options, later=[[], [PATCH]])
+        arms[f"{name} by hand"] = Arm(edited, None, options)
+    for arm in arms.values():
+        arm.forked, arm.own_experts, arm.prompts, arm.max_tokens = True, True, PROMPTS[:2], 5
+    found = run_arms(*arms.values(), VLLM_WORKER_SHUTDOWN_TIMEOUT_SECONDS="1")
+    return dict(zip(arms, found, strict=True))
+
+
+@pytest.mark.parametrize("layout", RANKS)
+def test_each_of_two_ranks_edits_its_share(ranks: Answers, layout: str) -> None:
+    out, again = ranks[layout]["later"]
+    assert same(ranks[layout], ranks[f"{layout} by hand"])
+    assert same(again, ranks[layout]), again["swap"]
+    assert out["logprobs"] != again["logprobs"], out["swap"]
+
+
+def test_a_rank_without_the_neuron_says_that_it_saw_nothing(ranks: Answers) -> None:
+    """Of TP 2 the first rank has neurons 0 to 31 of each expert: in layer 3 it sees none, the second none in layer 1."""
+    (unseen,) = ranks["TP 2"]["later"][1]["swap"]["unverified"]
+    assert unseen["parts"] == 2
+    assert "its edited neurons are another rank's" in unseen["reason"]
+    assert ranks["EP 2"]["later"][1]["swap"]["unverified"] == []
 
 
 @pytest.mark.parametrize("family", FAMILIES)

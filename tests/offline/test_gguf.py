@@ -18,6 +18,7 @@ from vllm_surgery.cli import main
 from vllm_surgery.model.gguf_model import ARCHITECTURES, GgufModel
 from vllm_surgery.offline.gguf import bake_gguf, diff_gguf
 from vllm_surgery.patch.patch_set import SourcedPatch
+from vllm_surgery.patch.units import op_of
 from vllm_surgery.planning.guard import guard_of
 
 if TYPE_CHECKING:
@@ -97,6 +98,52 @@ def test_experts_and_neurons_of_shared_experts(tmp_path: Path, word: str) -> Non
     assert (found.experts, found.shared, found.gains, found.unexplained) == (experts, shared, {}, [])
 
 
+@pytest.mark.parametrize("word", ["Q4_0", "Q6_K", "F16"])
+def test_neurons_inside_experts(tmp_path: Path, word: str) -> None:
+    file = write_gguf(tmp_path / "model.gguf", word, kind="experts", architecture="qwen3moe")
+    gains = {(0, 1, 3): -1.0, (0, 1, WIDTH - 1): 0.0, (1, 0, 0): -1.0, (1, EXPERTS - 1, 7): 0.5}
+    edits = [
+        {**op_of(gain), "expert_neurons": {str(layer): {str(expert): [neuron]}}}
+        for (layer, expert, neuron), gain in gains.items()
+    ]
+    base = GgufModel(file)
+    done = bake_gguf(patches(patch_data(*edits)), base, tmp_path / "out.gguf")
+    expected, new = dequantised(file), dequantised(tmp_path / "out.gguf")
+    for (layer, expert, neuron), gain in gains.items():
+        row = expected[f"blk.{layer}.ffn_up_exps.weight"][expert, neuron]
+        row[:] = (row * np.float32(gain)).astype(np.float16 if word == "F16" else np.float32)
+    assert [name for name in expected if not np.array_equal(expected[name], new[name])] == []
+    found = diff_gguf(base, GgufModel(tmp_path / "out.gguf"))
+    assert (done.units, found.expert_neurons, found.experts, found.unexplained) == (4, gains, {}, [])
+
+
+def test_a_gain_of_an_expert_and_one_inside_it_are_more_than_a_patch_says(tmp_path: Path) -> None:
+    file = write_gguf(tmp_path / "model.gguf", kind="experts", architecture="qwen3moe")
+    whole, inside = (
+        {"op": "negate", **one} for one in ({"experts": {"0": [1]}}, {"expert_neurons": {"0": {"1": [3]}}})
+    )
+    bake_gguf(patches(patch_data(whole)), GgufModel(file), tmp_path / "whole.gguf")
+    bake_gguf(patches(patch_data(inside)), GgufModel(tmp_path / "whole.gguf"), tmp_path / "both.gguf")
+    found = diff_gguf(GgufModel(file), GgufModel(tmp_path / "both.gguf"))
+    assert (found.experts, found.expert_neurons) == ({(0, 1): -1.0}, {})
+    assert [(item.tensor, item.numbers) for item in found.unexplained] == [("blk.0.ffn_up_exps.weight", HIDDEN)]
+
+
+@pytest.mark.parametrize(
+    ("expert", "neuron", "said"),
+    [
+        (EXPERTS, 0, f"expert {EXPERTS} is out of range: layer 1 has {EXPERTS} experts"),
+        (2, WIDTH, f"index {WIDTH} is out of range: expert 2 of layer 1 has {WIDTH} neurons"),
+    ],
+)
+def test_neurons_that_no_expert_has_are_refused(tmp_path: Path, expert: int, neuron: int, said: str) -> None:
+    model = GgufModel(write_gguf(tmp_path / "model.gguf", kind="experts", architecture="qwen3moe"))
+    wanted = patches_of(zero({"1": {str(expert): [neuron]}}, "expert_neurons"))
+    assert refusal(lambda: bake_gguf(wanted, model, tmp_path / "out.gguf"), MismatchError) == (
+        f"p.yaml: edits[0].expert_neurons.1.{expert}: {said}"
+    )
+
+
 def test_up_behind_gate_in_one_tensor(tmp_path: Path) -> None:
     file = write_gguf(tmp_path / "model.gguf", kind="fused", architecture="phi3")
     base = GgufModel(file)
@@ -156,8 +203,7 @@ SEALED = patch_data(zero({"1": [2]}), seal={"neurons/1/2": "3f" * 32})
         ),
         (
             patch_data({"op": "zero", "expert_neurons": {"1": {"2": [0]}}}),
-            "edits[0].expert_neurons.1.2: neurons inside experts aren't edited in GGUF files; bake the checkpoint's own "
-            "folder and convert that",
+            "edits[0].expert_neurons.1.2: touches no tensor: the model has no routed experts",
         ),
         (
             patch_data({"op": "set", "value": 1.0, "neurons": {"1": [0]}}),

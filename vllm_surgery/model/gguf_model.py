@@ -2,14 +2,15 @@
 """The model in a GGUF file, in the words of a Hugging Face checkpoint: facts, blocks, and where a unit's gain can go.
 
 A neuron's gain goes on its row of the up projection: rows lie together in blocks with scales of their own, while a
-column of the down projection shares its blocks with 31 or 255 others. A routed expert's goes on all of its down
-projection. Converters keep neurons and experts in their order, so indices are those of the checkpoint.
+column of the down projection shares its blocks with 31 or 255 others; that of a neuron inside a routed expert on its
+row of that expert's up projection. A routed expert's goes on all of its down projection. Converters keep neurons and
+experts in their order, so indices are those of the checkpoint.
 """
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,12 +20,13 @@ from vllm_surgery.model.anatomy import Anatomy
 from vllm_surgery.model.config import ModelFacts
 from vllm_surgery.model.gguf_file import ENDING, GgufFile
 from vllm_surgery.model.tensor_info import TensorInfo
+from vllm_surgery.patch.units import INSIDE, NEURON_KINDS, ExpertBlock, UnitBlock
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from vllm_surgery.model.gguf_file import GgufTensor
-    from vllm_surgery.patch.units import Kind
+    from vllm_surgery.patch.units import Block, Kind
 
 _LLAMAS = ("LlamaForCausalLM", "MistralForCausalLM", "MixtralForCausalLM")
 _GEMMA3 = ("Gemma3ForCausalLM", "Gemma3ForConditionalGeneration")
@@ -66,10 +68,18 @@ _PARTS = {
     "ffn_gate_shexp": "mlp.shared_expert.gate_proj.weight",
     "ffn_up_shexp": "mlp.shared_expert.up_proj.weight",
     "ffn_down_shexp": "mlp.shared_expert.down_proj.weight",
-    "ffn_down_exps": "mlp.experts.down_proj",
+    # Experts by the names of a family whose layout GGUF's is: [experts, out, in], gate before up.
+    "ffn_up_exps": "block_sparse_moe.input_linear.weight",
+    "ffn_down_exps": "block_sparse_moe.output_linear.weight",
 }
-_CARRIERS: dict[Kind, str] = {"neurons": "ffn_up", "shared": "ffn_up_shexp", "experts": "ffn_down_exps"}
+_CARRIERS: dict[Kind, str] = {
+    "neurons": "ffn_up",
+    "shared": "ffn_up_shexp",
+    "experts": "ffn_down_exps",
+    INSIDE: "ffn_up_exps",
+}
 """On which tensor a unit's gain goes."""
+_OF_UP = re.compile(r"\.ffn_up_exps\.")
 
 
 @dataclass(frozen=True)
@@ -80,11 +90,18 @@ class GgufCarrier:
         tensor: of which each unit has a slice along the first axis.
         bias: which goes along; None where there is none.
         first: where the first unit's slice is.
+        count: how many units have one.
     """
 
     tensor: GgufTensor
     bias: GgufTensor | None
-    first: int = 0
+    first: int
+    count: int
+
+
+def _in_rows(tensor: GgufTensor) -> GgufTensor:
+    experts, neurons, *inputs = tensor.shape
+    return replace(tensor, shape=(experts * neurons, *inputs))
 
 
 def is_gguf(path: str | Path) -> bool:
@@ -140,17 +157,38 @@ class GgufModel:
             found = _IN_BLOCK.fullmatch(name)
             if found is None or found["part"] not in _PARTS:
                 continue
-            part = _PARTS[found["part"]]
+            part, shape = _PARTS[found["part"]], tensor.shape
             if found["part"] == "ffn_up" and self._is_fused(int(found["layer"]), tensor):
                 part = "mlp.gate_up_proj.weight"
-            yield TensorInfo(f"model.layers.{found['layer']}.{part}", "F32", tensor.shape)
+            if found["part"] == "ffn_up_exps":
+                gate = self.file.tensors.get(name.replace("ffn_up_exps", "ffn_gate_exps"))
+                if gate is None or gate.shape != shape or len(shape) != 3:  # noqa: PLR2004 - experts, outputs, inputs
+                    continue
+                shape = (shape[0], 2 * shape[1], shape[2])
+            yield TensorInfo(f"model.layers.{found['layer']}.{part}", "F32", shape)
 
-    def carrier(self, kind: Kind, layer: int) -> GgufCarrier:
-        """The tensors on which gains go; `anatomy` has such units there."""
-        name = f"blk.{layer}.{_CARRIERS[kind]}"
-        tensor = self.file.tensors[f"{name}.weight"]
-        first = tensor.shape[0] // 2 if kind == "neurons" and self._is_fused(layer, tensor) else 0
-        return GgufCarrier(tensor, self.file.tensors.get(f"{name}.bias"), first)
+    @cached_property
+    def tensors(self) -> dict[str, GgufTensor]:
+        """The file's tensors by name; of experts' up projections the first axis counts the neurons of all of them."""
+        return {name: _in_rows(tensor) if _OF_UP.search(name) else tensor for name, tensor in self.file.tensors.items()}
+
+    def blocks(self) -> Iterator[Block]:
+        """The blocks whose units' gains have a place in the file."""
+        for kind in (*NEURON_KINDS, "experts"):
+            yield from (UnitBlock(kind, layer) for layer in self.anatomy.counts(kind))
+        for layer, experts in self.anatomy.experts.items():
+            if ("gate_up", None) in experts.tensors:
+                yield from (ExpertBlock(INSIDE, layer, expert) for expert in range(experts.count))
+
+    def carrier(self, block: Block) -> GgufCarrier:
+        """The tensors on which the gains of a block's units go; `anatomy` has such units there."""
+        name = f"blk.{block.layer}.{_CARRIERS[block.kind]}"
+        tensor, bias = self.tensors[f"{name}.weight"], self.tensors.get(f"{name}.bias")
+        if block.expert is not None:
+            count = tensor.shape[0] // self.anatomy.expert_counts()[block.layer]
+            return GgufCarrier(tensor, bias, block.expert * count, count)
+        first = tensor.shape[0] // 2 if block.kind == "neurons" and self._is_fused(block.layer, tensor) else 0
+        return GgufCarrier(tensor, bias, first, tensor.shape[0] - first)
 
     def _is_fused(self, layer: int, up: GgufTensor) -> bool:
         """True if `up` holds gate too, before it."""

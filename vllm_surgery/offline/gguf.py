@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from vllm_surgery.model.gguf_file import GgufTensor
     from vllm_surgery.model.gguf_model import GgufModel
     from vllm_surgery.patch.patch_set import PatchSet
-    from vllm_surgery.patch.units import Kind
+    from vllm_surgery.patch.units import Block
 
 _BYTES_AT_ONCE = 1 << 24  # That are compared.
 
@@ -100,23 +100,19 @@ class _Comparison:
     def __init__(self, base: GgufModel, edited: GgufModel) -> None:
         self._base, self._edited = base, edited
         self._result = Diff()
-        self._found: dict[Kind, dict[tuple[int, int], float]] = {
-            "neurons": self._result.gains, "shared": self._result.shared, "experts": self._result.experts
-        }  # fmt: skip
 
     def run(self) -> Diff:
         different = {
-            name: indices for name, tensor in self._base.file.tensors.items() if (indices := self._differing(tensor))
+            name: indices for name, tensor in self._base.tensors.items() if (indices := self._differing(tensor))
         }
-        for kind in self._found:
-            for layer in self._base.anatomy.counts(kind):
-                self._explain(kind, layer, different)
+        for block in self._base.blocks():
+            self._explain(block, different)
         for name, indices in different.items():
             self._unexplained(name, indices)
         return self._result
 
     def _slices(self, tensor: GgufTensor) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-        theirs = self._edited.file.tensors[tensor.name]
+        theirs = self._edited.tensors[tensor.name]
         return map_slices(self._base.path, tensor), map_slices(self._edited.path, theirs)
 
     def _differing(self, tensor: GgufTensor) -> list[int]:
@@ -126,18 +122,28 @@ class _Comparison:
         pieces = ((first, old[first : first + step], new[first : first + step]) for first in range(0, len(old), step))
         return [first + int(index) for first, one, other in pieces for index in np.flatnonzero((one != other).any(1))]
 
-    def _explain(self, kind: Kind, layer: int, different: dict[str, list[int]]) -> None:
-        """Takes the gains of one layer's units, and what they explain out of `different`."""
-        carrier = self._base.carrier(kind, layer)
-        indices = [index for index in different.get(carrier.tensor.name, []) if index >= carrier.first]
-        if not indices or why_unsupported(carrier.tensor) is not None:
+    def _explain(self, block: Block, different: dict[str, list[int]]) -> None:
+        """Takes the gains of one block's units, and what they explain out of `different`."""
+        carrier = self._base.carrier(block)
+        own = range(carrier.first, carrier.first + carrier.count)
+        indices = [index for index in different.get(carrier.tensor.name, []) if index in own]
+        whole = (block.layer, block.expert) in self._result.experts  # Then the patch names no neuron inside it.
+        if not indices or whole or why_unsupported(carrier.tensor) is not None:
             return
         gains = self._gains(carrier.tensor, indices)
         if carrier.bias is not None:
             gains = {index: gain for index, gain in gains.items() if self._made(carrier.bias, index, gain)}
-        self._found[kind].update({(layer, index - carrier.first): gain for index, gain in gains.items()})
+        self._take(block, {index - carrier.first: gain for index, gain in gains.items()})
         for tensor in filter(None, (carrier.tensor, carrier.bias)):
             different[tensor.name] = [index for index in different.get(tensor.name, []) if index not in gains]
+
+    def _take(self, block: Block, gains: dict[int, float]) -> None:
+        layer, expert = block.layer, block.expert
+        if expert is not None:
+            self._result.expert_neurons.update({(layer, expert, index): gain for index, gain in gains.items()})
+            return
+        found = {"neurons": self._result.gains, "shared": self._result.shared, "experts": self._result.experts}
+        found[block.kind].update({(layer, index): gain for index, gain in gains.items()})
 
     def _gains(self, tensor: GgufTensor, indices: list[int]) -> dict[int, float]:
         """The gain of each slice whose scales alone changed, all by one factor."""
@@ -154,6 +160,6 @@ class _Comparison:
 
     def _unexplained(self, name: str, indices: list[int]) -> None:
         if indices:
-            numbers = math.prod(self._base.file.tensors[name].shape[1:]) * len(indices)
+            numbers = math.prod(self._base.tensors[name].shape[1:]) * len(indices)
             reason = f"{len(indices)} slice(s) changed by more than a gain"
             self._result.unexplained.append(Unexplained(name, reason, numbers))

@@ -75,14 +75,14 @@ def plan_gguf(patches: PatchSet, model: GgufModel, why_unsupported: Callable[[Gg
     for item in patches.assignments():
         _refuse_other_ops(item)
     # Gains by unit, whatever may hold them, are what slots take too.
-    planner = Planner(patches, model.facts, for_slots=True)
+    planner = Planner(patches, model.facts, for_slots=True, inside=True)
     for info in model.infos():
         planner.observe(info)
     plan = planner.finish()
-    by_place = {(item.kind, item.layer): item for item in patches.assignments()}
+    by_block = {item.block: item for item in patches.assignments()}
     edits: list[GgufEdit] = []
     for gains in plan.gains:
-        edits += _edits_of(gains, model, by_place[gains.kind, gains.layer], why_unsupported)
+        edits += _edits_of(gains, model, by_block[gains.block], why_unsupported)
     return GgufPlan(patches.id, tuple(edits), plan.units)
 
 
@@ -93,11 +93,6 @@ def _refuse_other_ops(item: Assignment) -> None:
         op = "add" if item.gain else "set"
         raise refusal(
             item, f"op `{op}` puts a constant where weights only put multiples; a server with --patch-slots can"
-        )
-    if item.expert is not None:
-        raise refusal(
-            item,
-            "neurons inside experts aren't edited in GGUF files; bake the checkpoint's own folder and convert that",
         )
     if item.projection is not None:
         raise refusal(
@@ -110,7 +105,7 @@ def _refuse_other_ops(item: Assignment) -> None:
 def _edits_of(
     gains: UnitGains, model: GgufModel, item: Assignment, why_unsupported: Callable[[GgufTensor], str | None]
 ) -> list[GgufEdit]:
-    carrier = model.carrier(gains.kind, gains.layer)
+    carrier = model.carrier(gains.block)
     by_unit = {
         index + carrier.first: gain
         for index, gain in zip(gains.indices, gains.gains, strict=True)

@@ -15,7 +15,7 @@ from vllm_surgery.model.anatomy import Anatomy
 from vllm_surgery.model.expert_neurons import matrix_inside, role_inside, width_inside
 from vllm_surgery.model.quantization import WHOLE
 from vllm_surgery.model.routers import layer_of_router_bias
-from vllm_surgery.patch.units import MASK, NEURON_KINDS, UnitBlock, UnitMap
+from vllm_surgery.patch.units import MASK, NEURON_KINDS, UnitBlock, UnitMap, block_of
 from vllm_surgery.planning.carriers import carrier_of
 from vllm_surgery.planning.guard import check_guards, check_width
 from vllm_surgery.planning.limits import (
@@ -99,6 +99,7 @@ class UnitGains:
         gains: one for each.
         addends: what is added to the activation of each afterwards; 0 for nothing.
         projections: what the output of each loses.
+        expert: whose neurons they are, where they are inside one.
     """
 
     kind: Kind
@@ -108,6 +109,12 @@ class UnitGains:
     gains: tuple[Gain, ...]
     addends: tuple[float, ...]
     projections: tuple[Projection | None, ...] = ()
+    expert: int | None = None
+
+    @property
+    def block(self) -> Block:
+        """The units among which they are."""
+        return block_of(self.kind, self.layer, self.expert)
 
 
 @dataclass(frozen=True)
@@ -140,12 +147,13 @@ class Planner:
         patches: what is asked for.
         facts: what the model's config says.
         for_slots: whether activations take the gains, so that it doesn't matter what the weights' number format holds.
+        inside: whether what takes them instead of weights also reaches neurons inside experts, as GGUF blocks do.
 
     Raises:
         MismatchError: the config alone shows that the patches are not for this model.
     """
 
-    def __init__(self, patches: PatchSet, facts: ModelFacts, *, for_slots: bool = False) -> None:
+    def __init__(self, patches: PatchSet, facts: ModelFacts, *, for_slots: bool = False, inside: bool = False) -> None:
         check_guards(patches, facts)
         self._patches = patches
         self._facts = facts
@@ -156,10 +164,10 @@ class Planner:
         self._inside: dict[int, dict[int, list[Assignment]]] = defaultdict(dict)
         self._by_unit: dict[Block, UnitMap] = {}
         for item in patches.assignments():
-            if for_slots:
-                refuse_inside(item)
-            else:
+            if not for_slots:
                 refuse_constant(item)
+            elif not inside:
+                refuse_inside(item)
             check_config(item, facts)
             self._wanted[item.block].append(item)
             if item.expert is not None:
@@ -280,7 +288,8 @@ class Planner:
         ordered = [items[index] for index in sorted(items)]
         gains, addends = tuple(item.gain for item in ordered), tuple(item.addend for item in ordered)
         projections = tuple(item.projection for item in ordered)
-        return UnitGains(place.kind, place.layer, width, tuple(sorted(items)), gains, addends, projections)
+        indices = tuple(sorted(items))
+        return UnitGains(place.kind, place.layer, width, indices, gains, addends, projections, place.expert)
 
     def _units(self, place: Block) -> int:
         return sum(item.count(self._width(place)) for item in self._wanted[place])

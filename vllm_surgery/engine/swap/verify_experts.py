@@ -99,7 +99,7 @@ class ExpertProbe:
         places = 0
         for index, old in self._answers.items():
             gains = self._before.get(index, 1.0), self._after.get(index, 1.0)
-            if index in self._inside:
+            if index in self._inside and bool(old.any()):  # One that another rank holds answers with zeros.
                 reason = self._why_unseen(index, old, *gains)
                 self.unasked = self.unasked or reason
                 places += reason is None
