@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 from vllm_surgery.errors import CheckpointError
 from vllm_surgery.model.conventions import classify_tensor, lacking
@@ -78,8 +78,10 @@ class RoutedExperts:
 
     def tensors_of(self, index: int) -> list[TensorInfo]:
         """The tensors that hold something of one expert."""
-        whole = [info for (_, expert), info in self.tensors.items() if expert in {None, index}]
-        return whole + [info for (_, expert, _), info in self.quant_params.items() if expert in {None, index}]
+        keys = [(part.name, expert) for part in self.convention.parts.values() for expert in (None, index)]
+        whole = [self.tensors[key] for key in keys if key in self.tensors]
+        beside = [(*key, stores) for key in keys for stores in get_args(Stores)]
+        return whole + [self.quant_params[key] for key in beside if key in self.quant_params]
 
     def roles_of(self, index: int) -> list[tuple[TensorRole, TensorInfo]]:
         """The same, each with its role."""

@@ -220,8 +220,10 @@ def _missing_inside(item: Assignment, anatomy: Anatomy, facts: ModelFacts) -> st
     block, expert = anatomy.experts.get(item.layer), item.expert
     if block is None or expert is None:
         return _missing_block(item, anatomy, facts)
-    check_expert(item, block.count)
-    if missing := gated_mlp_of(block, expert, facts).missing():
+    missing = gated_mlp_of(block, expert, facts).missing()
+    if missing or ("down", expert) not in block.tensors:  # Counting them takes its time.
+        check_expert(item, block.count)
+    if missing:
         return f"expert {expert} of layer {item.layer} has no {' and no '.join(missing)} tensor"
     return why_at_odds(block, facts)
 

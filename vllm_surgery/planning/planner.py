@@ -219,9 +219,11 @@ class Planner:
 
     def _with_neurons_inside(self, edit: TensorEdit | None, role: TensorRole, info: TensorInfo) -> TensorEdit | None:
         """The edit of a tensor of routed experts, with those of single neurons in it."""
-        experts = self._inside[role.layer]
-        wanted = {expert: experts[expert] for expert in sorted(experts) if role.expert in {None, expert}}
-        held = [expert for expert in wanted if not role.stacked or expert < info.shape[0]]  # Others are refused later.
+        wanted = self._inside[role.layer]
+        own = [role.expert] if role.expert in wanted else []
+        held = (
+            sorted(expert for expert in wanted if expert < info.shape[0]) if role.stacked else own
+        )  # Or refused later.
         inner = role_inside(role, info, self._facts) if held else None
         carrier = None if inner is None else carrier_of(inner, matrix_inside(info, role), self._facts.scheme)
         if inner is None or carrier is None:
