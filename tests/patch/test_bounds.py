@@ -33,6 +33,10 @@ def test_as_many_edits_as_may_be() -> None:
             [zero({"1": list(range(MAX_SPANS)), "2": ["1-9"]})],
             "edits: 65537 indices and ranges; a patch may have at most 65536",
         ),
+        (
+            [zero({"1": {"2": list(range(MAX_SPANS)), "3": "all"}}, "expert_neurons")],
+            "edits: 65537 indices and ranges; a patch may have at most 65536",
+        ),
     ],
 )
 def test_more_is_refused(wrong: list[Any], said: str) -> None:

@@ -221,9 +221,8 @@ class Planner:
         """The edit of a tensor of routed experts, with those of single neurons in it."""
         wanted = self._inside[role.layer]
         own = [role.expert] if role.expert in wanted else []
-        held = (
-            sorted(expert for expert in wanted if expert < info.shape[0]) if role.stacked else own
-        )  # Or refused later.
+        # Those that are not there are refused later.
+        held = sorted(expert for expert in wanted if expert < info.shape[0]) if role.stacked else own
         inner = role_inside(role, info, self._facts) if held else None
         carrier = None if inner is None else carrier_of(inner, matrix_inside(info, role), self._facts.scheme)
         if inner is None or carrier is None:
