@@ -51,7 +51,7 @@ class SwapFailedError(EngineError):
 
 
 class MixedWeightsError(EngineError):
-    """A swap that failed and couldn't be undone: the server must not answer any more."""
+    """Workers of one engine hold different patches, by a failed swap or from the start: it must not answer."""
 
 
 class ServerUnreachableError(SurgeryError):

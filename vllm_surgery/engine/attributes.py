@@ -165,7 +165,10 @@ FOR_SWAPPING = (
         ("layer", "x", "topk_weights", "topk_ids", "shared_experts", "shared_experts_input"),
     ),
     Attributes(
-        "vllm.v1.engine.async_llm", "AsyncLLM", _SWAPPING, names=("renderer", "engine_core", "is_sleeping", "errored")
+        "vllm.v1.engine.async_llm",
+        "AsyncLLM",
+        _SWAPPING,
+        names=("renderer", "engine_core", "is_sleeping", "errored", "shutdown"),
     ),
     Attributes(_CLIENTS, "AsyncMPClient", _SWAPPING, names=("collective_rpc_async",)),
     Attributes("vllm.entrypoints.llm", "LLM", _OFFLINE, names=("llm_engine", "collective_rpc")),

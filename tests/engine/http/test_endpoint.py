@@ -16,6 +16,7 @@ from fastapi import FastAPI
 
 from tests.examples import patch_data, zero
 from vllm_surgery.client.protocol import PatchName, ServerState, SwapReport, SwapTimes, Unverified
+from vllm_surgery.engine.http import endpoint
 from vllm_surgery.engine.http.body import MAX_BODY_BYTES
 from vllm_surgery.engine.http.endpoint import SurgeryEndpoint
 from vllm_surgery.engine.http.routes import STATUS
@@ -54,6 +55,7 @@ class FakeSwapper:
         self.active, self.epoch = active, 0
         self.calls: list[tuple[str, str, int | None]] = []
         self.error: Exception | None = None
+        self.swap_error: Exception | None = None
         self.cannot: str | None = None
         self.unverified: list[Unverified] = []
         self.begun, self.may_end = asyncio.Event(), asyncio.Event()
@@ -69,8 +71,8 @@ class FakeSwapper:
         self.calls.append((patches.id, mode, if_epoch))
         self.begun.set()
         await self.may_end.wait()
-        if self.error:
-            raise self.error
+        if failure := self.swap_error or self.error:
+            raise failure
         previous, self.active, self.epoch = self.active, patches.id, self.epoch + 1
         times = SwapTimes(stage=1, pause=2, apply=3, verify=4, total=10)
         return SwapReport(
@@ -284,7 +286,7 @@ def test_an_empty_list_is_the_model_as_it_is(ask: Callable[..., httpx.Response])
 )
 def test_each_error_has_its_status(ask: Callable[..., httpx.Response], error: SurgeryError, status: int) -> None:
     swapper = FakeSwapper()
-    swapper.error = error
+    swapper.swap_error = error
     assert error_of(ask("PUT", swapper=swapper, json={"patches": []})) == (status, type(error).__name__, str(error))
 
 
@@ -300,6 +302,19 @@ def test_an_engine_that_does_not_tell_its_state_is_an_error(ask: Callable[..., h
     swapper = FakeSwapper()
     swapper.error = EngineError("rank 1 serves none, rank 0 serves a")
     assert error_of(ask("GET", swapper=swapper))[:2] == (500, "EngineError")
+
+
+def test_a_server_whose_nodes_were_started_with_different_patches_does_not_start(
+    ask: Callable[..., httpx.Response], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(endpoint.logger, "propagate", True)
+    swapper = FakeSwapper()
+    swapper.error = MixedWeightsError("rank 1 serves none, rank 0 serves a")
+    with pytest.raises(MixedWeightsError):
+        ask("GET", swapper=swapper)
+    assert caplog.messages[-1] == (
+        "vllm-surgery refuses to serve: rank 1 serves none, rank 0 serves a; start all nodes with the same patch"
+    )
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from vllm_surgery import EngineError
+from vllm_surgery.engine import patience
 from vllm_surgery.engine.swap import engines
 from vllm_surgery.engine.swap.engines import ServedEngine
 
@@ -19,13 +20,14 @@ class Client:
 
     def __init__(self, dead: bool = False) -> None:
         self.errored = dead
+        self.hangs = self.ended = False
         self.versions: list[str] = []
         self.asked: list[str] = []
         self.engine_core = SimpleNamespace(call_utility_all_async=self._call, pause_scheduler_async=self._pause)
         self.renderer = SimpleNamespace(clear_mm_cache_async=self._clear)
 
     async def _call(self, utility: str, method: str, timeout: None, arguments: Any, options: Any) -> list[list[Any]]:
-        if self.errored:
+        if self.errored or self.hangs:
             await asyncio.Event().wait()
         self.asked.append(str(arguments[0]))
         return [[{"asked": [utility, method, *arguments], **options}]]
@@ -35,6 +37,9 @@ class Client:
 
     async def _clear(self) -> None:
         self.asked.append("clear")
+
+    def shutdown(self) -> None:
+        self.errored = self.ended = True
 
     async def update_weight_version(self, version: str) -> None:
         self.versions.append(version)
@@ -62,9 +67,30 @@ def test_an_older_vllm_is_asked_as_far_as_it_can_be() -> None:
 
 
 def test_an_engine_that_dies_is_waited_for_no_longer(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engines, "DEATH_CHECK_SECONDS", 0.01)
+    monkeypatch.setattr(patience, "DEATH_CHECK_SECONDS", 0.01)
     with pytest.raises(EngineError, match=r"^the engine died$"):
         asyncio.run(ServedEngine(Client(dead=True)).step("apply", "token", {}))
+
+
+def test_an_engine_that_never_answers_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(patience, "DEATH_CHECK_SECONDS", 0.01)
+    monkeypatch.setenv("VLLM_EXECUTE_MODEL_TIMEOUT_SECONDS", "0.02")
+    client = Client()
+    client.hangs = True
+    with pytest.raises(EngineError) as failed:
+        asyncio.run(ServedEngine(client).step("apply", "token", {}))
+    assert str(failed.value) == (
+        "not all workers answered within 0 s, so the engine was ended; VLLM_EXECUTE_MODEL_TIMEOUT_SECONDS is how long a "
+        "step of theirs may take"
+    )
+    assert client.ended
+
+
+def test_an_answer_may_take_as_long_as_two_steps_of_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("VLLM_EXECUTE_MODEL_TIMEOUT_SECONDS", raising=False)
+    assert patience.most_seconds() == 600
+    monkeypatch.setenv("VLLM_EXECUTE_MODEL_TIMEOUT_SECONDS", "7")
+    assert patience.most_seconds() == 14
 
 
 def test_what_vllm_raises_comes_through() -> None:

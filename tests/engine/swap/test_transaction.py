@@ -319,6 +319,11 @@ def test_the_status_says_why_swaps_are_impossible() -> None:
 
 def test_ranks_that_disagree_are_an_error() -> None:
     with pytest.raises(EngineError, match=f"^rank 1 serves none, rank 0 serves {FIRST.id}$"):
+        run_sync(SwapCoordinator(Engine(Rank(holds=FIRST.id, epoch=1), Rank())).status())
+
+
+def test_ranks_that_were_started_with_different_patches_are_mixed_weights() -> None:
+    with pytest.raises(MixedWeightsError, match=f"^rank 1 serves none, rank 0 serves {FIRST.id}$"):
         run_sync(SwapCoordinator(Engine(Rank(holds=FIRST.id), Rank())).status())
 
 

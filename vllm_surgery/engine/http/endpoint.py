@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from vllm_surgery.client.protocol import ModelSummary
@@ -29,7 +28,7 @@ from vllm_surgery.engine.swap.engines import ServedEngine
 from vllm_surgery.engine.swap.metrics import InstrumentedSwapper
 from vllm_surgery.engine.swap.transaction import SwapCoordinator
 from vllm_surgery.engine.weight_version import served_patch
-from vllm_surgery.errors import EngineError, SurgeryError
+from vllm_surgery.errors import EngineError, MixedWeightsError, SurgeryError
 from vllm_surgery.imports.remote_folders import patch_folder
 from vllm_surgery.patch.folders import PatchLibrary
 from vllm_surgery.patch.watched_files import WatchedFiles
@@ -73,6 +72,7 @@ class SurgeryEndpoint:
 
         Raises:
             UsageError: a patch folder isn't there, or the root path hides our routes from vLLM's check of keys.
+            MixedWeightsError: the engine's workers, on several machines, were started with different patches.
         """
         if _off():
             return
@@ -87,8 +87,7 @@ class SurgeryEndpoint:
         if slots is None and self._app is not None:
             _add_header(self._app, _served_patch(config))
         swapper = InstrumentedSwapper(slots or self._make_swapper(engine_client), process_metrics(), summary.name)
-        with suppress(SurgeryError):  # For `/metrics`. What is wrong is told to whoever asks for the state.
-            await swapper.status()
+        await _look(swapper)
         paths = settings.watched_files()
         files = WatchedFiles(paths) if paths else None
         watcher = FileWatcher(files, swapper, logger) if files and _is_first(engine_client) else None
@@ -131,6 +130,21 @@ class SurgeryEndpoint:
 
         leader = SlotLeader(ServedLedgers(engine_client), board, SlotGauge(process_metrics(), model_name).show)
         return SlotSwapper(ServedEngine(engine_client), leader, plan)
+
+
+async def _look(swapper: Swapper) -> None:
+    """Asks for the state, for `/metrics`. What is wrong is told to whoever asks for it later.
+
+    Raises:
+        MixedWeightsError: nothing that this engine answers could be right.
+    """
+    try:
+        await swapper.status()
+    except MixedWeightsError as error:
+        logger.critical("vllm-surgery refuses to serve: %s; start all nodes with the same patch", error)
+        raise
+    except SurgeryError:
+        return
 
 
 def _served_patch(config: Any) -> Callable[[], str]:

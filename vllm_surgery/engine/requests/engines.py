@@ -3,14 +3,10 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import Any
 
+from vllm_surgery.engine.patience import most_seconds, while_it_lives
 from vllm_surgery.engine.requests.core import LEDGER_METHOD
-from vllm_surgery.errors import EngineError
-
-DEATH_CHECK_SECONDS = 0.5
-"""Between two looks at whether the engine still lives, while it is asked something."""
 
 
 class ServedLedgers:
@@ -32,18 +28,11 @@ class ServedLedgers:
         """See `vllm_surgery.engine.requests.leader.Engines`."""
         core = self._client.engine_core
         if self.alone:
-            return [await self._alive(core.call_utility_async(LEDGER_METHOD, step, token, payload))]
-        return list(await self._alive(core.call_utility_all_async(LEDGER_METHOD, step, token, payload)))
+            return [await self._answer(core.call_utility_async(LEDGER_METHOD, step, token, payload))]
+        return list(await self._answer(core.call_utility_all_async(LEDGER_METHOD, step, token, payload)))
 
-    async def _alive(self, call: Any) -> Any:
-        task = asyncio.ensure_future(call)
-        try:
-            while not (await asyncio.wait({task}, timeout=DEATH_CHECK_SECONDS))[0]:
-                if self._client.errored:
-                    raise EngineError("the engine died")
-            return task.result()
-        finally:
-            task.cancel()
+    async def _answer(self, call: Any) -> Any:
+        return await while_it_lives(self._client, call, most_seconds())
 
 
 class OfflineLedgers:

@@ -7,17 +7,14 @@ import asyncio
 import time
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from vllm_surgery.engine.patience import most_seconds, while_it_lives
 from vllm_surgery.engine.swap.worker import REPORT_METHOD, STEP_METHOD
 from vllm_surgery.engine.weight_version import note_version, version_of
-from vllm_surgery.errors import EngineError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Sequence
 
     from vllm_surgery.client.protocol import SwapMode
-
-DEATH_CHECK_SECONDS = 0.5
-"""Between two looks at whether the engine still lives, while it is asked something."""
 
 BEAT_SECONDS = 30.0
 """Between two signs of life to the workers while a swap waits for requests to end."""
@@ -39,7 +36,7 @@ class ServedEngine:
     async def begin(self, token: str, payload: dict[str, Any]) -> tuple[Answers, bool]:
         """Begins a swap; see `vllm_surgery.engine.swap.transaction.Engine`. Both questions are sent at once."""
         answers, sleeps = await asyncio.gather(
-            self.step("begin", token, payload), self._while_it_lives(self._client.is_sleeping())
+            self.step("begin", token, payload), while_it_lives(self._client, self._client.is_sleeping())
         )
         return answers, bool(sleeps)
 
@@ -79,15 +76,15 @@ class ServedEngine:
         before the pause. Here they may come later: each says itself which weights it is from.
         """
         await self._client.renderer.clear_mm_cache_async()
-        await self._while_it_lives(self._client.engine_core.pause_scheduler_async(mode=mode, clear_cache=True))
+        await while_it_lives(self._client, self._client.engine_core.pause_scheduler_async(mode=mode, clear_cache=True))
 
     async def resume(self) -> None:
         """Undoes `pause`."""
-        await self._while_it_lives(self._client.resume_generation())
+        await while_it_lives(self._client, self._client.resume_generation())
 
     async def set_version(self, patch_id: str) -> None:
         """Makes every output carry this id from now on."""
-        await self._while_it_lives(self._client.update_weight_version(version_of(patch_id)))
+        await while_it_lives(self._client, self._client.update_weight_version(version_of(patch_id)))
         note_version(version_of(patch_id))
 
     async def wait(self, seconds: float) -> None:
@@ -99,24 +96,10 @@ class ServedEngine:
         if hasattr(core, "call_utility_all_async"):
             # vLLM's own `collective_rpc` gives the first engine's answers alone.
             call = core.call_utility_all_async("collective_rpc", method, None, arguments, options)
-            return named(await self._while_it_lives(call))
+            return named(await while_it_lives(self._client, call, most_seconds()))
         # An older vLLM. `why_not` has seen to it that there is one engine.
-        return named([await self._while_it_lives(core.collective_rpc_async(method, None, arguments, options))])
-
-    async def _while_it_lives(self, call: Coroutine[Any, Any, Result]) -> Result:
-        """Result of `call`. An engine that dies leaves vLLM's own calls waiting for ever, and the server with them.
-
-        Raises:
-            EngineError: it died.
-        """
-        task = asyncio.ensure_future(call)
-        try:
-            while not (await asyncio.wait({task}, timeout=DEATH_CHECK_SECONDS))[0]:
-                if self._client.errored:
-                    raise EngineError("the engine died")
-            return task.result()
-        finally:
-            task.cancel()
+        call = core.collective_rpc_async(method, None, arguments, options)
+        return named([await while_it_lives(self._client, call, most_seconds())])
 
 
 class OfflineEngine:

@@ -109,6 +109,7 @@ class SwapCoordinator:
 
         Raises:
             EngineError: the ranks don't agree, or the plugin isn't in them.
+            MixedWeightsError: they were started with different patches.
         """
         ranks = await self._engine.reports()
         name, first = ranks[0]
@@ -116,7 +117,9 @@ class SwapCoordinator:
             raise EngineError(f"{name}: the plugin did not see this model being loaded")
         for other, report in ranks:
             if (report["id"], report["epoch"]) != (first["id"], first["epoch"]):
-                raise EngineError(f"{other} serves {report['id']}, {name} serves {first['id']}")
+                loaded_so = report["epoch"] == first["epoch"]  # Of a swap on its way, ids and epochs differ.
+                failure = MixedWeightsError if loaded_so else EngineError
+                raise failure(f"{other} serves {report['id']}, {name} serves {first['id']}")
         reasons = [report["cannot_swap"] for _, report in ranks if report["cannot_swap"]]
         return ServedStatus(
             active=first["id"],
