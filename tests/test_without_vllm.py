@@ -97,6 +97,7 @@ def test_a_patch_is_loaded_reviewed_and_sealed(model: Path, patch_file: Path) ->
         "indices": [5],
         "gains": [0.0],
         "numbers": "floats",
+        "inside": [],
     }
 
 

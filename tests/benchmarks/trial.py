@@ -34,8 +34,10 @@ if TYPE_CHECKING:
 
 SERVED = (
     "--dtype", "float32", "--max-model-len", "2048", "--enforce-eager", "--kv-cache-memory-bytes", "2147483648",
-    "--max-num-seqs", "64",
+    "--max-num-seqs", "64", "--max-num-batched-tokens", "16384",
 )  # fmt: skip
+"""As many tokens a step as all prompts can have: a seeded request of which a step computes a part ends vLLM 0.32's engine
+on CPUs ("CPU Generator does not use offset")."""
 SHAMS = 1
 """Each costs a whole arm. The trial of a search has three."""
 CONCURRENCY = 56
