@@ -17,6 +17,7 @@ from tests.examples import patch_data, refusal
 from vllm_surgery.errors import ConflictError, ServerError, UsageError
 from vllm_surgery.evaluation.analysis.summary import JUDGED, summarize
 from vllm_surgery.evaluation.arms import of_patch, of_penalty, unpatched
+from vllm_surgery.evaluation.backends import server as of_server
 from vllm_surgery.evaluation.backends.chat import Chat
 from vllm_surgery.evaluation.backends.server import HttpBackend
 from vllm_surgery.evaluation.probes import load_probes
@@ -141,6 +142,16 @@ def test_requests_that_fail_behind_another_leave_no_complaint(
     backend.close()
     gc.collect()  # asyncio complains of a task that failed, and that nobody looked at, when it goes.
     assert caplog.messages == []
+
+
+def test_slow_answers_are_kept_one_by_one(server: FakeVllm, protocol: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    trial = trial_of(protocol, sets=["paper"], seeds=2)
+    backend = HttpBackend(server.url, concurrency=1)
+    monkeypatch.setattr(of_server, "SECONDS_PER_EPOCH_CHECK", 0.0)
+    kept = [len(answers) for answers in backend.answer(trial.jobs(trial.arms[0]))]
+    backend.close()
+    assert sum(kept) == 16
+    assert max(kept) < of_server.ANSWERS_PER_EPOCH_CHECK, "a kill loses little, though few have come"
 
 
 def test_loops_are_judged_by_arm(server: FakeVllm, protocol: str, tmp_path: Path) -> None:

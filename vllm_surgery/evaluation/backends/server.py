@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import TYPE_CHECKING, TypeAlias
 
 from vllm_surgery.client.client import SurgeryClient
@@ -25,8 +26,9 @@ if TYPE_CHECKING:
 
     AnswerTask: TypeAlias = asyncio.Task[tuple[Job, Completion]]
 
-ANSWERS_PER_EPOCH_CHECK = 16
-"""Answers after which the server is asked whether it still serves the arm. What a kill loses is this much."""
+ANSWERS_PER_EPOCH_CHECK, SECONDS_PER_EPOCH_CHECK = 16, 30.0
+"""Answers, or seconds if there is one by then, after which the server is asked whether it still serves the arm. What a
+kill loses is the smaller of both."""
 
 
 _LEAST = {"max_tokens": 1, "temperature": 0}
@@ -146,6 +148,7 @@ class HttpBackend:
     def answer(self, jobs: Sequence[Job]) -> Iterator[list[tuple[Job, Completion]]]:
         """Asks several at a time. Those that came before an error are still given."""
         done: list[tuple[Job, Completion]] = []
+        settled = time.monotonic()
         error: SurgeryError | None = None
         left: set[AnswerTask] = set()
         with asyncio.Runner() as runner:
@@ -156,9 +159,10 @@ class HttpBackend:
                     ended, left = runner.run(_first(left))
                     done += [task.result() for task in ended if task.exception() is None]
                     error = next((_surgery_error(task) for task in ended if task.exception() is not None), None)
-                    if len(done) >= ANSWERS_PER_EPOCH_CHECK:
+                    late = time.monotonic() - settled >= SECONDS_PER_EPOCH_CHECK
+                    if len(done) >= ANSWERS_PER_EPOCH_CHECK or (done and late):
                         yield self._settled(done)
-                        done = []
+                        done, settled = [], time.monotonic()
             finally:
                 runner.run(_give_up(left, http))
         if done:
