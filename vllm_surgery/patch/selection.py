@@ -6,7 +6,7 @@ Of neurons inside experts ``{12: {34: [511]}}``, a layer each with its experts, 
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, TypeVar
 
 from pydantic import BeforeValidator, PlainSerializer, WithJsonSchema
 from pydantic_core import PydanticCustomError
@@ -21,6 +21,11 @@ from vllm_surgery.patch.units import (
     Indices,
     merge_ranges,
 )
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_Values = TypeVar("_Values")
 
 _INDICES: dict[str, Any] = {
     "anyOf": [
@@ -60,14 +65,7 @@ def parse_selection(value: object) -> dict[int, Indices]:
     Raises:
         PydanticCustomError: with the place below the selection in its context.
     """
-    if not isinstance(value, dict):
-        raise refusal("", f"expected layers with their indices, such as {{29: [545]}}, got {value!r}")
-    if not value:
-        raise refusal("", "names no units; give at least one layer with an index")
-    return {
-        _parse_number(key, "a layer"): _parse_indices(str(key), indices)
-        for key, indices in sorted(value.items(), key=_by_number)
-    }
+    return _parse_numbered(value, _LAYERS, "", _parse_indices)
 
 
 def parse_inside(value: object) -> dict[int, dict[int, Indices]]:
@@ -76,24 +74,39 @@ def parse_inside(value: object) -> dict[int, dict[int, Indices]]:
     Raises:
         PydanticCustomError: with the place below the selection in its context.
     """
-    if not isinstance(value, dict):
-        raise refusal("", f"expected layers with experts and neurons, such as {{12: {{34: [511]}}}}, got {value!r}")
-    if not value:
-        raise refusal("", "names no units; give at least one layer with an expert and an index")
-    return {
-        _parse_number(layer, "a layer"): _parse_experts(str(layer), experts)
-        for layer, experts in sorted(value.items(), key=_by_number)
-    }
+    return _parse_numbered(value, _LAYERS_OF_EXPERTS, "", _parse_experts)
 
 
-def _parse_experts(layer: str, value: object) -> dict[int, Indices]:
+def _parse_experts(place: str, value: object) -> dict[int, Indices]:
+    return _parse_numbered(value, _EXPERTS, place, _parse_indices)
+
+
+class _Numbers(NamedTuple):
+    """What the keys of a mapping are, for those who write others."""
+
+    one: str
+    expected: str
+    least: str
+
+
+_LAYERS = _Numbers("a layer", "layers with their indices, such as {29: [545]}", "one layer with an index")
+_LAYERS_OF_EXPERTS = _Numbers(
+    "a layer", "layers with experts and neurons, such as {12: {34: [511]}}", "one layer with an expert and an index"
+)
+_EXPERTS = _Numbers("an expert", "experts with their neurons, such as {34: [511]}", "one expert with an index")
+
+
+def _parse_numbered(
+    value: object, keys: _Numbers, place: str, parse: Callable[[str, object], _Values]
+) -> dict[int, _Values]:
+    """A mapping from numbers, sorted by them, with what `parse` makes of each one's place and value."""
     if not isinstance(value, dict):
-        raise refusal(layer, f"expected experts with their neurons, such as {{34: [511]}}, got {value!r}")
+        raise refusal(place, f"expected {keys.expected}, got {value!r}")
     if not value:
-        raise refusal(layer, "names no units; give at least one expert with an index")
+        raise refusal(place, f"names no units; give at least {keys.least}")
     return {
-        _parse_number(key, "an expert", layer): _parse_indices(f"{layer}.{key}", indices)
-        for key, indices in sorted(value.items(), key=_by_number)
+        _parse_number(key, keys.one, place): parse(f"{place}.{key}" if place else str(key), under)
+        for key, under in sorted(value.items(), key=_by_number)
     }
 
 
@@ -126,7 +139,7 @@ def _by_number(item: tuple[object, object]) -> tuple[int, str]:
     return (int(key) if key.isascii() and key.isdigit() and len(key) <= len(str(MAX_LAYER)) else -1, key)
 
 
-def _parse_number(key: object, named: str, place: str = "") -> int:
+def _parse_number(key: object, named: str, place: str) -> int:
     text = str(key)
     number = _by_number((key, None))[0]
     if isinstance(key, bool) or number < 0 or str(number) != text:
