@@ -91,6 +91,14 @@ class Diff:
     unexplained: list[Unexplained] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
+    def take(self, unit: Unit, gain: float) -> None:
+        """Keeps a unit's factor."""
+        if unit.expert is not None:
+            self.expert_neurons[unit.layer, unit.expert, unit.index] = gain
+            return
+        found = {"neurons": self.gains, "shared": self.shared, "experts": self.experts}[unit.kind]
+        found[unit.layer, unit.index] = gain
+
     def patch(self, name: str, base: ModelFolder | GgufModel, **more: Any) -> Patch | None:
         """The differences as a patch for `base`, guarded by what `base` is. None where there are none."""
         experts: dict[tuple[int, int], Gain] = {**self.experts, **dict.fromkeys(self.masks, MASK)}
@@ -454,7 +462,7 @@ class _Comparison:
                     f"expert {unit.index} of layer {unit.layer} is masked, so its gain of {gain:g} is left out"
                 )
             elif gain != 1:
-                self._found(unit.kind)[unit.layer, unit.index] = gain
+                self._result.take(unit, gain)
 
     def _take_inside(self, unit: Unit, expert: int, gain: float) -> None:
         """A gain of a neuron inside an expert, unless the patch names the expert whole."""
@@ -468,10 +476,7 @@ class _Comparison:
             reason = f"has a gain of {gain:g} on its neuron {unit.index} and one on the whole, and a patch may name one"
             self._result.unexplained.append(Unexplained(told, reason, 1))
         elif gain != 1:
-            self._result.expert_neurons[unit.layer, expert, unit.index] = gain
-
-    def _found(self, kind: Kind) -> dict[tuple[int, int], float]:
-        return {"neurons": self._result.gains, "shared": self._result.shared}.get(kind, self._result.experts)
+            self._result.take(unit, gain)
 
     def _unexplained(self, stored: StoredTensor, reason: str, numbers: int) -> None:
         self._result.unexplained.append(Unexplained(stored.info.name, reason, numbers))

@@ -7,6 +7,7 @@ Nothing is quantised anew: blocks keep their codes, and only scales of the edite
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,7 @@ from vllm_surgery.model.gguf_file import ENDING
 from vllm_surgery.offline.bake import copy_file
 from vllm_surgery.offline.diff import Diff, Unexplained
 from vllm_surgery.offline.recover import recover_gains
+from vllm_surgery.patch.units import Unit
 from vllm_surgery.planning.gguf import plan_gguf
 from vllm_surgery.weights.gguf_blocks import apply_gains, factors_of, map_slices, why_unsupported
 
@@ -27,7 +29,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from vllm_surgery.model.gguf_file import GgufTensor
-    from vllm_surgery.model.gguf_model import GgufModel
+    from vllm_surgery.model.gguf_model import GgufCarrier, GgufModel
     from vllm_surgery.patch.patch_set import PatchSet
     from vllm_surgery.patch.units import Block
 
@@ -96,6 +98,11 @@ def _kind(tensor: GgufTensor) -> str:
     return f"{tensor.type.name} {list(tensor.shape)}"
 
 
+def _own(indices: list[int], carrier: GgufCarrier) -> slice:
+    """Where, among ascending indices of its tensor's slices, those of a block's units are."""
+    return slice(bisect_left(indices, carrier.first), bisect_left(indices, carrier.first + carrier.count))
+
+
 class _Comparison:
     def __init__(self, base: GgufModel, edited: GgufModel) -> None:
         self._base, self._edited = base, edited
@@ -125,25 +132,19 @@ class _Comparison:
     def _explain(self, block: Block, different: dict[str, list[int]]) -> None:
         """Takes the gains of one block's units, and what they explain out of `different`."""
         carrier = self._base.carrier(block)
-        own = range(carrier.first, carrier.first + carrier.count)
-        indices = [index for index in different.get(carrier.tensor.name, []) if index in own]
+        left = different.get(carrier.tensor.name, [])
+        indices = left[_own(left, carrier)]
         whole = (block.layer, block.expert) in self._result.experts  # Then the patch names no neuron inside it.
         if not indices or whole or why_unsupported(carrier.tensor) is not None:
             return
         gains = self._gains(carrier.tensor, indices)
         if carrier.bias is not None:
             gains = {index: gain for index, gain in gains.items() if self._made(carrier.bias, index, gain)}
-        self._take(block, {index - carrier.first: gain for index, gain in gains.items()})
+        for index, gain in gains.items():
+            self._result.take(Unit(block.kind, block.layer, index - carrier.first, block.expert), gain)
         for tensor in filter(None, (carrier.tensor, carrier.bias)):
-            different[tensor.name] = [index for index in different.get(tensor.name, []) if index not in gains]
-
-    def _take(self, block: Block, gains: dict[int, float]) -> None:
-        layer, expert = block.layer, block.expert
-        if expert is not None:
-            self._result.expert_neurons.update({(layer, expert, index): gain for index, gain in gains.items()})
-            return
-        found = {"neurons": self._result.gains, "shared": self._result.shared, "experts": self._result.experts}
-        found[block.kind].update({(layer, index): gain for index, gain in gains.items()})
+            left = different.get(tensor.name, [])
+            left[_own(left, carrier)] = [index for index in left[_own(left, carrier)] if index not in gains]
 
     def _gains(self, tensor: GgufTensor, indices: list[int]) -> dict[int, float]:
         """The gain of each slice whose scales alone changed, all by one factor."""
