@@ -11,7 +11,7 @@ import sys
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import httpx
 
@@ -55,18 +55,29 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-@contextmanager
-def running_server(folder: Path, *arguments: str, **more: str) -> Iterator[Server]:
-    """A server that is ready, stopped at the end by the signal that an orchestrator would send."""
-    port, log_file = free_port(), folder / "server.log"
+def launch(log_file: Path, *arguments: str, **more: str) -> subprocess.Popen[bytes]:
+    """`vllm-surgery serve` at the head of a group of processes, which `kill` ends."""
     with log_file.open("w") as log:
-        process = subprocess.Popen(
-            [COMMAND, "serve", *arguments, "--port", str(port), "--host", "127.0.0.1"],
+        return subprocess.Popen(
+            [COMMAND, "serve", *arguments],
             stdout=log,
             stderr=subprocess.STDOUT,
             env=environment(**more),
             start_new_session=True,
         )
+
+
+def kill(process: subprocess.Popen[Any]) -> None:
+    """Ends a process that leads a group, and all of its group, as a machine goes that loses its power."""
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+
+
+@contextmanager
+def running_server(folder: Path, *arguments: str, **more: str) -> Iterator[Server]:
+    """A server that is ready, stopped at the end by the signal that an orchestrator would send."""
+    port, log_file = free_port(), folder / "server.log"
+    process = launch(log_file, *arguments, "--port", str(port), "--host", "127.0.0.1", **more)
     server = Server(f"http://127.0.0.1:{port}", log_file, process)
     try:
         until(lambda: _is_ready(server, process), every=0.2)
@@ -77,8 +88,7 @@ def running_server(folder: Path, *arguments: str, **more: str) -> Iterator[Serve
         error.add_note(f"The server's last words:\n{server.log[-6000:]}")
         raise
     finally:
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)  # What is left of it where it didn't end by itself.
+        kill(process)  # What is left of it where it didn't end by itself.
 
 
 def _is_ready(server: Server, process: subprocess.Popen[bytes]) -> bool:

@@ -4,11 +4,8 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 import subprocess
 import sys
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.engine.forking import forking
-from tests.engine.server import COMMAND, SMALL, environment
+from tests.engine.server import COMMAND, SMALL, environment, kill
 from tests.models import LAYERS, WIDTH, down, make_model, patch_of
 from vllm_surgery import ModelFolder
 from vllm_surgery.patch.units import Unit
@@ -81,8 +78,7 @@ def start(
     try:
         out, err = process.communicate()
     finally:
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
+        kill(process)
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
 

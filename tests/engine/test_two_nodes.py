@@ -3,22 +3,20 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import subprocess
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
 
-from tests.engine.server import COMMAND, SMALL, Server, environment, free_port, running_server
+from tests.engine.server import SMALL, Server, free_port, kill, launch, running_server
 from tests.engine.streams import ask
 from tests.engine.test_live import FIRST, OPTIONS, PROMPT, SETS, put, state
 from tests.waiting import until
 from vllm_surgery import Patch
 
 if TYPE_CHECKING:
+    import subprocess
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
@@ -37,14 +35,7 @@ FIRST_ID = Patch.from_data(FIRST).id
 def two_nodes(folder: Path, *arguments: str, head: tuple[str, ...], other: tuple[str, ...]) -> Iterator[Any]:
     """The server, and the process of its second node."""
     more = {"VLLM_ENABLE_V1_MULTIPROCESSING": "1", "VLLM_EXECUTE_MODEL_TIMEOUT_SECONDS": str(STEP_SECONDS)}
-    with (folder / "node.log").open("w") as log:
-        node = subprocess.Popen(
-            [COMMAND, "serve", *arguments, *other, "--headless"],
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            env=environment(**more),
-            start_new_session=True,
-        )
+    node = launch(folder / "node.log", *arguments, *other, "--headless", **more)
     try:
         with running_server(folder, *arguments, *head, **more) as server:
             yield server, node
@@ -53,13 +44,7 @@ def two_nodes(folder: Path, *arguments: str, head: tuple[str, ...], other: tuple
         raise
     finally:
         kill(node)
-
-
-def kill(node: subprocess.Popen[bytes]) -> None:
-    """As a machine goes that loses its power."""
-    with suppress(ProcessLookupError):
-        os.killpg(node.pid, signal.SIGKILL)
-    node.wait()
+        node.wait()
 
 
 @contextmanager
@@ -124,6 +109,7 @@ def test_a_node_that_is_lost_ends_the_server_and_not_in_silence(
 ) -> None:
     server, node = nodes
     kill(node)
+    node.wait()
     failed = put(server.url, SETS["second"])
     assert failed.status_code == httpx.codes.INTERNAL_SERVER_ERROR
     message = failed.json()["error"]["message"]
