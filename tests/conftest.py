@@ -11,6 +11,7 @@ import pytest
 from hypothesis import settings
 
 from tests.cpu_library import sitecustomize  # noqa: F401 - so that these processes too have the library that is asked for
+from tests.engine import processes
 from vllm_surgery.demo.model import _download, default_folder, make_demo_model
 from vllm_surgery.demo.sources import SOURCES
 from vllm_surgery.errors import SurgeryError
@@ -22,6 +23,8 @@ pytest_plugins = ["tests.longest_first", "tests.watchdog"]
 
 # Tests run side by side, and threads of several processes that wait for each other spin. Read when torch is imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+processes.begin_tests()
 
 # How long an example takes says more of what else the machine does than of the code.
 settings.register_profile("no deadline", deadline=None)

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING
 from tqdm import tqdm
 
 from tests.benchmarks.markdown import spread, table
-from tests.engine.program import ENVIRONMENT
+from tests.engine.processes import ENVIRONMENT
 from vllm_surgery.evaluation.trial import TrialFolder
 from vllm_surgery.localization.candidates import Candidate
 from vllm_surgery.localization.search.growth import weaker

@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 from tests.benchmarks.intervals import MedianInterval
 from tests.benchmarks.markdown import table
-from tests.engine.program import ENVIRONMENT
+from tests.engine.processes import ENVIRONMENT
 from vllm_surgery.patch.files import load_patch
 
 if TYPE_CHECKING:

@@ -4,24 +4,13 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-ENVIRONMENT = {
-    "OMP_NUM_THREADS": "1",
-    "NUMBA_NUM_THREADS": "1",  # Numba's threads spin too once there are any: vLLM finds n-grams by it.
-    "HF_HUB_OFFLINE": "1",
-    "VLLM_NO_USAGE_STATS": "1",
-    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-    **dict.fromkeys(("VLLM_ENGINE_READY_TIMEOUT_S", "VLLM_EXECUTE_MODEL_TIMEOUT_SECONDS"), "86400"),
-}
-"""One thread, since spinning threads of two processes starve each other; nothing from outside; vLLM waits for its own
-processes as long as they need."""
+from tests.engine.processes import environment as environment_with
+from tests.engine.processes import kill, start
 
 
 @dataclass(frozen=True)
@@ -57,18 +46,14 @@ def ended(*words: str, given: Any, **environment: str) -> Ended:
     Args:
         words: what Python is asked to run; the name of a file that it may write is added.
         given: what it reads as JSON on stdin.
-        environment: on top of `ENVIRONMENT`.
+        environment: on top of that of all tests.
     """
     with tempfile.TemporaryDirectory() as work:
-        out = Path(work) / "out"
-        done = subprocess.run(
-            [sys.executable, *words, str(out)],
-            input=json.dumps(given),
-            env={**os.environ, "VLLM_ENABLE_V1_MULTIPROCESSING": "0", **ENVIRONMENT, **environment},
-            cwd=Path(__file__).parents[2],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            check=False,
-        )
-        return Ended(out.read_bytes() if out.exists() else b"", done.stdout, done.returncode)
+        out, log, stdin = (Path(work) / name for name in ("out", "log", "given"))
+        stdin.write_text(json.dumps(given))
+        process = start([*words, str(out)], environment_with(**environment), out=log, given=stdin)
+        try:
+            code = process.wait()
+        finally:
+            kill(process)
+        return Ended(out.read_bytes() if out.exists() else b"", log.read_text(errors="replace"), code)

@@ -3,26 +3,23 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import socket
-import subprocess
-import sys
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import httpx
 
-from tests.engine.program import ENVIRONMENT
+from tests.engine.processes import COMMAND, environment, kill, start
 from tests.waiting import until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
+
+    from tests.engine.processes import Process
 
 SMALL = ("--enforce-eager", "--kv-cache-memory-bytes", "134217728")
-COMMAND = str(Path(sys.executable).with_name("vllm-surgery"))
 
 
 @dataclass
@@ -37,16 +34,11 @@ class Server:
 
     url: str
     log_file: Path
-    process: subprocess.Popen[bytes]
+    process: Process
 
     @property
     def log(self) -> str:
         return self.log_file.read_text()
-
-
-def environment(**more: str) -> dict[str, str]:
-    """One process for engine and worker, which halves the time to start."""
-    return {**os.environ, **ENVIRONMENT, "VLLM_ENABLE_V1_MULTIPROCESSING": "0", **more}
 
 
 def free_port() -> int:
@@ -55,22 +47,9 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def launch(log_file: Path, *arguments: str, **more: str) -> subprocess.Popen[bytes]:
+def launch(log_file: Path, *arguments: str, **more: str) -> Process:
     """`vllm-surgery serve` at the head of a group of processes, which `kill` ends."""
-    with log_file.open("w") as log:
-        return subprocess.Popen(
-            [COMMAND, "serve", *arguments],
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            env=environment(**more),
-            start_new_session=True,
-        )
-
-
-def kill(process: subprocess.Popen[Any]) -> None:
-    """Ends a process that leads a group, and all of its group, as a machine goes that loses its power."""
-    with suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
+    return start([COMMAND, "serve", *arguments], environment(**more), out=log_file)
 
 
 @contextmanager
@@ -91,7 +70,7 @@ def running_server(folder: Path, *arguments: str, **more: str) -> Iterator[Serve
         kill(process)  # What is left of it where it didn't end by itself.
 
 
-def _is_ready(server: Server, process: subprocess.Popen[bytes]) -> bool:
+def _is_ready(server: Server, process: Process) -> bool:
     if process.poll() is not None:
         raise AssertionError(f"the server ended with {process.returncode}")
     try:

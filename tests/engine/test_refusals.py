@@ -13,18 +13,18 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests.engine.forking import forking
-from tests.engine.server import COMMAND, SMALL, environment, kill
+from tests.engine import processes
+from tests.engine.processes import COMMAND, environment, kill
+from tests.engine.server import SMALL
 from tests.models import LAYERS, WIDTH, down, make_model, patch_of
 from vllm_surgery import ModelFolder
 from vllm_surgery.patch.units import Unit
 from vllm_surgery.planning.seal import seal_of_folder
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from pathlib import Path
 
-    from tests.engine.forking import Start
 
 pytestmark = pytest.mark.engine
 
@@ -82,6 +82,17 @@ def start(
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
 
+def copy(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Likewise for the command, without importing vLLM anew."""
+    out, err = folder / "out", folder / "err"
+    process = processes.start([COMMAND, *arguments], environment(), out=out, err=err)
+    try:
+        code = process.wait()
+    finally:
+        kill(process)
+    return subprocess.CompletedProcess(arguments, code, out.read_text(), err.read_text())
+
+
 def the_error(done: subprocess.CompletedProcess[str]) -> str:
     """The one line that the refusal is."""
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("vllm-surgery: error: ")]
@@ -114,20 +125,14 @@ def test_two_files_may_not_name_the_same_unit(tmp_path: Path) -> None:
     assert the_error(done) == expected
 
 
-@pytest.fixture(scope="module")
-def forked() -> Iterator[Start]:
-    with forking() as start_forked:
-        yield start_forked
-
-
 @pytest.fixture
-def serve_with(tmp_path: Path, forked: Start) -> Callable[..., tuple[int, str]]:
+def serve_with(tmp_path: Path) -> Callable[..., tuple[int, str]]:
     """Exit code, and the error without the file's name."""
 
     def serve(model: Path, patch: dict[str, Any], *options: str) -> tuple[int, str]:
         file = tmp_path / "wrong.json"
         file.write_text(json.dumps(patch))
-        done = forked("serve", str(model), "--patch", str(file), "--skip-tokenizer-init", *options, *SMALL)
+        done = copy(tmp_path, "serve", str(model), "--patch", str(file), "--skip-tokenizer-init", *options, *SMALL)
         return done.returncode, the_error(done).removeprefix(f"{file}: ")
 
     return serve
