@@ -52,6 +52,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--patch", type=Path)
     parser.add_argument("--seconds", type=float, default=float("inf"), help="stop asking after so long")
+    parser.add_argument("--streamed", action="store_true", help="an arm more: the rescue by a penalty, of streams")
     parser.add_argument("--tell-only", action="store_true", help="judge what is there; ask nobody")
     args, rest = parser.parse_known_args()
     ends = time.monotonic() + args.seconds
@@ -72,6 +73,7 @@ def _ask(args: argparse.Namespace, rest: Sequence[str], ends: float) -> int | No
     if args.patch is not None:
         rescues.append(f"patch:{load_patch(str(args.patch)).name}")
     arms = [*patch, "--penalty", f"{PENALTY:g}", *(word for action in rescues for word in ("--rescue", action))]
+    arms += ["--rescue-streamed", PENALIZED] if args.streamed else []
     with _ready_to_rescue(args.model, args.patch, rescues) as url:
         return _evaluate(url, args.model, args.out, [*arms, *rest], ends)
 

@@ -180,6 +180,20 @@ def _error(status: int, kind: str, message: str) -> tuple[int, Any]:
     return status, {"error": {"message": message, "type": kind, "param": None, "code": status}}
 
 
+def _pieces(choice: dict[str, Any]) -> list[str]:
+    """A choice as the events of a stream: who speaks, three tokens at a time, why it ended, and what was used."""
+    tokens = choice["token_ids"]
+    made = [tokens[place : place + 3] for place in range(0, len(tokens), 3)]
+    said = [{"delta": {"content": TABLE.text(few)}, "token_ids": few, "finish_reason": None} for few in made]
+    ended = {"delta": {}, "finish_reason": choice["finish_reason"], "token_ids": None}
+    begun = {"delta": {"role": "assistant", "content": ""}, "finish_reason": None}
+    return [json.dumps({"choices": [piece]}) for piece in (begun, *said, ended)] + ['{"choices": []}']
+
+
+def _event(data: str) -> bytes:
+    return f"data: {data}\n\n".encode()
+
+
 class _Http(ThreadingHTTPServer):
     request_queue_size = 128  # A trial opens all its connections at once.
 
@@ -197,6 +211,8 @@ def _handler(server: FakeVllm) -> type[BaseHTTPRequestHandler]:
             body = json.loads(self.rfile.read(length)) if length else None
             status, content = server.answer(self.command, self.path, body, self.headers.get("authorization"))
             data = json.dumps(content).encode()
+            if status == 200 and body and body.get("stream"):
+                data = b"".join(map(_event, [*_pieces(content["choices"][0]), "[DONE]"]))
             self.send_response(status)
             for name, value in server.headers(self.path, body).items():
                 self.send_header(name, value)

@@ -15,6 +15,7 @@ import pytest
 
 from tests.folders import write_model
 from vllm_surgery.cli import main
+from vllm_surgery.evaluation import TrialFolder
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -225,6 +226,27 @@ def test_an_arm_that_is_rescued_says_so_in_its_requests(
     text = (tmp_path / "out" / "report.md").read_text()
     assert "rescue-penalty-1.15-stop" in text
     assert "on_loop penalty:1.15, stop" in text
+
+
+def test_a_rescue_of_streams_gives_the_answers_of_the_streams_pieces(
+    evaluate: Callable[..., int], server: FakeVllm, tmp_path: Path
+) -> None:
+    server.on_loop = "observe"
+    assert evaluate("--no-penalty", "--probes", "paper", "--rescue", "stop", "--rescue-streamed", "stop") == 0
+    streamed = [body for body in server.asked if body.get("stream")]
+    assert 0 < len(streamed) < len(server.asked) / 2
+    assert {body["vllm_xargs"]["on_loop"] for body in streamed} == {"stop"}
+    records = TrialFolder(tmp_path / "out").records()
+    whole, pieces = (
+        {
+            record.key._replace(arm=""): (record.text, record.token_ids, record.finish)
+            for record in records
+            if record.key.arm == arm
+        }
+        for arm in ("rescue-stop", "rescue-streamed-stop")
+    )
+    assert whole == pieces
+    assert "on_loop stop, stream" in (tmp_path / "out" / "report.md").read_text()
 
 
 def test_a_server_that_rescues_nothing_is_refused(refused: Callable[..., str], server: FakeVllm) -> None:

@@ -82,6 +82,13 @@ def _add_arms(parser: argparse.ArgumentParser) -> None:
         help="an arm: the unpatched model, rescued from loops, on a server that was started with --on-loop",
     )
     parser.add_argument(
+        "--rescue-streamed",
+        action="append",
+        default=[],
+        metavar="ACTION[,ACTION]",
+        help="likewise, asked for as streams, of which nothing can be taken back",
+    )
+    parser.add_argument(
         "--server", action="append", default=[], metavar="NAME=URL", help="an arm: another server, as it is"
     )
     parser.add_argument("--model", metavar="DIR", help="the model's folder (default: the server's, if it is here)")
@@ -232,7 +239,8 @@ def _with_arms(args: argparse.Namespace, trial: Trial, backend: HttpBackend) -> 
         )
     model = setup.model_folder(args.model, facts)
     penalties = [] if args.no_penalty else args.penalty or [setup.PENALTY]
-    wanted = setup.Wanted(args.patch, args.shams, args.sham_seed, penalties, args.rescue, args.server)
+    rescues = (args.rescue, args.rescue_streamed)
+    wanted = setup.Wanted(args.patch, args.shams, args.sham_seed, penalties, *rescues, args.server)
     arms = setup.build_arms(wanted, model)
     started = datetime.datetime.now(datetime.UTC).date().isoformat()
     about = setup.about(facts, model, args.sham_seed) | {"started": started, "command": _command(args)}

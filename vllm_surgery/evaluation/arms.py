@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 ArmKind: TypeAlias = Literal["unpatched", "patch", "sham", "penalty", "rescue", "server"]
 
 UNPATCHED = "unpatched"
+STREAM_KEY = "stream"
+"""Of OpenAI's API."""
 
 
 @dataclass(frozen=True)
@@ -101,14 +103,18 @@ def of_penalty(penalty: float) -> Arm:
     return Arm(f"penalty-{penalty:g}", "penalty", id=NO_PATCH, sampling={"repetition_penalty": penalty})
 
 
-def of_rescue(actions: str) -> Arm:
+def of_rescue(actions: str, *, streamed: bool = False) -> Arm:
     """The unpatched model on a server that acts on answers that loop.
 
     Args:
         actions: as a request says them, such as ``penalty:1.15,stop``.
+        streamed: whether answers are asked for as streams, of which nothing is taken back.
     """
     name = actions.translate(str.maketrans(":,", "--", " "))
-    return Arm(f"rescue-{name}", "rescue", id=NO_PATCH, sampling={ARGUMENTS_KEY: {ON_LOOP_KEY: actions}})
+    sampling: dict[str, Any] = {ARGUMENTS_KEY: {ON_LOOP_KEY: actions}}
+    if streamed:
+        return Arm(f"rescue-streamed-{name}", "rescue", id=NO_PATCH, sampling={**sampling, STREAM_KEY: True})
+    return Arm(f"rescue-{name}", "rescue", id=NO_PATCH, sampling=sampling)
 
 
 def of_server(name: str, url: str) -> Arm:

@@ -51,6 +51,7 @@ class Wanted:
         sham_seed: chooses their units.
         penalties: repetition penalties of the unpatched model.
         rescues: actions on answers of the unpatched model that loop.
+        streamed_rescues: likewise, on answers that are asked for as streams.
         servers: other servers, as ``NAME=URL``.
     """
 
@@ -59,6 +60,7 @@ class Wanted:
     sham_seed: int = 0
     penalties: Sequence[float] = (PENALTY,)
     rescues: Sequence[str] = ()
+    streamed_rescues: Sequence[str] = ()
     servers: Sequence[str] = ()
 
 
@@ -78,6 +80,7 @@ def build_arms(wanted: Wanted, folder: Path | None) -> list[Arm]:
     built = [make.unpatched(), *(arm for word in wanted.patches for arm in _of_patch(word, wanted, folder))]
     built += [make.of_penalty(_penalty(value)) for value in wanted.penalties]
     built += map(make.of_rescue, wanted.rescues)
+    built += [make.of_rescue(actions, streamed=True) for actions in wanted.streamed_rescues]
     return make.checked([*built, *map(_server, wanted.servers)])
 
 

@@ -3,13 +3,16 @@
 
 from __future__ import annotations
 
+import json
+from itertools import chain
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import httpx
 
 from vllm_surgery.client.connection import CONNECT_SECONDS, Connection
 from vllm_surgery.client.protocol import ARGUMENTS_KEY, CHOICE_HEADER, CHOICE_KEY
-from vllm_surgery.errors import ConflictError, ServerError, SurgeryError, UsageError
+from vllm_surgery.errors import ConflictError, ServerError, ServerUnreachableError, SurgeryError, UsageError
+from vllm_surgery.evaluation.arms import STREAM_KEY
 from vllm_surgery.evaluation.backends.base import TOP_LOGPROBS, Completion, EngineFacts, TokenLogprobs
 
 if TYPE_CHECKING:
@@ -22,6 +25,9 @@ ANSWER_SECONDS = 3600.0
 
 _TIMEOUT = httpx.Timeout(ANSWER_SECONDS, connect=CONNECT_SECONDS, pool=None)
 _CHAT, _COMPLETIONS = "/v1/chat/completions", "/v1/completions"
+_EVENT = "data: "
+_WORDS = ("reasoning", "content", "text")
+"""What a model says in a piece of a stream."""
 _STRANGE = "answers, but not as an OpenAI-compatible server does"
 
 
@@ -102,15 +108,51 @@ class Chat(Connection):
     ) -> Completion:
         """As `complete`, beside others, over a client that `open_async` gave, and under a patch of its own.
 
+        Where the sampling asks for a stream, the answer is put together from its pieces.
+
         Raises:
             SurgeryError: as with `complete`.
             ConflictError: it was made under another patch.
         """
+        body = _choosing(self._body(prompt, sampling), choice)
+        if body.get(STREAM_KEY):
+            return await self._streamed(http, body, choice)
         with self.network_errors():
-            response = await http.post(self._path, json=_choosing(self._body(prompt, sampling), choice))
+            response = await http.post(self._path, json=body)
         answer = self._read(response)
         self._check(response, choice)
         return self._completion(answer)
+
+    async def _streamed(self, http: httpx.AsyncClient, body: dict[str, Any], choice: Choice | None) -> Completion:
+        """The answer as its pieces make it."""
+        pieces: list[dict[str, Any]] = []
+        with self.network_errors():
+            async with http.stream("POST", self._path, json=body) as response:
+                if not response.is_success:
+                    await response.aread()
+                self.check(response)
+                self._check(response, choice)
+                async for line in response.aiter_lines():
+                    if line.startswith(_EVENT) and line != f"{_EVENT}[DONE]":
+                        pieces += self._piece(line.removeprefix(_EVENT))
+        said = [piece.get("delta", piece) for piece in pieces]
+        whole = {name: "".join(filter(None, (part.get(name) for part in said))) for name in _WORDS}
+        ended = [piece["finish_reason"] for piece in pieces if piece.get("finish_reason")]
+        if not ended:
+            raise ServerUnreachableError(f"{self.url}: a stream broke off")
+        tokens = [piece["token_ids"] for piece in pieces if isinstance(piece.get("token_ids"), list)]
+        joined = {"message": whole, "text": whole["text"], "finish_reason": ended[-1]}
+        return self._completion(
+            {"choices": [{**joined, "token_ids": list(chain.from_iterable(tokens)) if tokens else None}]}
+        )
+
+    def _piece(self, event: str) -> list[dict[str, Any]]:
+        """The first choice of an event, where it has one."""
+        try:
+            told = json.loads(event)
+            return [told["choices"][0]] if told["choices"] else []
+        except (ValueError, KeyError, TypeError):
+            raise UsageError(f"{self.url}: {_STRANGE}") from None
 
     def open_async(self, connections: int) -> httpx.AsyncClient:
         """A client for many requests at a time."""

@@ -17,6 +17,7 @@ from vllm_surgery.engine.offline import (
     swap_weights,
 )
 from vllm_surgery.errors import CannotSwapError, SurgeryError, UsageError
+from vllm_surgery.evaluation.arms import STREAM_KEY
 from vllm_surgery.evaluation.backends.base import TOP_LOGPROBS, Completion, EngineFacts, Held, TokenLogprobs
 from vllm_surgery.evaluation.backends.slot_names import renamed, unused_name
 from vllm_surgery.patch.format import Patch
@@ -91,10 +92,10 @@ class OfflineBackend:
         return held
 
     def _hold(self, arm: Arm) -> str:
+        patches = _patches(arm)
         if not arm.patches:
             self._choices[arm.name] = NO_PATCH
             return NO_PATCH
-        patches = _patches(arm)
         (patch,) = (member.patch for member in patches.members)
         name = unused_name(patch.name, self._filled)
         fill_slot(self._llm, _alone(Patch.from_data(renamed(patch.to_data(), name), arm.name)))
@@ -180,6 +181,8 @@ _TEMPLATE = "chat_template_kwargs"
 def _patches(arm: Arm) -> PatchSet:
     if arm.url is not None or not all(isinstance(patch, dict) for patch in arm.patches):
         raise UsageError(f"{arm.name}: an engine in this process has no patch folders and no other servers")
+    if STREAM_KEY in arm.sampling:
+        raise UsageError(f"{arm.name}: an engine in this process has no streams")
     patches = [Patch.from_data(patch, arm.name) for patch in arm.patches]
     return PatchSet(tuple(SourcedPatch(patch.name, patch) for patch in patches))
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from vllm_surgery.client.client import SurgeryClient
 from vllm_surgery.errors import CannotSwapError, ConflictError, PluginMissingError, SurgeryError, UsageError
+from vllm_surgery.evaluation.arms import STREAM_KEY
 from vllm_surgery.evaluation.backends.chat import Chat
 from vllm_surgery.evaluation.backends.server_slots import ServerSlots
 from vllm_surgery.patch.patch_set import NO_PATCH
@@ -103,7 +104,7 @@ class HttpBackend:
             chat.complete("Hello", _LEAST)
         for arm in own:
             if arm.kind == "rescue":  # Its server may not allow what it asks for.
-                self._chat.complete("Hello", _LEAST | arm.sampling)
+                self._chat.complete("Hello", _LEAST | arm.sampling | {STREAM_KEY: False})
 
     def serve(self, arm: Arm) -> str | None:
         """Swaps, or turns to another server."""

@@ -116,6 +116,8 @@ def _remarks(arm: Arm) -> str:
 def _setting(name: str, value: Any) -> str:
     if isinstance(value, dict):  # What is said to the plugin.
         return ", ".join(f"{key} {said}" for key, said in value.items())
+    if isinstance(value, bool):
+        return name
     return f"{name} {value:g}"
 
 
