@@ -15,10 +15,12 @@ import openai
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from tests.engine.collector import Collector, Span, collecting
 from tests.engine.server import SMALL, Server, running_server
 from tests.localization import chain
 from tests.localization.planted import Planted, dense_loop
 from tests.waiting import until
+from vllm_surgery.engine.tracing import FILL, RESCUE, SWAP
 from vllm_surgery.loops import TokenTable, detect
 from vllm_surgery.loops.tokenizers import load_tokenizer
 
@@ -43,14 +45,20 @@ def planted(tmp_path_factory: pytest.TempPathFactory) -> Planted:
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory, planted: Planted) -> Iterator[Server]:
+def collector() -> Iterator[Collector]:
+    with collecting() as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory, planted: Planted, collector: Collector) -> Iterator[Server]:
     """A server of a model that goes round in circles of seven words, where a patch in a slot would cure it."""
     folder = tmp_path_factory.mktemp("served")
     neurons = {str(layer): [index] for layer, index in planted.units}
     cure = {"version": 1, "name": "cure", "edits": [{"op": "zero", "neurons": neurons}]}
     (folder / "cure.json").write_text(json.dumps(cure))
     arguments = (str(planted.folder), "--patch-dir", str(folder), "--patch-slots", "1")
-    settings = ("--additional-config", json.dumps(SETTINGS))
+    settings = ("--additional-config", json.dumps(SETTINGS), "--otlp-traces-endpoint", collector.endpoint)
     with running_server(folder, *arguments, *settings, *OPTIONS, *SMALL) as running:
         put(running, fill=["cure"])
         yield running
@@ -326,3 +334,38 @@ def test_among_many_clients_each_gets_its_own(server: Server, looped: Any) -> No
     assert of_whole["patch:cure"] == new["none", "decay", "patch", "ended"]
     total = counted(server, "vllm_surgery_requests_total", "patch", "finish_reason")
     assert sum(total.values()) - sum(answered.values()) == 64
+
+
+TRACE, CALLER = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
+
+
+def arrived(collector: Collector, name: str, trace: str | None = None) -> Span:
+    """The last span of a name, of a trace if one is given, once there is one."""
+
+    def found() -> list[Span]:
+        return [span for span in collector.spans if span.name == name and trace in {None, span.trace}]
+
+    until(found)
+    return found()[-1]
+
+
+def test_a_rescue_is_in_the_collector_in_the_trace_of_its_request(server: Server, collector: Collector) -> None:
+    traced = {"traceparent": f"00-{TRACE}-{CALLER}-01"}
+    body = {"model": f"{MODEL}@none", "prompt": LOOPING, "max_tokens": TOKENS, "temperature": 0}
+    asked = {**body, "vllm_xargs": {"on_loop": "penalty:2"}}
+    httpx.post(f"{server.url}/v1/completions", json=asked, headers=traced, timeout=None).raise_for_status()
+    rescue, request = arrived(collector, RESCUE, TRACE), arrived(collector, "llm_request", TRACE)
+    assert (rescue.parent, request.parent) == (CALLER, CALLER)
+    told = {name: rescue.attributes[f"vllm_surgery.{name}"] for name in ("kind", "action", "outcome")}
+    assert told == {"kind": "decay", "action": "penalty:2", "outcome": "ended"}
+
+
+def test_a_swap_is_in_the_collector_in_the_trace_of_whoever_asked(server: Server, collector: Collector) -> None:
+    other = TRACE[::-1]
+    traced = {"traceparent": f"00-{other}-{CALLER}-01"}
+    for patches in (["cure"], []):
+        asked = {"json": {"patches": patches}, "headers": traced}
+        httpx.put(f"{server.url}/v1/surgery", **asked, timeout=None).raise_for_status()  # type: ignore[arg-type]
+    swap, fill = arrived(collector, SWAP, other), arrived(collector, FILL, other)
+    assert (swap.parent, swap.attributes["vllm_surgery.result"]) == (CALLER, "done")
+    assert fill.parent in {span.id for span in collector.spans if (span.name, span.trace) == (SWAP, other)}
