@@ -38,6 +38,7 @@ OPTIONS = (
     "1024",
     *SMALL,
 )
+LONGER = ("--hf-overrides", '{"max_position_embeddings": 1024}')
 
 
 @pytest.fixture(scope="module")
@@ -53,11 +54,9 @@ def patches(planted: Planted, tmp_path_factory: pytest.TempPathFactory) -> dict[
 @pytest.fixture(scope="module")
 def servers(planted: Planted, tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Server]]:
     """Three of them; the last one is killed in the last test."""
-    longer = ("--hf-overrides", '{"max_position_embeddings": 1024}')
-
     def start(_: int) -> Server:
         folder = tmp_path_factory.mktemp("server")
-        return stack.enter_context(running_server(folder, str(planted.folder), *OPTIONS, *longer))
+        return stack.enter_context(running_server(folder, str(planted.folder), *OPTIONS, *LONGER))
 
     with ExitStack() as stack, ThreadPoolExecutor(SERVERS) as threads:
         yield list(threads.map(start, range(SERVERS)))
