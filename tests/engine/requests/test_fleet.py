@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import httpx
 import pytest
 
-from tests.engine.server import SMALL, Server, running_server
+from tests.engine.server import Server, running_server
 from tests.engine.streams import Streams
 from tests.engine.test_canary import write_patches
 from tests.engine.test_fleet import LONGER, OPTIONS, SERVERS, answers, of, states
