@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import tempfile
 from typing import TYPE_CHECKING
@@ -28,6 +29,11 @@ PROGRAMS = {
 }
 """Each with Debian's package that brings it."""
 
+LEAST_COMPOSE = (1, 3)
+"""Debian's 1.0 puts services that have the machine's network into one of their own too."""
+
+_VERSION = re.compile(r"(\d+)\.(\d+)")
+
 NOBODY = "65534"
 """As whom both run in the images that the compose file names."""
 
@@ -41,6 +47,11 @@ def check_programs() -> None:
     missing = sorted({package for program, package in PROGRAMS.items() if shutil.which(program) is None})
     if missing:
         raise ContainerError(f"install these packages first: {' '.join(missing)}")
+    said = run("podman-compose", "version", "--short", capture=True, check=False).stdout
+    version = _VERSION.match(said)
+    if version is None or tuple(map(int, version.groups())) < LEAST_COMPOSE:
+        least = ".".join(map(str, LEAST_COMPOSE))
+        raise ContainerError(f"podman-compose {least} or newer is needed: pip install 'podman-compose>={least}'")
     if os.geteuid() != 0:
         raise ContainerError("only root can do this")
 
@@ -56,7 +67,7 @@ def build_server(base: str | None, mounts: Iterable[str], *, keep: bool) -> None
     if keep and is_there(IMAGE):
         say(f"{IMAGE} is there")
         return
-    base = base or _make_base()
+    base = base or _make_base(keep=keep)
     volumes = [word for mount in mounts for word in ("--volume", f"{_both(mount)}:ro")]
     say("building the image")
     file = str(DEPLOY / "docker" / "cpu.Dockerfile")
@@ -89,7 +100,9 @@ def remove() -> None:
         run("podman", "rmi", "--force", *ALL, capture=True, check=False)
 
 
-def _make_base() -> str:
+def _make_base(*, keep: bool) -> str:
+    if keep and is_there(BASE):
+        return BASE
     say("making a base image of Debian's packages")
     _make_image(BASE, ["python3", "python3-venv", "python-is-python3", "ca-certificates"])
     return BASE

@@ -23,6 +23,20 @@ def test_what_is_missing_is_named_in_one_line(
     assert capsys.readouterr().err == error
 
 
+def test_an_old_podman_compose_is_refused_with_what_to_do(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for program in images.PROGRAMS:
+        file = tmp_path / program
+        file.write_text("#!/bin/sh\necho usage: podman 4.3\n")
+        file.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    monkeypatch.setattr(sys, "argv", ["containers", "--model", str(tmp_path), "--keep"])
+    assert command.main() == 1
+    needed = "podman-compose 1.3 or newer is needed: pip install 'podman-compose>=1.3'"
+    assert capsys.readouterr().err == f"[containers] error: {needed}\n"
+
+
 def test_the_deployments_arguments_are_those_that_are_changed_for_one_machine() -> None:
     arguments = server.arguments()
     assert f"--port={server.PORT}" in arguments
