@@ -104,7 +104,8 @@ def lost_when_swapped(server: Server) -> Iterator[str]:
                 kill(server.process)
                 server.process.wait()
                 return
-            reply = httpx.request(self.command, server.url + self.path, content=body, timeout=None)
+            kind = {"content-type": self.headers.get("content-type", "")}
+            reply = httpx.request(self.command, server.url + self.path, content=body, headers=kind, timeout=None)
             self.send_response(reply.status_code)
             self.send_header("Content-Length", str(len(reply.content)))
             self.end_headers()

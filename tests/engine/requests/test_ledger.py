@@ -88,6 +88,18 @@ def test_what_is_discarded_leaves_its_slot(ledger: Ledger) -> None:
     change(ledger, fill("d"), fill("e"))
 
 
+@pytest.mark.parametrize(
+    "fills",
+    [(fill("b"),), (fill("again", digest="digest of a"),), (fill("b"), fill("refused"))],
+    ids=["rehearsed", "known by another name", "refused halfway"],
+)
+def test_what_is_rehearsed_or_refused_leaves_no_trace(ledger: Ledger, engine: Engine, fills: tuple[Fill, ...]) -> None:
+    before = change(ledger, fill("a"))
+    engine.refuses = "digest of refused"
+    ledger.answer("rehearse", "other", Change(fills).to_data())
+    assert {**ledger.state(), "before": before["before"]} == before
+
+
 def test_the_same_content_under_another_name_shares_a_slot(ledger: Ledger, engine: Engine) -> None:
     change(ledger, fill("a"), fill("b", digest="digest of a"))
     assert len(engine.slots) == 1

@@ -121,6 +121,8 @@ class _Prepared:
     token: str
     offer: Offer
     kept: frozenset[str]
+    slots: Mapping[str, Slot]
+    """Those that were filled before."""
     since: float
 
 
@@ -229,14 +231,14 @@ class Ledger:
                 f"the weights hold a patch ({self.held[:8]}); swap to {NO_PATCH} before slots are changed"
             )
         offer, kept = self._after(change)
-        self._prepared = _Prepared(token, offer, kept, time.monotonic())
+        self._prepared = _Prepared(token, offer, kept, dict(self.slots), time.monotonic())
         started = time.perf_counter()
         try:
             with self._lock:
                 for fill in change.fills:
                     self._fill(fill, offer)
         except BaseException:
-            self._prepared = None
+            self.discard(token)
             raise
         return {"milliseconds": (time.perf_counter() - started) * 1000}
 
@@ -257,9 +259,16 @@ class Ledger:
         return {**self.state(), "before": before.to_data()}
 
     def discard(self, token: str) -> dict[str, Any]:
-        """Forgets what was prepared, if it was by this caller. Its slots are free."""
-        if self._prepared is not None and self._prepared.token == token:
+        """Forgets what was prepared, if it was by this caller. Its slots are free, the others have their names again."""
+        prepared = self._prepared
+        if prepared is not None and prepared.token == token:
             self._prepared = None
+            with self._lock:
+                self.slots = {
+                    digest: replace(slot, offered=prepared.slots[digest].offered)
+                    for digest, slot in self.slots.items()
+                    if digest in prepared.slots
+                }
         return {}
 
     def _check_free_to_change(self, token: str) -> None:
