@@ -54,6 +54,7 @@ def patches(planted: Planted, tmp_path_factory: pytest.TempPathFactory) -> dict[
 @pytest.fixture(scope="module")
 def servers(planted: Planted, tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Server]]:
     """Three of them; the last one is killed in the last test."""
+
     def start(_: int) -> Server:
         folder = tmp_path_factory.mktemp("server")
         return stack.enter_context(running_server(folder, str(planted.folder), *OPTIONS, *LONGER))

@@ -259,7 +259,7 @@ class Ledger:
         return {**self.state(), "before": before.to_data()}
 
     def discard(self, token: str) -> dict[str, Any]:
-        """Forgets what was prepared, if it was by this caller. Its slots are free, the others have their names again."""
+        """Forgets what was prepared, if it was by this caller. Its slots are free, others have their names back."""
         prepared = self._prepared
         if prepared is not None and prepared.token == token:
             self._prepared = None
