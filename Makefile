@@ -135,7 +135,7 @@ rescue-trial: PATCH = patches/smollm2-135m-instruct-noloop.yaml
 rescue-trial: demo-model
 	$(BIN)/python -m tests.benchmarks.rescue_trial --model $(DEMO_MODEL) --patch $(PATCH) --out $(VENV)/rescue-trial $(ARGS)
 
-# The image for CPUs, built and run as a cluster would. Wants root, and buildah, podman, runc, conmon and mmdebstrap.
+# The image for CPUs, built and run as a cluster would. Wants root, buildah, podman, podman-compose, runc, conmon and mmdebstrap.
 containers: demo-model
 	$(BIN)/python -m deploy.containers --model $(DEMO_MODEL) $(ARGS)
 
