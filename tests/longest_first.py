@@ -2,7 +2,8 @@
 """Runs the files that take longest first, so that at the end no process is left alone with one of them.
 
 How long each took is kept in `durations.json`, in seconds that only mean something beside each other:
-``make test ARGS=--write-durations`` writes it anew.
+``make test ARGS=--write-durations`` writes it anew. Those that take long are also marked `slow`, which `make check` leaves
+out.
 """
 
 from __future__ import annotations
@@ -11,14 +12,15 @@ import json
 from collections import Counter
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    import pytest
+import pytest
 
 TABLE = Path(__file__).with_name("durations.json")
 OF_NEW_FILES, OF_NEW_ENGINES = 5.0, 60.0
 """Seconds for which a file is taken that isn't in the table, and one whose tests start engines."""
+
+LONG = 10.0
+"""Seconds from which on a file is slow."""
 
 LEAST = 1.0
 """Seconds below which it doesn't matter when a file is run."""
@@ -33,8 +35,11 @@ def pytest_configure(config: pytest.Config) -> None:
         config.pluginmanager.register(_Recorder(config.rootpath))
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Sorts files; the tests of a file stay together and in order."""
+    """Sorts files; the tests of a file stay together and in order. Marks those of files that take long, before tests are
+    chosen by their marks.
+    """
     table: dict[str, float] = json.loads(TABLE.read_text())
 
     def seconds(item: pytest.Item) -> float:
@@ -43,6 +48,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
     longest = {path: max(map(seconds, of_file)) for path, of_file in groupby(items, lambda item: item.path)}
     items.sort(key=lambda item: -longest[item.path])
+    for item in items:
+        if longest[item.path] >= LONG:
+            item.add_marker("slow")
 
 
 class _Recorder:

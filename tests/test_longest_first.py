@@ -25,7 +25,7 @@ def run(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Callable[
     for name, mark in (("long", ""), ("middle", ""), ("new", ""), ("starts_a_server", "@pytest.mark.engine\n")):
         code = f"import pytest\n{mark}def test_one(): pass\ndef test_two(): pass"
         pytester.makepyfile(**{f"test_{name}": code})
-    pytester.makeini("[pytest]\nmarkers = engine: starts one")
+    pytester.makeini("[pytest]\nmarkers =\n  engine: starts one\n  slow: takes long")
     table = Path(pytester.path) / "durations.json"
     table.write_text(json.dumps(TABLE))
     monkeypatch.setattr(longest_first, "TABLE", table)
@@ -39,6 +39,10 @@ def order(result: pytest.HookRecorder) -> list[str]:
 def test_the_longest_file_comes_first_and_its_tests_stay_in_order(run: Callable[..., pytest.HookRecorder]) -> None:
     files = ["test_long.py", "test_starts_a_server.py", "test_middle.py", "test_new.py"]
     assert order(run()) == [f"{file}::test_{number}" for file in files for number in ("one", "two")]
+
+
+def test_files_that_take_long_are_slow(run: Callable[..., pytest.HookRecorder]) -> None:
+    assert order(run("-m", "not slow")) == ["test_new.py::test_one", "test_new.py::test_two"]
 
 
 def test_nothing_is_written_unless_it_is_asked_for(run: Callable[..., pytest.HookRecorder]) -> None:

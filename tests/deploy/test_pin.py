@@ -124,7 +124,7 @@ def test_every_base_image_can_be_pinned(monkeypatch: pytest.MonkeyPatch, capsys:
         for file in (pin.DEPLOY / "docker").glob("*.Dockerfile")
         for name, image in re.findall(r"ARG (\w+)=(\S+)", file.read_text())
     }
-    assert names == {*in_dockerfiles, "PROMETHEUS_IMAGE", "GRAFANA_IMAGE"}
+    assert names == {*in_dockerfiles, "PROMETHEUS_IMAGE", "ALERTMANAGER_IMAGE", "GRAFANA_IMAGE"}
     assert in_dockerfiles.items() <= pin.images().items(), "the same tag wherever an image is named"
     assert all(line.endswith(f"@{DIGEST}") for line in lines)
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from vllm_surgery.evaluation.probes import Form
 
 URL = "http://here"
+ENDED = {"code": 500, "type": "InternalServerError", "message": "the engine has ended"}
 STREAMED = {"stream": True, "max_tokens": 9}
 
 
@@ -64,7 +65,9 @@ def test_text_that_goes_on_is_put_together() -> None:
     [
         (200, events({"delta": {"content": "He"}, "token_ids": [3]}), ServerUnreachableError, "a stream broke off"),
         (200, "data: {\n\n", UsageError, "answers, but not as an OpenAI-compatible server does"),
+        (200, f"data: {json.dumps({'error': ENDED})}\n\n", ServerError, "here: the engine has ended"),
         (200, 'data: {"error": {"message": "x"}}\n\n', UsageError, "answers, but not as an OpenAI-compatible"),
+        (200, "data: []\n\n", UsageError, "answers, but not as an OpenAI-compatible"),
         (200, events({"delta": {}, "finish_reason": "stop"}), UsageError, "gives no token ids (`return_token_ids`)"),
         (400, '{"error": {"type": "BadRequest", "message": "no"}}', ServerError, "the server refused: no"),
     ],

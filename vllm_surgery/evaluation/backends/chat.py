@@ -147,11 +147,13 @@ class Chat(Connection):
         )
 
     def _piece(self, event: str) -> list[dict[str, Any]]:
-        """The first choice of an event, where it has one."""
+        """The first choice of an event, where it has one; an error that ends the stream is the server's refusal."""
         try:
             told = json.loads(event)
+            if (error := told.get("error")) is not None:
+                raise ServerError(int(error["code"]), str(error["type"]), f"{self.url}: {error['message']}")
             return [told["choices"][0]] if told["choices"] else []
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, AttributeError):
             raise UsageError(f"{self.url}: {_STRANGE}") from None
 
     def open_async(self, connections: int) -> httpx.AsyncClient:
