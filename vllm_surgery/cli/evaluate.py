@@ -239,8 +239,9 @@ def _with_arms(args: argparse.Namespace, trial: Trial, backend: HttpBackend) -> 
         )
     model = setup.model_folder(args.model, facts)
     penalties = [] if args.no_penalty else args.penalty or [setup.PENALTY]
-    rescues = (args.rescue, args.rescue_streamed)
-    wanted = setup.Wanted(args.patch, args.shams, args.sham_seed, penalties, *rescues, args.server)
+    wanted = setup.Wanted(
+        args.patch, args.shams, args.sham_seed, penalties, args.rescue, args.rescue_streamed, args.server
+    )
     arms = setup.build_arms(wanted, model)
     started = datetime.datetime.now(datetime.UTC).date().isoformat()
     about = setup.about(facts, model, args.sham_seed) | {"started": started, "command": _command(args)}

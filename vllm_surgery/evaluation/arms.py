@@ -110,11 +110,9 @@ def of_rescue(actions: str, *, streamed: bool = False) -> Arm:
         actions: as a request says them, such as ``penalty:1.15,stop``.
         streamed: whether answers are asked for as streams, of which nothing is taken back.
     """
-    name = actions.translate(str.maketrans(":,", "--", " "))
-    sampling: dict[str, Any] = {ARGUMENTS_KEY: {ON_LOOP_KEY: actions}}
-    if streamed:
-        return Arm(f"rescue-streamed-{name}", "rescue", id=NO_PATCH, sampling={**sampling, STREAM_KEY: True})
-    return Arm(f"rescue-{name}", "rescue", id=NO_PATCH, sampling=sampling)
+    name = ("streamed-" if streamed else "") + actions.translate(str.maketrans(":,", "--", " "))
+    stream = {STREAM_KEY: True} if streamed else {}
+    return Arm(f"rescue-{name}", "rescue", id=NO_PATCH, sampling={ARGUMENTS_KEY: {ON_LOOP_KEY: actions}, **stream})
 
 
 def of_server(name: str, url: str) -> Arm:

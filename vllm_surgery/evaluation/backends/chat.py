@@ -140,11 +140,10 @@ class Chat(Connection):
         ended = [piece["finish_reason"] for piece in pieces if piece.get("finish_reason")]
         if not ended:
             raise ServerUnreachableError(f"{self.url}: a stream broke off")
-        tokens = [piece["token_ids"] for piece in pieces if isinstance(piece.get("token_ids"), list)]
-        joined = {"message": whole, "text": whole["text"], "finish_reason": ended[-1]}
-        return self._completion(
-            {"choices": [{**joined, "token_ids": list(chain.from_iterable(tokens)) if tokens else None}]}
-        )
+        lists = [piece["token_ids"] for piece in pieces if isinstance(piece.get("token_ids"), list)]
+        tokens = list(chain.from_iterable(lists)) if lists else None
+        joined = {"message": whole, "text": whole["text"], "token_ids": tokens, "finish_reason": ended[-1]}
+        return self._completion({"choices": [joined]})
 
     def _piece(self, event: str) -> list[dict[str, Any]]:
         """The first choice of an event, where it has one; an error that ends the stream is the server's refusal."""
