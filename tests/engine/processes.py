@@ -81,7 +81,8 @@ def start(
         err: likewise for stderr; None for the same file.
         given: the file that it reads from stdin; None for nothing.
     """
-    nursery = _nursery() if _in_tests else None
+    with _one_at_a_time:
+        nursery = _nursery() if _in_tests else None
     if nursery is not None and nursery.has(wanted):
         return nursery.start(words, wanted, out=out, err=err, given=given or Path(os.devnull))
     nothing = Path(os.devnull)
@@ -104,6 +105,8 @@ def kill(process: Process) -> None:
 
 
 _in_tests = False
+_one_at_a_time = threading.Lock()
+"""Servers that are started together share the nursery that the first of them makes."""
 
 
 def begin_tests() -> None:
