@@ -5,11 +5,11 @@
 
 Four servers run side by side: one watches, one would rescue too, two do neither, so that it is known how far servers
 differ that do the same. They get the same requests in turn, 24 at once, `rounds` times, each time in another order;
-those that aren't asked are idle. The requests are questions whose
-answers are sampled, so that none loops: the report says how many were rescued. Prints Markdown: tokens a second of each;
-ratios of the rounds of one turn, with the interval of their median; and the share of the time in which detectors ran,
-which the server measures itself. Then streams that loop are read one at a time on the server that rescues: the gap between
-the last token before a rescue and the first one after it, beside the stream's usual gap.
+those that aren't asked are idle. The requests are questions whose answers are sampled, so that none loops: the report
+says how many were rescued. Prints Markdown: tokens a second of each; ratios of the rounds of one turn, with the
+interval of their median; and the share of the time in which detectors ran, which the server measures itself. Then
+streams that loop are read one at a time on the server that rescues: the gap between the last token before a rescue and
+the first one after it, beside the stream's usual gap.
 """
 
 from __future__ import annotations

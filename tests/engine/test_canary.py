@@ -12,38 +12,17 @@ import pytest
 from tests.engine.prompting import Lists
 from tests.engine.server import SMALL, Server, running_server
 from tests.engine.streams import MODEL
-from tests.engine.test_planted import swapped
-from tests.localization.planted import Planted, dense_loop
 from vllm_surgery.cli import main
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
+
+    from tests.localization.planted import Planted
 
 pytestmark = pytest.mark.engine
 
 OPTIONS = ("--served-model-name", MODEL, "--dtype", "float32", *SMALL)
 RULE = ("--min-answers", "20", "--max-answers", "320", "--margin", "0.1", "--interval", "1", "--max-minutes", "20")
-
-
-@pytest.fixture(scope="module")
-def planted(tmp_path_factory: pytest.TempPathFactory) -> Planted:
-    return dense_loop(tmp_path_factory.mktemp("planted") / "model")
-
-
-@pytest.fixture(scope="module")
-def patches(planted: Planted, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    return write_patches(planted, tmp_path_factory.mktemp("patches"))
-
-
-def write_patches(planted: Planted, folder: Path) -> dict[str, str]:
-    """Files of patches: one that ends the loops; one that ends answers early; one that does nothing to loops."""
-    files = {}
-    for name, units in (("cure", planted.units), ("breaker", planted.breakers), ("decoy", planted.decoys[:2])):
-        file = folder / f"{name}.json"
-        file.write_text(json.dumps({**swapped(planted, "zero", units), "name": name}))
-        files[name] = str(file)
-    return files
 
 
 @pytest.fixture(scope="module")

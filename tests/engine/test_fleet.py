@@ -7,7 +7,7 @@ import os
 import signal
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import httpx
@@ -16,14 +16,15 @@ import pytest
 from tests.engine.prompting import Lists
 from tests.engine.server import SMALL, Server, running_server
 from tests.engine.streams import MODEL, Streams, ask, body
-from tests.engine.test_canary import RULE, write_patches
-from tests.localization.planted import Planted, dense_loop
+from tests.engine.test_canary import RULE
 from tests.waiting import until
 from vllm_surgery.cli import main
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+    from tests.localization.planted import Planted
 
 pytestmark = pytest.mark.engine
 
@@ -41,26 +42,23 @@ OPTIONS = (
 LONGER = ("--hf-overrides", '{"max_position_embeddings": 1024}')
 
 
-@pytest.fixture(scope="module")
-def planted(tmp_path_factory: pytest.TempPathFactory) -> Planted:
-    return dense_loop(tmp_path_factory.mktemp("planted") / "model")
+@contextmanager
+def three_servers(planted: Planted, folders: pytest.TempPathFactory, *options: str) -> Iterator[list[Server]]:
+    """Servers of a planted model, with more options."""
 
+    def start(_: int) -> Server:
+        arguments = (str(planted.folder), *options, *OPTIONS, *LONGER)
+        return stack.enter_context(running_server(folders.mktemp("server"), *arguments))
 
-@pytest.fixture(scope="module")
-def patches(planted: Planted, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    return write_patches(planted, tmp_path_factory.mktemp("patches"))
+    with ExitStack() as stack, ThreadPoolExecutor(SERVERS) as threads:
+        yield list(threads.map(start, range(SERVERS)))
 
 
 @pytest.fixture(scope="module")
 def servers(planted: Planted, tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Server]]:
     """Three of them; the last one is killed in the last test."""
-
-    def start(_: int) -> Server:
-        folder = tmp_path_factory.mktemp("server")
-        return stack.enter_context(running_server(folder, str(planted.folder), *OPTIONS, *LONGER))
-
-    with ExitStack() as stack, ThreadPoolExecutor(SERVERS) as threads:
-        yield list(threads.map(start, range(SERVERS)))
+    with three_servers(planted, tmp_path_factory) as running:
+        yield running
 
 
 def of(servers: list[Server]) -> list[str]:

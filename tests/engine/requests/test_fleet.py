@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 import threading
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING
@@ -13,41 +12,25 @@ from typing import TYPE_CHECKING
 import httpx
 import pytest
 
-from tests.engine.server import Server, kill, running_server
+from tests.engine.server import Server, kill
 from tests.engine.streams import Streams
-from tests.engine.test_canary import write_patches
-from tests.engine.test_fleet import LONGER, OPTIONS, SERVERS, answers, of, states
-from tests.localization.planted import Planted, dense_loop
+from tests.engine.test_fleet import SERVERS, answers, of, states, three_servers
 from tests.waiting import until
 from vllm_surgery.cli import main
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from tests.localization.planted import Planted
+
 pytestmark = pytest.mark.engine
-
-
-@pytest.fixture(scope="module")
-def planted(tmp_path_factory: pytest.TempPathFactory) -> Planted:
-    return dense_loop(tmp_path_factory.mktemp("planted") / "model")
-
-
-@pytest.fixture(scope="module")
-def patches(planted: Planted, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    return write_patches(planted, tmp_path_factory.mktemp("patches"))
 
 
 @pytest.fixture(scope="module")
 def servers(planted: Planted, tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Server]]:
     """Three of them; the last one is killed in the last test."""
-
-    def start(_: int) -> Server:
-        folder = tmp_path_factory.mktemp("server")
-        slots = ("--patch-slots", "2")
-        return stack.enter_context(running_server(folder, str(planted.folder), *slots, *OPTIONS, *LONGER))
-
-    with ExitStack() as stack, ThreadPoolExecutor(SERVERS) as threads:
-        yield list(threads.map(start, range(SERVERS)))
+    with three_servers(planted, tmp_path_factory, "--patch-slots", "2") as running:
+        yield running
 
 
 def defaults(servers: list[Server]) -> list[dict[str, float]]:

@@ -9,10 +9,9 @@ import pytest
 
 from tests.engine.offline import Arm, run_arms
 from tests.localization import chain
-from tests.localization.planted import dense_loop
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from tests.localization.planted import Planted
 
 pytestmark = pytest.mark.engine
 
@@ -23,11 +22,10 @@ ACTIONS = {"none": None, "stop": "stop", "penalty": "penalty:2"}
 
 
 @pytest.fixture(scope="module")
-def answers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    model: Path = dense_loop(tmp_path_factory.mktemp("planted") / "model").folder
+def answers(planted: Planted) -> dict[str, Any]:
     arms = [
         Arm(
-            str(model),
+            str(planted.folder),
             [],
             prompts=PROMPTS,
             options={"dtype": "float32"},

@@ -18,7 +18,6 @@ from prometheus_client.parser import text_string_to_metric_families
 from tests.engine.collector import Collector, Span, collecting
 from tests.engine.server import SMALL, Server, running_server
 from tests.localization import chain
-from tests.localization.planted import Planted, dense_loop
 from tests.waiting import until
 from vllm_surgery.engine.tracing import FILL, RESCUE, SWAP
 from vllm_surgery.loops import TokenTable, detect
@@ -26,6 +25,8 @@ from vllm_surgery.loops.tokenizers import load_tokenizer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from tests.localization.planted import Planted
 
 pytestmark = pytest.mark.engine
 
@@ -37,11 +38,6 @@ HELD_BACK = 24
 SETTINGS = {"vllm_surgery": {"on_loop": "observe", "on_loop_allowed": ACTIONS, "on_loop_hold_back": HELD_BACK}}
 ORDER = ("patch", "kind", "action", "outcome")
 LOOPING, HEALTHY = chain.prompt(20), chain.prompt(49)
-
-
-@pytest.fixture(scope="module")
-def planted(tmp_path_factory: pytest.TempPathFactory) -> Planted:
-    return dense_loop(tmp_path_factory.mktemp("planted") / "model")
 
 
 @pytest.fixture(scope="module")
