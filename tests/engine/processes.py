@@ -53,7 +53,11 @@ READ_LATE = {
 
 def environment(**more: str) -> dict[str, str]:
     """That of programs that tests start. One process for engine and worker halves the time to start."""
-    return {**os.environ, "VLLM_ENABLE_V1_MULTIPROCESSING": "0", **ENVIRONMENT, **more}
+    return _with(os.environ, **more)
+
+
+def _with(begun: Mapping[str, str], **more: str) -> dict[str, str]:
+    return {**begun, "VLLM_ENABLE_V1_MULTIPROCESSING": "0", **ENVIRONMENT, **more}
 
 
 class Process(Protocol):
@@ -105,6 +109,8 @@ def kill(process: Process) -> None:
 
 
 _in_tests = False
+_begun: dict[str, str] = {}
+"""The environment that tests began with: the one of most programs, whatever the first of them is given."""
 _one_at_a_time = threading.Lock()
 """Servers that are started together share the nursery that the first of them makes."""
 
@@ -113,6 +119,7 @@ def begin_tests() -> None:
     """From now on programs of this process are copies of one, where they can be."""
     global _in_tests  # noqa: PLW0603 - of this process
     _in_tests = True
+    _begun.update(os.environ)
 
 
 @cache
@@ -126,7 +133,7 @@ class Nursery:
     """A process that has imported vLLM and starts copies of itself."""
 
     def __init__(self) -> None:
-        self._given = environment()
+        self._given = _with(_begun)
         self._process = subprocess.Popen(
             [sys.executable, "-m", "tests.engine.processes"],
             env=self._given,

@@ -46,6 +46,18 @@ def test_the_search_asks_no_more_prompts_than_it_is_told_to_and_the_choice_all()
     assert sum(job.key.cell == GREEDY for job in of_choice) == 80
 
 
+def test_choice_and_trial_are_cut_by_themselves() -> None:
+    settings = SearchSettings(first=24, choice_first=16, held_out_first=64, held_out_seeds=1)
+    of_choice, of_trial = (
+        Trial.of(protocol, [unpatched()], {}).jobs(unpatched())
+        for protocol in (settings.for_choice().search_protocol(), settings.held_out_protocol())
+    )
+    assert sum(job.key.cell == GREEDY for job in of_choice) == 16
+    assert sum(job.key.set == "wide-lists:held-out" for job in of_trial) == 2 * 64
+    whole = SearchSettings().search_protocol().cells[-1]
+    assert settings.for_choice().search_protocol().cells[-1].first == whole.first is None
+
+
 def test_prompts_of_a_model_that_completes_are_texts_to_go_on_with() -> None:
     protocol = SearchSettings(form="completion").search_protocol()
     job = Trial.of(protocol, [unpatched()], {}).jobs(unpatched())[0]

@@ -29,8 +29,8 @@ and most of a small GPU are busy with, and a kill loses no more than the answers
 
 _OPTIONS = (
     "form", "kinds", "text", "tasks", "choice_text", "choice_tasks", "held_out_text", "held_out_tasks", "ordinary",
-    "first", "seeds", "choice_seeds", "held_out_seeds", "max_tokens", "choice_tokens", "gains", "singles", "sets",
-    "max_units", "seed", "max_kl", "max_perplexity", "shams",
+    "first", "choice_first", "held_out_first", "seeds", "choice_seeds", "held_out_seeds", "max_tokens",
+    "choice_tokens", "gains", "singles", "sets", "max_units", "seed", "max_kl", "max_perplexity", "shams",
 )  # fmt: skip
 """The settings of a search that have an option of their own; ``--probes`` and ``--no-gradients`` are for others."""
 

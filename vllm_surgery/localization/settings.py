@@ -61,6 +61,10 @@ class SearchSettings(BaseModel):
     """tasks of the held-out trial"""
     first: int | None = Field(default=None, ge=1)
     """no more than so many prompts of each search set, the first ones"""
+    choice_first: int | None = Field(default=None, ge=1)
+    """the same of each set of the choice"""
+    held_out_first: int | None = Field(default=None, ge=1)
+    """the same of each held-out set"""
     seeds: int = Field(default=2, ge=0)
     """sampled answers to each search probe, besides the greedy one"""
     held_out_seeds: int = Field(default=2, ge=0)
@@ -117,33 +121,39 @@ class SearchSettings(BaseModel):
         """The protocol of the search itself."""
         from vllm_surgery.evaluation.protocol import Protocol
 
-        cells = self._cells(self.search, self.seeds, self.tasks, self.max_tokens)
-        if self.first is not None:
-            cells = [cell if cell.name == SIDE else cell.model_copy(update={"first": self.first}) for cell in cells]
+        cells = self._cells(self.search, self.seeds, self.tasks, self.max_tokens, self.first)
         return Protocol(name="search", cells=cells, text=self.text, form=self.form)
 
     def for_choice(self) -> SearchSettings:
-        """The same settings with the choice's probes in the place of the search's, and all of them."""
+        """The same settings with the choice's probes in the place of the search's."""
         own = {"search": self.choice, "text": self.choice_text, "tasks": self.choice_tasks, "seeds": self.choice_seeds}
-        return self.model_copy(update={**own, "max_tokens": self.choice_tokens or self.max_tokens, "first": None})
+        cut = {"max_tokens": self.choice_tokens or self.max_tokens, "first": self.choice_first}
+        return self.model_copy(update={**own, **cut})
 
     def held_out_protocol(self) -> Protocol:
         """The protocol by which the edit that was found is judged."""
         from vllm_surgery.evaluation.protocol import Protocol
 
         greedy, *more = self._cells(
-            self.held_out, self.held_out_seeds, self.held_out_tasks, self.choice_tokens or self.max_tokens
+            self.held_out,
+            self.held_out_seeds,
+            self.held_out_tasks,
+            self.choice_tokens or self.max_tokens,
+            self.held_out_first,
         )
         greedy = greedy.model_copy(update={"sets": [*greedy.sets, *self.ordinary]})
         return Protocol(name="held-out", cells=[greedy, *more], text=self.held_out_text, form=self.form)
 
-    def _cells(self, sets: Sequence[str], seeds: int, tasks: Sequence[str], max_tokens: int) -> list[Cell]:
+    def _cells(
+        self, sets: Sequence[str], seeds: int, tasks: Sequence[str], max_tokens: int, first: int | None
+    ) -> list[Cell]:
+        """Cells of answers that may loop, to the first prompts of each set, and one of tasks, to all."""
         from vllm_surgery.evaluation.protocol import Cell
 
-        cells = [Cell(name=GREEDY, sets=list(sets), temperature=0, max_tokens=max_tokens)]
+        cells = [Cell(name=GREEDY, sets=list(sets), temperature=0, max_tokens=max_tokens, first=first)]
         if seeds:
             how = {"temperature": self.temperature, "top_p": self.top_p, "top_k": self.top_k}
-            cells.append(Cell(name=SAMPLED, sets=list(sets), seeds=seeds, max_tokens=max_tokens, **how))
+            cells.append(Cell(name=SAMPLED, sets=list(sets), seeds=seeds, max_tokens=max_tokens, first=first, **how))
         if tasks:
             cells.append(Cell(name=SIDE, sets=list(tasks), temperature=0, max_tokens=self.task_tokens))
         return cells
