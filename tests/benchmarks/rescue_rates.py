@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """How often would a rescue touch a sound answer, and how soon does it act on one that loops? On the detectors' corpora.
 
-    python -m tests.benchmarks.rescue_rates --model DIR [--markdown docs/rescue.md]
+    python -m tests.benchmarks.rescue_rates --model DIR [--markdown docs/rescue.md] [--sooner 2]
 
-Prints Markdown tables. `DIR` is the demo model's folder; only its tokenizer is used. Answers are read in steps of
+Prints Markdown tables. `DIR` is the demo model's folder; only its tokenizer is used. With `--sooner` it tells what a rule
+would do that the server doesn't have: a loop that has lasted so many times as long as it has to is also certain if the
+answer would loop were it cut there. Answers are read in steps of
 one token, as a server reads them, and at the end by the lower floors for an answer whose budget has ended, which
 is the worst case for healthy text.
 """
@@ -26,7 +28,7 @@ from vllm_surgery.engine.rescue.confirmation import AT_THE_END, TOKENS, lasting,
 from vllm_surgery.loops import TokenTable, Watcher
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from tests.corpora.samples import Corpora, Sample
     from vllm_surgery.loops import Ending, Kind, Loop
@@ -56,25 +58,29 @@ class Seen:
     at_the_end: bool
 
 
-def look(sample: Sample, tokens_table: TokenTable) -> Seen:
+def look(sample: Sample, tokens_table: TokenTable, sooner: int | None = None) -> Seen:
     """Reads a sample as a server would."""
     watch, read_at = RequestWatch(Watcher(tokens_table), "none"), 0
     for count, token in enumerate(sample.tokens, 1):
         watch.feed([token], "none")
         if count >= read_at and lasting(watch.running.values(), RESCUED, count, 0, TOKENS):
-            if found := _certain(sample.tokens[:count], tokens_table, "stop"):
+            found = _certain(sample.tokens[:count], tokens_table, "stop", TOKENS)
+            if not found and sooner:
+                longer = {kind: sooner * tokens for kind, tokens in TOKENS.items()}
+                found = _certain(sample.tokens[:count], tokens_table, "cut", longer)
+            if found:
                 return Seen(sample, found[0], count, at_the_end=False)
             read_at = read_again_at(count)
     found = []
     if watch.running or seems_poor(sample.tokens):
-        found = _certain(sample.tokens, tokens_table, "cut")
+        found = _certain(sample.tokens, tokens_table, "cut", AT_THE_END)
     return Seen(sample, found[0] if found else None, len(sample.tokens), at_the_end=True)
 
 
-def _certain(tokens: Sequence[int], tokens_table: TokenTable, ending: Ending) -> list[Loop]:
+def _certain(tokens: Sequence[int], tokens_table: TokenTable, ending: Ending, least: Mapping[Kind, int]) -> list[Loop]:
     watcher = Watcher(tokens_table)
     watcher.feed(tokens)
-    return lasting(watcher.finish(ending), RESCUED, len(tokens), 0, AT_THE_END if ending == "cut" else TOKENS)
+    return lasting(watcher.finish(ending), RESCUED, len(tokens), 0, least)
 
 
 def render(seen: Sequence[Seen]) -> str:
@@ -138,19 +144,22 @@ def _grouped(seen: Iterable[Seen], key: Callable[[Seen], str]) -> dict[str, list
     return groups
 
 
-def look_at(corpora: Corpora, tokens_table: TokenTable) -> list[Seen]:
+def look_at(corpora: Corpora, tokens_table: TokenTable, sooner: int | None = None) -> list[Seen]:
     """Reads all healthy passages and planted loops."""
-    return [look(sample, tokens_table) for sample in (*corpora.healthy, *corpora.planted)]
+    return [look(sample, tokens_table, sooner) for sample in (*corpora.healthy, *corpora.planted)]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.rescue_rates", description=_first_line())
     parser.add_argument("--model", type=Path, required=True, help="folder of the demo model")
+    parser.add_argument("--sooner", type=int, metavar="N", help="by a rule that the server doesn't have")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="put the figures between the two marks in FILE")
     arguments = parser.parse_args()
     tokenizer: Any = load_tokenizer(arguments.model)
-    report = render(look_at(load_corpora(tokenizer, planted_step=5), TokenTable.from_tokenizer(tokenizer)))
-    if arguments.markdown is None:
+    report = render(
+        look_at(load_corpora(tokenizer, planted_step=5), TokenTable.from_tokenizer(tokenizer), arguments.sooner)
+    )
+    if arguments.markdown is None or arguments.sooner:
         print(report)
         return
     page = arguments.markdown.read_text("utf-8")

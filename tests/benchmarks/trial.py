@@ -52,7 +52,11 @@ def main() -> int:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--patch", type=Path)
     parser.add_argument("--seconds", type=float, default=float("inf"), help="stop asking after so long")
+    parser.add_argument("--no-rescues", action="store_true", help="the patch, its shams and the penalty alone")
     parser.add_argument("--streamed", action="store_true", help="an arm more: the rescue by a penalty, of streams")
+    parser.add_argument(
+        "--hold-back", type=int, metavar="N", help="of such streams alone, which are held back by N tokens"
+    )
     parser.add_argument("--tell-only", action="store_true", help="judge what is there; ask nobody")
     args, rest = parser.parse_known_args()
     ends = time.monotonic() + args.seconds
@@ -68,13 +72,15 @@ def main() -> int:
 
 def _ask(args: argparse.Namespace, rest: Sequence[str], ends: float) -> int | None:
     """All arms on one server; None where the time ran out."""
-    rescues = ["stop", PENALIZED]
+    rescues = [] if args.no_rescues else ["stop", PENALIZED]
     patch = [] if args.patch is None else ["--patch", str(args.patch), "--shams", str(SHAMS)]
-    if args.patch is not None:
+    if args.patch is not None and not args.no_rescues:
         rescues.append(f"patch:{load_patch(str(args.patch)).name}")
     arms = [*patch, "--penalty", f"{PENALTY:g}", *(word for action in rescues for word in ("--rescue", action))]
     arms += ["--rescue-streamed", PENALIZED] if args.streamed else []
-    with _ready_to_rescue(args.model, args.patch, rescues) as url:
+    if args.hold_back is not None:
+        arms = ["--no-penalty", "--rescue-streamed", PENALIZED]
+    with _ready_to_rescue(args.model, args.patch, rescues, args.hold_back or 0) as url:
         return _evaluate(url, args.model, args.out, [*arms, *rest], ends)
 
 
@@ -86,9 +92,10 @@ def _ask_weights(args: argparse.Namespace, rest: Sequence[str], ends: float) -> 
 
 
 @contextmanager
-def _ready_to_rescue(model: str, patch: Path | None, actions: Sequence[str]) -> Iterator[str]:
+def _ready_to_rescue(model: str, patch: Path | None, actions: Sequence[str], held_back: int) -> Iterator[str]:
     """A server with slots, the patch in one of them, on which requests may ask for these rescues."""
-    settings = {"vllm_surgery": {"on_loop": "observe", "on_loop_allowed": list(actions)}}
+    rescue = {"on_loop": "observe", "on_loop_allowed": [*{*actions, PENALIZED}], "on_loop_hold_back": held_back}
+    settings = {"vllm_surgery": rescue}
     with tempfile.TemporaryDirectory() as work:
         folder = Path(work) / "patches"
         folder.mkdir()
