@@ -52,11 +52,10 @@ def main() -> int:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--patch", type=Path)
     parser.add_argument("--seconds", type=float, default=float("inf"), help="stop asking after so long")
-    parser.add_argument("--no-rescues", action="store_true", help="the patch, its shams and the penalty alone")
+    parser.add_argument("--rescues", nargs="*", metavar="ACTIONS", help="these, in place of all three; none at all")
+    parser.add_argument("--no-penalty", action="store_true", help="no penalty on all answers")
     parser.add_argument("--streamed", action="store_true", help="an arm more: the rescue by a penalty, of streams")
-    parser.add_argument(
-        "--hold-back", type=int, metavar="N", help="of such streams alone, which are held back by N tokens"
-    )
+    parser.add_argument("--hold-back", type=int, default=0, metavar="N", help="streams are held back by N tokens")
     parser.add_argument("--tell-only", action="store_true", help="judge what is there; ask nobody")
     args, rest = parser.parse_known_args()
     ends = time.monotonic() + args.seconds
@@ -72,16 +71,20 @@ def main() -> int:
 
 def _ask(args: argparse.Namespace, rest: Sequence[str], ends: float) -> int | None:
     """All arms on one server; None where the time ran out."""
-    rescues = [] if args.no_rescues else ["stop", PENALIZED]
     patch = [] if args.patch is None else ["--patch", str(args.patch), "--shams", str(SHAMS)]
-    if args.patch is not None and not args.no_rescues:
-        rescues.append(f"patch:{load_patch(str(args.patch)).name}")
-    arms = [*patch, "--penalty", f"{PENALTY:g}", *(word for action in rescues for word in ("--rescue", action))]
+    penalty = ["--no-penalty"] if args.no_penalty else ["--penalty", f"{PENALTY:g}"]
+    rescues = _rescues(args)
+    arms = [*patch, *penalty, *(word for action in rescues for word in ("--rescue", action))]
     arms += ["--rescue-streamed", PENALIZED] if args.streamed else []
-    if args.hold_back is not None:
-        arms = ["--no-penalty", "--rescue-streamed", PENALIZED]
-    with _ready_to_rescue(args.model, args.patch, rescues, args.hold_back or 0) as url:
+    with _ready_to_rescue(args.model, args.patch, rescues, args.hold_back) as url:
         return _evaluate(url, args.model, args.out, [*arms, *rest], ends)
+
+
+def _rescues(args: argparse.Namespace) -> list[str]:
+    if args.rescues is not None:
+        return list(args.rescues)
+    own = [] if args.patch is None else [f"patch:{load_patch(str(args.patch)).name}"]
+    return ["stop", PENALIZED, *own]
 
 
 def _ask_weights(args: argparse.Namespace, rest: Sequence[str], ends: float) -> int | None:
