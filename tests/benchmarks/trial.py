@@ -25,7 +25,8 @@ from typing import TYPE_CHECKING
 import httpx
 
 from tests.benchmarks import trial_report
-from tests.engine.server import COMMAND, running_server
+from tests.engine.processes import COMMAND
+from tests.engine.server import running_server
 from vllm_surgery.evaluation.setup import PENALTY, token_table
 from vllm_surgery.patch.files import load_patch
 

@@ -108,6 +108,12 @@ def asked(request_id: str = "a", **sampling: Any) -> EngineCoreRequest:
     return request
 
 
+def poor() -> list[int]:
+    """An answer of 140 tokens whose last ones are few in no order, which is no loop yet."""
+    random = Random(1)
+    return [*SOUND, *(random.randrange(20) for _ in range(100))]
+
+
 def test_the_rest_is_asked_for_from_the_loops_onset_and_the_answer_is_one() -> None:
     engine = Engine()
     engine.ask(min_tokens=50)
@@ -174,6 +180,34 @@ def test_of_a_stream_that_is_held_back_as_much_can_be_taken_back(held: int) -> N
     engine.write(rest.request_id, HEALTHY, FinishReason.STOP)
     assert client.tokens == rest.prompt_token_ids[3:] + HEALTHY
     assert client.got[-1].finished
+
+
+@pytest.mark.parametrize("held", [60, 400])
+def test_of_a_stream_that_is_held_back_a_loop_in_which_the_budget_ends_is_taken_back_too(held: int) -> None:
+    engine, client = Engine(kind=RequestOutputKind.DELTA, hold_back=held), Client()
+    written = (SOUND + LOOP * 20)[:150]
+    engine.ask(queue=client, max_tokens=150)
+    engine.write("a", written, FinishReason.LENGTH)
+    ((_, rest),) = engine.sent
+    kept = written[: 150 - held] if held == 60 else SOUND
+    assert rest.prompt_token_ids == PROMPT + kept
+    assert rest.sampling_params.max_tokens == 150 - len(kept)
+    engine.write(rest.request_id, HEALTHY[:20], FinishReason.STOP)
+    assert client.tokens == kept + HEALTHY[:20]
+    assert client.got[-1].finished
+
+
+@pytest.mark.parametrize("kind", [RequestOutputKind.DELTA, RequestOutputKind.CUMULATIVE])
+def test_a_stream_that_is_held_back_and_only_seems_poor_ends_as_it_would(kind: RequestOutputKind) -> None:
+    engine, client = Engine(kind=kind, hold_back=100), Client()
+    engine.ask(queue=client, max_tokens=140)
+    engine.write("a", poor(), FinishReason.LENGTH)
+    last = client.got[-1]
+    assert (last.outputs[0].finish_reason, last.finished) == ("length", True)
+    told = last.outputs[0].token_ids if kind == RequestOutputKind.CUMULATIVE else client.tokens
+    assert told == poor()
+    assert engine.sent == []
+    assert not engine.processor.request_states
 
 
 def test_a_sound_stream_is_behind_by_so_many_tokens_and_ends_when_it_would() -> None:
@@ -252,10 +286,8 @@ def test_a_loop_in_which_the_budget_ends_is_taken_back_too() -> None:
 def test_an_answer_that_only_seems_poor_ends_as_it_would() -> None:
     engine = Engine()
     engine.ask(max_tokens=140)
-    random = Random(1)
-    poor = [*SOUND, *(random.randrange(20) for _ in range(100))]
-    (answer,) = engine.write("a", poor, FinishReason.LENGTH)
-    assert (answer.outputs[0].token_ids, answer.outputs[0].finish_reason) == (poor, "length")
+    (answer,) = engine.write("a", poor(), FinishReason.LENGTH)
+    assert (answer.outputs[0].token_ids, answer.outputs[0].finish_reason) == (poor(), "length")
     assert engine.sent == []
     assert not engine.processor.request_states
 

@@ -90,6 +90,11 @@ def hold_back(state: Any, tokens: int) -> None:
         state.queue = HeldBackQueue(state.queue, tokens, cumulative=cumulative)
 
 
+def can_be_taken_back(state: Any) -> bool:
+    """True for a request whose client hasn't seen the end of what there is of its answer."""
+    return not is_streamed(state) or _held_back(state) is not None
+
+
 def _held_back(state: Any) -> HeldBackQueue | None:
     return state.queue if isinstance(state.queue, HeldBackQueue) else None
 

@@ -11,8 +11,8 @@ from vllm_surgery.engine.requests.admission import REQUEST_PATCH
 from vllm_surgery.engine.requests.choice import UnknownPatchError, pinned
 from vllm_surgery.engine.rescue.actions import PATCH, STOP, Action
 from vllm_surgery.engine.rescue.confirmation import AT_THE_END, TOKENS, lasting, read_again_at, seems_poor
-from vllm_surgery.engine.rescue.continuation import AnswerState, continuation, hindrance, is_streamed
-from vllm_surgery.engine.rescue.held_back import hold_back, kept_tokens
+from vllm_surgery.engine.rescue.continuation import AnswerState, continuation, hindrance
+from vllm_surgery.engine.rescue.held_back import can_be_taken_back, hold_back, kept_tokens
 from vllm_surgery.engine.rescue.metrics import CUT, ENDED, LOOPED_AGAIN
 from vllm_surgery.engine.server_config import logger
 
@@ -148,7 +148,7 @@ class Rescuer:
     def hold(self, outputs: Sequence[Any]) -> dict[str, Any]:
         """Keeps answers open whose budget ends now, perhaps in a loop, before the outputs of a step are processed.
 
-        Only of those that aren't streamed, since what a client has seen can't be taken back. `step` has to follow.
+        Not of streams that aren't held back, since what a client has seen can't be taken back. `step` has to follow.
 
         Args:
             outputs: `EngineCoreOutput`s, from which the reason to finish is taken.
@@ -168,7 +168,7 @@ class Rescuer:
 
     def _to_hold(self, request_id: str) -> Any:
         state = self._processor.request_states.get(request_id)
-        if state is None or is_streamed(state) or not self._may_act(state) or not self._may_loop(state):
+        if state is None or not can_be_taken_back(state) or not self._may_act(state) or not self._may_loop(state):
             return None
         return state
 
