@@ -155,14 +155,16 @@ def test_an_answer_whose_budget_ends_in_the_loop_is_rescued_too(server: Server, 
     assert (left["finish_reason"], left["token_ids"]) == ("length", looped["token_ids"][:tokens])
 
 
+@pytest.mark.parametrize("after", [TOKENS, 100])
 def test_a_streamed_answer_goes_on_from_what_its_client_has_seen(
-    server: Server, planted: Planted, looped: Any, onset: int
+    server: Server, planted: Planted, looped: Any, onset: int, after: int
 ) -> None:
+    budget = min(TOKENS, onset + after)  # With a hundred tokens its end alone makes the loop certain.
     client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=None)
     stream = client.completions.create(
         model=f"{MODEL}@none",
         prompt=LOOPING,
-        max_tokens=TOKENS,
+        max_tokens=budget,
         temperature=0,
         stream=True,
         stream_options={"include_usage": True},
@@ -175,6 +177,10 @@ def test_a_streamed_answer_goes_on_from_what_its_client_has_seen(
         index for index, pair in enumerate(zip(tokens, looped["token_ids"], strict=False)) if pair[0] != pair[1]
     )
     assert same > onset, "what a client has seen stays"
+    assert same >= budget - HELD_BACK or after == TOKENS
+    reasons = [chunk.choices[0].finish_reason for chunk in chunks if chunk.choices]
+    assert len(tokens) == budget or reasons[-1] == "stop"
+    assert [reason for reason in reasons if reason] == reasons[-1:]
     assert text == load_tokenizer(str(planted.folder)).decode(tokens, skip_special_tokens=True)
     assert chunks[-1].usage is not None
     assert chunks[-1].usage.completion_tokens == len(tokens)
