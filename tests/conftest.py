@@ -19,7 +19,12 @@ from vllm_surgery.errors import SurgeryError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-pytest_plugins = ["tests.environment_per_file", "tests.longest_first", "tests.watchdog"]
+pytest_plugins = [
+    "tests.crashed_workers",
+    "tests.environment_per_file",
+    "tests.longest_first",
+    "tests.watchdog",
+]
 
 # Tests run side by side, and threads of several processes that wait for each other spin. Read when torch is imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
