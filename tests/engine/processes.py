@@ -110,7 +110,8 @@ def kill(process: Process) -> None:
 
 _in_tests = False
 _begun: dict[str, str] = {}
-"""The environment that tests began with: the one of most programs, whatever the first of them is given."""
+"""The environment that tests began with, and the nursery begins with: what is imported while tests are collected adds to it,
+and would add the same once more (OpenCV puts its folder in front of `LD_LIBRARY_PATH`)."""
 _one_at_a_time = threading.Lock()
 """Servers that are started together share the nursery that the first of them makes."""
 
