@@ -271,6 +271,12 @@ def make(folder: Path, kind: Kind, *, experts: bool = False, fused: bool = False
 def make_served(folder: Path, kind: Kind, family: str = "Llama") -> Path:
     """A random model of a family that vLLM can serve, with each projection quantised."""
     make_model(folder, family, torch.bfloat16)
+    quantise_folder(folder, kind)
+    return folder
+
+
+def quantise_folder(folder: Path, kind: Kind) -> None:
+    """Quantises each projection of a model in one file, in place."""
     tensors: Tensors = {}
     for key, weight in stored(folder).items():
         if key.endswith("_proj.weight"):
@@ -281,7 +287,6 @@ def make_served(folder: Path, kind: Kind, family: str = "Llama") -> Path:
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "quantization_config": kind.config}))
-    return folder
 
 
 def name(layer: int, part_name: str, end: str, expert: int | None = None) -> str:

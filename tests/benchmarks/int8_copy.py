@@ -10,40 +10,32 @@ come, a scale for each token), and `DIR/patch.yaml`, without the seal, which is 
 from __future__ import annotations
 
 import argparse
-import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
-from safetensors.torch import load_file, save_file
 
-from tests.quantised import KINDS
+from tests.quantised import KINDS, quantise_folder
 from vllm_surgery.patch.files import load_patch
 from vllm_surgery.patch.format import Patch
 
-WEIGHTS = "model.safetensors"
-PROJECTION = "_proj.weight"
+if TYPE_CHECKING:
+    from tests.quantised import Tensors
 
 
-def quantise(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def nearest_codes(weight: torch.Tensor) -> Tensors:
     """The nearest codes of a weight ``[out, in]``, int8, and their scales ``[out, 1]``, float32."""
     scales = (weight.float().abs().amax(1, keepdim=True) / 127).clamp(min=torch.finfo(torch.float32).tiny)
-    return (weight.float() / scales).round().to(torch.int8), scales
+    return {"weight": (weight.float() / scales).round().to(torch.int8), "weight_scale": scales}
 
 
 def copy_model(model: Path, folder: Path) -> None:
     """Writes the copy, in a folder that isn't there yet."""
     shutil.copytree(model, folder)
-    stored: dict[str, torch.Tensor] = {}
-    for name, tensor in load_file(model / WEIGHTS).items():
-        if name.endswith(PROJECTION):
-            stored[name], stored[f"{name}_scale"] = quantise(tensor)
-        else:
-            stored[name] = tensor
-    save_file(stored, folder / WEIGHTS, {"format": "pt"})
-    file = folder / "config.json"
-    config = json.loads(file.read_text())
-    file.write_text(json.dumps({**config, "quantization_config": KINDS["int8 per channel"].config}))
+    # The tests' own codes have one that stands for another weight than the nearest.
+    quantise_folder(folder, replace(KINDS["int8 per channel"], quantise=nearest_codes))
 
 
 def copy_patch(patch: Path, file: Path) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from safetensors.torch import load_file
 
-from tests.benchmarks.int8_copy import copy_model, copy_patch, quantise
+from tests.benchmarks.int8_copy import copy_model, copy_patch, nearest_codes
 from tests.conftest import PATCHES
 from vllm_surgery.patch.files import load_patch
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def test_codes_stand_for_the_weights_up_to_half_a_step() -> None:
     weight = torch.randn(7, 12, generator=torch.Generator().manual_seed(1))
     weight[3] = 0
-    codes, scales = quantise(weight)
+    codes, scales = nearest_codes(weight).values()
     assert codes.dtype == torch.int8
     assert ((codes * scales - weight).abs() <= scales / 2 * 1.0001).all()
     assert (codes.abs().amax(1) == torch.tensor([127, 127, 127, 0, 127, 127, 127])).all()

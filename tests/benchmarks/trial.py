@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The trial of a cure on one real model: a patch, shams, a penalty and rescues beside the model as it is, in one batch.
 
-    python -m tests.benchmarks.trial --model DIR --out DIR [--patch FILE] [--form completion] [--seconds N] [options of evaluate]
+    python -m tests.benchmarks.trial --model DIR --out DIR [--patch FILE] [--form completion] [--seconds N]
+        [--rescues ACTIONS...] [--no-penalty] [--streamed [--hold-back N]] [options of evaluate]
 
 Serves the model with slots and ready to rescue, asks the protocol `wide` (docs/evaluate.md has the rule by which it is
 cut), then puts the patch into the weights of a server without slots and asks some of it again, which must give the same
@@ -98,7 +99,7 @@ def _ask_weights(args: argparse.Namespace, rest: Sequence[str], ends: float) -> 
 @contextmanager
 def _ready_to_rescue(model: str, patch: Path | None, actions: Sequence[str], held_back: int) -> Iterator[str]:
     """A server with slots, the patch in one of them, on which requests may ask for these rescues."""
-    rescue = {"on_loop": "observe", "on_loop_allowed": [*{*actions, PENALIZED}], "on_loop_hold_back": held_back}
+    rescue = {"on_loop": "observe", "on_loop_allowed": sorted({*actions, PENALIZED}), "on_loop_hold_back": held_back}
     settings = {"vllm_surgery": rescue}
     with tempfile.TemporaryDirectory() as work:
         folder = Path(work) / "patches"

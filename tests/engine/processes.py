@@ -86,7 +86,7 @@ def start(
         given: the file that it reads from stdin; None for nothing.
     """
     with _one_at_a_time:
-        nursery = _nursery() if _in_tests else None
+        nursery = _nursery() if _begun else None
     if nursery is not None and nursery.has(wanted):
         return nursery.start(words, wanted, out=out, err=err, given=given or Path(os.devnull))
     nothing = Path(os.devnull)
@@ -108,18 +108,15 @@ def kill(process: Process) -> None:
         os.killpg(process.pid, signal.SIGKILL)
 
 
-_in_tests = False
 _begun: dict[str, str] = {}
-"""The environment that tests began with, and the nursery begins with: what is imported while tests are collected adds to it,
-and would add the same once more (OpenCV puts its folder in front of `LD_LIBRARY_PATH`)."""
+"""The environment that tests began with, empty where there are none. The nursery begins with it: what is imported while tests
+are collected adds to it, and would add the same once more (OpenCV puts its folder in front of `LD_LIBRARY_PATH`)."""
 _one_at_a_time = threading.Lock()
 """Servers that are started together share the nursery that the first of them makes."""
 
 
 def begin_tests() -> None:
     """From now on programs of this process are copies of one, where they can be."""
-    global _in_tests  # noqa: PLW0603 - of this process
-    _in_tests = True
     _begun.update(os.environ)
 
 

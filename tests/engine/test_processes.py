@@ -40,7 +40,7 @@ def run(folder: Path, *words: str, separate: bool = True, **more: str) -> tuple[
 def test_a_copy_is_as_a_program_started_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     program = TELL.replace("ASKED", LATE)
     copied, *copy = run(tmp_path, "-c", program, "word", **{LATE: "1"})
-    monkeypatch.setattr(processes, "_in_tests", False)
+    monkeypatch.setattr(processes, "_begun", {})
     anew_copied, *anew = run(tmp_path, "-c", program, "word", **{LATE: "1"})
     assert (copied, anew_copied) == (True, False)
     assert copy == anew
