@@ -15,6 +15,7 @@ PASSES = "def test_one(): pass\ndef test_two(): pass\n"
 def test_all_tests_but_the_one_that_died_are_run_once(pytester: pytest.Pytester, dies: str) -> None:
     pytester.makepyfile(**{f"test_{number}": PASSES for number in range(1, 6)}, **{dies: DIES})
     words = ("-p", "tests.crashed_workers", "-p", "no:cacheprovider", "-n", "2", "--dist", "loadfile", "-v")
-    done = pytester.runpytest_subprocess(*words, "--no-loadscope-reorder")
+    # pytest gives whole messages in its summary, and so each failure's twice, where `CI` is set.
+    done = pytester.runpytest_subprocess(*words, "--no-loadscope-reorder", "-rN")
     done.assert_outcomes(passed=2 + 5 * 2, failed=1)
     assert str(done.stdout).count(f"crashed while running '{dies}.py::test_dies'") == 1
