@@ -62,7 +62,8 @@ help:
 	@echo "make containers build the image for CPUs with Debian's podman and run it as a cluster would (root)"
 	@echo "make rescue-trial   what rescues do to the demo model's answers, beside its patch and a repetition penalty"
 	@echo "make trial      what a patch, a penalty and rescues do to one of three real models (MODEL=smollm2, qwen2 or gemma3)"
-	@echo "make evidence   measure again what the example of one neuron does, and what it costs"
+	@echo "make evidence   measure again what the example of one neuron does, and what it costs; of one of the three by name"
+	@echo "                (MODEL=qwen2) the trial and the paper's table"
 	@echo "make search     search one of the three for a patch, and judge it on held-out prompts (hours; goes on where it was)"
 
 serve: demo-model
@@ -143,15 +144,22 @@ containers: demo-model
 compat: demo-model
 	$(PYTHON) deploy/compat.py --demo-model $(DEMO_MODEL) --base $(VENV) --engine $(ENGINE) $(VERSIONS) $(ARGS)
 
-evidence: EXTRAS = --extra test
-evidence: demo-model
-	$(BIN)/python -m tests.benchmarks.evidence --model $(DEMO_MODEL) --patch $(PATCH) --out $(VENV)/evidence \
-		$(EVIDENCE_OPTIONS) $(ARGS)
+TRIAL = $(BIN)/python -m tests.benchmarks.trial --model $(FOLDER_$(FAMILY)) $(FORM_$(FAMILY)) $(PATCH_$(FAMILY))
 
 trial: EXTRAS = --extra test
 trial: family-model
-	$(BIN)/python -m tests.benchmarks.trial --model $(FOLDER_$(FAMILY)) --out $(VENV)/trial-$(FAMILY) \
-		$(FORM_$(FAMILY)) $(PATCH_$(FAMILY)) $(ARGS)
+	$(TRIAL) --out $(VENV)/trial-$(FAMILY) $(ARGS)
+
+# Of one of the three by name everything: the trial, and the paper's table. Else of the example of one neuron.
+evidence: EXTRAS = --extra test
+ifeq ($(filter smollm2 qwen2 gemma3,$(MODEL)),)
+evidence: demo-model
+	$(BIN)/python -m tests.benchmarks.evidence --model $(DEMO_MODEL) --patch $(PATCH) --out $(VENV)/evidence \
+		$(EVIDENCE_OPTIONS) $(ARGS)
+else
+evidence: trial
+	$(TRIAL) --out $(VENV)/paper-$(FAMILY) --paper $(ARGS)
+endif
 
 search: EXTRAS = --extra test
 search: family-model

@@ -95,3 +95,17 @@ def test_the_report_says_what_is_missing_and_what_agrees(trial: Trial, tmp_path:
     assert "- unpatched: 3 of 3" in said
     assert "long: greedy" not in said
     assert (folder.path / "trial.md").read_text() == said + "\n"
+
+
+def test_seeds_of_one_prompt_are_told_prompt_by_prompt(trial: Trial, tmp_path: Path) -> None:
+    (cell, _) = trial.protocol.cells
+    sampled = cell.model_copy(update={"name": "sampled", "temperature": 0.7, "seeds": 2})
+    trial = Trial.of(Protocol(name="default", cells=[sampled]), ARMS, ABOUT)
+    folder = TrialFolder(tmp_path / "out")
+    folder.open(trial)
+    folder.add(answers(trial, ["sampled"]))
+    said = write(folder.path, TABLE)
+    assert f"protocol `default`: `{cell.sets[0]}`" in said
+    assert "| of 2 answers to | unpatched | penalty-1.15 | rescue-stop |" in said
+    assert "| a.one | 2 | 0 | 2 |" in said
+    assert "| b.one | 0 | 0 | 0 |" in said

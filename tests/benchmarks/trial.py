@@ -2,12 +2,12 @@
 """The trial of a cure on one real model: a patch, shams, a penalty and rescues beside the model as it is, in one batch.
 
     python -m tests.benchmarks.trial --model DIR --out DIR [--patch FILE] [--form completion] [--seconds N]
-        [--rescues ACTIONS...] [--no-penalty] [--streamed [--hold-back N]] [options of evaluate]
+        [--rescues ACTIONS...] [--no-penalty] [--streamed [--hold-back N]] [--paper] [options of evaluate]
 
 Serves the model with slots and ready to rescue, asks the protocol `wide` (docs/evaluate.md has the rule by which it is
 cut), then puts the patch into the weights of a server without slots and asks some of it again, which must give the same
 tokens. A trial that was stopped, or ran out of its seconds, goes on with the same command; one that is complete is only
-told again.
+told again. `--paper` asks what arXiv 2606.13705 asks: its eight subjects, eight seeds each, its sampling and budget.
 """
 
 from __future__ import annotations
@@ -43,6 +43,8 @@ on CPUs ("CPU Generator does not use offset")."""
 SHAMS = 1
 """Each costs a whole arm. The trial of a search has three."""
 CONCURRENCY = 56
+PAPER = ("--protocol", "default", "--cells", "sampled", "--probes", "paper", "--concurrency", "24")
+"""The paper's table. Fewer at once: so long answers of more than that don't fit into the cache."""
 AGREEING = 16
 """Prompts of which the patch in a slot and the one in the weights must give the same tokens."""
 PENALIZED = f"penalty:{PENALTY:g}"
@@ -58,12 +60,14 @@ def main() -> int:
     parser.add_argument("--no-penalty", action="store_true", help="no penalty on all answers")
     parser.add_argument("--streamed", action="store_true", help="an arm more: the rescue by a penalty, of streams")
     parser.add_argument("--hold-back", type=int, default=0, metavar="N", help="streams are held back by N tokens")
+    parser.add_argument("--paper", action="store_true", help="the paper's prompts, seeds, sampling and budget")
     parser.add_argument("--tell-only", action="store_true", help="judge what is there; ask nobody")
     args, rest = parser.parse_known_args()
+    rest = [*(PAPER if args.paper else ()), *rest]
     ends = time.monotonic() + args.seconds
     if not args.tell_only:
         code = _ask(args, rest, ends)
-        if code in {0, 1} and args.patch is not None:
+        if code in {0, 1} and args.patch is not None and not args.paper:
             code = _ask_weights(args, rest, ends)
         if code not in {0, 1, None}:
             return code

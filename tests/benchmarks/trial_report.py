@@ -89,6 +89,7 @@ def write(out: Path, tokens: TokenTable) -> str:
     for cell in trial.protocol.cells:
         if cells[cell.name]:
             lines += ["", f"## {_named(cell)}", "", *table(_HEAD, [_row(one) for one in cells[cell.name]])]
+            lines += _by_prompt(trial, cell, records) if cell.seeds > 1 else []
     lines += ["", _NOTE, *_tasks(summary), *_healthy(summary), *_agreement(out), *_verdicts(summary)]
     figures = {"about": trial.about, "cells": finite(json.loads(json.dumps(cells, default=vars)))}
     (out / FIGURES_FILE).write_text(json.dumps(figures, indent=1) + "\n")
@@ -171,14 +172,31 @@ def _compared(
     return compare(list(map(happens, base)), list(map(happens, found)), subjects)
 
 
+def _by_prompt(trial: Trial, cell: Cell, records: Sequence[Record]) -> list[str]:
+    """How many of each prompt's answers, which differ by their seeds, end in a loop under each arm."""
+    prompts = dict.fromkeys(one.key.probe for one in records if one.key.cell == cell.name)
+    rows = []
+    for prompt in prompts:
+        own = [one for one in records if (one.key.cell, one.key.probe) == (cell.name, prompt)]
+        counts = (sum(map(loops, (one for one in own if one.key.arm == arm.name))) for arm in trial.arms)
+        rows.append([prompt, *map(str, counts)])
+    head = [f"of {cell.seeds} answers to", *(arm.name for arm in trial.arms)]
+    return ["", "How many end in a loop:", "", *table(head, rows)]
+
+
 def _asked(whole: Trial, cut: Trial) -> list[str]:
     left_out = [cell.name for cell in whole.protocol.cells if cell not in cut.protocol.cells]
     about = whole.about
     said = [
         f"- {about['engine']}, vllm-surgery {about['vllm_surgery']}, sha256 over config and weights {about['fingerprint']}",
-        f"- prompts as {whole.protocol.form}s; held-out subjects of `wide-lists` and `wide-tasks`",
+        f"- prompts as {whole.protocol.form}s; {_sets(whole)}",
     ]
     return said + ([f"- not complete, and so not told: {', '.join(left_out)}"] if left_out else [])
+
+
+def _sets(trial: Trial) -> str:
+    names = dict.fromkeys(name for cell in trial.protocol.cells for name in cell.sets)
+    return f"protocol `{trial.protocol.name}`: {', '.join(f'`{name}`' for name in names)}"
 
 
 def _named(cell: Cell) -> str:
