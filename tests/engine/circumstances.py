@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from functools import cache, partial, wraps
+from functools import partial, wraps
 from inspect import signature
 from multiprocessing import get_context
 from typing import TYPE_CHECKING, Any
@@ -56,12 +56,17 @@ def circumstances(arm: Arm) -> Iterator[None]:
 
 def register_kernels_once() -> None:
     """vLLM replaces kernels for every engine, looking through all of memory, and falls over llvmlite there once
-    something has imported numba. Ranks that are forked do it once each."""
+    something has imported numba. Now it has done so for this process and those that are forked from it."""
     from vllm.platforms import current_platform
 
     replaces = getattr(current_platform, "register_triton_kernel_overrides", None)
     if callable(replaces):  # Older vLLMs don't; their platforms have None for whatever they lack.
-        current_platform.register_triton_kernel_overrides = cache(replaces)
+        replaces()
+        current_platform.register_triton_kernel_overrides = _nothing
+
+
+def _nothing() -> None:
+    pass
 
 
 def _class_of(architecture: str) -> Any:

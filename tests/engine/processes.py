@@ -19,7 +19,9 @@ import subprocess
 import sys
 import threading
 from contextlib import suppress
-from functools import cache
+from functools import cache, partial
+from importlib import import_module
+from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -41,8 +43,12 @@ ENVIRONMENT = {
 """One thread, since spinning threads of two processes starve each other; nothing from outside; vLLM waits for its own
 processes as long as they need."""
 
+SPAWNED = "VLLM_WORKER_MULTIPROC_METHOD"
+"""With the value `spawn` a copy's engines and ranks are started as vLLM's CPU backend starts them: they import vLLM anew."""
+
 READ_LATE = {
     "PYTEST_CURRENT_TEST",
+    SPAWNED,
     "VLLM_ENABLE_V1_MULTIPROCESSING",
     "VLLM_EXECUTE_MODEL_TIMEOUT_SECONDS",
     "VLLM_SURGERY_DISABLE",
@@ -260,9 +266,24 @@ def _import_vllm() -> None:
     import vllm.entrypoints.openai.api_server  # noqa: F401 - here and not in each process
 
     import vllm_surgery.engine.serve  # noqa: F401
+    from tests.engine.circumstances import register_kernels_once
 
+    register_kernels_once()
+    for name in _WHEN_ENGINES_START:
+        with suppress(ImportError):  # Older vLLMs lack some.
+            import_module(name)
     gc.collect()
     gc.freeze()
+
+
+_WHEN_ENGINES_START = (
+    "vllm.entrypoints.llm",
+    "vllm.model_executor.layers.fused_moe.experts.cpu_moe",
+    "vllm.v1.worker.cpu_worker",
+    "vllm_surgery.engine.install",
+    "vllm_surgery.engine.monitoring.detectors",
+)
+"""What else is imported once an engine starts, and takes longest."""
 
 
 def _fork() -> int:
@@ -278,10 +299,24 @@ def _fork() -> int:
     return pid
 
 
+def _fork_engines() -> None:
+    """Engines and ranks of this process are copies of it, as by default on GPUs: that they import vLLM anew is what most of
+    a server's start takes on few cores. vLLM's CPU backend sets the method itself, whatever the environment says."""
+    from vllm.v1.engine import coordinator, utils
+    from vllm.v1.executor import multiproc_executor
+
+    for module in (coordinator, utils, multiproc_executor):
+        module.get_mp_context = partial(get_context, "fork")
+    # A signal to an engine would else be told to the event loop of the server that it is a copy of.
+    os.register_at_fork(after_in_child=partial(signal.set_wakeup_fd, -1))
+
+
 def _run(words: list[str], environment: dict[str, str], folder: str, files: dict[str, str | None]) -> None:
     """Does in this process what a new one would."""
     os.environ.update(environment)
     os.chdir(folder)
+    if os.environ.get(SPAWNED) != "spawn":
+        _fork_engines()
     for descriptor, name, flags in ((0, "given", os.O_RDONLY), (1, "out", _NEW), (2, "err", _NEW)):
         if file := files.get(name):
             opened = os.open(file, flags, 0o666)

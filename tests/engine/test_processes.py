@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.engine import processes
-from tests.engine.processes import COMMAND, Copy, environment, kill, start
+from tests.engine.processes import COMMAND, SPAWNED, Copy, environment, kill, start
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -69,6 +69,16 @@ def test_what_the_copies_lack_is_not_there_anew(tmp_path: Path, monkeypatch: pyt
     assert run(tmp_path, "-c", "")[0]
     monkeypatch.delenv("PATH")
     assert not run(tmp_path, "-c", "")[0]
+
+
+HOW_ENGINES_START = "from vllm.v1.engine.utils import get_mp_context as context; print(context().get_start_method())"
+
+
+@pytest.mark.parametrize(("more", "method"), [({}, "fork"), ({SPAWNED: "spawn"}, "spawn")], ids=["by default", "asked"])
+def test_engines_of_a_copy_are_copies_unless_they_are_to_be_started_anew(
+    tmp_path: Path, more: dict[str, str], method: str
+) -> None:
+    assert run(tmp_path, "-c", HOW_ENGINES_START, **more)[:3] == (True, 0, f"{method}\n")
 
 
 def test_a_copy_is_killed_with_all_that_it_started(tmp_path: Path) -> None:

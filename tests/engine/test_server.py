@@ -16,6 +16,7 @@ import pytest
 from tests.engine.asking import LISTS, READ_BEFORE_DISCONNECT, Asking
 from tests.engine.counted import Counts, counts_of, expected, grown, of_any_patch, onsets, settled, total
 from tests.engine.offline import Arm, run_arms
+from tests.engine.processes import SPAWNED
 from tests.engine.server import SMALL, Server, running_server
 from tests.engine.streams import TIE, Stream, ask, chances
 from tests.models import edit_by_hand
@@ -50,7 +51,9 @@ def server(tmp_path_factory: pytest.TempPathFactory, demo_model: Path, shipped_p
         "--dtype",
         "float32",
     ]
-    with running_server(tmp_path_factory.mktemp("server"), *arguments, *OPTIONS, *SMALL) as running:
+    # As a user's: its engine isn't a copy of it.
+    folder, spawned = tmp_path_factory.mktemp("server"), {SPAWNED: "spawn"}
+    with running_server(folder, *arguments, *OPTIONS, *SMALL, **spawned) as running:
         yield running
 
 
