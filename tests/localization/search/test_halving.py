@@ -117,27 +117,45 @@ def test_nothing_to_look_at() -> None:
     assert halve([], rungs(FULL), Looking(), rank) == []
 
 
-@given(st.floats(0, 30), st.integers(1, ROUNDS))
-def test_what_is_planned_is_within_the_budget_and_one_more_is_not(room: float, rounds: int) -> None:
-    def spent(count: int) -> float:
+TASKS = 70
+
+
+def costs(fidelities: Sequence[Fidelity]) -> list[int]:
+    """Answers of a candidate in each round, beside those that it has given before."""
+    answers = [0, *(one.answers + TASKS * one.tasks for one in fidelities)]
+    return [more - less for less, more in pairwise(answers)]
+
+
+@given(st.integers(0, 3000), st.integers(1, ROUNDS))
+def test_what_is_planned_is_within_the_budget_and_one_more_is_not(room: int, rounds: int) -> None:
+    fidelities = rungs(FULL, rounds)
+
+    def spent(count: int) -> int:
         looking, closest = Looking(), {}
-        halve([candidate(neuron(1, index)) for index in range(count)], rungs(FULL, rounds), looking, rank)
+        halve([candidate(neuron(1, index)) for index in range(count)], fidelities, looking, rank)
         assert len(looking.seen) == looks(count, rounds)
         for one, fidelity in looking.seen:
-            closest[one.id] = fidelity.answers / FULL.answers  # What is known of it isn't asked again.
+            closest[one.id] = fidelity.answers + TASKS * fidelity.tasks  # What is known of it isn't asked again.
         return sum(closest.values())
 
-    count = affordable(room, 1.0, rounds)
+    count = affordable(room, costs(fidelities))
     assert spent(count) <= room
     assert spent(count + 1) > room
 
 
+def test_tasks_which_only_the_last_round_asks_leave_room_for_many_in_the_first() -> None:
+    """24 sets, each at first by 6 of 24 answers: 438 answers with the tasks of the three that are left."""
+    each = costs(rungs(Fidelity(24, 12, tasks=True)))
+    assert each == [6, 6, 12 + TASKS]
+    assert (affordable(437, each), affordable(438, each)) == (23, 24)
+
+
 def test_without_a_limit_all_can_go_through() -> None:
-    assert affordable(0.3, 0.0) == affordable(math.inf, 0.1) == MAX_CANDIDATES
+    assert affordable(0.3, [0.0, 0.0]) == affordable(math.inf, [0.1]) == MAX_CANDIDATES
 
 
 def test_a_part_that_has_used_up_its_share_plans_nothing() -> None:
-    assert affordable(0.0, 0.01) == 0
+    assert affordable(0.0, [0.01]) == 0
 
 
 def test_most_is_spent_on_the_first_round_where_there_is_most_to_choose_from() -> None:

@@ -36,24 +36,22 @@ def rungs(full: Fidelity, count: int = ROUNDS) -> list[Fidelity]:
     ]
 
 
-def affordable(share: float, full_cost: float, rounds: int = ROUNDS) -> int:
+def affordable(share: float, costs: Sequence[float]) -> int:
     """The number of candidates that can go through all rounds, `MAX_CANDIDATES` at most.
 
     Args:
         share: of the budget that may be spent.
-        full_cost: the share that one measurement at full fidelity costs.
-        rounds: each with a fidelity of its own.
+        costs: of each round, the share that a candidate in it costs beside what earlier rounds know of it.
     """
-    return bisect_right(range(1, MAX_CANDIDATES + 1), share, key=lambda count: full_cost * _cost(count, rounds))
+    return bisect_right(range(1, MAX_CANDIDATES + 1), share, key=lambda count: _cost(count, costs))
 
 
-def _cost(count: int, rounds: int) -> float:
-    """Cost of all rounds of so many candidates, in measurements at full fidelity. Nothing is asked twice."""
-    total, before = 0.0, 0.0
-    for number in range(rounds):
-        share = 2.0 ** -(rounds - 1 - number)
-        total += count * (share - before)
-        count, before = _left(count), share
+def _cost(count: int, costs: Sequence[float]) -> float:
+    """Cost of all rounds of so many candidates."""
+    total = 0.0
+    for cost in costs:
+        total += count * cost
+        count = _left(count)
     return total
 
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import takewhile
+from itertools import pairwise, takewhile
 from typing import TYPE_CHECKING, Any
 
 from vllm_surgery.evaluation.analysis.outcomes import Rates
@@ -131,7 +131,6 @@ class Search:
                 f"{self._evaluator.left_out} sampled answers to each candidate were left out: the unpatched model's "
                 "took a quarter of the budget without them"
             )
-        self._full_cost = self._budget.after(self._full_answers()) - self._budget.used
         if self.result.base.looped.value:
             self._look_for_units(records)
         else:
@@ -142,8 +141,11 @@ class Search:
             self.result.notes.append(f"no slot can hold some candidates, which were swapped in: {why[0]}")
         return self.result
 
-    def _full_answers(self) -> int:
-        return len(self._evaluator.jobs) + len(self._evaluator.task_jobs)
+    def _costs(self, fidelities: Sequence[Fidelity]) -> list[float]:
+        """The share of the budget that a candidate costs in each round, beside what earlier rounds know of it."""
+        tasks = len(self._evaluator.task_jobs)
+        known = [0, *(one.answers + (tasks if one.tasks else 0) for one in fidelities)]
+        return [self._budget.after(more - less) - self._budget.used for less, more in pairwise(known)]
 
     def _look_for_units(self, records: Sequence[Record]) -> None:
         self._ablate_layers()
@@ -232,8 +234,8 @@ class Search:
 
     def _halve(self, part: str, candidates: Sequence[Candidate], rounds: int = ROUNDS) -> list[Measurement]:
         """Successive halving over as many candidates as the budget has room for."""
-        room = affordable(self._stages.left(part), self._full_cost, rounds)
         fidelities = rungs(self._evaluator.full_fidelity, rounds)
+        room = affordable(self._stages.left(part), self._costs(fidelities))
         tried = candidates[:room]
         self._stages.enter(part, looks(len(tried), rounds))
         found = halve(tried, fidelities, partial(self._measure_all, part), self._rank)
