@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING
 from tqdm import tqdm
 
 from tests.benchmarks.markdown import spread, table
+from tests.benchmarks.shared_units import gains_of
 from tests.engine.processes import ENVIRONMENT
 from vllm_surgery.evaluation.trial import TrialFolder
 from vllm_surgery.localization.candidates import Candidate
@@ -127,14 +128,7 @@ def candidates_of(model: Path, patch: Path, rounds: int, count: int) -> list[lis
     widths = ModelFolder(model).anatomy.widths()
     neurons = [Unit("neurons", layer, index) for layer, width in sorted(widths.items()) for index in range(width)]
     singles = iter(random.Random(SEED).sample(neurons, rounds * count))
-    whole = Candidate.of(
-        {
-            Unit(item.kind, item.layer, index): item.gain
-            for item in load_patch(patch).assignments()
-            for index in item.resolve(widths[item.layer])
-        },
-        "patch",
-    )
+    whole = Candidate.of(gains_of(load_patch(patch), widths), "patch")
     doses = iter([0.2 + 0.8 * number / (rounds * count) for number in range(rounds * count)])
 
     def dosed() -> Candidate:

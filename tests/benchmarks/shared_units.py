@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """How many neurons of the edits that a search measured in full are also in a patch, and are changed in the same direction.
 
-    python -m tests.benchmarks.shared_units --patch FILE --neurons N search.json ...
+    python -m tests.benchmarks.shared_units --model DIR --patch FILE search.json ...
 
-`N` is the model's number of neurons, for what chance would give: a hypergeometric tail, with no regard to layers.
+Beside it stands what chance would give: a hypergeometric tail over the model's neurons, with no regard to layers.
 """
 
 from __future__ import annotations
@@ -16,37 +16,36 @@ from typing import TYPE_CHECKING, Any
 from scipy.stats import hypergeom
 
 from tests.benchmarks.markdown import table
+from vllm_surgery import ModelFolder
 from vllm_surgery.patch.files import load_patch
-from vllm_surgery.patch.units import ALL
+from vllm_surgery.patch.units import Unit
 
 if TYPE_CHECKING:
-    from vllm_surgery.patch.format import Patch
+    from collections.abc import Mapping
 
-Gains = dict[tuple[int, int], float]
+    from vllm_surgery import Patch
+    from vllm_surgery.patch.units import Gain
+
+Gains = dict[Unit, Any]
 
 HEAD = ["search", "neurons of the edit", "also in the patch", "by chance", "p", "in the same direction"]
 
 
-def gains_of_patch(patch: Patch) -> Gains:
-    """By layer and index, a patch's gains on neurons that it names."""
+def gains_of(patch: Patch, widths: Mapping[int, int]) -> dict[Unit, Gain]:
+    """The gain of each neuron of a patch, by the number of neurons of each layer."""
     return {
-        (layer, index): edit.gain
-        for edit in patch.edits
-        for layer, ranges in edit.neurons.items()
-        if isinstance(edit.gain, float) and ranges != ALL
-        for span in ranges
-        for index in span
+        Unit(item.kind, item.layer, index): item.gain
+        for item in patch.assignments()
+        if item.kind == "neurons"
+        for index in item.resolve(widths[item.layer])
     }
 
 
 def edits_of_search(data: dict[str, Any]) -> list[Gains]:
     """Those of neurons alone."""
     every = [one["candidate"]["gains"] for one in data["measured"]]
-    return [
-        {(layer, index): gain for _, layer, index, gain in gains}
-        for gains in every
-        if all(kind == "neurons" for kind, *_ in gains)
-    ]
+    edits = [{Unit(*place): gain for *place, gain in gains} for gains in every]
+    return [edit for edit in edits if all(unit.kind == "neurons" for unit in edit)]
 
 
 def row(name: str, edit: Gains, patch: Gains, neurons: int) -> list[str]:
@@ -60,13 +59,14 @@ def row(name: str, edit: Gains, patch: Gains, neurons: int) -> list[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.shared_units")
+    parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--patch", required=True)
-    parser.add_argument("--neurons", type=int, required=True)
     parser.add_argument("searches", nargs="+", type=Path)
     args = parser.parse_args()
-    patch = gains_of_patch(load_patch(args.patch))
+    widths = ModelFolder(args.model).anatomy.widths()
+    patch = gains_of(load_patch(args.patch), widths)
     rows = [
-        row(file.parent.name, edit, patch, args.neurons)
+        row(file.parent.name, edit, patch, sum(widths.values()))
         for file in args.searches
         for edit in edits_of_search(json.loads(file.read_text()))
     ]

@@ -5,8 +5,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from tests.benchmarks.shared_units import edits_of_search, gains_of_patch, row
+from tests.benchmarks.shared_units import edits_of_search, gains_of, row
 from vllm_surgery import Patch
+from vllm_surgery.patch.units import Unit
 
 PATCH = Patch.from_data(
     {
@@ -27,15 +28,21 @@ def searched(*gains: list[Any]) -> dict[str, Any]:
     return {"measured": [{"candidate": {"gains": [list(each) for each in one]}} for one in gains]}
 
 
-def test_gains_are_of_neurons_that_are_named() -> None:
-    assert gains_of_patch(PATCH) == {(0, 1): 2.0, (0, 2): 2.0, (3, 4): 2.0, (3, 5): -1.0}
+WIDTHS = dict.fromkeys(range(5), 8)
+ONE, TWO, FOUR, FIVE = (Unit("neurons", *place) for place in ((0, 1), (0, 2), (3, 4), (3, 5)))
+WHOLE = [Unit("neurons", 4, index) for index in range(8)]
+
+
+def test_gains_of_neurons_alone_and_of_whole_layers() -> None:
+    assert gains_of(PATCH, WIDTHS) == {ONE: 2.0, TWO: 2.0, FOUR: 2.0, FIVE: -1.0, **dict.fromkeys(WHOLE, -1.0)}
 
 
 def test_edits_of_experts_are_left_out() -> None:
     found = edits_of_search(searched([["neurons", 0, 1, 5.0]], [["neurons", 0, 1, 5.0], ["experts", 0, 1, 0.0]]))
-    assert found == [{(0, 1): 5.0}]
+    assert found == [{ONE: 5.0}]
 
 
 def test_what_is_in_both_and_what_chance_would_give() -> None:
-    edit = {(0, 1): 1.5, (0, 2): 0.5, (3, 4): 3.0, (7, 7): 3.0}
-    assert row("one", edit, gains_of_patch(PATCH), neurons=16) == ["one", "4", "3", "1.00", "0.03", "2 of 3"]
+    edit = {ONE: 1.5, TWO: 0.5, FOUR: 3.0, Unit("neurons", 7, 7): 3.0}
+    patch = {ONE: 2.0, TWO: 2.0, FOUR: 2.0, FIVE: -1.0}
+    assert row("one", edit, patch, neurons=16) == ["one", "4", "3", "1.00", "0.03", "2 of 3"]
