@@ -5,9 +5,8 @@ from __future__ import annotations
 
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from functools import partial, wraps
+from functools import wraps
 from inspect import signature
-from multiprocessing import get_context
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -25,7 +24,6 @@ def circumstances(arm: Arm) -> Iterator[None]:
 
     from vllm import _custom_ops
     from vllm.model_executor.layers.fused_moe.experts.cpu_moe import CPUUnquantizedExperts
-    from vllm.v1.executor import multiproc_executor
 
     from vllm_surgery.engine.swap import rank as swapping
     from vllm_surgery.engine.swap import writer as writing
@@ -38,8 +36,6 @@ def circumstances(arm: Arm) -> Iterator[None]:
             stack.enter_context(patch.object(swapping, "parts_of", lambda *args: _without(arm.hide, parts_of(*args))))
         if not arm.forget_kernels:
             stack.enter_context(patch.object(writing, "_forget_expert_kernels", lambda module: None))
-        if arm.forked:
-            stack.enter_context(patch.object(multiproc_executor, "get_mp_context", partial(get_context, "fork")))
         if arm.own_experts:
             stack.enter_context(patch.object(CPUUnquantizedExperts, "apply", _own(CPUUnquantizedExperts.apply)))
         if arm.embeds:
@@ -62,11 +58,7 @@ def register_kernels_once() -> None:
     replaces = getattr(current_platform, "register_triton_kernel_overrides", None)
     if callable(replaces):  # Older vLLMs don't; their platforms have None for whatever they lack.
         replaces()
-        current_platform.register_triton_kernel_overrides = _nothing
-
-
-def _nothing() -> None:
-    pass
+        current_platform.register_triton_kernel_overrides = lambda: None
 
 
 def _class_of(architecture: str) -> Any:

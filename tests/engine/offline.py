@@ -46,7 +46,6 @@ class Arm:
         forget_kernels: whether swaps get around what keeps vLLM from packing experts again.
         hide: tensors with this in their name don't reach vLLM in a swap.
         ready_bytes: how much of a swap may be held ready, where it isn't the default.
-        forked: whether the ranks are copies of this process, which spares each the imports. No engine may have run here.
         own_experts: whether vLLM's CPU kernel for experts, which knows nothing of expert parallelism, is taught it.
         embeds: whether vLLM's Gemma 3n with towers, which fails where it only reads, makes its own embeddings.
         experts_in_torch: whether vLLM's kernel for experts beside LoRA adapters, which is for GPUs, is done in torch.
@@ -71,7 +70,6 @@ class Arm:
     ask_before: bool = False
     forget_kernels: bool = True
     hide: str | None = None
-    forked: bool = False
     own_experts: bool = False
     embeds: bool = False
     experts_in_torch: bool = False

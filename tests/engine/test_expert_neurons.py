@@ -82,7 +82,7 @@ def ranks(tmp_path_factory: pytest.TempPathFactory, family_model: Callable[[str]
         arms[name] = Arm(str(model), [PATCH], options, later=[[], [PATCH]])
         arms[f"{name} by hand"] = Arm(edited, None, options)
     for arm in arms.values():
-        arm.forked, arm.own_experts, arm.prompts, arm.max_tokens = True, True, PROMPTS[:2], 5
+        arm.own_experts, arm.prompts, arm.max_tokens = True, PROMPTS[:2], 5
     found = run_arms(*arms.values(), VLLM_WORKER_SHUTDOWN_TIMEOUT_SECONDS="1")
     return dict(zip(arms, found, strict=True))
 

@@ -50,7 +50,7 @@ def columns(owner: str = "mlp", strength: float = 1.5) -> dict[tuple[str, int], 
 CASES: dict[str, tuple[str, str, str, dict[str, Any]]] = {
     "Llama": ("Llama", "neurons", "mlp", {}),
     "Llama, weights as stored": ("Llama", "neurons", "mlp", {"unpacked": True}),
-    "Llama, two ranks": ("Llama", "neurons", "mlp", {"options": TP, "forked": True, "max_tokens": 5}),
+    "Llama, two ranks": ("Llama", "neurons", "mlp", {"options": TP, "max_tokens": 5}),
     "Qwen2-MoE, shared": ("Qwen2Moe", "shared", "mlp.shared_expert", {}),
 }
 BF16 = "Llama in bfloat16"
@@ -106,7 +106,7 @@ def test_served_equals_edited_by_hand_and_swaps_lead_there_and_back(
 SLOTS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "Llama": ("Llama", "neurons", {}),
     "Qwen2-MoE, shared": ("Qwen2Moe", "shared", {}),
-    "two ranks": ("Llama", "neurons", {"options": TP, "forked": True, "max_tokens": 5}),
+    "two ranks": ("Llama", "neurons", {"options": TP, "max_tokens": 5}),
 }
 
 

@@ -78,7 +78,7 @@ def answers(by_hand: Mapping[str, Path], family_model: Callable[[str], Path]) ->
     arms["GPT-OSS, by hand"] = Arm(str(by_hand["GptOss"]), options=TP)
     for name, arm in arms.items():
         # Two ranks wait for each other by turning in circles, so that every token costs much on few cores.
-        arm.forked, arm.own_experts, arm.prompts, arm.max_tokens = True, True, PROMPTS[:2], 5
+        arm.own_experts, arm.prompts, arm.max_tokens = True, PROMPTS[:2], 5
         arm.settings = {"mask_buffers": name.startswith("PP 2")}
     found = run_arms(*arms.values(), VLLM_WORKER_SHUTDOWN_TIMEOUT_SECONDS="1")
     return dict(zip(arms, found, strict=True))

@@ -98,7 +98,7 @@ def _how_to_ask(options: dict[str, Any]) -> dict[str, Any]:
     """Two ranks wait for each other by turning in circles, so that every token costs much on few cores. Where there are
     few blocks, answers have to be so long that each request needs a second one."""
     if "distributed_executor_backend" in options:
-        return {"forked": True, "own_experts": True, "max_tokens": 5}
+        return {"own_experts": True, "max_tokens": 5}
     return {"max_tokens": options["block_size"]} if "block_size" in options else {}
 
 
