@@ -284,6 +284,15 @@ def test_what_was_not_tried_is_counted(tmp_path: Path, tiny: ModelFolder) -> Non
     assert tried < 24
 
 
+def test_what_the_parts_left_of_the_budget_goes_to_what_nobody_tried(tmp_path: Path, tiny: ModelFolder) -> None:
+    """Singles may use 45 %, and pairs and growth find little to do where each of them is one answer's."""
+    budget = Budget(answers=400)
+    found = search_in(tmp_path, FakeModel(), tiny, every_single(), budget, gains=[0.0], beam=1)
+    assert found.evaluations["rest"] > 0
+    assert found.untried.get("singles", 0) < 24 - found.evaluations["singles"]
+    assert budget.spent_answers <= 400
+
+
 def test_with_room_for_all_nothing_is_left_untried(tmp_path: Path, tiny: ModelFolder) -> None:
     assert search_in(tmp_path, FakeModel(causes=frozenset({CAUSE})), tiny, every_single()).untried == {}
 

@@ -23,7 +23,7 @@ def test_what_the_baseline_left_is_shared_out() -> None:
     budget.spend(0, 40)
     stages.enter("layers", 3)
     assert stages.bound("layers") == pytest.approx(0.4 + 0.6 * SHARES["layers"])
-    assert stages.bound("shrunk") == 1
+    assert stages.bound("rest") == 1
     assert stages.left("singles") == pytest.approx(0.6 * SHARES["singles"])
     budget.spend(0, 10)
     assert (stages.is_over("layers"), stages.is_over("singles")) == (True, False)

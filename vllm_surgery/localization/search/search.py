@@ -15,7 +15,7 @@ from vllm_surgery.localization.candidates import Candidate, distinct
 from vllm_surgery.localization.search.growth import grow, other_gains, pair_parts, pairs, shrink, weaker
 from vllm_surgery.localization.search.halving import ROUNDS, affordable, halve, looks, rungs
 from vllm_surgery.localization.search.measurements import Measurement, pareto_front
-from vllm_surgery.localization.search.stages import BASELINE_SHARE, UNITS
+from vllm_surgery.localization.search.stages import BASELINE_SHARE, REST, UNITS
 from vllm_surgery.patch.units import MASK, UnitBlock
 
 if TYPE_CHECKING:
@@ -117,6 +117,7 @@ class Search:
         self._measured: dict[str, Measurement] = {}
         self._seen: set[str] = set()
         self._refused: set[str] = set()
+        self._planned: dict[str, Sequence[Candidate]] = {}
 
     def run(self) -> SearchResult:
         """Searches until it is done or the budget is used up.
@@ -154,6 +155,7 @@ class Search:
         self._budget.spend(attribution.seconds, 0)
         self.result.attribution = attribution
         self._try(attribution)
+        self._count_untried()
         self.result.measured = list(self._measured.values())
         self._choose()
 
@@ -166,7 +168,10 @@ class Search:
         self.result.kept = blocks_reducing_loops(self.result.layers) or blocks(self._anatomy, self._settings.kinds)
 
     def _try(self, attribution: Attribution) -> None:
-        """Singles, their other gains, sets, pairs; what is best grows, and loses what it doesn't need."""
+        """Singles, their other gains, sets, pairs; what is best grows, and loses what it doesn't need.
+
+        Then those that there had been no room for, if the others left some budget: sets first, which have done most.
+        """
         beam = self._settings.beam
         singles = self._halve("singles", attribution.singles[: self._settings.singles])
         best = [one.candidate for one in singles[:beam]]
@@ -179,6 +184,7 @@ class Search:
         parts = pair_parts(best, attribution.singles, beam)
         self._halve("pairs", pairs(parts))
         self._grow_and_shrink(parts)
+        self._halve(REST, [one for part in ("sets", "singles") for one in self._untried(part)])
 
     def _weaken(self, measures: Sequence[Measurement]) -> None:
         """Edits that leave few loops and cost too much, at lower doses: those with the fewest loops first."""
@@ -186,9 +192,9 @@ class Search:
         ranked = sorted(dear, key=lambda each: (each.loops.looped, *self._rank(each)))
         doses = [weaker(one.candidate, dose) for one in ranked for dose in DOSES]
         fitting = [one for one in doses if one is not None]
+        self._planned["doses"] = fitting
         self._stages.enter("doses", len(fitting))
         self._measure_all("doses", fitting, self._evaluator.full_fidelity)
-        self._count_untried("doses", fitting)
 
     def _grow_and_shrink(self, more: Sequence[Candidate]) -> None:
         start = min(self._measured.values(), key=self._rank, default=None)
@@ -234,19 +240,20 @@ class Search:
 
     def _halve(self, part: str, candidates: Sequence[Candidate], rounds: int = ROUNDS) -> list[Measurement]:
         """Successive halving over as many candidates as the budget has room for."""
+        self._planned[part] = candidates
         fidelities = rungs(self._evaluator.full_fidelity, rounds)
         room = affordable(self._stages.left(part), self._costs(fidelities))
         tried = candidates[:room]
         self._stages.enter(part, looks(len(tried), rounds))
-        found = halve(tried, fidelities, partial(self._measure_all, part), self._rank)
-        self._count_untried(part, candidates)
-        return found
+        return halve(tried, fidelities, partial(self._measure_all, part), self._rank)
 
-    def _count_untried(self, part: str, candidates: Sequence[Candidate]) -> None:
-        """Notes how many of a part's candidates nobody looked at: the budget had no room for them."""
-        untried = {one.id for one in candidates} - self._seen - self._refused
-        if untried:
-            self.result.untried[part] = len(untried)
+    def _untried(self, part: str) -> list[Candidate]:
+        """Those of a part's candidates that nobody looked at: the budget had no room for them."""
+        return [one for one in distinct(self._planned.get(part, [])) if one.id not in self._seen | self._refused]
+
+    def _count_untried(self) -> None:
+        untried = {part: len(self._untried(part)) for part in self._planned if part != REST}
+        self.result.untried = {part: count for part, count in untried.items() if count}
 
     def _measure_all(self, part: str, candidates: Sequence[Candidate], fidelity: Fidelity) -> list[Measurement | None]:
         """A measurement of each, unless the part has used up its share of the budget, or the model can't take it."""

@@ -11,14 +11,14 @@ if TYPE_CHECKING:
 
     from vllm_surgery.localization.search.budget import Budget
 
-BASELINE, UNITS = "baseline", "units"
+BASELINE, UNITS, REST = "baseline", "units", "rest"
 BASELINE_SHARE = 0.25
 """Of the budget. Once it is used the baseline takes no further seed of sampled answers: each costs again with every
 candidate that is measured in full. The greedy answers it takes in any case, since without them there is no search."""
 
 SHARES: Mapping[str, float] = {
     "layers": 0.1, UNITS: 0.25, "singles": 0.45, "gains": 0.52, "sets": 0.7, "doses": 0.83, "pairs": 0.88,
-    "grown": 0.97, "shrunk": 1,
+    "grown": 0.97, "shrunk": 0.99, REST: 1,
 }  # fmt: skip
 """The share of what the baseline left by which each part is done; what one doesn't use the next ones may. Ablating
 layers only guides, and gradients find units without it; sets have done most on the demo model. Rankings ask nothing, so
