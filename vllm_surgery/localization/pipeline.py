@@ -20,7 +20,7 @@ from vllm_surgery.localization.attribution import load_or_compute
 from vllm_surgery.localization.choice import Choice, choose
 from vllm_surgery.localization.held_out import HeldOutResult, TrialContext, evidence, run_held_out_trial
 from vllm_surgery.localization.ranking.ranker import Ranker
-from vllm_surgery.localization.search.budget import Budget
+from vllm_surgery.localization.search.budget import Asked, Budget
 from vllm_surgery.localization.search.evaluator import CandidateEvaluator, EvalContext
 from vllm_surgery.localization.search.search import Search, SearchResult
 from vllm_surgery.localization.search.stages import BASELINE, Stages
@@ -178,7 +178,7 @@ class Progress:
         """The same for rankings, which take time and no answers."""
         now = time.monotonic()
         self._ranking_since = now if self._ranking_since is None else self._ranking_since
-        self._budget.note(now - self._ranking_since, 0)
+        self._budget.note(now - self._ranking_since, Asked())
         self(what)
 
 

@@ -9,13 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests.evaluation.fake_server import LOOP, SOUND
 from tests.localization.fake import BATCH, PROBES, FakeModel, candidate, lab_in, neuron, settings_in
 from vllm_surgery.errors import EngineError, MismatchError
 from vllm_surgery.evaluation.analysis.outcomes import loops
-from vllm_surgery.localization.search.budget import Budget
+from vllm_surgery.localization.search.budget import Asked, Budget
 from vllm_surgery.localization.search.evaluator import CandidateEvaluator, Fidelity
 from vllm_surgery.localization.search.measurements import Measurement
 from vllm_surgery.localization.search.spending import SPENT_FILE
+from vllm_surgery.localization.settings import GREEDY
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -130,9 +132,22 @@ def test_every_look_is_charged_once(tmp_path: Path) -> None:
     budget = Budget(answers=ROOM)
     passed = walk(lab_of(tmp_path, looping(), budget), budget)
     spent = [PROBES + TASKS, PROBES, 6, 6, 6, JOBS - 12 + TASKS]
-    assert [used * ROOM for _, used in passed] == pytest.approx([sum(spent[: n + 2]) for n in range(5)])
-    lines = (tmp_path / "search" / SPENT_FILE).read_text().splitlines()
-    assert [json.loads(line)["answers"] for line in lines] == spent
+    weighed = [one - (TASKS if n in {0, 5} else 0) * (1 - budget.task_weight) for n, one in enumerate(spent)]
+    assert [used * ROOM for _, used in passed] == pytest.approx([sum(weighed[: n + 2]) for n in range(5)])
+    lines = [json.loads(line) for line in (tmp_path / "search" / SPENT_FILE).read_text().splitlines()]
+    assert [line["answers"] for line in lines] == spent
+    assert [line["tasks"] for line in lines] == [TASKS, 0, 0, 0, 0, TASKS]
+
+
+def test_an_answer_to_a_task_counts_by_how_long_the_unpatched_models_are(tmp_path: Path) -> None:
+    """Two of three lists loop."""
+    budget = Budget(answers=ROOM)
+    evaluator = lab_of(tmp_path, looping(), budget)
+    records = [record for record in evaluator.baseline() if record.key.cell == GREEDY]
+    assert {len(record.token_ids) for record in records} == {len(LOOP), len(SOUND)}
+    lists = sum(len(record.token_ids) for record in records) / PROBES
+    assert budget.task_weight == pytest.approx(len(SOUND) / lists)
+    assert budget.used * ROOM == pytest.approx(JOBS + TASKS * len(SOUND) / lists)
 
 
 def test_what_is_known_is_charged_as_it_was_and_nothing_is_asked(tmp_path: Path) -> None:
@@ -224,8 +239,9 @@ def test_what_is_under_way_moves_the_budgets_place_and_is_counted_once(tmp_path:
     places: list[float] = []
     evaluator._context = replace(evaluator._context, report=lambda *_: places.append(budget.used_so_far * ROOM))
     evaluator.baseline()
-    assert places == pytest.approx([8, 16, 24, 28])
-    assert budget.used * ROOM == pytest.approx(28)
+    tasks = TASKS * budget.task_weight
+    assert places == pytest.approx([8, 16, 20 + tasks, 24 + tasks])
+    assert budget.used * ROOM == pytest.approx(24 + tasks)
 
 
 def test_the_baseline_takes_no_further_seed_once_its_share_is_used_up(tmp_path: Path) -> None:
@@ -315,7 +331,7 @@ def test_a_batch_that_was_killed_goes_on_and_each_candidate_is_charged_once(tmp_
         evaluator.measure_all(MANY, Fidelity(6, 1))
     again = lab_of(tmp_path / "parts", rest, parts)
     again.baseline()
-    assert [again.answers_missing(one, Fidelity(6, 1)) for one in MANY] == [6] * 4
+    assert [again.answers_missing(one, Fidelity(6, 1)) for one in MANY] == [Asked(6)] * 4
     assert again.measure_all(MANY, Fidelity(6, 1)) == wanted
     assert parts.spent_answers == whole.spent_answers == len(killed.asked) + len(rest.asked)
 

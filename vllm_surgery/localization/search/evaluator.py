@@ -9,8 +9,9 @@ from __future__ import annotations
 import math
 import random
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from dataclasses import asdict, dataclass, replace
+from statistics import fmean
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias
 
 from vllm_surgery.errors import CannotSwapError, PatchError
@@ -21,13 +22,14 @@ from vllm_surgery.evaluation.backends.base import Text
 from vllm_surgery.evaluation.drift import Drift, drift
 from vllm_surgery.evaluation.records import Record, append_lines, read_lines
 from vllm_surgery.evaluation.trial import Trial, TrialFolder, record_of
+from vllm_surgery.localization.search.budget import Asked
 from vllm_surgery.localization.search.measurements import Cost, LoopChange, Measurement, loops_by_either
 from vllm_surgery.localization.search.spending import Spending
 from vllm_surgery.localization.settings import GREEDY, SIDE
 from vllm_surgery.patch.patch_set import NO_PATCH
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
     from pathlib import Path
 
     from vllm_surgery.evaluation.backends.base import Backend, Job, TokenLogprobs
@@ -111,7 +113,9 @@ class CandidateEvaluator:
         lines = read_lines(context.folder / DRIFTS_FILE)
         self._drifts = {(line["candidate"], line["set"], line["text"]): _drift(line) for line in lines}
         self._logprobs: dict[tuple[str, str, str], TokenLogprobs] = self._kept.logprobs()
-        self.spending = Spending(context.folder, budget, {name: len(known) for name, known in self._answers.items()})
+        self.spending = Spending(
+            context.folder, budget, {name: _asked(known.values()) for name, known in self._answers.items()}
+        )
         every = self.trial.jobs(self.trial.arms[0])
         self.jobs = [job for job in every if job.key.cell != SIDE]
         self.left_out = 0
@@ -154,12 +158,19 @@ class CandidateEvaluator:
         fidelity = self.full_fidelity
         if not self.spending.knows(NO_PATCH, fidelity):
             started, told = time.monotonic(), self._told("baseline", every + len(self.task_jobs))
-            wanted = self._wanted({NO_PATCH: None}, fidelity)
+            wanted, asked = self._wanted({NO_PATCH: None}, fidelity), {NO_PATCH: Asked()}
             if any(wanted):
                 patch = self._context.backend.serve(unpatched())
-                self._ask({NO_PATCH: patch}, wanted, None, told)
-            self.spending.write({NO_PATCH: len(wanted[0])}, fidelity, time.monotonic() - started)
+                asked = self._ask({NO_PATCH: patch}, wanted, None, told)
+            self.spending.write(asked, fidelity, time.monotonic() - started)
+        self._budget.task_weight = self._task_weight()
         self.spending.pay(NO_PATCH, fidelity)
+
+    def _task_weight(self) -> float:
+        """Of the unpatched model's greedy answers, how long one to a task is beside one to a probe for loops."""
+        greedy = [job for job in self.jobs if job.key.cell == GREEDY]
+        tasks, lists = ([len(one.token_ids) for one in self._of(NO_PATCH, jobs)] for jobs in (self.task_jobs, greedy))
+        return fmean(tasks) / fmean(lists) if tasks and any(lists) else 1.0
 
     def _in_telling_order(self, greedy: list[Job]) -> list[Record]:
         known = self._answers[NO_PATCH]
@@ -206,12 +217,12 @@ class CandidateEvaluator:
                 self.spending.pay(one.id, fidelity)
         return [refused.get(one.id) or self._measurement(one, fidelity) for one in candidates]
 
-    def answers_missing(self, candidate: Candidate, fidelity: Fidelity) -> int:
-        """How many answers a measurement will be charged with."""
+    def answers_missing(self, candidate: Candidate, fidelity: Fidelity) -> Asked:
+        """The answers that a measurement will be charged with."""
         if self.spending.knows(candidate.id, fidelity):
             return self.spending.unpaid(candidate.id, fidelity)
         jobs, _ = self._wanted({candidate.id: None}, fidelity)
-        return len(jobs) + self.spending.owed(candidate.id)
+        return _asked(jobs).plus(self.spending.owed(candidate.id))
 
     def _measurement(self, candidate: Candidate, fidelity: Fidelity) -> Measurement:
         jobs = self.jobs[: fidelity.answers]
@@ -263,22 +274,23 @@ class CandidateEvaluator:
     def _swapped_in(self, candidate: Candidate, fidelity: Fidelity, why: str | None) -> None:
         started = time.monotonic()
         wanted = self._wanted({candidate.id: None}, fidelity)
-        asked = {candidate.id: 0}
+        asked = {candidate.id: Asked()}
         if any(wanted):
             patch = self._context.backend.serve(self._arm(candidate))
             asked = self._ask({candidate.id: patch}, wanted, "swap", self._told(str(candidate), len(wanted[0])))
         seconds = time.monotonic() - started
         self.spending.write(asked, fidelity, seconds, "swap", why)
 
-    def _told(self, what: str, answers: int) -> Callable[[int], None]:
+    def _told(self, what: str, answers: int) -> Callable[[Asked], None]:
         """Tells of answers as they come, of so many in all."""
-        started, came = time.monotonic(), 0
+        started, came = time.monotonic(), Asked()
 
-        def tell(more: int) -> None:
+        def tell(more: Asked) -> None:
             nonlocal came
-            came += more
+            came = came.plus(more)
             self._budget.note(time.monotonic() - started, came)
-            self._context.report(f"{what}, {came} of {answers} answers", more / answers if answers else 0.0)
+            done = more.answers / answers if answers else 0.0
+            self._context.report(f"{what}, {came.answers} of {answers} answers", done)
 
         return tell
 
@@ -302,10 +314,10 @@ class CandidateEvaluator:
         patches: Mapping[str, str | None],
         wanted: tuple[Sequence[Job], Sequence[Text]],
         way: Way | None,
-        told: Callable[[int], None],
-    ) -> dict[str, int]:
-        """Asks under patches that are served; gives how many answers each of them gave."""
-        asked, (jobs, texts) = dict.fromkeys(patches, 0), wanted
+        told: Callable[[Asked], None],
+    ) -> dict[str, Asked]:
+        """Asks under patches that are served; gives the answers that each of them gave."""
+        asked, (jobs, texts) = dict.fromkeys(patches, Asked()), wanted
         for answered in self._context.backend.answer(jobs):
             records = [
                 record_of(job, completion, patches[job.key.arm], self._context.table, way)
@@ -314,8 +326,8 @@ class CandidateEvaluator:
             self._kept.add(records)
             for record in records:
                 self._answers[record.key.arm][_pair_key(record)] = record
-                asked[record.key.arm] += 1
-            told(len(records))
+                asked[record.key.arm] = asked[record.key.arm].plus(_asked([record]))
+            told(_asked(records))
         for text, logprobs in self._context.backend.logprobs(texts):
             self._keep(*text.key, logprobs)
         return asked
@@ -341,6 +353,12 @@ class CandidateEvaluator:
 
 def _pair_key(record: Record) -> PairKey:
     return PairKey(*record.key[1:])
+
+
+def _asked(answers: Iterable[Job | Record]) -> Asked:
+    """How many there are of each kind."""
+    tasks = Counter(one.key.cell == SIDE for one in answers)
+    return Asked(tasks[False], tasks[True])
 
 
 def _drift(line: Mapping[str, Any]) -> Drift:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from vllm_surgery.evaluation.analysis.outcomes import Rates
 from vllm_surgery.evaluation.analysis.verdict import MIN_RATE_DROP
 from vllm_surgery.localization.candidates import Candidate, distinct
+from vllm_surgery.localization.search.budget import Asked
 from vllm_surgery.localization.search.growth import grow, other_gains, pair_parts, pairs, shrink, weaker
 from vllm_surgery.localization.search.halving import ROUNDS, affordable, halve, looks, rungs
 from vllm_surgery.localization.search.measurements import Measurement, pareto_front
@@ -145,14 +146,14 @@ class Search:
     def _costs(self, fidelities: Sequence[Fidelity]) -> list[float]:
         """The share of the budget that a candidate costs in each round, beside what earlier rounds know of it."""
         tasks = len(self._evaluator.task_jobs)
-        known = [0, *(one.answers + (tasks if one.tasks else 0) for one in fidelities)]
-        return [self._budget.after(more - less) - self._budget.used for less, more in pairwise(known)]
+        known = [Asked(), *(Asked(one.answers, tasks if one.tasks else 0) for one in fidelities)]
+        return [self._budget.after(more.minus(less)) - self._budget.used for less, more in pairwise(known)]
 
     def _look_for_units(self, records: Sequence[Record]) -> None:
         self._ablate_layers()
         self._stages.enter(UNITS, 1)
         attribution = self._attribute(records, self.result.kept, self._stages.seconds_left(UNITS))
-        self._budget.spend(attribution.seconds, 0)
+        self._budget.spend(attribution.seconds, Asked())
         self.result.attribution = attribution
         self._try(attribution)
         self._count_untried()
@@ -284,12 +285,12 @@ class Search:
         made = self._evaluator.spending.batch_of
         if (batch := made(left[0].id, fidelity)) is not None:
             return list(takewhile(lambda one: made(one.id, fidelity) == batch, left))
-        group, answers = left[:1], self._evaluator.answers_missing(left[0], fidelity)
+        group, asked = left[:1], self._evaluator.answers_missing(left[0], fidelity)
         for one in left[1 : self._evaluator.room]:
-            if self._budget.after(answers) >= self._stages.bound(part) or made(one.id, fidelity) is not None:
+            if self._budget.after(asked) >= self._stages.bound(part) or made(one.id, fidelity) is not None:
                 break
             group = [*group, one]
-            answers += self._evaluator.answers_missing(one, fidelity)
+            asked = asked.plus(self._evaluator.answers_missing(one, fidelity))
         return list(group)
 
     def _ranked(self, measures: Sequence[Measurement]) -> list[Measurement]:

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from vllm_surgery.evaluation.records import append_lines, read_lines
+from vllm_surgery.localization.search.budget import Asked
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -27,6 +28,8 @@ class Spent:
     """Cost of one measurement.
 
     Attributes:
+        answers: that were made for it.
+        tasks: how many of them are to tasks.
         batch: number of the batch in which it was made, beside others.
         way: how the candidate came to its answers; None for the unpatched model.
         why: no slot could hold it, where it was swapped in for that.
@@ -37,6 +40,12 @@ class Spent:
     batch: int = 0
     way: Way | None = None
     why: str | None = None
+    tasks: int = 0
+
+    @property
+    def asked(self) -> Asked:
+        """The answers, by kind."""
+        return Asked(self.answers - self.tasks, self.tasks)
 
 
 class Spending:
@@ -45,19 +54,18 @@ class Spending:
     Args:
         folder: of the search.
         budget: that is charged.
-        known: by candidate, how many answers there are already. Some may be of measurements in the middle of which a
+        known: by candidate, the answers that there are already. Some may be of measurements in the middle of which a
             search was killed.
     """
 
-    def __init__(self, folder: Path, budget: Budget, known: Mapping[str, int]) -> None:
+    def __init__(self, folder: Path, budget: Budget, known: Mapping[str, Asked]) -> None:
         self._file, self._budget = folder / SPENT_FILE, budget
         self._spent = {(line["candidate"], *line["look"]): _spent(line) for line in read_lines(self._file)}
         self._batches = max((spent.batch for spent in self._spent.values()), default=0)
         self._paid: set[Look] = set()
-        owed = Counter(known)
+        self._owed = dict(known)
         for (name, *_), spent in self._spent.items():
-            owed[name] -= spent.answers
-        self._owed = +owed
+            self._owed[name] = self.owed(name).minus(spent.asked)
 
     def knows(self, name: str, look: Look) -> bool:
         """Whether a measurement was made."""
@@ -68,16 +76,16 @@ class Spending:
         key = (name, *look)
         if key not in self._paid:
             self._paid.add(key)
-            self._budget.spend(self._spent[key].seconds, self._spent[key].answers)
+            self._budget.spend(self._spent[key].seconds, self._spent[key].asked)
 
-    def unpaid(self, name: str, look: Look) -> int:
+    def unpaid(self, name: str, look: Look) -> Asked:
         """The answers that the budget will be charged with for a measurement that was made."""
         key = (name, *look)
-        return 0 if key in self._paid else self._spent[key].answers
+        return Asked() if key in self._paid else self._spent[key].asked
 
-    def owed(self, name: str) -> int:
+    def owed(self, name: str) -> Asked:
         """Answers that were made before a kill, and that the next measurement of a candidate will be charged with."""
-        return self._owed[name]
+        return self._owed.get(name, Asked())
 
     def batch_of(self, name: str, look: Look) -> int | None:
         """The batch in which a measurement was made before the search was stopped; None where it wasn't made."""
@@ -85,32 +93,32 @@ class Spending:
         return self._spent[key].batch if key in self._spent and key not in self._paid else None
 
     def write(
-        self, asked: Mapping[str, int], look: Look, seconds: float, way: Way | None = None, why: str | None = None
+        self, asked: Mapping[str, Asked], look: Look, seconds: float, way: Way | None = None, why: str | None = None
     ) -> None:
         """Notes what each measurement of a batch cost: its own answers, and as much of the time.
 
         Args:
-            asked: by candidate, how many answers it gave.
+            asked: by candidate, the answers that it gave.
             look: how closely they were measured.
             seconds: of the whole batch.
             way: see `Spent`.
             why: see `Spent`.
         """
-        total, lines = sum(asked.values()), []
+        total, lines = sum(one.answers for one in asked.values()), []
         self._batches += 1
-        for name, answers in asked.items():
-            share = answers / total if total else 1 / len(asked)
-            took, made = self._with_owed(name, share * seconds, answers)
-            spent = self._spent[name, *look] = Spent(took, made, self._batches, way, why)
+        for name, one in asked.items():
+            share = one.answers / total if total else 1 / len(asked)
+            took, made = self._with_owed(name, share * seconds, one)
+            spent = self._spent[name, *look] = Spent(took, made.answers, self._batches, way, why, made.tasks)
             lines.append({"candidate": name, "look": look, **asdict(spent)})
         append_lines(self._file, lines)
 
-    def _with_owed(self, name: str, seconds: float, answers: int) -> tuple[float, int]:
+    def _with_owed(self, name: str, seconds: float, asked: Asked) -> tuple[float, Asked]:
         """Cost of a measurement, with what was done of it before a kill; how long that took is no longer known."""
-        owed = self._owed.pop(name, 0)
+        owed = self._owed.pop(name, Asked())
         took = seconds + sum(spent.seconds for spent in self._spent.values())
-        made = answers + sum(spent.answers for spent in self._spent.values())
-        return seconds + (owed * took / made if made else 0.0), answers + owed
+        made = asked.answers + sum(spent.answers for spent in self._spent.values())
+        return seconds + (owed.answers * took / made if made else 0.0), asked.plus(owed)
 
     @property
     def ways(self) -> dict[Way, int]:
