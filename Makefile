@@ -23,7 +23,8 @@ EVIDENCE_OPTIONS := --shams 3 --seeds 2 --max-tokens 256 --concurrency 24 --exac
 	$(addprefix --probes ,paper lists:held-out healthy short skills text)
 # A search that two quiet cores do in about two hours. Counted in answers, so that the same search comes out wherever it
 # runs; its answers are short, those of the choice and of the trial long.
-SEARCH_OPTIONS := --budget 3600g --first 24 --seeds 1 --max-tokens 192 --choice-tokens 512 \
+SEARCH_OPTIONS := --budget 800g --first 24 --seeds 0 --max-tokens 192 --singles 32 --sets 24 \
+	--choice-first 16 --choice-tokens 256 --held-out-first 64 --held-out-seeds 0 --shams 1 \
 	--dtype float32 --max-model-len 2048 --kv-cache-memory-bytes 1073741824
 # More options of `vllm serve`.
 ARGS ?=
@@ -161,10 +162,12 @@ evidence: trial
 	$(TRIAL) --out $(VENV)/paper-$(FAMILY) --paper $(ARGS)
 endif
 
+# All cores: by itself vLLM leaves one of them alone.
+search: CORES = $(shell getconf _NPROCESSORS_ONLN)
 search: EXTRAS = --extra test
 search: family-model
-	OMP_NUM_THREADS=1 $(BIN)/vllm-surgery localize $(FOLDER_$(FAMILY)) --out $(VENV)/search-$(FAMILY) \
-		--name $(notdir $(FOLDER_$(FAMILY)))-noloop $(FORM_$(FAMILY)) $(SEARCH_OPTIONS) $(ARGS)
+	OMP_NUM_THREADS=$(CORES) VLLM_CPU_OMP_THREADS_BIND=nobind $(BIN)/vllm-surgery localize $(FOLDER_$(FAMILY)) \
+		--out $(VENV)/search-$(FAMILY) --name $(notdir $(FOLDER_$(FAMILY)))-noloop $(FORM_$(FAMILY)) $(SEARCH_OPTIONS) $(ARGS)
 
 schema: install
 	$(BIN)/vllm-surgery schema > patches/schema.json
