@@ -45,6 +45,25 @@ def test_an_edit_that_costs_too_much_is_no_finalist() -> None:
     assert [one.candidate.units for one in finalists_of(measured, SETTINGS)] == [2]
 
 
+def test_an_edit_that_does_nothing_where_it_was_found_is_no_finalist() -> None:
+    measured = [measure_of(many(1), 8), measure_of(many(2), 10), measure_of(many(5), 11)]
+    assert {one.loops.base for one in measured} == {10}
+    assert [one.candidate.units for one in finalists_of(measured, SETTINGS)] == [1]
+
+
+def sham(looped: int) -> Measurement:
+    return measure_of(candidate(neuron(2, 2)), looped, base=50, answers=100)
+
+
+def test_an_edit_that_does_no_more_than_its_sham_is_not_taken() -> None:
+    chosen, why = _best([finalist(1, 30, sham(30)), finalist(2, 20, sham(19))], SETTINGS)
+    assert chosen is None
+    assert why == "on the choice's probes no edit within the bounds leaves fewer answers in a loop than its sham"
+    chosen, why = _best([finalist(1, 30, sham(31)), finalist(2, 20, sham(19))], SETTINGS)
+    assert chosen is not None
+    assert (chosen.found.candidate.units, why) == (1, None)
+
+
 @pytest.mark.parametrize(
     ("loops", "units"),
     [
@@ -83,11 +102,11 @@ def test_each_finalist_is_measured_beside_a_sham_of_its_size(tmp_path: Path, tin
         (True, True),
         (False, True),
     ]
-    (sham,) = (one.sham for one in choice.finalists if one.found.candidate == cure)
-    assert sham is not None
-    ((unit, gain),) = sham.candidate.gains
+    (beside,) = (one.sham for one in choice.finalists if one.found.candidate == cure)
+    assert beside is not None
+    ((unit, gain),) = beside.candidate.gains
     assert isinstance(unit, Unit)
-    assert (unit.layer, gain, sham.loops.looped) == (CAUSE.layer, 0.0, sham.loops.base)
+    assert (unit.layer, gain, beside.loops.looped) == (CAUSE.layer, 0.0, beside.loops.base)
     assert unit != CAUSE
 
 

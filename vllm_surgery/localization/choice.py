@@ -80,8 +80,13 @@ class Choice:
 
 
 def finalists_of(measured: Sequence[Measurement], settings: SearchSettings) -> list[Measurement]:
-    """The best edit of each size, and the best of all, within the bounds of a search's probes; by number of units."""
-    ranked = sorted((one for one in measured if not one.excess(settings)), key=lambda one: one.rank(settings))
+    """The best edit of each size, and the best of all, by number of units.
+
+    Of those within the bounds of a search's probes that leave fewer loops there: what does nothing where it was found
+    and something elsewhere owes that to chance.
+    """
+    helping = (one for one in measured if not one.excess(settings) and one.loops.looped < one.loops.base)
+    ranked = sorted(helping, key=lambda one: one.rank(settings))
     kept = ranked[:BEST_OF_ALL]
     least = 1
     for most in SIZES:
@@ -154,16 +159,23 @@ def _measured(
 
 
 def _best(finalists: Sequence[Finalist], settings: SearchSettings) -> tuple[Finalist | None, str | None]:
-    """Of the finalists within the bounds the smallest that leaves hardly more loops than the best; or why none is."""
-    allowed = [one for one in finalists if not one.chosen_by.excess(settings)]
-    if not allowed:
+    """Of the finalists that help the smallest that leaves hardly more loops than the best; or why there is none.
+
+    An edit helps that stays within the bounds and leaves fewer loops than its sham: what random units do as well isn't
+    worth the held-out probes, which can be asked once.
+    """
+    within = [one for one in finalists if not one.chosen_by.excess(settings)]
+    if not within:
         return None, "no edit that was found stays within the bounds of its side effects on the choice's probes"
-    best = min(allowed, key=lambda one: one.chosen_by.rank(settings)).chosen_by.loops
+    allowed = [one for one in within if one.sham is None or one.chosen_by.loops.looped < one.sham.loops.looped]
+    best = min(allowed or within, key=lambda one: one.chosen_by.rank(settings)).chosen_by.loops
     if best.base - best.looped < max(1, MIN_RATE_DROP * best.answers):
         return None, (
             f"on the choice's probes the best edit leaves {best.looped} of {best.answers} answers in a loop, the "
             f"unpatched model {best.base}"
         )
+    if not allowed:
+        return None, "on the choice's probes no edit within the bounds leaves fewer answers in a loop than its sham"
     most = best.looped + MIN_GAIN * best.answers
     near = [one for one in allowed if one.chosen_by.loops.looped <= most]
     return min(near, key=lambda one: (one.found.candidate.units, one.chosen_by.rank(settings))), None
