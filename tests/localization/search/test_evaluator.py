@@ -172,6 +172,19 @@ def test_a_walk_that_was_killed_goes_on_as_if_it_had_not_been(tmp_path: Path, st
     assert sorted(killed.compared + rest.compared) == sorted(model.compared)
 
 
+def test_a_search_of_an_older_version_that_goes_on_owes_nothing_less_than_nothing(tmp_path: Path) -> None:
+    """It didn't write down which answers were to tasks."""
+    lab_of(tmp_path, looping(), seeds=0).baseline()
+    file = tmp_path / "search" / SPENT_FILE
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    file.write_text("".join(json.dumps({key: one[key] for key in one if key != "tasks"}) + "\n" for one in lines))
+    budget = Budget(answers=ROOM)
+    evaluator = lab_of(tmp_path, FakeModel(stop_after=0), budget, seeds=0)
+    assert evaluator.spending.owed("none") == Asked(0, TASKS)
+    evaluator.baseline()
+    assert budget.spent == Asked(PROBES + TASKS)
+
+
 def test_answers_before_a_kill_are_charged_when_the_measurement_ends(tmp_path: Path) -> None:
     killed, budget = looping(), Budget(seconds=3600, answers=ROOM)
     killed.stop_after = 3 * BATCH

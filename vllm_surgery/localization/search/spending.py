@@ -65,7 +65,9 @@ class Spending:
         self._paid: set[Look] = set()
         self._owed = dict(known)
         for (name, *_), spent in self._spent.items():
-            self._owed[name] = self.owed(name).minus(spent.asked)
+            left = self.owed(name).minus(spent.asked)
+            # A version before this one didn't write down which answers were to tasks.
+            self._owed[name] = Asked(max(0, left.lists), max(0, left.tasks))
 
     def knows(self, name: str, look: Look) -> bool:
         """Whether a measurement was made."""
