@@ -1,8 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How many neurons of the edits that a search measured in full are also in a patch, and are changed in the same direction.
+"""How many neurons of a search's edits are also in another edit, and are changed in the same direction.
 
     python -m tests.benchmarks.shared_units --model DIR --patch FILE search.json ...
+    python -m tests.benchmarks.shared_units --model DIR --search search.json search.json ...
 
+With a patch, of the edits that each search measured in full. With a search, of the sets that each search ranked, every
+one beside the set of that search that is most like it; a `ranking.json` of a search that hasn't ended does as well.
 Beside it stands what chance would give: a hypergeometric tail over the model's neurons, with no regard to layers.
 """
 
@@ -21,14 +24,14 @@ from vllm_surgery.patch.files import load_patch
 from vllm_surgery.patch.units import Unit
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from vllm_surgery import Patch
     from vllm_surgery.patch.units import Gain
 
 Gains = dict[Unit, Any]
 
-HEAD = ["search", "neurons of the edit", "also in the patch", "by chance", "p", "in the same direction"]
+HEAD = ["search", "neurons of the edit", "also in the other", "by chance", "p", "in the same direction"]
 
 
 def gains_of(patch: Patch, widths: Mapping[int, int]) -> dict[Unit, Gain]:
@@ -48,8 +51,20 @@ def edits_of_search(data: dict[str, Any]) -> list[Gains]:
     return [edit for edit in edits if all(unit.kind == "neurons" for unit in edit)]
 
 
+def sets_of_ranking(data: dict[str, Any]) -> list[Gains]:
+    """The sets that a search would try, of neurons alone."""
+    every = [one["gains"] for one in data.get("attribution", data)["sets"]]
+    sets = [{Unit(*place): gain for *place, gain in gains} for gains in every]
+    return [one for one in sets if all(unit.kind == "neurons" for unit in one)]
+
+
+def most_like(edit: Gains, others: Sequence[Gains]) -> Gains:
+    """The one with the most units in common, as a share of those of both (Jaccard's index)."""
+    return max(others, key=lambda one: len(edit.keys() & one.keys()) / len(edit.keys() | one.keys()))
+
+
 def row(name: str, edit: Gains, patch: Gains, neurons: int) -> list[str]:
-    """What one edit has in common with the patch."""
+    """What one edit has in common with a patch, or another edit."""
     both = edit.keys() & patch.keys()
     same = sum((edit[place] > 1) == (patch[place] > 1) for place in both)
     chance = len(edit) * len(patch) / neurons
@@ -60,17 +75,21 @@ def row(name: str, edit: Gains, patch: Gains, neurons: int) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.shared_units")
     parser.add_argument("--model", type=Path, required=True)
-    parser.add_argument("--patch", required=True)
+    other = parser.add_mutually_exclusive_group(required=True)
+    other.add_argument("--patch")
+    other.add_argument("--search", type=Path)
     parser.add_argument("searches", nargs="+", type=Path)
     args = parser.parse_args()
     widths = ModelFolder(args.model).anatomy.widths()
-    patch = gains_of(load_patch(args.patch), widths)
-    rows = [
-        row(file.parent.name, edit, patch, sum(widths.values()))
-        for file in args.searches
-        for edit in edits_of_search(json.loads(file.read_text()))
-    ]
-    print("\n".join(table(HEAD, rows)))
+    found = [(file.parent.name, json.loads(file.read_text())) for file in args.searches]
+    if args.patch:
+        patch = gains_of(load_patch(args.patch), widths)
+        pairs = [(name, edit, patch) for name, data in found for edit in edits_of_search(data)]
+    else:
+        others = sets_of_ranking(json.loads(args.search.read_text()))
+        pairs = [(name, edit, most_like(edit, others)) for name, data in found for edit in sets_of_ranking(data)]
+    neurons = sum(widths.values())
+    print("\n".join(table(HEAD, [row(name, edit, beside, neurons) for name, edit, beside in pairs])))
 
 
 if __name__ == "__main__":
