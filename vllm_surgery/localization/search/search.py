@@ -250,7 +250,7 @@ class Search:
 
     def _untried(self, part: str) -> list[Candidate]:
         """Those of a part's candidates that nobody looked at: the budget had no room for them."""
-        return [one for one in distinct(self._planned.get(part, [])) if one.id not in self._seen | self._refused]
+        return [one for one in distinct(self._planned[part]) if one.id not in self._seen | self._refused]
 
     def _count_untried(self) -> None:
         untried = {part: len(self._untried(part)) for part in self._planned if part != REST}
