@@ -175,3 +175,12 @@ def test_a_step_without_patches_after_one_with_them_is_written() -> None:
     assert not made.slots[:5].any()
     assert not made.any
     assert made.slots.data_ptr() == place
+
+
+def test_a_long_step_without_patches_finds_nothing_of_one_that_had_them() -> None:
+    """Compiled code reads the slots at every step, those that wrote nothing too."""
+    made, layer = TokenSlots(8, CPU), linear()
+    install_neurons(layer, 3, made, traced=True, shared=False).write(1, GAINS)
+    for slots, counts in (([1], [4]), ([1], [1]), ([0], [1]), ([0], [4])):
+        made.step(np.array(slots), np.array(counts))
+    assert torch.equal(layer.quant_method.apply(layer, activations()), activations())

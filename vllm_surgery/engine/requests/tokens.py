@@ -18,8 +18,9 @@ SPARE_TOKENS = 512
 class TokenSlots:
     """The slot of each token of a step.
 
-    Compiled code and CUDA graphs hold `slots`, so it is written in place. Behind a step's tokens it keeps what was
-    there before: padding may have any slot.
+    Compiled code and CUDA graphs hold `slots`, so it is written in place. Behind the tokens of a step of which any has
+    a slot it keeps what was there before: padding may have any. After such steps all are 0 until a token has a slot
+    again, since steps without one write nothing, however many tokens they have.
 
     Args:
         most: tokens in a step.
@@ -43,7 +44,9 @@ class TokenSlots:
             counts: tokens of each request in this step.
         """
         was, self.any = self.any, bool(slots.any())
-        if not self.any and not was:
+        if not self.any:
+            if was:
+                self.slots.zero_()
             return
         tokens = torch.from_numpy(np.repeat(slots, counts))
         if self.slots.device.type != "cpu":
