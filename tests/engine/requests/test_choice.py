@@ -112,7 +112,10 @@ def test_what_a_request_was_admitted_with_is_read_back() -> None:
 
 def test_without_a_patch_a_request_keeps_its_own_salt() -> None:
     assert salted("", None) is None
-    assert salted("", "mine") == "mine"
+    assert salted("", "mine") == salted("", "mine") != salted("", "other")
+    digest = "a" * 64
+    given = [salted(digest, None), salted(digest, "mine"), f"{digest}|", f"|{digest}", digest, ""]
+    assert not {salted("", salt) for salt in given} & {salted(digest, salt) for salt in (None, *given)}
 
 
 @given(st.text(), st.text())

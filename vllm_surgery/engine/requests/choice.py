@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 PINNED_KEY = "vllm_surgery_patch"
 """The key that takes its place at admission: the patch's digest, empty for none. From then on nothing changes it."""
 
+SHARED = "shares"
+"""The id that is active where the default is drawn. No patch has it for an id, since ids have a digest."""
+
 _DRAWS = float(1 << 64)
 
 
@@ -167,10 +170,11 @@ def salted(digest: str, salt: str | None) -> str | None:
         salt: the request's own, if it has one.
 
     Returns:
-        None where there is neither. As hex, since what a digest and a salt are joined by could stand in a salt.
+        None where there is neither. Hashed, a request's own too: what it gives as its salt could be what another has by
+        its patch.
     """
-    if not digest:
-        return salt
+    if not digest and salt is None:
+        return None
     return hashlib.sha256(f"{digest}|{salt or ''}".encode("utf-8", "surrogatepass")).hexdigest()
 
 
