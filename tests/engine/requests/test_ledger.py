@@ -308,12 +308,69 @@ def test_while_the_weights_hold_a_patch_no_request_is_without_it(ledger: Ledger)
 
 def test_the_ranks_heed_what_the_weights_hold(ledger: Ledger, engine: Engine) -> None:
     held: list[str] = []
+    change(ledger, fill("a"), shares={"a": 1.0})
+    change(ledger, unpatched=False)
     ledger.call = lambda _method, digest: held.append(digest) or [{"ok": True}]  # type: ignore[func-returns-value]
     assert ledger.answer("hold", "", {"digest": "digest of a"}) == {"ok": True}
     assert (held, ledger.state()["held"]) == (["digest of a"], "digest of a")
     ledger.call = lambda _method, _digest: [{"ok": False, "kind": "EngineError", "error": "gone"}]
     assert ledger.answer("hold", "", {"digest": ""})["error"] == "rank 0: gone"
     assert ledger.held == "digest of a"
+
+
+def test_weights_do_not_come_to_hold_one_of_several_choices(ledger: Ledger) -> None:
+    change(ledger, fill("a"), shares={"a": 1.0})
+    with pytest.raises(ConflictError, match="slots were changed while the weights were written; they offer none, a"):
+        ledger.hold("digest of a")
+    change(ledger, fill("b"), unpatched=False)
+    with pytest.raises(ConflictError, match="they offer a, b"):
+        ledger.hold("digest of a")
+    assert not ledger.held
+
+
+def test_while_weights_hold_a_patch_nothing_else_can_be_offered(ledger: Ledger) -> None:
+    change(ledger, fill("a"), shares={"a": 1.0})
+    ledger.held = "digest of a"
+    with pytest.raises(ConflictError, match="the weights hold a patch"):
+        change(ledger, unpatched=True)
+
+
+# Claims: whoever writes weights has the slots to itself.
+
+
+def test_only_its_owner_changes_what_is_claimed(ledger: Ledger) -> None:
+    ledger.claim("mine")
+    ledger.claim("mine")
+    with pytest.raises(ConflictError, match="another swap is running"):
+        ledger.claim("other")
+    for refused in (Change((fill("a"),)), Change((fill("a"),), claim="other"), Change(unpatched=True)):
+        with pytest.raises(ConflictError, match="another swap is running"):
+            ledger.rehearse("token", refused)
+    change(ledger, fill("a"), claim="mine")
+    ledger.release("other")
+    with pytest.raises(ConflictError):
+        change(ledger, fill("b"))
+    ledger.release("mine")
+    change(ledger, fill("b"))
+
+
+def test_nothing_is_claimed_in_the_middle_of_a_change(ledger: Ledger) -> None:
+    ledger.prepare("first", Change((fill("a"),)))
+    with pytest.raises(ConflictError, match="another swap is running"):
+        ledger.claim("mine")
+
+
+def test_a_claim_whose_owner_died_runs_out_and_requests_can_choose_no_patch_again(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    change(ledger, fill("a"), shares={"a": 1.0})
+    ledger.claim("dead")
+    change(ledger, unpatched=False, claim="dead")
+    change(ledger, shares={"a": 1.0}, claim="dead")
+    assert ledger.offer.names == ["a"]
+    monkeypatch.setattr(ledger_module, "LEASE_SECONDS", 0.0)
+    change(ledger, shares={"a": 1.0})
+    assert ledger.offer.names == ["none", "a"]
 
 
 def test_what_was_filled_can_be_had_back(ledger: Ledger) -> None:

@@ -257,6 +257,61 @@ def test_a_promotion_that_fails_leaves_everything_as_it_was(one: Slots) -> None:
     assert one.board.offer().names == ["none", "a"]
 
 
+def refusal(work: Any) -> str:
+    with pytest.raises(ConflictError) as refused:
+        run_sync(work)
+    return str(refused.value)
+
+
+@pytest.mark.parametrize("engines", [1, 2])
+def test_nobody_else_changes_anything_during_a_promotion(engines: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    here = slots(engines)
+    here.swap(A)
+    refused: list[str] = []
+    begin = here.served.begin
+
+    async def interrupted(token: str, payload: dict[str, Any]) -> Any:
+        other = SlotSwapper(here.served, SlotLeader(here.served, Board(here.board.offer())), plan)
+        for work in (
+            other.swap(B), other.swap(PatchSet()), other.promote(), other.undo(), other.check(B), other.share(B, 0.5),
+            other.change((B,)), other.change(free=["a"], shares={"none": 1.0}),
+        ):  # fmt: skip
+            refused.append(refusal(work))
+        return await begin(token, payload)
+
+    monkeypatch.setattr(here.served, "begin", interrupted)
+    assert promote(here).id == here.served.weights == here.status().active == A.id
+    assert refused == ["another swap is running"] * 8
+    assert [ledger.offer.names for ledger in here.served.ledgers] == [["a"]] * engines
+    monkeypatch.setattr(here.served, "begin", begin)
+    assert here.swap(B).previous == A.id, "nothing is held up afterwards"
+
+
+def test_a_long_promotion_keeps_the_slots_to_itself(one: Slots, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vllm_surgery.engine.requests.promotion.LEASE_SECONDS", 0.0)
+    one.swap(A)
+    begin = one.served.begin
+
+    async def staged_later(token: str, payload: dict[str, Any]) -> Any:
+        answers, sleeps = await begin(token, payload)
+        one.served.step, step = polled, one.served.step  # type: ignore[method-assign]
+        one.served.told = [(rank, {**answer}) for rank, answer in answers]  # type: ignore[attr-defined]
+        one.served.real = step  # type: ignore[attr-defined]
+        return [(rank, {**answer, "done": False}) for rank, answer in answers], sleeps
+
+    async def polled(name: str, token: str, payload: dict[str, Any]) -> Any:
+        return one.served.told if name == "poll" else await one.served.real(name, token, payload)  # type: ignore[attr-defined]
+
+    async def waits(_seconds: float) -> None:
+        one.served.asked.append("wait")
+
+    monkeypatch.setattr(one.served, "begin", staged_later)
+    monkeypatch.setattr(one.served, "wait", waits)
+    promote(one)
+    assert one.served.asked[one.served.asked.index("wait") :][:2] == ["wait", "claim"]
+    assert one.served.asked[-1] == "release"
+
+
 @pytest.mark.parametrize(
     ("running", "said"),
     [([""], r"1 request\(s\) run or wait without a@"), (["", ""], r"2 request\(s\) run or wait without a@")],

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from contextlib import suppress
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -16,7 +16,7 @@ from vllm_surgery.engine.rpc_errors import error_of
 from vllm_surgery.errors import ConflictError, EngineError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import AsyncIterator, Callable, Sequence
 
     from vllm_surgery.engine.requests.board import Board
     from vllm_surgery.engine.requests.ledger import Change
@@ -114,6 +114,29 @@ class SlotLeader:
             with suppress(Exception):  # An engine that is gone needs no telling.
                 await self.engines.ledger("discard", token, {})
             raise
+
+    @asynccontextmanager
+    async def claim(self) -> AsyncIterator[str]:
+        """Has the slots to itself: meanwhile only changes with the claim that it gives are carried out.
+
+        Raises:
+            ConflictError: another change is under way, or another caller has them.
+        """
+        token = uuid.uuid4().hex
+        try:
+            await self.renew(token)
+            yield token
+        finally:
+            with suppress(Exception):
+                await self.engines.ledger("release", token, {})
+
+    async def renew(self, claim: str) -> None:
+        """Keeps a claim for as long again; see `vllm_surgery.engine.requests.ledger.LEASE_SECONDS`.
+
+        Raises:
+            ConflictError: somebody else has the slots by now.
+        """
+        await self._all("claim", claim, {})
 
     async def rehearse(self, change: Change) -> Changed:
         """Does everything of a change that comes before anybody sees it, and takes it back.

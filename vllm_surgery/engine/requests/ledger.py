@@ -31,7 +31,8 @@ if TYPE_CHECKING:
     """Asks every rank something by its method's name."""
 
 LEASE_SECONDS = 60.0
-"""After this long, a change that was prepared and never committed or discarded belongs to an API server that died."""
+"""After this long, a change that was prepared and never committed or discarded belongs to an API server that died, and
+so does a claim that was neither renewed nor released."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,7 @@ class Change:
         shares: the default; None: as it is.
         if_epoch: the epoch that the caller saw.
         unpatched: whether requests can choose no patch from then on; None: as it is.
+        claim: of the caller, where it has the slots to itself.
     """
 
     fills: tuple[Fill, ...] = ()
@@ -85,6 +87,7 @@ class Change:
     shares: Mapping[str, float] | None = None
     if_epoch: int | None = None
     unpatched: bool | None = None
+    claim: str = ""
 
     def to_data(self) -> dict[str, Any]:
         """Plain data."""
@@ -126,6 +129,12 @@ class _Prepared:
     since: float
 
 
+@dataclass(frozen=True)
+class _Claim:
+    token: str
+    since: float
+
+
 @dataclass
 class Ledger:
     """The slots of one engine.
@@ -153,6 +162,7 @@ class Ledger:
     before: Before | None = None
     _kept: frozenset[str] = frozenset()
     _prepared: _Prepared | None = None
+    _claim: _Claim | None = None
     _admitted: dict[str, str] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -217,16 +227,16 @@ class Ledger:
         """Fills what a change needs filled. Requests see nothing of it yet.
 
         Raises:
-            ConflictError: another change is under way, the epoch is another, all slots are in use, or the weights hold
-                a patch.
+            ConflictError: another change is under way, another caller has the slots to itself, the epoch is another,
+                all slots are in use, or the weights hold a patch.
             UsageError: the default names what isn't there, or a patch is to be freed that it names.
             CannotSwapError: this model can't have a patch in a slot.
         """
-        self._check_free_to_change(token)
+        self._check_free_to_change(token, change.claim)
         if change.if_epoch is not None and change.if_epoch != self.offer.epoch:
             now = self.offer.epoch
             raise ConflictError(f"the epoch is {now}, not {change.if_epoch}: patches were swapped in between")
-        if self.held and (change.fills or change.free or change.shares):
+        if self.held and (change.fills or change.free or change.shares or change.unpatched):
             raise ConflictError(
                 f"the weights hold a patch ({self.held[:8]}); swap to {NO_PATCH} before slots are changed"
             )
@@ -271,9 +281,32 @@ class Ledger:
                 }
         return {}
 
-    def _check_free_to_change(self, token: str) -> None:
-        other = self._prepared
-        if other is not None and other.token != token and time.monotonic() - other.since < LEASE_SECONDS:
+    def claim(self, token: str) -> dict[str, Any]:
+        """From now on only changes with this claim are carried out, until it is released or `LEASE_SECONDS` are over.
+
+        Who writes weights needs it: what slots offer and what weights hold have to agree from the first look to the
+        last write. Who has it may ask again, and has it for as long again.
+
+        Raises:
+            ConflictError: another change is under way, or another caller has it.
+        """
+        self._check_free_to_change(token, token)
+        self._claim = _Claim(token, time.monotonic())
+        return {}
+
+    def release(self, token: str) -> dict[str, Any]:
+        """Ends a claim, if it is this caller's."""
+        if self._claim is not None and self._claim.token == token:
+            self._claim = None
+        return {}
+
+    def _check_free_to_change(self, token: str, claim: str) -> None:
+        others = [
+            other
+            for other, own in ((self._prepared, token), (self._claim, claim))
+            if other is not None and other.token != own and _lasts(other)
+        ]
+        if others:
             raise ConflictError("another swap is running")
 
     def _after(self, change: Change) -> tuple[Offer, frozenset[str]]:
@@ -287,7 +320,10 @@ class Ledger:
         added = {fill.offered.name for fill in change.fills if fill.kept}
         kept = (self._kept - {*change.free} | added) & patches.keys()
         offered = {name: item for name, item in patches.items() if name in kept or name in shares}
-        unpatched = self.offer.unpatched if change.unpatched is None else change.unpatched
+        unpatched = change.unpatched
+        if unpatched is None:  # Whoever took it away may have died before the weights held anything.
+            claimed = self._claim is not None and _lasts(self._claim)
+            unpatched = self.offer.unpatched or not (self.held or claimed)
         return Offer(offered, shares, self.offer.epoch + 1, unpatched), frozenset(kept)
 
     def _unknown(self, name: str) -> str:
@@ -373,8 +409,12 @@ class Ledger:
         """From now on the weights hold this patch, so that its slot does nothing.
 
         Raises:
+            ConflictError: requests could choose something else.
             EngineError: a rank doesn't heed it.
         """
+        if digest and (self.offer.unpatched or {item.digest for item in self.offer.patches.values()} != {digest}):
+            names = ", ".join(self.offer.names)
+            raise ConflictError(f"slots were changed while the weights were written; they offer {names}")
         for rank, answer in enumerate(self.call(HOLD_METHOD, digest)):
             if not answer["ok"]:
                 raise error_of(answer, f"rank {rank}")
@@ -401,9 +441,15 @@ class Ledger:
             "change": lambda: {**self.prepare(token, Change.from_data(given)), **self.commit(token)},
             "rehearse": lambda: self.rehearse(token, Change.from_data(given)),
             "discard": lambda: self.discard(token),
+            "claim": lambda: self.claim(token),
+            "release": lambda: self.release(token),
             "before": self.offered_before,
             "patches": lambda: self.patches(str(given["digest"])),
             "hold": lambda: self.hold(str(given["digest"])),
             "state": self.state,
         }
         return steps[step]()
+
+
+def _lasts(one: _Prepared | _Claim) -> bool:
+    return time.monotonic() - one.since < LEASE_SECONDS

@@ -7,8 +7,10 @@ without a patch isn't possible then, nor under another.
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from vllm_surgery.engine.requests.ledger import LEASE_SECONDS
 from vllm_surgery.engine.rpc_errors import error_of
 from vllm_surgery.errors import ConflictError, UsageError
 
@@ -17,7 +19,7 @@ if TYPE_CHECKING:
 
     from vllm_surgery.client.protocol import SwapMode
     from vllm_surgery.engine.requests.choice import Offered
-    from vllm_surgery.engine.requests.leader import Engines, SlotState
+    from vllm_surgery.engine.requests.leader import SlotLeader, SlotState
     from vllm_surgery.engine.swap.transaction import Engine
 
 Result = TypeVar("Result")
@@ -28,13 +30,15 @@ class HoldingEngine:
 
     Args:
         engine: whose weights are swapped.
-        ledgers: of the same engine.
+        leader: of the same engine's slots.
+        claim: to have them to itself, which is kept up while the swap waits.
         digest: of the patch that the weights hold afterwards; empty for none.
         before: that they hold now.
     """
 
-    def __init__(self, engine: Engine, ledgers: Engines, digest: str, before: str) -> None:
-        self._engine, self._ledgers = engine, ledgers
+    def __init__(self, engine: Engine, leader: SlotLeader, claim: str, digest: str, before: str) -> None:
+        self._engine, self._leader, self._claim = engine, leader, claim
+        self._renewed = time.monotonic()
         self._digest, self._before = digest, before
 
     async def reports(self) -> list[tuple[str, dict[str, Any]]]:
@@ -47,6 +51,9 @@ class HoldingEngine:
 
     async def step(self, name: str, token: str, payload: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
         """See `vllm_surgery.engine.swap.transaction.Engine`. With the commit, slots heed what the weights hold."""
+        if name == "poll" and time.monotonic() - self._renewed > LEASE_SECONDS / 4:
+            await self._leader.renew(self._claim)
+            self._renewed = time.monotonic()
         if name == "restore":
             await self._hold(self._before)
         answers = await self._engine.step(name, token, payload)
@@ -81,7 +88,7 @@ class HoldingEngine:
         await self._engine.wait(seconds)
 
     async def _hold(self, digest: str) -> None:
-        for number, answer in enumerate(await self._ledgers.ledger("hold", "", {"digest": digest})):
+        for number, answer in enumerate(await self._leader.engines.ledger("hold", "", {"digest": digest})):
             if not answer["ok"]:
                 raise error_of(answer, f"engine {number}")
 

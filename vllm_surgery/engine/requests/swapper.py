@@ -21,6 +21,7 @@ from vllm_surgery.client.protocol import (
     SwapTimes,
 )
 from vllm_surgery.engine.requests.admission import offered
+from vllm_surgery.engine.requests.choice import SHARED
 from vllm_surgery.engine.requests.ledger import Change
 from vllm_surgery.engine.requests.promotion import HoldingEngine, check_alone, check_nobody_else
 from vllm_surgery.engine.server_config import logger
@@ -39,9 +40,6 @@ if TYPE_CHECKING:
 
     Plan = Callable[[PatchSet, bool], Awaitable[Fill]]
     """Plans a patch set for a slot; says whether it stays when it is no longer the default."""
-
-SHARED = "shares"
-"""The id that is active where the default is drawn. No patch has it for an id, since ids have a digest."""
 
 
 class SlotSwapper:
@@ -95,7 +93,7 @@ class SlotSwapper:
             before = await self._leader.state()
             if before.held and before.held != wanted.digest:
                 _check_epoch(before, if_epoch)
-                await self._demote(before, mode)
+                await self._demote(mode)
                 before, if_epoch = await self._leader.state(), None
             if _is_default(wanted, before.offer):
                 _check_epoch(before, if_epoch)
@@ -195,28 +193,32 @@ class SlotSwapper:
             ConflictError: other patches are in slots, or requests run without the default.
             SurgeryError: as with any swap of weights.
         """
-        before = await self._leader.state()
-        _check_epoch(before, if_epoch)
-        default = check_alone(before)
-        patches = PatchSet.from_data(await self._leader.patches(default.digest))
-        # First nobody may come without it, then nobody may be there without it.
-        await self._leader.change(Change(unpatched=False))
-        try:
-            check_nobody_else(await self._leader.state(), default)
-            report = await self._write(patches, default.digest, before.held, mode)
-        except BaseException:
-            if not before.held:
-                await self._leader.change(Change(unpatched=True))
-            raise
-        return report.model_copy(update={"epoch": (await self._leader.state()).offer.epoch})
+        async with self._leader.claim() as claim:
+            before = await self._leader.state()
+            _check_epoch(before, if_epoch)
+            default = check_alone(before)
+            patches = PatchSet.from_data(await self._leader.patches(default.digest))
+            # First nobody may come without it, then nobody may be there without it.
+            await self._leader.change(Change(unpatched=False, claim=claim))
+            try:
+                check_nobody_else(await self._leader.state(), default)
+                report = await self._write(patches, default.digest, before.held, mode, claim)
+            except BaseException:
+                if not before.held:
+                    await self._leader.change(Change(unpatched=True, claim=claim))
+                raise
+            return report.model_copy(update={"epoch": (await self._leader.state()).offer.epoch})
 
-    async def _demote(self, before: SlotState, mode: SwapMode) -> None:
+    async def _demote(self, mode: SwapMode) -> None:
         """Takes the promoted patch out of the weights again; its requests go on by its slot."""
-        await self._write(PatchSet(), "", before.held, mode)
-        await self._leader.change(Change(unpatched=True))
+        async with self._leader.claim() as claim:
+            before = await self._leader.state()
+            if before.held:
+                await self._write(PatchSet(), "", before.held, mode, claim)
+                await self._leader.change(Change(unpatched=True, claim=claim))
 
-    async def _write(self, patches: PatchSet, digest: str, before: str, mode: SwapMode) -> SwapReport:
-        holding = HoldingEngine(self._engine, self._leader.engines, digest, before)
+    async def _write(self, patches: PatchSet, digest: str, before: str, mode: SwapMode, claim: str) -> SwapReport:
+        holding = HoldingEngine(self._engine, self._leader, claim, digest, before)
         return await SwapCoordinator(holding).swap(patches, mode=mode)
 
     async def slots(self) -> SlotsState:
