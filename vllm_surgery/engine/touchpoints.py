@@ -220,6 +220,9 @@ FINISH_REQUEST = TouchPoint(_OUTPUTS, "OutputProcessor._finish_request", _RESCUE
 COUNT_FINISHED = TouchPoint(
     _OUTPUTS, "OutputProcessor._update_stats_from_finished", _RESCUE, ("req_state", "finish_reason", "iteration_stats")
 )
+TRACE_FINISHED = TouchPoint(
+    _OUTPUTS, "OutputProcessor.do_tracing", _RESCUE, ("engine_core_output", "req_state", "iteration_stats")
+)
 MAKE_OUTPUT = TouchPoint(
     _OUTPUTS,
     "RequestState.make_request_output",
@@ -230,6 +233,7 @@ DETOKENIZER = TouchPoint(
     "vllm.v1.engine.detokenizer", "IncrementalDetokenizer.from_new_request", _RESCUE, ("tokenizer", "request")
 )
 FINISH_REASONS = TouchPoint("vllm.v1.engine", "FinishReason", _RESCUE)
+EVENT_TYPES = TouchPoint("vllm.v1.engine", "EngineCoreEventType", _RESCUE)
 OUTPUT_KINDS = TouchPoint("vllm.sampling_params", "RequestOutputKind", _RESCUE)
 
 _SLOTS = "giving each request a patch of its own"
@@ -336,9 +340,11 @@ FOR_RESCUE = (
     ADMIT_OUTPUTS,
     FINISH_REQUEST,
     COUNT_FINISHED,
+    TRACE_FINISHED,
     MAKE_OUTPUT,
     DETOKENIZER,
     FINISH_REASONS,
+    EVENT_TYPES,
     OUTPUT_KINDS,
 )
 """Without any one of these no server that rescues answers is started."""

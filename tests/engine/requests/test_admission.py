@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -29,6 +30,12 @@ class Processor:
 
     def __init__(self, vllm_config: Any, renderer: Any = None) -> None:
         self.config, self.renderer = vllm_config, renderer
+        plain = self.process_inputs
+
+        async def later(*args: Any, **kwargs: Any) -> Any:
+            return plain(*args, **kwargs)
+
+        self.process_inputs_async = later
 
     def process_inputs(self, request_id: str, params: Any, *, resumable: bool = False) -> Any:
         return SimpleNamespace(request_id=request_id, sampling_params=params, resumable=resumable)
@@ -63,6 +70,17 @@ def test_the_patches_of_a_start_are_the_default() -> None:
 
 def test_without_patches_requests_are_unpatched() -> None:
     assert pin(params(), processor()) == ""
+
+
+def test_raw_prompts_are_pinned_too() -> None:
+    """vLLM renders those in a thread, by a method that it took hold of when the processor was made."""
+    from vllm.exceptions import VLLMValidationError
+
+    served = processor(PATCH)
+    request = asyncio.run(served.process_inputs_async("request", params(patch="p")))
+    assert request.sampling_params.extra_args == {PINNED_KEY: pin(params(), served)}
+    with pytest.raises(VLLMValidationError, match="no slot holds a patch named 'absent'"):
+        asyncio.run(served.process_inputs_async("request", params(patch="absent")))
 
 
 def test_parameters_that_requests_share_stay_as_they_are() -> None:

@@ -3,17 +3,27 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 from dataclasses import dataclass, field
 from random import Random
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from prometheus_client import CollectorRegistry
 from vllm import SamplingParams
+from vllm.exceptions import VLLMValidationError
 from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
-from vllm.v1.engine import EngineCoreOutput, EngineCoreRequest, FinishReason
+from vllm.v1.engine import (
+    EngineCoreEvent,
+    EngineCoreEventType,
+    EngineCoreOutput,
+    EngineCoreRequest,
+    FinishReason,
+)
 from vllm.v1.engine.output_processor import OutputProcessor
+from vllm.v1.metrics.stats import IterationStats
 
 from tests.engine.monitoring.watched import HEALTHY, samples
 from vllm_surgery.engine.metrics import Metrics
@@ -24,7 +34,9 @@ from vllm_surgery.engine.monitoring.monitor import LoopMonitor
 from vllm_surgery.engine.requests.choice import PINNED_KEY, Offer, Offered
 from vllm_surgery.engine.rescue.actions import Action, Policy
 from vllm_surgery.engine.rescue.continuation import continuation, hindrance
+from vllm_surgery.engine.rescue.hooks import AsyncSender, _admitting
 from vllm_surgery.engine.rescue.metrics import RescueMetrics
+from vllm_surgery.engine.rescue.policies import Policies
 from vllm_surgery.engine.rescue.rescuer import Rescuer
 from vllm_surgery.loops import Watcher
 
@@ -343,6 +355,126 @@ def test_once_watching_has_failed_nothing_is_done() -> None:
     assert answer.outputs[0].finish_reason == "length"
 
 
+def test_an_end_that_fails_reaches_the_client(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine, client = Engine(kind=RequestOutputKind.DELTA, hold_back=16), Client()
+
+    def fail(*_: object) -> Any:
+        raise RuntimeError("a mistake")
+
+    monkeypatch.setattr("vllm_surgery.engine.rescue.continuation.AnswerState.end", fail)
+    engine.ask(queue=client, max_tokens=140)
+    engine.write("a", poor(), FinishReason.LENGTH)
+    assert str(client.got[-1]) == "a mistake"
+    assert not engine.rescuer.on
+
+
+# What vLLM tells of requests: its own metrics and spans.
+
+
+class Told:
+    """An engine whose output processor keeps statistics and traces requests.
+
+    Attributes:
+        finished: statistics of requests that ended.
+        spans: requests of which a span was told, with the headers.
+    """
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, policy: str) -> None:
+        self.engine, self.finished, self.spans = Engine(policy), list[Any](), list[tuple[str, Any]]()
+        self.now = 1000.0
+        processor = self.engine.processor
+        processor.log_stats = processor.lora_states.log_stats = processor.tracing_enabled = True
+        monkeypatch.setattr(processor, "do_tracing", self._trace)
+
+    def _trace(self, output: Any, state: Any, _stats: Any) -> None:
+        self.spans.append((state.external_req_id, output.trace_headers))
+
+    def write(self, request_id: str, tokens: Sequence[int], finish: FinishReason | None = None) -> None:
+        """These tokens, one a step of 50 ms; with the first the engine tells when it took the request up."""
+        queued = [EngineCoreEvent(EngineCoreEventType.QUEUED, self.now)]
+        queued.append(EngineCoreEvent(EngineCoreEventType.SCHEDULED, self.now + 0.01))
+        for number, token in enumerate(tokens, 1):
+            if request_id not in self.engine.processor.request_states:
+                break
+            self.now += 0.05
+            last = finish if number == len(tokens) else None
+            outputs = [EngineCoreOutput(request_id, [token], finish_reason=last, events=queued)]
+            queued, stats = [], IterationStats()
+            held = self.engine.rescuer.hold(outputs)
+            result = self.engine.processor.process_outputs(outputs, self.now, stats, weight_version="default")
+            self.engine.rescuer.step(result, stats, held)
+            self.finished += stats.finished_requests
+
+
+def test_a_rescued_request_was_queued_when_it_came(monkeypatch: pytest.MonkeyPatch) -> None:
+    told = Told(monkeypatch, "penalty:1.15")
+    told.engine.ask()
+    told.write("a", SOUND + LOOP * 20)
+    ((_, rest),) = told.engine.sent
+    told.write(rest.request_id, HEALTHY, FinishReason.STOP)
+    (finished,) = told.finished
+    assert finished.queued_time == pytest.approx(0.01)
+    assert told.spans == [("of-a", None)]
+
+
+@pytest.mark.parametrize("policy", ["observe", "stop", "penalty:1.15"])
+def test_every_answer_that_ends_has_its_span(monkeypatch: pytest.MonkeyPatch, policy: str) -> None:
+    told = Told(monkeypatch, policy)
+    told.engine.ask(max_tokens=140)
+    told.write("a", poor(), FinishReason.LENGTH)
+    assert told.spans == [("of-a", None)]
+    if policy == "stop":
+        told.engine.ask("b")
+        told.write("b", SOUND + LOOP * 20)
+        assert told.spans[1:] == [("of-b", None)]
+
+
+# Requests on their way.
+
+
+def test_a_further_part_of_a_streamed_input_is_no_prompt_to_go_on_from() -> None:
+    engine = Engine(kind=RequestOutputKind.DELTA)
+    part, last = asked(output_kind=RequestOutputKind.DELTA), asked(output_kind=RequestOutputKind.DELTA)
+    part.resumable, last.prompt_token_ids = True, [0]  # How vLLM ends such a session.
+    for request in (part, last):
+        engine.processor.add_request(request, None, queue=None)
+        engine.rescuer.admit(request, Policy.parse("penalty:1.15"))
+    engine.write("a", SOUND + LOOP * 20)
+    assert engine.sent == []
+
+
+def test_of_a_request_that_is_refused_nothing_stays() -> None:
+    engine = Engine()
+    add = _admitting(engine.processor.add_request, Policies.parse("stop", [], slots=False), engine.rescuer, 0)
+    with pytest.raises(VLLMValidationError, match=r"this server doesn't allow penalty:1\.9"):
+        add(asked(extra_args={"on_loop": "penalty:1.9"}), None)
+    assert not engine.processor.request_states
+
+
+@pytest.mark.parametrize("leaves", [False, True])
+def test_a_client_that_leaves_while_its_answer_is_handed_over_leaves_nothing_behind(leaves: bool) -> None:
+    engine, told = Engine(), list[tuple[str, ...]]()
+
+    class Core:
+        async def add_request_async(self, request: Any) -> None:
+            told.append(("add", request.request_id))
+
+        async def abort_requests_async(self, ids: list[str]) -> None:
+            told.append(("abort", *ids))
+
+    async def rescue() -> None:
+        engine.rescuer._sender = AsyncSender(SimpleNamespace(engine_core=Core(), output_processor=engine.processor))
+        engine.ask()
+        engine.write("a", SOUND + LOOP * 20)
+        if leaves:
+            engine.processor.abort_requests(["a.1"], internal=True)
+        for _ in range(3):
+            await asyncio.sleep(0)
+
+    asyncio.run(rescue())
+    assert told == [("add", "a.1"), ("abort", "a", "a.1") if leaves else ("abort", "a")]
+
+
 # The request for the rest.
 
 
@@ -361,6 +493,8 @@ def test_draws_are_others_and_can_be_made_again() -> None:
     assert continuation(asked(), SOUND, warm, None).sampling_params.seed == seeds[0]
     assert continuation(asked(seed=5, temperature=0.5), SOUND, warm, None).sampling_params.seed == 6
     assert continuation(asked(temperature=0.5), SOUND, warm, None).sampling_params.seed is None
+    last = continuation(asked(seed=2**63 - 1, temperature=0.5), SOUND, warm, None).sampling_params.seed
+    assert last == -(2**63), "vLLM holds seeds in 64 bits"
 
 
 def test_the_first_request_is_left_as_it_was() -> None:

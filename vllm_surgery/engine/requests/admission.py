@@ -40,7 +40,7 @@ def input_processor_hook(original: Callable[..., Any]) -> Callable[..., Any]:
         if settings.slots:
             processes = getattr(vllm_config.parallel_config, "_api_process_count", 1)
             setattr(self, BOARD, Board(offer_at_start(settings.load()), shared_file(processes, launcher)))
-            self.process_inputs = _admitting(self.process_inputs, getattr(self, BOARD))
+            after_inputs(self, _admitting(getattr(self, BOARD)))
 
     return __init__
 
@@ -58,16 +58,39 @@ def offer_at_start(patches: PatchSet) -> Offer:
     return Offer({item.name: item}, {item.name: 1.0})
 
 
-def _admitting(original: Callable[..., Any], board: Board) -> Callable[..., Any]:
-    """Wraps `InputProcessor.process_inputs`."""
+def after_inputs(processor: Any, look: Callable[[Any, str], None]) -> None:
+    """From now on each request that an `InputProcessor` makes is looked at before anybody else has it.
+
+    Args:
+        processor: of one engine, whose class stays as it is.
+        look: is given an `EngineCoreRequest` and the id that its caller gave; it may change the one, or raise.
+    """
+    make: Callable[..., Any] = processor.process_inputs
+    make_later: Callable[..., Any] | None = getattr(processor, "process_inputs_async", None)
 
     def process_inputs(request_id: str, *args: Any, **kwargs: Any) -> Any:
-        request = original(request_id, *args, **kwargs)
-        if request.sampling_params is not None:
-            _pin(request, request_id, board.offer())
+        request = make(request_id, *args, **kwargs)
+        look(request, request_id)
         return request
 
-    return process_inputs
+    processor.process_inputs = process_inputs
+    if make_later is None:
+        return
+
+    async def process_inputs_async(request_id: str, *args: Any, **kwargs: Any) -> Any:
+        request = await make_later(request_id, *args, **kwargs)
+        look(request, request_id)
+        return request
+
+    processor.process_inputs_async = process_inputs_async  # For raw prompts. vLLM's goes past `processor`'s own method.
+
+
+def _admitting(board: Board) -> Callable[[Any, str], None]:
+    def admit(request: Any, request_id: str) -> None:
+        if request.sampling_params is not None:
+            _pin(request, request_id, board.offer())
+
+    return admit
 
 
 def _pin(request: Any, request_id: str, offer: Offer) -> None:

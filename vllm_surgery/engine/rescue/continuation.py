@@ -66,7 +66,7 @@ def continuation(request: Any, kept: Sequence[int], actions: Sequence[Action], d
                 params.seed = _seed_of(request)
             params.temperature = max(params.temperature, action.value)
     if params.seed is not None:
-        params.seed += len(actions)  # The same seed would draw as it did at the answer's beginning.
+        params.seed = _in_64_bits(params.seed + len(actions))  # The same seed would draw as it did at the beginning.
     if digest is not None:
         params.extra_args = {**(params.extra_args or {}), PINNED_KEY: digest}
     rest = copy.copy(request)
@@ -80,6 +80,11 @@ def _seed_of(request: Any) -> int:
     """A seed that only depends on the prompt, so that greedy requests are answered the same each time."""
     ids = ",".join(map(str, request.prompt_token_ids))
     return int.from_bytes(hashlib.sha256(ids.encode()).digest()[:4], "big")
+
+
+def _in_64_bits(seed: int) -> int:
+    """A seed that vLLM can hold: the one after the largest is the smallest."""
+    return (seed + 2**63) % 2**64 - 2**63
 
 
 def is_streamed(state: Any) -> bool:
@@ -151,6 +156,8 @@ class AnswerState:
         output = state.make_request_output([], None, reason, stop_reason)
         touchpoints.FINISH_REQUEST.of(processor)(state)
         touchpoints.COUNT_FINISHED.of(processor)(state, reason, iteration_stats)
+        if processor.tracing_enabled and iteration_stats is not None:
+            touchpoints.TRACE_FINISHED.of(processor)(self._request, state, iteration_stats)
         if output is None or state.queue is None:
             return output
         state.queue.put(output)

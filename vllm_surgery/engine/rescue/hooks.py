@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from vllm_surgery.client.protocol import ARGUMENTS_KEY, ON_LOOP_KEY
 from vllm_surgery.engine.monitoring.hooks import monitor_of
-from vllm_surgery.engine.requests.admission import board_of, refusal
+from vllm_surgery.engine.requests.admission import after_inputs, board_of, refusal
 from vllm_surgery.engine.server_config import logger
 from vllm_surgery.engine.settings import Settings
 from vllm_surgery.errors import EngineError, UsageError
@@ -49,21 +49,20 @@ def attach_rescue(engine: Any, vllm_config: Any) -> None:
     sender = _sender(engine)
     rescuer = Rescuer(processor, monitor, sender, metrics, None if board is None else board.offer)
     monitor.on_ended = rescuer.ended
-    engine.input_processor.process_inputs = _checking(engine.input_processor.process_inputs, policies)
+    after_inputs(engine.input_processor, _checking(policies))
     processor.add_request = _admitting(processor.add_request, policies, rescuer, settings.on_loop_hold_back)
     processor.process_outputs = _rescuing(processor.process_outputs, rescuer)
 
 
-def _checking(original: Callable[..., Any], policies: Policies) -> Callable[..., Any]:
-    """Wraps `InputProcessor.process_inputs`: refuses a request that asks for what isn't allowed."""
+def _checking(policies: Policies) -> Callable[[Any, str], None]:
+    """Refuses a request that asks for what isn't allowed, before vLLM knows of it."""
 
-    def process_inputs(*args: Any, **kwargs: Any) -> Any:
-        request = original(*args, **kwargs)
+    def check(request: Any, request_id: str) -> None:
+        del request_id
         if request.sampling_params is not None:
             _policy(policies, request)
-        return request
 
-    return process_inputs
+    return check
 
 
 def _policy(policies: Policies, request: Any) -> Policy:
@@ -78,10 +77,12 @@ def _admitting(original: Callable[..., Any], policies: Policies, rescuer: Rescue
     """Wraps `OutputProcessor.add_request`, which is told of every request before the engine is."""
 
     def add_request(request: Any, *args: Any, **kwargs: Any) -> Any:
+        if request.sampling_params is None:
+            return original(request, *args, **kwargs)
+        policy = _policy(policies, request)  # First: of what is refused nothing may stay.
         result = original(request, *args, **kwargs)
-        if request.sampling_params is not None:
-            # A copy, since an engine in this process writes into what it is given.
-            rescuer.admit(copy.copy(request), _policy(policies, request), behind)
+        # A copy, since an engine in this process writes into what it is given.
+        rescuer.admit(copy.copy(request), policy, behind)
         return result
 
     return add_request
@@ -146,7 +147,9 @@ class AsyncSender:
         core = self._engine.engine_core
         try:
             await core.add_request_async(request)
-            await core.abort_requests_async([old])
+            # Its client may have gone away meanwhile, and the engine heard so before it heard of this request.
+            gone = request.request_id not in self._engine.output_processor.request_states
+            await core.abort_requests_async([old, request.request_id] if gone else [old])
         except Exception as error:
             logger.warning("vllm-surgery: %s can't go on: %s", state.external_req_id, error)
             state.queue.put(error)

@@ -118,7 +118,7 @@ class Rescuer:
         self._processor, self._monitor, self._sender = processor, monitor, sender
         self._metrics, self._offer = metrics, offer
         self._expected: set[tuple[str, str]] = set()
-        self._reasons = touchpoints.FINISH_REASONS.get()
+        self._reasons, self._events = touchpoints.FINISH_REASONS.get(), touchpoints.EVENT_TYPES.get()
         self.on = True
 
     def admit(self, request: Any, policy: Policy, behind: int = 0) -> None:
@@ -130,7 +130,10 @@ class Rescuer:
             behind: how many tokens its client is behind, if its answer is streamed and could be continued.
         """
         state = self._processor.request_states.get(request.request_id)
-        if state is not None and policy.actions:
+        if state is None or hasattr(state, _RESCUE):  # A further part of an input that is streamed: no prompt.
+            return
+        setattr(state, _RESCUE, None)
+        if policy.actions:
             setattr(state, _RESCUE, _Rescue(request, policy))
             self._expect(self._monitor.patch_of(state), policy)
             if behind and not policy.only_stops and hindrance(request) is None:
@@ -159,12 +162,19 @@ class Rescuer:
         held: dict[str, Any] = {}
         try:
             for output in outputs if self.on else ():
+                if output.events and self._goes_on(output.request_id):
+                    # To vLLM it was queued once, when the answer began.
+                    output.events = [event for event in output.events if event.type != self._events.QUEUED]
                 if output.finish_reason == self._reasons.LENGTH and (state := self._to_hold(output.request_id)):
                     held[output.request_id] = state
                     output.finish_reason = None
         except Exception:
             self._fail()
         return held
+
+    def _goes_on(self, request_id: str) -> bool:
+        rescue: _Rescue | None = getattr(self._processor.request_states.get(request_id), _RESCUE, None)
+        return rescue is not None and bool(rescue.done)
 
     def _to_hold(self, request_id: str) -> Any:
         state = self._processor.request_states.get(request_id)
@@ -194,7 +204,15 @@ class Rescuer:
                     break
         for request_id, state in held.items():
             if request_id in self._processor.request_states:  # Neither continued nor at a stop string.
-                self._end(state, self._reasons.LENGTH, None, step)
+                self._end_safely(state, step)
+
+    def _end_safely(self, state: Any, step: _Step) -> None:
+        try:
+            self._end(state, self._reasons.LENGTH, None, step)
+        except Exception as error:
+            self._fail()
+            if state.queue is not None:  # Else its client would wait for ever.
+                state.queue.put(error)
 
     def _fail(self) -> None:
         self.on = False
