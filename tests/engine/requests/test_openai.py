@@ -84,10 +84,15 @@ def test_other_arguments_stay() -> None:
     assert given.vllm_xargs == {"mine": 7, PINNED_KEY: "digest of b"}
 
 
-def test_a_forged_pin_is_overwritten() -> None:
-    given = request(vllm_xargs={PINNED_KEY: "forged"})
-    check(given)
-    assert given.vllm_xargs == {PINNED_KEY: "digest of a"}
+def test_what_another_route_rendered_keeps_its_patch() -> None:
+    rendered = request("base@b")
+    check(rendered)
+    params = SimpleNamespace(extra_args=dict(rendered.vllm_xargs))
+    for _ in range(2):
+        check(SimpleNamespace(model="base", sampling_params=params, request_id="other"))
+        assert params.extra_args == {PINNED_KEY: "digest of b"}
+    check(SimpleNamespace(model="base@none", sampling_params=params, request_id="other"))
+    assert params.extra_args == {PINNED_KEY: ""}, "a name that is given now goes before"
 
 
 def test_a_route_that_takes_parameters_themselves_is_pinned_there() -> None:
@@ -109,6 +114,7 @@ def test_a_route_without_answers_takes_the_name_of_the_unpatched_model_alone() -
         (request("base@absent"), 404, "The model 'base@absent' does not exist: no slot holds a patch named 'absent'"),
         (request(vllm_xargs={"patch": "absent"}), 400, "no slot holds a patch named 'absent'"),
         (request("base@a", vllm_xargs={"patch": "b"}), 400, "the model's name chooses a, vllm_xargs b"),
+        (request(vllm_xargs={PINNED_KEY: "forged"}), 400, "the patch of this request is in no slot any more"),
         (request(use_beam_search=True), 400, "beam search can't carry the patch a; ask for @none"),
     ],
 )
@@ -116,7 +122,7 @@ def test_what_cannot_be_is_refused(given: Any, status: int, said: str) -> None:
     error = check(given)
     assert error.status == status
     assert error.message.startswith(said)
-    assert given.vllm_xargs in (None, {"patch": "absent"}, {"patch": "b"})
+    assert given.vllm_xargs in (None, {"patch": "absent"}, {"patch": "b"}, {PINNED_KEY: "forged"})
 
 
 def test_beam_search_without_a_patch_goes_on() -> None:

@@ -14,7 +14,7 @@ from vllm_surgery.client.protocol import CHOICE_KEY
 from vllm_surgery.engine import touchpoints
 from vllm_surgery.engine.offers import OFFERS
 from vllm_surgery.engine.requests.admission import board_of
-from vllm_surgery.engine.requests.choice import PINNED_KEY, Offer, Offered, UnknownPatchError, shown
+from vllm_surgery.engine.requests.choice import PINNED_KEY, Offer, Offered, UnknownPatchError, pinned, shown
 from vllm_surgery.engine.requests.header import given_request_id, note_choice, note_model, noted_model
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ def _choose(models: Any, request: Any, offer: Offer) -> Offered | None:
         if by_model is not None and by_model.digest:
             raise _refused("this route can't carry a patch", "model")
         return None
-    chosen = _one_of(by_model, _by_argument(request, offer)) or offer.default(_key(request))
+    chosen = _one_of(by_model, _by_argument(request, offer)) or _by_pin(request, offer) or offer.default(_key(request))
     if chosen.digest and getattr(request, "use_beam_search", False):
         raise _refused(f"beam search can't carry the patch {chosen.name}; ask for {MARK}none", "use_beam_search")
     _pin(request, chosen)
@@ -111,6 +111,17 @@ def _by_argument(request: Any, offer: Offer) -> Offered | None:
         return offer.named(given[CHOICE_KEY])
     except UnknownPatchError as error:
         raise _refused(str(error), f"vllm_xargs.{CHOICE_KEY}") from None
+
+
+def _by_pin(request: Any, offer: Offer) -> Offered | None:
+    """The choice of whoever rendered the request, which was made at another route."""
+    digest = pinned(_arguments(request))
+    if digest is None:
+        return None
+    try:
+        return offer.holding(digest)
+    except UnknownPatchError as error:
+        raise _refused(str(error), PINNED_KEY) from None
 
 
 def _one_of(by_model: Offered | None, by_argument: Offered | None) -> Offered | None:
