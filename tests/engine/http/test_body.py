@@ -28,6 +28,13 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
 
+@pytest.mark.parametrize("key", ["patches", "fill", "free", "default"])
+def test_half_a_surrogate_pair_is_no_name(key: str) -> None:
+    for value in (['"\\ud800x"'] if key == "default" else []) + ['["\\ud800x"]', '{"\\ud800x": 1}']:
+        said = refusal(lambda value=value: parse_request(f'{{"{key}": {value}}}'.encode()), UsageError)  # type: ignore[misc]
+        assert said == f"{key}: \\ud800x is no text: it has half a surrogate pair"
+
+
 class Sender:
     """Sends chunks for as long as somebody reads."""
 

@@ -90,10 +90,10 @@ def _unique(members: Sequence[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _check_size(data: object) -> None:
-    """Checks keys and lengths, of which pydantic would collect every single error.
+    """Checks keys and lengths, of which pydantic would collect every single error, and that names are text.
 
     Raises:
-        UsageError: a key that isn't the protocol's, or a list that is too long.
+        UsageError: a key that isn't the protocol's, a list that is too long, or a name that no bytes stand for.
     """
     for key, value in data.items() if isinstance(data, dict) else ():
         if key not in SwapRequest.model_fields:
@@ -102,6 +102,17 @@ def _check_size(data: object) -> None:
         most = MOST_ITEMS.get(key)
         if most is not None and isinstance(value, list | dict) and len(value) > most:
             raise UsageError(f"{key}: {len(value)} items; at most {most}")
+        for name in [value] if isinstance(value, str) else value if isinstance(value, list | dict) else ():
+            if isinstance(name, str) and not _is_text(name):
+                raise UsageError(f"{key}: {one_line(name, _WORD_LIMIT)} is no text: it has half a surrogate pair")
+
+
+def _is_text(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _explain(error: ValidationError) -> str:
