@@ -18,7 +18,7 @@ from vllm_surgery.engine.requests.admission import board_of
 from vllm_surgery.engine.requests.engines import ServedLedgers
 from vllm_surgery.engine.requests.header import PatchHeader
 from vllm_surgery.engine.requests.leader import SlotLeader
-from vllm_surgery.engine.requests.metrics import SlotGauge
+from vllm_surgery.engine.requests.metrics import InstrumentedSlots, SlotGauge
 from vllm_surgery.engine.requests.openai import install_model_names
 from vllm_surgery.engine.requests.planning import SlotPlanner
 from vllm_surgery.engine.requests.swapper import SlotSwapper
@@ -86,7 +86,7 @@ class SurgeryEndpoint:
         slots = self._slots(engine_client, summary.name) if settings.slots else None
         if slots is None and self._app is not None:
             _add_header(self._app, _served_patch(config))
-        swapper = InstrumentedSwapper(slots or self._make_swapper(engine_client), process_metrics(), summary.name)
+        swapper = slots or InstrumentedSwapper(self._make_swapper(engine_client), process_metrics(), summary.name)
         await _look(swapper)
         paths = settings.watched_files()
         files = WatchedFiles(paths) if paths else None
@@ -111,7 +111,7 @@ class SurgeryEndpoint:
             self._following.add_done_callback(_report_end)
             logger.info("vllm-surgery: following %s", ", ".join(paths))
 
-    def _slots(self, engine_client: Any, model_name: str) -> SlotSwapper:
+    def _slots(self, engine_client: Any, model_name: str) -> InstrumentedSlots:
         """Changes the slots of this server; from now on models can be named with a patch, and answers name theirs.
 
         Raises:
@@ -128,8 +128,9 @@ class SurgeryEndpoint:
         async def plan(patches: PatchSet, kept: bool) -> Fill:
             return await asyncio.to_thread(planner.fill, patches, kept=kept)
 
-        leader = SlotLeader(ServedLedgers(engine_client), board, SlotGauge(process_metrics(), model_name).show)
-        return SlotSwapper(ServedEngine(engine_client), leader, plan)
+        metrics = process_metrics()
+        leader = SlotLeader(ServedLedgers(engine_client), board, SlotGauge(metrics, model_name).show)
+        return InstrumentedSlots(SlotSwapper(ServedEngine(engine_client), leader, plan), metrics, model_name)
 
 
 async def _look(swapper: Swapper) -> None:

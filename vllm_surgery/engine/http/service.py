@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from vllm_surgery.client.protocol import ModelSummary, SlotsReport, SwapReport, SwapRequest
     from vllm_surgery.engine.file_watcher import FileWatcher
-    from vllm_surgery.engine.requests.swapper import SlotSwapper
+    from vllm_surgery.engine.requests.metrics import InstrumentedSlots
     from vllm_surgery.engine.swap.transaction import Swapper
     from vllm_surgery.patch.folders import NamedPatch, PatchLibrary
     from vllm_surgery.patch.watched_files import WatchedFiles
@@ -52,7 +52,7 @@ class SurgeryService:
     inline: bool = True
     files: WatchedFiles | None = None
     watcher: FileWatcher | None = None
-    slots: SlotSwapper | None = None
+    slots: InstrumentedSlots | None = None
     on_loop: str | None = None
     refuses: str | None = None
     _told: frozenset[str] = field(default=frozenset(), init=False)
@@ -130,7 +130,7 @@ class SurgeryService:
         report: SwapReport = await self._to_the_end(undo)
         return report
 
-    def _with_slots(self) -> SlotSwapper:
+    def _with_slots(self) -> InstrumentedSlots:
         if self.slots is None:
             raise CannotSwapError("this server has no slots: it was started without --patch-slots")
         return self.slots

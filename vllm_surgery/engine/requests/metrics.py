@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The metric of slots: how many hold a patch that requests can choose, and how many a fill may take."""
+"""Metrics of slots: how many hold a patch that requests can choose, how many are free, and what changes led to."""
 
 from __future__ import annotations
 
@@ -7,11 +7,19 @@ from typing import TYPE_CHECKING
 
 from prometheus_client import Gauge
 
-from vllm_surgery.engine.metrics import Spec
+from vllm_surgery.engine.metrics import REFUSED, Spec
+from vllm_surgery.engine.requests.choice import SHARED
+from vllm_surgery.engine.swap.metrics import InstrumentedSwapper
+from vllm_surgery.patch.patch_set import NO_PATCH
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from vllm_surgery.client.protocol import SlotsReport, SlotsState, SwapMode, SwapReport
     from vllm_surgery.engine.metrics import Metrics
     from vllm_surgery.engine.requests.leader import SlotState
+    from vllm_surgery.engine.requests.swapper import SlotSwapper
+    from vllm_surgery.patch.patch_set import PatchSet
 
 STATES = ("used", "free")
 
@@ -47,3 +55,62 @@ class SlotGauge:
         used = len({item.digest for item in state.offer.patches.values()})
         for name, number in zip(STATES, (used, state.count - used), strict=True):
             self._metrics.total(SLOTS, self._model_name, name).set(number)
+
+
+class InstrumentedSlots(InstrumentedSwapper):
+    """Wrapper of a `SlotSwapper` that counts its swaps on ``/metrics``, promotions too, and shows each new default.
+
+    Args:
+        slots: carries changes out.
+        metrics: where they are shown.
+        model_name: as vLLM's own metrics name it.
+    """
+
+    def __init__(self, slots: SlotSwapper, metrics: Metrics, model_name: str) -> None:
+        super().__init__(slots, metrics, model_name)
+        self._slots = slots
+
+    async def promote(self, *, mode: SwapMode = "keep", if_epoch: int | None = None) -> SwapReport:
+        """Promotes; shows the same of it as of any swap. One that failed has no patch to name."""
+        return await self.counted(self._slots.promote(mode=mode, if_epoch=if_epoch), REFUSED)
+
+    async def share(
+        self, patches: PatchSet, share: float, *, if_epoch: int | None = None, check: bool = False
+    ) -> SwapReport:
+        """Gives a patch a share; shows the same of it as of any swap. A check is none, so it isn't counted."""
+        sharing = self._slots.share(patches, share, if_epoch=if_epoch, check=check)
+        return await (sharing if check else self.counted(sharing, patches.id))
+
+    async def slots(self) -> SlotsState:
+        """The slots, and how many requests use each."""
+        return await self._slots.slots()
+
+    async def change(
+        self,
+        fill: Sequence[PatchSet] = (),
+        *,
+        free: Sequence[str] = (),
+        shares: Mapping[str, float] | None = None,
+        if_epoch: int | None = None,
+        check: bool = False,
+    ) -> SlotsReport:
+        """Fills and frees slots and sets the default. One that sets it counts as a swap to it, unless it is a check."""
+        changing = self._slots.change(fill, free=free, shares=shares, if_epoch=if_epoch, check=check)
+        if check or shares is None:
+            return await changing
+        try:
+            report = await changing
+        except Exception as error:
+            self.count_failure(error, REFUSED)
+            raise
+        self.count_change(_active(report.slots))
+        return report
+
+
+def _active(state: SlotsState) -> str:
+    """The id of the default, or that it is drawn."""
+    names = [name for name, share in state.default.items() if share]
+    if len(names) > 1:
+        return SHARED
+    ids = {patch.name: patch.id for patch in state.patches if not patch.leaving}
+    return NO_PATCH if names == [NO_PATCH] else ids[names[0]]

@@ -94,12 +94,12 @@ class InstrumentedSwapper:
     async def status(self) -> ServedStatus:
         """Status of the engine; shows what is active."""
         status = await self._swapper.status()
-        self._show("active", status.active)
+        self.show_active(status.active)
         return status
 
     async def swap(self, patches: PatchSet, *, mode: SwapMode = "keep", if_epoch: int | None = None) -> SwapReport:
         """Swaps; shows the result and the time of each phase."""
-        return await self._counted(self._swapper.swap(patches, mode=mode, if_epoch=if_epoch), patches.id)
+        return await self.counted(self._swapper.swap(patches, mode=mode, if_epoch=if_epoch), patches.id)
 
     async def check(self, patches: PatchSet, *, if_epoch: int | None = None) -> SwapReport:
         """Tells what a swap would; that is no swap, so it isn't counted."""
@@ -107,23 +107,27 @@ class InstrumentedSwapper:
 
     async def undo(self, *, mode: SwapMode = "keep", if_epoch: int | None = None) -> SwapReport:
         """Takes the last swap back; shows the same of it as of any swap. One that failed has no patch to name."""
-        return await self._counted(self._swapper.undo(mode=mode, if_epoch=if_epoch), REFUSED)
+        return await self.counted(self._swapper.undo(mode=mode, if_epoch=if_epoch), REFUSED)
 
-    async def _counted(self, work: Coroutine[Any, Any, SwapReport], patch: str) -> SwapReport:
+    async def counted(self, work: Coroutine[Any, Any, SwapReport], patch: str) -> SwapReport:
+        """Shows the result of a swap and the time of each phase.
+
+        Args:
+            work: the swap.
+            patch: the id that its failure is told by.
+        """
         with tracing.span(tracing.SWAP, model=self._model_name) as seen:
             try:
                 report = await work
             except Exception as error:
-                result = next(_RESULTS[kind] for kind in type(error).__mro__ if kind in _RESULTS)
-                seen |= {"patch": patch, "result": result}
-                self._count(patch, result)
+                seen |= {"patch": patch, "result": self.count_failure(error, patch)}
                 raise
             times = {f"{phase}_ms": getattr(report.milliseconds, phase) for phase in PHASES}
             result = _UNCHANGED if report.id == report.previous else _DONE
             seen |= {"patch": report.id, "previous": report.previous, "epoch": report.epoch, "result": result, **times}
         self._count(report.id, result)
         self._shown["active"] = report.previous  # Another process may have swapped since this one last looked.
-        self._show("active", report.id)
+        self.show_active(report.id)
         self._metrics.total(VERIFIED, self._model_name).inc(report.verified)
         self._metrics.total(UNVERIFIED, self._model_name).inc(sum(each.parts for each in report.unverified))
         if report.id != report.previous:
@@ -131,6 +135,21 @@ class InstrumentedSwapper:
                 seconds = getattr(report.milliseconds, phase) / 1000
                 self._metrics.total(SECONDS, self._model_name, phase).observe(seconds)
         return report
+
+    def count_failure(self, error: Exception, patch: str) -> str:
+        """Counts a swap that failed or was refused; the result that it counts as."""
+        result = next(_RESULTS[kind] for kind in type(error).__mro__ if kind in _RESULTS)
+        self._count(patch, result)
+        return result
+
+    def count_change(self, patch: str) -> None:
+        """Counts a swap that was carried out and that nobody timed; shows what is served now."""
+        self._count(patch, _UNCHANGED if self._shown.get("active") == patch else _DONE)
+        self.show_active(patch)
+
+    def show_active(self, patch: str) -> None:
+        """Shows the patches that are served."""
+        self._show("active", patch)
 
     def show_desired(self, snapshot: Snapshot) -> None:
         """Shows the patches that watched files ask for; none where the files are refused."""
