@@ -269,7 +269,7 @@ def test_a_server_that_rescues_nothing_is_refused(refused: Callable[..., str], s
         (("--server", "http://x"), "--server http://x: write NAME=URL"),
         (("--served-model", "gone"), "serves no model gone; it has fake"),
         (("--patch", "missing.yaml"), "missing.yaml: no such file"),
-        (("--exact", "--probes", "paper"), "--exact needs the model's folder: name it with --model"),
+        (("--exact",), "--exact needs the model's folder: name it with --model"),
     ],
 )
 def test_what_is_wrong_is_one_line(refused: Callable[..., str], words: tuple[str, ...], reason: str) -> None:
@@ -280,6 +280,24 @@ def test_an_empty_probe_file(refused: Callable[..., str], server: FakeVllm, tmp_
     (tmp_path / "empty.yaml").write_text("")
     assert refused("--probes", str(tmp_path / "empty.yaml")).endswith("empty.yaml: the probe file is empty")
     assert server.asked == []
+
+
+def test_whole_distributions_without_replies_to_compare_them_on_are_refused_before_anything_is_asked(
+    server: FakeVllm, refused: Callable[..., str], cure: str
+) -> None:
+    assert refused("--exact", "--patch", cure, "--probes", "paper") == (
+        "--exact compares reference replies, and none are asked for: name a set of them under the protocol's `text`, "
+        "or with --probes"
+    )
+    assert server.asked == []
+
+
+def test_a_trial_that_kept_no_whole_distributions_is_judged_without_them(
+    evaluate: Callable[..., int], cure: str, tmp_path: Path
+) -> None:
+    assert evaluate("--patch", cure, "--no-penalty", "--probes", "paper") == 0
+    TrialFolder(tmp_path / "out").keep_exact({"cure": []})  # As a version before this one did.
+    assert evaluate("--report-only") == 0
 
 
 def test_a_context_that_is_too_short_is_said_before_anything_is_asked(

@@ -22,7 +22,7 @@ from vllm_surgery.evaluation.backends.chat import Chat
 from vllm_surgery.evaluation.backends.server import HttpBackend
 from vllm_surgery.evaluation.probes import load_probes
 from vllm_surgery.evaluation.protocol import load_protocol
-from vllm_surgery.evaluation.trial import ANSWERS_FILE, Trial, TrialFolder, run_trial
+from vllm_surgery.evaluation.trial import ANSWERS_FILE, EXACT_FILE, Trial, TrialFolder, run_trial
 from vllm_surgery.patch.format import Patch
 
 if TYPE_CHECKING:
@@ -164,6 +164,18 @@ def test_loops_are_judged_by_arm(server: FakeVllm, protocol: str, tmp_path: Path
     assert penalty.against[JUDGED].difference.value == 0
     assert base.rates[JUDGED].wasted == 16 * 144
     assert base.survival[-1] == (20, pytest.approx(1 / 3))
+
+
+def test_whole_distributions_of_no_text_are_none(tmp_path: Path) -> None:
+    folder = TrialFolder(tmp_path)
+    folder.keep_exact({"cure": []})
+    assert folder.exact() == {}
+
+
+@pytest.mark.parametrize("content", ["", "[1]", '{"cure": [{"text": "a"}]}'])
+def test_whole_distributions_that_cant_be_read_are_one_line(tmp_path: Path, content: str) -> None:
+    (tmp_path / EXACT_FILE).write_text(content)
+    assert "exact.json: not a file of a trial: " in refusal(TrialFolder(tmp_path).exact, UsageError)
 
 
 def test_a_record_holds_what_is_needed_to_ask_again(server: FakeVllm, protocol: str, tmp_path: Path) -> None:

@@ -223,6 +223,11 @@ def _questions(args: argparse.Namespace) -> Trial:
     protocol = load_protocol(args.protocol)
     limits = {"seeds": args.seeds, "max_tokens": args.max_tokens, "first": args.first}
     protocol = protocol.changed(cells=cells, sets=args.probes, **limits).in_form(args.form or protocol.form)
+    if args.exact and not protocol.text:
+        raise UsageError(
+            "--exact compares reference replies, and none are asked for: name a set of them under the protocol's "
+            "`text`, or with --probes"
+        )
     return Trial.of(protocol, [unpatched()], {})
 
 

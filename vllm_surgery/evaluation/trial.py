@@ -172,10 +172,17 @@ class TrialFolder:
         (self.path / EXACT_FILE).write_text(json.dumps(plain, indent=1) + "\n")
 
     def exact(self) -> dict[str, list[Drift]]:
-        """Drift over whole distributions, by arm; nothing where it wasn't asked for."""
+        """Drift over whole distributions, by arm; only of arms for which there is any.
+
+        Raises:
+            UsageError: the file isn't one of a trial.
+        """
         file = self.path / EXACT_FILE
-        plain = json.loads(file.read_text()) if file.exists() else {}
-        return {name: [Drift(**drift) for drift in found] for name, found in plain.items()}
+        try:
+            plain = json.loads(file.read_text()) if file.exists() else {}
+            return {name: [Drift(**drift) for drift in found] for name, found in plain.items() if found}
+        except (ValueError, TypeError, AttributeError) as error:
+            raise UsageError(f"{file}: not a file of a trial: {error}") from None
 
     def _compare(self, there: Trial, wanted: Trial) -> None:
         for part in ("protocol", "sets", "arms", "about"):
