@@ -266,6 +266,7 @@ def test_a_server_that_rescues_nothing_is_refused(refused: Callable[..., str], s
             "huge: no such protocol; there are default, held-out-tasks, small, wide, and files of your own",
         ),
         (("--probes", "papers"), "papers: no such probe set"),
+        (("--probes", "paper", "--probes", "paper"), "paper: is named twice"),
         (("--server", "http://x"), "--server http://x: write NAME=URL"),
         (("--served-model", "gone"), "serves no model gone; it has fake"),
         (("--patch", "missing.yaml"), "missing.yaml: no such file"),

@@ -12,7 +12,7 @@ from tests.evaluation.sets import lists, tasks
 from tests.evaluation.sets.lists import PARTS
 from tests.examples import refusal
 from vllm_surgery.errors import UsageError
-from vllm_surgery.evaluation.probes import Probe, ProbeSet, built_in, load_probes
+from vllm_surgery.evaluation.probes import Probe, ProbeSet, built_in, load_probes, named_twice
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -85,6 +85,23 @@ def test_a_half_of_a_set() -> None:
     searched, held_out = load_probes("lists:search"), load_probes("lists:held-out")
     assert (searched.halves(), held_out.halves()) == ({"search": 24}, {"held-out": 24})
     assert "paper: has no half search" in refusal(lambda: load_probes("paper:search"), UsageError)
+
+
+@pytest.mark.parametrize(
+    ("names", "reason"),
+    [
+        ([], None),
+        (["lists:search", "lists:held-out", "paper"], None),
+        (["a/mine.yaml", "b/mine.yaml"], None),
+        (["lists", "paper", "lists"], "lists: is named twice"),
+        (["lists:search", "lists:search"], "lists:search: is named twice"),
+        (["lists", "lists:search"], "lists:search: has prompts in common with lists"),
+        (["lists:search", "lists"], "lists: has prompts in common with lists:search"),
+        (["mine.yaml", "a/../mine.yaml"], "a/../mine.yaml: has prompts in common with mine.yaml"),
+    ],
+)
+def test_a_set_beside_itself_or_a_part_of_itself_is_named_twice(names: list[str], reason: str | None) -> None:
+    assert named_twice(names) == reason
 
 
 @pytest.mark.parametrize("name", built_in())

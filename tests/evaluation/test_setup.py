@@ -79,6 +79,13 @@ def test_a_half_is_asked_where_its_set_is() -> None:
     assert [cell.sets for cell in half.cells] == [["paper"], ["paper", "lists:held-out"]]
 
 
+def test_a_set_that_is_named_twice_is_refused() -> None:
+    small = load_protocol("small")
+    assert refusal(lambda: small.changed(sets=["lists", "lists"]), UsageError) == "lists: is named twice"
+    said = refusal(lambda: small.changed(sets=["lists", "lists:search"]), UsageError)
+    assert said == "lists:search: has prompts in common with lists"
+
+
 def test_nothing_left_is_refused() -> None:
     assert "no cell is left" in refusal(lambda: load_protocol("small").changed(cells=["side"], sets=["paper"]))
 
@@ -89,6 +96,11 @@ def test_nothing_left_is_refused() -> None:
         ("cells: [{name: a, sets: [short], temperature: 0}]", "cells.0.max_tokens: Field required"),
         ("cells: [{name: a, sets: [short], temperature: -1, max_tokens: 4}]", "cells.0.temperature"),
         ("cells: []", "cells"),
+        ("cells: [{name: a, sets: [short, short], temperature: 0, max_tokens: 4}]", "cell a: short: is named twice"),
+        (
+            "cells: [{name: a, sets: [short], temperature: 0, max_tokens: 4}]\ntext: [text, text]",
+            "`text`: text: is named twice",
+        ),
         ("cells: &a []\ntext: *a", "anchors are not allowed"),
     ],
 )

@@ -125,7 +125,7 @@ def settings_of(args: argparse.Namespace) -> SearchSettings:
     """The settings that the options ask for.
 
     Raises:
-        UsageError: one can't be, or a probe set is missing, isn't divided or is for something else.
+        UsageError: one can't be, or a probe set is missing, named twice, isn't divided or is for something else.
     """
     given: dict[str, Any] = {name: getattr(args, name) for name in _OPTIONS}
     given |= {"kinds": _words(args.kinds), "gains": _gains(args.gains)}
@@ -154,7 +154,7 @@ def _parts(names: list[str]) -> dict[str, list[str]]:
 
 
 def _check_sets(settings: SearchSettings) -> None:
-    from vllm_surgery.evaluation.probes import load_probes
+    from vllm_surgery.evaluation.probes import load_probes, named_twice
 
     text, tasks = ("text",), ("short", "skills")
     for option, names, uses in (
@@ -167,6 +167,8 @@ def _check_sets(settings: SearchSettings) -> None:
         ("held_out_tasks", settings.held_out_tasks, tasks),
         ("ordinary", settings.ordinary, ("healthy",)),
     ):
+        if (twice := named_twice(names)) is not None:
+            raise UsageError(f"{flag(option)} {twice}")
         for name in names:
             if (use := load_probes(name).use) not in uses:
                 wanted = "` or `".join(uses)

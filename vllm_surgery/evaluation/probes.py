@@ -7,7 +7,7 @@ import hashlib
 import json
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeAlias, TypeVar, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -16,6 +16,9 @@ from vllm_surgery.evaluation.tasks.checks import Check  # noqa: TC001 - pydantic
 from vllm_surgery.evaluation.tasks.short_lists import ShortList
 from vllm_surgery.patch.document import parse_document
 from vllm_surgery.patch.files import read_bounded
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 Use: TypeAlias = Literal["loops", "healthy", "short", "skills", "text"]
 """The use of a set: to set off loops, ordinary requests, lists with known answers, tasks, or reference replies."""
@@ -134,6 +137,25 @@ def base_name(name: str) -> str:
     """The set's own name, without the part that may stand behind it (``lists:held-out``)."""
     before, _, half = name.rpartition(":")
     return before if before and half in get_args(Half) else name
+
+
+def named_twice(names: Sequence[str]) -> str | None:
+    """Why sets can't be asked side by side, in words; None where they can.
+
+    The prompts of a set that is named twice, by whatever path to its file, or beside a part of itself, would be asked
+    twice, and what is one answer would count as two.
+    """
+    known = [(name, *_file_and_part(name)) for name in names]
+    for number, (name, file, part) in enumerate(known):
+        for before, other, part_before in known[:number]:
+            if file == other and (part == part_before or "" in {part, part_before}):
+                return f"{name}: is named twice" if name == before else f"{name}: has prompts in common with {before}"
+    return None
+
+
+def _file_and_part(name: str) -> tuple[str, str]:
+    base = base_name(name)
+    return base if base in built_in() else str(Path(base).resolve()), name.removeprefix(base)
 
 
 def load_probes(name: str) -> ProbeSet:

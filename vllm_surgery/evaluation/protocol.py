@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from vllm_surgery.errors import UsageError
-from vllm_surgery.evaluation.probes import Form, base_name, load_probes, names_in, read_model
+from vllm_surgery.evaluation.probes import Form, base_name, load_probes, named_twice, names_in, read_model
 from vllm_surgery.patch.files import read_bounded
 
 if TYPE_CHECKING:
@@ -73,10 +73,13 @@ class Protocol(_Strict):
     form: Form = "chat"
 
     @model_validator(mode="after")
-    def _names_once(self) -> Protocol:
+    def _everything_once(self) -> Protocol:
         names = [cell.name for cell in self.cells]
         if len(set(names)) < len(names):
             raise ValueError("two cells have the same name")
+        for place, sets in [*((f"the cell {cell.name}", cell.sets) for cell in self.cells), ("`text`", self.text)]:
+            if (twice := named_twice(sets)) is not None:
+                raise ValueError(f"{place}: {twice}")
         return self
 
     @property
@@ -107,8 +110,10 @@ class Protocol(_Strict):
         where it asks sets for the same: tasks in the cells that ask tasks, reference replies under `text`.
 
         Raises:
-            UsageError: nothing is left, or there is no such cell or set.
+            UsageError: nothing is left, there is no such cell or set, or a set is named twice.
         """
+        if (twice := named_twice(sets or [])) is not None:
+            raise UsageError(twice)
         names = [cell.name for cell in self.cells]
         for name in cells or []:
             if name not in names:
