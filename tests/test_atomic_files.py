@@ -3,6 +3,10 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -85,6 +89,30 @@ def test_a_folder_is_one_writers_at_a_time(tmp_path: Path) -> None:
         assert refusal(other.__enter__, UsageError) == f"{tmp_path}/out: another evaluation writes into it"
     with locked_folder(tmp_path / "out", "nobody does any more"):
         pass
+
+
+def test_a_lock_ends_with_its_process_though_a_child_of_it_lives_on(tmp_path: Path) -> None:
+    script = (
+        "import os, pathlib, sys, time\n"
+        "from vllm_surgery.atomic_files import locked_folder\n"
+        "with locked_folder(pathlib.Path(sys.argv[1]), 'mine'):\n"
+        "    if not os.fork():\n"
+        "        print(os.getpid(), flush=True)\n"
+        "    time.sleep(600)\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", script, str(tmp_path)], stdout=subprocess.PIPE) as parent:
+        assert parent.stdout is not None
+        child = int(parent.stdout.readline())
+        try:
+            other = locked_folder(tmp_path, "the parent has it")
+            assert refusal(other.__enter__, UsageError).endswith("the parent has it")
+            parent.kill()
+            parent.wait()
+            with locked_folder(tmp_path, "the child has it"):
+                pass
+        finally:
+            parent.kill()
+            os.kill(child, signal.SIGKILL)
 
 
 def test_a_folder_that_cant_be_locked_is_one_line(tmp_path: Path) -> None:

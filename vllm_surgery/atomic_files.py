@@ -5,11 +5,12 @@ from __future__ import annotations
 
 import fcntl
 import glob
+import os
 import shutil
 import tempfile
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 from vllm_surgery.errors import SurgeryError, UsageError
 
@@ -167,4 +168,22 @@ def locked_folder(folder: Path, why: str) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise UsageError(f"{folder}: {why}") from None
-        yield
+        _held.add(lock)
+        try:
+            yield
+        finally:
+            _held.discard(lock)
+
+
+_held: set[BinaryIO] = set()
+"""The locks of this process."""
+
+
+def _let_go() -> None:
+    """In a forked child, which would keep its parent's locks when that is killed: an engine's processes outlive it."""
+    for lock in _held:
+        lock.close()
+    _held.clear()
+
+
+os.register_at_fork(after_in_child=_let_go)

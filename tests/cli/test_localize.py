@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from tests.localization.conftest import no_waiting_for_disks, tiny
 from tests.localization.fake import FakeModel, every_single, neuron, probe_files, stand_in
+from vllm_surgery.atomic_files import locked_folder
 from vllm_surgery.cli import main
 from vllm_surgery.engine import offline as engine
 from vllm_surgery.localization.names import check_name, default_name
@@ -256,6 +257,16 @@ def test_a_folder_with_another_search_is_wrong_usage(
     main(["localize", "tiny", *options])
     assert main(["localize", "tiny", *options, "--max-kl", "0.1"]) == 2
     assert "holds a search with other settings: take another folder" in capsys.readouterr().err
+
+
+def test_a_folder_into_which_another_search_writes_is_wrong_usage_before_an_engine_is_started(
+    engines: Callable[[FakeModel], list[str]], options: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = engines(FakeModel(loops=False))
+    with locked_folder(tmp_path / "out", "mine"):
+        assert main(["localize", "tiny", *options]) == 2
+    assert capsys.readouterr().err == f"vllm-surgery: error: {tmp_path / 'out'}: another search writes into it\n"
+    assert said == []
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,9 @@ import asyncio
 import gc
 import itertools
 import json
+import resource
 from collections import Counter
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -20,12 +22,14 @@ from vllm_surgery.evaluation.arms import of_patch, of_penalty, unpatched
 from vllm_surgery.evaluation.backends import server as of_server
 from vllm_surgery.evaluation.backends.chat import Chat
 from vllm_surgery.evaluation.backends.server import HttpBackend
+from vllm_surgery.evaluation.drift import Drift
 from vllm_surgery.evaluation.probes import load_probes
 from vllm_surgery.evaluation.protocol import load_protocol
 from vllm_surgery.evaluation.trial import ANSWERS_FILE, EXACT_FILE, Trial, TrialFolder, run_trial
 from vllm_surgery.patch.format import Patch
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 CURE = Patch.from_data(patch_data(name="cure"))
@@ -176,6 +180,26 @@ def test_whole_distributions_of_no_text_are_none(tmp_path: Path) -> None:
 def test_whole_distributions_that_cant_be_read_are_one_line(tmp_path: Path, content: str) -> None:
     (tmp_path / EXACT_FILE).write_text(content)
     assert "exact.json: not a file of a trial: " in refusal(TrialFolder(tmp_path).exact, UsageError)
+
+
+@contextmanager
+def full_disk() -> Iterator[None]:
+    """No file may be longer than a hundred bytes."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_disk_that_is_full_leaves_no_half_of_a_trial(tmp_path: Path) -> None:
+    trial, folder = trial_of("small"), TrialFolder(tmp_path)
+    drifts = {name: [Drift("a", 1, 0.0, 1, 0.0, 0.0, 0.0)] for name in ("cure", "other")}
+    with full_disk():
+        said = [refusal(one, UsageError) for one in (lambda: folder.open(trial), lambda: folder.keep_exact(drifts))]
+    assert said == [f"{tmp_path}: File too large"] * 2
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_record_holds_what_is_needed_to_ask_again(server: FakeVllm, protocol: str, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 
 from pydantic import ValidationError
 
+from vllm_surgery.atomic_files import locked_folder
 from vllm_surgery.cli.options import add_command, add_json, add_out, flag, words_of
 from vllm_surgery.errors import UsageError, first_problem
 from vllm_surgery.installed import require_vllm
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
     from vllm_surgery.cli.options import Subparsers
     from vllm_surgery.localization.pipeline import Outcome
-
+    from vllm_surgery.localization.search.budget import Budget
 
 SLOTS = 8
 """Candidates side by side: with the shortest measurements, a dozen answers each, that is a batch which a CPU's cores
@@ -105,6 +106,11 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
     if not 0 <= args.patch_slots <= MOST_SLOTS:
         raise UsageError(f"--patch-slots {args.patch_slots}: 0 to {MOST_SLOTS}")
     require_vllm("localize")
+    with locked_folder(args.out, "another search writes into it"):
+        return _search(args, rest, settings, budget, name)
+
+
+def _search(args: argparse.Namespace, rest: list[str], settings: SearchSettings, budget: Budget, name: str) -> int:
     from vllm_surgery.engine.offline import folder_of, start_engine, stop_engine
     from vllm_surgery.localization.pipeline import SearchRun, localize
     from vllm_surgery.localization.report import write_report

@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 import os
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal, NamedTuple, TypeAlias
 
 from vllm_surgery.errors import UsageError
 
@@ -94,7 +94,7 @@ class Record:
 def read_lines(file: Path) -> list[dict[str, Any]]:
     """The objects in a file of JSON lines; none where there is no file.
 
-    A kill in the middle of a line leaves a part of it, which is cut off.
+    A part of a line at the end is left out: a kill left it, or somebody is writing it.
 
     Raises:
         UsageError: another line isn't JSON.
@@ -102,19 +102,34 @@ def read_lines(file: Path) -> list[dict[str, Any]]:
     if not file.exists():
         return []
     content = file.read_bytes()
-    whole = content[: content.rfind(b"\n") + 1]
-    if len(whole) < len(content):
-        with file.open("r+b") as stream:
-            stream.truncate(len(whole))
     try:
-        return [json.loads(line) for line in whole.splitlines()]
+        return [json.loads(line) for line in content[: _end_of_lines(content)].splitlines()]
     except ValueError as error:
         raise UsageError(f"{file}: not a file of a trial: {error}") from None
 
 
 def append_lines(file: Path, items: Iterable[Mapping[str, Any]]) -> None:
-    """Writes objects at the end of a file, and waits until the disk has them."""
-    with file.open("a", encoding="utf-8") as stream:
-        stream.write("".join(json.dumps(item, ensure_ascii=False) + "\n" for item in items))
+    """Writes objects at the end of a file, and waits until the disk has them.
+
+    A part of a line that a kill left there is cut off. So nobody else may write into the file meanwhile; reading it
+    does no harm.
+    """
+    lines = "".join(json.dumps(item, ensure_ascii=False) + "\n" for item in items).encode()
+    with file.open("a+b") as stream:
+        _cut_part_of_line(stream)
+        stream.write(lines)
         stream.flush()
         os.fsync(stream.fileno())
+
+
+def _end_of_lines(content: bytes) -> int:
+    """The place behind the last whole line."""
+    return content.rfind(b"\n") + 1
+
+
+def _cut_part_of_line(stream: BinaryIO) -> None:
+    size = stream.seek(0, os.SEEK_END)
+    stream.seek(max(0, size - 1))
+    if stream.read(1) not in {b"", b"\n"}:
+        stream.seek(0)
+        stream.truncate(_end_of_lines(stream.read()))

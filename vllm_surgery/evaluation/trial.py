@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from tqdm import tqdm
 
+from vllm_surgery.atomic_files import atomic_write
 from vllm_surgery.errors import UsageError
 from vllm_surgery.evaluation.arms import Arm, checked, in_batches
 from vllm_surgery.evaluation.backends.base import Job, Text, TokenLogprobs
@@ -124,7 +125,7 @@ class TrialFolder:
             self.path.mkdir(parents=True, exist_ok=True)
             if (self.path / TRIAL_FILE).exists():
                 return self._compare(self.trial(), trial)
-            (self.path / TRIAL_FILE).write_text(json.dumps(trial.to_data(), indent=1, ensure_ascii=False) + "\n")
+            atomic_write(self.path / TRIAL_FILE, json.dumps(trial.to_data(), indent=1, ensure_ascii=False) + "\n")
         except OSError as error:
             raise UsageError(f"{self.path}: {error.strerror or error}") from None
 
@@ -136,7 +137,7 @@ class TrialFolder:
         """
         file = self.path / TRIAL_FILE
         try:
-            return Trial.from_data(json.loads(file.read_text()))
+            return Trial.from_data(json.loads(file.read_text(encoding="utf-8")))
         except FileNotFoundError:
             raise UsageError(f"{self.path}: holds no trial") from None
         except (ValueError, KeyError, TypeError) as error:
@@ -167,9 +168,16 @@ class TrialFolder:
         return replace(logprobs, tops=tops)
 
     def keep_exact(self, drifts: Mapping[str, Sequence[Drift]]) -> None:
-        """Keeps the drift over whole distributions of each arm."""
+        """Keeps the drift over whole distributions of each arm.
+
+        Raises:
+            UsageError: it can't be written.
+        """
         plain = {name: [asdict(drift) for drift in found] for name, found in drifts.items()}
-        (self.path / EXACT_FILE).write_text(json.dumps(plain, indent=1) + "\n")
+        try:
+            atomic_write(self.path / EXACT_FILE, json.dumps(plain, indent=1) + "\n")
+        except OSError as error:
+            raise UsageError(f"{self.path}: {error.strerror or error}") from None
 
     def exact(self) -> dict[str, list[Drift]]:
         """Drift over whole distributions, by arm; only of arms for which there is any.

@@ -83,13 +83,27 @@ def test_a_record_survives_the_file(tmp_path: Path) -> None:
     assert [Record.from_data(line) for line in read_lines(tmp_path / "a")] == [one, one]
 
 
-def test_half_a_line_is_cut_off(tmp_path: Path) -> None:
+@pytest.mark.parametrize("whole", [[], [{"a": 1}]])
+@pytest.mark.parametrize("part", [b"{", b'{"a": "\xc3'])
+def test_half_a_line_is_cut_off_by_the_next_one_that_is_written(
+    tmp_path: Path, whole: list[dict[str, int]], part: bytes
+) -> None:
+    file = tmp_path / "a"
+    append_lines(file, whole)
+    with file.open("ab") as stream:
+        stream.write(part)
+    assert read_lines(file) == whole
+    append_lines(file, [{"a": 2}])
+    assert read_lines(file) == [*whole, {"a": 2}]
+
+
+def test_half_a_line_is_left_alone_by_readers_since_somebody_may_be_writing_it(tmp_path: Path) -> None:
     file = tmp_path / "a"
     append_lines(file, [{"a": 1}])
-    with file.open("ab") as stream:
-        stream.write(b'{"a": "\xc3')
-    assert read_lines(file) == [{"a": 1}]
-    append_lines(file, [{"a": 2}])
+    with file.open("ab", buffering=0) as stream:
+        stream.write(b'{"a": ')
+        assert read_lines(file) == [{"a": 1}]
+        stream.write(b"2}\n")
     assert read_lines(file) == [{"a": 1}, {"a": 2}]
 
 
