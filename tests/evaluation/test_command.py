@@ -16,6 +16,8 @@ import pytest
 from tests.folders import write_model
 from vllm_surgery.cli import main
 from vllm_surgery.evaluation import TrialFolder
+from vllm_surgery.evaluation.analysis import exact_drift
+from vllm_surgery.evaluation.drift import Drift
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -291,6 +293,36 @@ def test_whole_distributions_without_replies_to_compare_them_on_are_refused_befo
         "or with --probes"
     )
     assert server.asked == []
+
+
+def words_for_whole_distributions(folder: Path, cure: str) -> list[str]:
+    model = write_model(folder / "model", (6, 8))
+    return ["--exact", "--patch", cure, "--model", str(model), "--shams", "0", "--no-penalty"]
+
+
+def test_a_model_whose_whole_distributions_cant_be_had_is_said_before_the_trial_asks_anything(
+    server: FakeVllm, refused: Callable[..., str], cure: str, tmp_path: Path
+) -> None:
+    said = refused(*words_for_whole_distributions(tmp_path, cure))
+    assert said.startswith(f"{tmp_path / 'model'}: no tokenizer can be loaded")
+    assert len(server.asked) == 1  # Whether it answers at all.
+
+
+def test_whole_distributions_are_measured_once_and_before_the_trial_asks_anything(
+    evaluate: Callable[..., int], server: FakeVllm, cure: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+    drifts = {"cure": [Drift("a", 2, 0.1, 1, 1.0, 1.5, 0.0)]}
+
+    def measure(*_: object, **__: object) -> dict[str, list[Drift]]:
+        asked.append(len(server.asked))
+        return drifts
+
+    monkeypatch.setattr(exact_drift, "exact_drifts", measure)
+    words = words_for_whole_distributions(tmp_path, cure)
+    assert [evaluate(*words), evaluate(*words)] == [0, 0]
+    assert asked == [1]
+    assert TrialFolder(tmp_path / "out").exact() == drifts
 
 
 def test_a_trial_that_kept_no_whole_distributions_is_judged_without_them(

@@ -186,16 +186,17 @@ def _ask(args: argparse.Namespace, folder: TrialFolder) -> None:
     try:
         trial = _with_arms(args, trial, backend)
         backend.require(trial.arms)
+        model = _model_to_measure(args, backend) if args.exact else None
         table = token_table(args.tokenizer or backend.facts().root)
         with locked_folder(args.out, "another evaluation writes into it"), _stopped_like_by_hand():
             try:
+                if model is not None:
+                    _measure_exactly(model, trial, folder, quiet=args.json)
                 run_trial(trial, backend, folder, table, quiet=args.json and not sys.stderr.isatty())
             finally:
                 _restore(backend)
     finally:
         backend.close()
-    if args.exact:
-        _measure_exactly(args, trial, folder, backend)
 
 
 @contextmanager
@@ -276,13 +277,20 @@ def _restore(backend: HttpBackend) -> None:
         print(f"vllm-surgery: warning: {warning}", file=sys.stderr)
 
 
-def _measure_exactly(args: argparse.Namespace, trial: Trial, folder: TrialFolder, backend: HttpBackend) -> None:
-    from vllm_surgery.evaluation.analysis.exact_drift import exact_drifts
+def _model_to_measure(args: argparse.Namespace, backend: HttpBackend) -> Path:
     from vllm_surgery.evaluation.setup import model_folder
 
     model = model_folder(args.model, backend.facts())
     if model is None:
         raise UsageError("--exact needs the model's folder: name it with --model")
+    return model
+
+
+def _measure_exactly(model: Path, trial: Trial, folder: TrialFolder, *, quiet: bool) -> None:
+    """Keeps what isn't known yet of whole distributions. Before the answers, which take longer and can go on."""
+    from vllm_surgery.evaluation.analysis.exact_drift import exact_drifts
+
+    folder.open(trial)
     known = folder.exact()
     patches = {
         arm.name: arm.patches[0]
@@ -291,7 +299,7 @@ def _measure_exactly(args: argparse.Namespace, trial: Trial, folder: TrialFolder
     }
     probes = [probe for name in trial.protocol.text for probe in trial.sets[name].probes]
     if patches:
-        folder.keep_exact({**known, **exact_drifts(model, patches, probes, trial.protocol.form, quiet=args.json)})
+        folder.keep_exact({**known, **exact_drifts(model, patches, probes, trial.protocol.form, quiet=quiet)})
 
 
 def _summary(args: argparse.Namespace, folder: TrialFolder) -> Summary:

@@ -3,23 +3,32 @@
 
 from __future__ import annotations
 
+import json
 import math
+import shutil
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+import transformers
+from safetensors.torch import load_file, save_file
 
 from tests.examples import patch_data, refusal
-from tests.models import make_model
+from tests.localization.chain import lines, prompt, save_tokenizer
+from tests.models import down, make_model
 from vllm_surgery.api import apply_to_checkpoint, plan
 from vllm_surgery.errors import UsageError
-from vllm_surgery.evaluation.analysis.exact_drift import _drift, _patched
+from vllm_surgery.evaluation.analysis.exact_drift import _drift, _patched, exact_drifts
+from vllm_surgery.evaluation.probes import Probe
 from vllm_surgery.patch.format import Patch
 from vllm_surgery.planning.planner import Plan, TensorEdit
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
+
+    from vllm_surgery.evaluation.drift import Drift
+    from vllm_surgery.evaluation.probes import Form
 
 
 def test_drift_of_distributions_that_are_known() -> None:
@@ -56,8 +65,6 @@ def check_against_baked(folder: Path, work: Path, *edits: dict[str, Any]) -> Non
 
 
 def load_network(folder: Path) -> Any:
-    import transformers
-
     return transformers.AutoModelForCausalLM.from_pretrained(str(folder), dtype=torch.float32)
 
 
@@ -108,3 +115,74 @@ def test_a_tensor_of_another_name_is_said() -> None:
             pass
 
     assert refusal(apply, UsageError) == "exact probabilities: transformers calls x by another name"
+
+
+REPLY = Probe(id="a", prompt=prompt(1), reply=lines([2, 3, 4]))
+
+
+@pytest.fixture
+def speaking(family_model: Callable[[str], Path], tmp_path: Path) -> Path:
+    """A model with a tokenizer, whose files may be changed."""
+    folder = shutil.copytree(family_model("Llama"), tmp_path / "speaking")
+    save_tokenizer(folder)
+    return folder
+
+
+def measure(folder: Path, form: Form = "chat") -> Drift:
+    patches = {"one": patch_data({"op": "zero", "neurons": {"1": "all"}})}
+    (drift,) = exact_drifts(folder, patches, [REPLY], form, quiet=True)["one"]
+    return drift
+
+
+@pytest.mark.parametrize("form", ["chat", "completion"])
+def test_whole_distributions_of_a_reply_and_of_the_token_that_ends_it(speaking: Path, form: Form) -> None:
+    drift = measure(speaking, form)
+    assert (drift.text, drift.tokens, drift.rest) == ("a", 3 + 1, 0)
+    assert drift.kl > 0
+    assert drift.loss != drift.base_loss > 0
+
+
+@pytest.mark.parametrize("method", ["gptq", "awq", "bitsandbytes", "compressed-tensors", "fp8"])
+def test_quantised_weights_are_refused(speaking: Path, method: str) -> None:
+    file = speaking / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "quantization_config": {"quant_method": method}}))
+    said = refusal(lambda: measure(speaking), UsageError)
+    assert said == f"{speaking}: has quantised weights, and a comparison of whole distributions needs others"
+
+
+def test_weights_that_the_folder_lacks_are_not_made_up(speaking: Path) -> None:
+    tensors = load_file(speaking / "model.safetensors")
+    del tensors[down(3)]
+    save_file(tensors, speaking / "model.safetensors", metadata={"format": "pt"})
+    assert refusal(lambda: measure(speaking), UsageError) == f"{speaking}: transformers finds no {down(3)} in it"
+
+
+@pytest.mark.parametrize("error", [ImportError, AttributeError, RuntimeError])
+def test_a_model_that_transformers_cant_load_is_one_line(
+    speaking: Path, monkeypatch: pytest.MonkeyPatch, error: type[Exception]
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise error("install\nit")
+
+    monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", fail)
+    assert refusal(lambda: measure(speaking), UsageError) == f"{speaking}: transformers can't load it: install it"
+
+
+def test_a_model_that_transformers_cant_run_is_one_line(speaking: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("sizes of tensors must match")
+
+    monkeypatch.setattr(transformers.LlamaForCausalLM, "forward", fail)
+    said = refusal(lambda: measure(speaking), UsageError)
+    assert said == f"{speaking}: transformers can't run it: sizes of tensors must match"
+
+
+def test_chats_need_a_chat_template(speaking: Path) -> None:
+    (speaking / "chat_template.jinja").unlink()
+    said = refusal(lambda: measure(speaking), UsageError)
+    assert said == f"exact probabilities: {speaking} has no chat template: ask with --form completion"
+    assert measure(speaking, "completion").kl > 0
+
+
+def test_a_model_without_a_tokenizer_is_one_line(family_model: Callable[[str], Path]) -> None:
+    assert "no tokenizer can be loaded" in refusal(lambda: measure(family_model("Llama")), UsageError)

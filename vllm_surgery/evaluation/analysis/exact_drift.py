@@ -10,9 +10,10 @@ from __future__ import annotations
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from vllm_surgery.errors import UsageError, one_line
+from vllm_surgery.errors import UsageError
 from vllm_surgery.evaluation.drift import Drift
-from vllm_surgery.installed import require
+from vllm_surgery.evaluation.network import load_network, run_by_transformers
+from vllm_surgery.loops.tokenizers import load_tokenizer
 from vllm_surgery.model.checkpoint import ModelFolder
 from vllm_surgery.model.conventions import classify_tensor
 from vllm_surgery.patch.format import Patch
@@ -40,12 +41,13 @@ def exact_drifts(
         quiet: no progress.
 
     Raises:
-        UsageError: torch or transformers isn't there, or it can't load the model.
+        UsageError: torch or transformers isn't there, or it can't load or run the model or its tokenizer.
         SurgeryError: a patch isn't for this model.
     """
     folder = ModelFolder(model)
     plans = {name: check_patches(_alone(Patch.from_data(patch, name)), folder) for name, patch in patches.items()}
-    tokenizer, network = _load(model)
+    tokenizer = _load_tokenizer(model, form)
+    network = load_network(model, "a comparison of whole distributions")
     import torch
     from tqdm import tqdm
 
@@ -53,7 +55,8 @@ def exact_drifts(
     with torch.inference_mode():
         for probe in tqdm(probes, desc="exact probabilities", unit="text", disable=quiet):
             tokens, start = _encode(tokenizer, probe, form)
-            base = _log_probabilities(network, tokens, start)
+            with run_by_transformers(model):
+                base = _log_probabilities(network, tokens, start)
             for name, edits in plans.items():
                 with _patched(network, edits):
                     after = _log_probabilities(network, tokens, start)
@@ -65,16 +68,11 @@ def _alone(patch: Patch) -> PatchSet:
     return PatchSet((SourcedPatch(patch.name, patch),))
 
 
-def _load(model: Path) -> tuple[Any, Any]:
-    require("a comparison of whole distributions", "torch", "transformers")
-    import torch
-    import transformers
-
-    try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(str(model))
-        return tokenizer, transformers.AutoModelForCausalLM.from_pretrained(str(model), dtype=torch.float32)
-    except (OSError, ValueError, KeyError) as error:
-        raise UsageError(f"{model}: transformers can't load it: {one_line(str(error), 200)}") from None
+def _load_tokenizer(model: Path, form: Form) -> Any:
+    tokenizer = load_tokenizer(str(model), local=True)
+    if form == "chat" and getattr(tokenizer, "chat_template", None) is None:
+        raise UsageError(f"exact probabilities: {model} has no chat template: ask with --form completion")
+    return tokenizer
 
 
 def _encode(tokenizer: Any, probe: Probe, form: Form) -> tuple[Any, int]:
@@ -86,7 +84,7 @@ def _encode(tokenizer: Any, probe: Probe, form: Form) -> tuple[Any, int]:
     else:
         asked = (tokenizer.bos_token or "") + asked
     before = tokenizer(asked, add_special_tokens=False, return_tensors="pt").input_ids
-    text = asked + (probe.reply or "") + tokenizer.eos_token
+    text = asked + (probe.reply or "") + (tokenizer.eos_token or "")
     whole = tokenizer(text, add_special_tokens=False, return_tensors="pt").input_ids
     return whole, before.shape[1]
 

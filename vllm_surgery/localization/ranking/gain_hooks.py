@@ -7,8 +7,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from vllm_surgery.errors import UsageError, one_line
-from vllm_surgery.installed import require
+from vllm_surgery.errors import UsageError
+from vllm_surgery.evaluation.network import load_network, run_by_transformers
 from vllm_surgery.model.checkpoint import ModelFolder
 from vllm_surgery.model.conventions import classify_tensor
 from vllm_surgery.patch.units import UnitBlock
@@ -56,8 +56,8 @@ def gained_network(folder: Path, device: str = "cpu") -> Iterator[GainedNetwork]
     Raises:
         UsageError: torch or transformers isn't there, or it can't load or run the model.
     """
-    anatomy = _plain_anatomy(folder)
-    gained = GainedNetwork(_load(folder).to(device), {})
+    anatomy = ModelFolder(folder).anatomy
+    gained = GainedNetwork(load_network(folder, "a search by gradients").to(device), {})
     hooks = [*_hook_neurons(gained, anatomy), *_hook_experts(gained, anatomy)]
     try:
         _try_out(gained, folder)
@@ -65,31 +65,6 @@ def gained_network(folder: Path, device: str = "cpu") -> Iterator[GainedNetwork]
     finally:
         for hook in hooks:
             hook.remove()
-
-
-def _plain_anatomy(folder: Path) -> Anatomy:
-    checkpoint = ModelFolder(folder)
-    if checkpoint.facts.quantization is not None:
-        raise UsageError(f"{folder}: has quantised weights, for which no gradients are taken")
-    return checkpoint.anatomy
-
-
-def _load(folder: Path) -> Any:
-    require("a search by gradients", "torch", "transformers")
-    import torch
-    import transformers
-
-    # Experts in plain operations: the fused ones want bfloat16, and the weights' own gradients.
-    options = {"dtype": torch.float32, "experts_implementation": "eager", "output_loading_info": True}
-    try:
-        network, told = transformers.AutoModelForCausalLM.from_pretrained(str(folder), **options)
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError, AttributeError) as error:
-        raise UsageError(f"{folder}: transformers can't load it: {one_line(str(error), 200)}") from None
-    missing = sorted(told["missing_keys"])
-    if missing:
-        # It would have filled them with random numbers.
-        raise UsageError(f"{folder}: transformers finds no {missing[0]} in it")
-    return network.eval().requires_grad_(False)
 
 
 def _hook_neurons(gained: GainedNetwork, anatomy: Anatomy) -> Iterator[Any]:
@@ -153,11 +128,8 @@ def _try_out(gained: GainedNetwork, folder: Path) -> None:
     """One forward pass, in which the layers whose experts can't be weighed drop out."""
     import torch
 
-    try:
-        with torch.no_grad():
-            gained.logits([0, 0], [0, 1])
-    except (RuntimeError, ValueError, TypeError, LookupError, AttributeError) as error:
-        raise UsageError(f"{folder}: transformers can't run it: {one_line(str(error), 200)}") from None
+    with run_by_transformers(folder), torch.no_grad():
+        gained.logits([0, 0], [0, 1])
     if not gained.gains:
         reason = next(iter(gained.without.values()), "transformers calls none of its units by a known name")
         raise UsageError(f"{folder}: has no unit whose gain can be told by transformers: {reason}")
