@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -81,6 +82,29 @@ def test_a_file_written_whole_takes_the_place_of_the_old_one_and_keeps_its_mode(
     assert file.read_text(encoding="utf-8") == "new \u00e9"
     assert file.stat().st_mode & 0o777 == 0o600
     assert list(tmp_path.iterdir()) == [file]
+
+
+def test_a_link_stays_and_what_it_leads_to_is_written(tmp_path: Path) -> None:
+    (tmp_path / "far").mkdir()
+    link, file = tmp_path / "link", tmp_path / "far" / "file"
+    link.symlink_to("far/file")
+    for content in ("new", "newer"):
+        atomic_write(link, content)
+        assert link.is_symlink()
+        assert file.read_text() == content
+    assert [path.name for path in file.parent.iterdir()] == ["file"]
+
+
+def test_a_pipe_stays_one_and_is_written_to(tmp_path: Path) -> None:
+    """As does a device: a file in place of ``/dev/null`` would be everybody's loss."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with ThreadPoolExecutor() as pool:
+        read = pool.submit(pipe.read_text)
+        atomic_write(pipe, "content")
+        assert read.result(timeout=60) == "content"
+    assert pipe.is_fifo()
+    assert [path.name for path in tmp_path.iterdir()] == ["pipe"]
 
 
 def test_a_folder_is_one_writers_at_a_time(tmp_path: Path) -> None:

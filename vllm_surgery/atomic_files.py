@@ -7,6 +7,7 @@ import fcntl
 import glob
 import os
 import shutil
+import stat
 import tempfile
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -111,6 +112,8 @@ def _clear_left_behind(parent: Path, prefix: str) -> None:
 def atomic_write(file: Path, content: str) -> None:
     """Writes a file of text that is either all there or as it was, with the mode that it had.
 
+    A symbolic link stays, and what it leads to is written. A device or a pipe stays too, and is given the content.
+
     Raises:
         OSError: it can't be written.
     """
@@ -123,6 +126,11 @@ def atomic_write_bytes(file: Path, content: bytes) -> None:
     Raises:
         OSError: it can't be written.
     """
+    if _is_stream(file):
+        with file.open("wb") as stream:
+            stream.write(content)
+        return
+    file = Path(os.path.realpath(file))
     with tempfile.NamedTemporaryFile("wb", dir=file.parent, prefix=f".{file.name}-", delete=False) as aside:
         path = Path(aside.name)
         try:
@@ -133,6 +141,15 @@ def atomic_write_bytes(file: Path, content: bytes) -> None:
         except BaseException:
             path.unlink(missing_ok=True)
             raise
+
+
+def _is_stream(file: Path) -> bool:
+    """True for what can't be replaced, only written to: for ``/dev/null`` nobody wants a file of that name."""
+    try:
+        mode = file.stat().st_mode
+    except FileNotFoundError:
+        return False
+    return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
 
 
 @contextmanager

@@ -96,6 +96,8 @@ def test_every_option_reaches_its_form(model: Path, tmp_path: Path, capsys: pyte
         ("import no.json --model moe", 2, "no.json: no such file"),
         ("import support.json --model no", 2, "no: no such model folder"),
         ("import support.json --model moe -o no/x", 1, "no/x: can't be written: No such file or directory"),
+        ("import support.json --model moe -o support.json", 2, "support.json: is what this command reads; write to"),
+        ("import support.json --model moe -o moe/config.json", 2, "moe/config.json: is a file of the model; write to"),
         ("import moe/config.json --model moe", 1, "moe/config.json: is in no form that can be imported; those are "),
     ],
 )

@@ -227,6 +227,17 @@ def test_the_command_writes_a_file(tmp_path: Path, capsys: pytest.CaptureFixture
     assert capsys.readouterr().out == f"found: {tmp_path}/p.yaml is {patch.id}, 1 neuron\n"
 
 
+def test_no_model_is_written_over(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    base, edited = make(tmp_path / "base"), change(make(tmp_path / "edited"), **{DOWN: scaled(1, 2, -1.0)})
+    for file in (base / "config.json", *edited.glob("*.safetensors")):
+        before = file.read_bytes()
+        assert main(["diff", str(base), str(edited), "-o", str(file)]) == 2
+        said = f"vllm-surgery: error: {file}: is a file of the model; write to another file\n"
+        assert capsys.readouterr().err == said
+        assert file.read_bytes() == before
+    assert main(["diff", str(base), str(edited), "-o", str(edited / "new.yaml")]) == 0
+
+
 def test_the_command_says_what_no_patch_can(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     base, edited = make(tmp_path / "base"), change(make(tmp_path / "edited"), **{GATE: scaled(0, 2, -1.0)})
     assert main(["diff", str(base), str(edited)]) == 1

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 
 from tests.directions import project, unit, values_of, write_direction
 from tests.examples import patch_data, refusal, zero
-from vllm_surgery import Patch, PatchError, load_patch
+from vllm_surgery import Patch, PatchError, UsageError, load_patch
 from vllm_surgery.patch.describe import describe
 from vllm_surgery.patch.direction import MAX_HIDDEN, MAX_NUMBERS, Direction
 from vllm_surgery.patch.direction_files import MAX_FILE_BYTES
@@ -277,3 +277,16 @@ def test_numbers_are_written_beside_a_patch(tmp_path: Path) -> None:
     assert load_patch(file).digest == patch.digest
     assert "values" not in file.read_text()
     assert {item.name for item in tmp_path.iterdir()} == {"found.yaml", "found.safetensors"}
+    assert write_patch_and_directions(patch, file) == patch, "its own files may be written anew"
+
+
+def test_a_file_of_another_kind_beside_it_is_not_written_over(tmp_path: Path) -> None:
+    patch = Patch.from_data(patch_data(project(INLINE, {"1": [1]})))
+    weights, file = tmp_path / "model.safetensors", tmp_path / "model.yaml"
+    for content in ({"model.norm.weight": torch.ones(8)}, None):
+        save_file(content, weights) if content else weights.write_bytes(b"\0" * 64)
+        before = weights.read_bytes()
+        said = refusal(lambda: write_patch_and_directions(patch, file), UsageError)
+        assert said == f"{weights}: is there, and is no file of directions; give the patch another name"
+        assert weights.read_bytes() == before
+        assert not file.exists()

@@ -10,10 +10,11 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vllm_surgery.cli.options import add_command, add_json, open_model
+from vllm_surgery.cli.options import add_command, add_json, check_out, open_model
 from vllm_surgery.errors import SurgeryError
 from vllm_surgery.installed import require
 from vllm_surgery.model.gguf_model import GgufModel, is_gguf
+from vllm_surgery.model.hub import local_path
 from vllm_surgery.patch.describe import count
 from vllm_surgery.patch.files import write_patch_and_directions
 from vllm_surgery.patch.patch_set import PatchSet, SourcedPatch
@@ -51,6 +52,8 @@ def add_to(subparsers: Subparsers) -> None:
 def run(args: argparse.Namespace, _rest: list[str]) -> int:
     """Carries the command out."""
     require("diff", "torch")
+    given = [local_path(args.base), local_path(args.edited)]
+    check_out(args.out, files=given, models=given)
     base, found = _compared(args)
     patch = found.patch(args.name, base, provenance={"source": f"vllm-surgery diff {args.base} {args.edited}"})
     if patch is not None and args.out is not None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vllm_surgery.atomic_files import atomic_write
-from vllm_surgery.cli.options import add_command, add_json, open_model
+from vllm_surgery.cli.options import add_command, add_json, check_out, open_model
 from vllm_surgery.errors import SurgeryError
 from vllm_surgery.imports.convert import export_patch, ratio_of_ranking
 from vllm_surgery.imports.forms import FORMS
@@ -37,6 +37,7 @@ def run(args: argparse.Namespace, _rest: list[str]) -> int:
     """Carries the command out."""
     member = load_named(args.patch)
     model = open_model(args.model) if args.model else None
+    check_out(args.out, files=[Path(args.patch)], models=[model.path] if model is not None else [])
     content = export_patch(member.patch, args.form, model, source=member.source)
     ratio = ratio_of_ranking(member.patch, model) if args.form == "ranking" and model is not None else None
     if args.out is not None:

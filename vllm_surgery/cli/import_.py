@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vllm_surgery.cli.options import add_command, add_json, open_model
+from vllm_surgery.cli.options import add_command, add_json, check_out, open_model
 from vllm_surgery.imports.convert import import_file
 from vllm_surgery.imports.forms import FORMS
 from vllm_surgery.imports.options import ImportOptions
@@ -58,7 +58,9 @@ def run(args: argparse.Namespace, _rest: list[str]) -> int:
         reverse=args.reverse,
         leave_out_activated=args.leave_out_activated,
     )
-    found = import_file(args.file, open_model(args.model), form=args.form, name=args.name, options=options)
+    model = open_model(args.model)
+    check_out(args.out, files=[args.file], models=[model.path])
+    found = import_file(args.file, model, form=args.form, name=args.name, options=options)
     if args.out is not None:
         write_patch(found.patch, args.out)
     if args.json:

@@ -6,6 +6,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from vllm_surgery.errors import UsageError
 from vllm_surgery.model.checkpoint import ModelFolder
 from vllm_surgery.model.hub import fetched, is_name, local_path
 
@@ -44,6 +45,27 @@ def open_model(word: str) -> ModelFolder:
     """
     path = local_path(word)
     return ModelFolder(fetched(word) if path == Path(word) and not path.exists() and is_name(word) else path)
+
+
+def check_out(out: Path | None, *, files: Iterable[Path] = (), models: Iterable[Path] = ()) -> None:
+    """Refuses to write over what a command reads.
+
+    Args:
+        out: where a file is to be written; None for nowhere.
+        files: that the command is given.
+        models: folders of the models that it is given.
+
+    Raises:
+        UsageError: `out` is one of the files, or a file of one of the models.
+    """
+    if out is None or not out.exists():
+        return
+    for file in files:
+        if file.exists() and out.samefile(file):
+            raise UsageError(f"{out}: is what this command reads; write to another file")
+    for model in models:
+        if model.is_dir() and model.resolve() in out.resolve().parents:
+            raise UsageError(f"{out}: is a file of the model; write to another file")
 
 
 def add_json(parser: argparse.ArgumentParser) -> None:

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 MAX_FILE_BYTES = 16 << 20
 """Of all files of directions that one patch names. A library of 64 directions of 8,192 numbers has 2 MiB."""
 
+NAME = "direction_"
+"""Before the number of each direction in a file that this project writes."""
+
 _NUMPY = {"F32": "<f4", "F16": "<f2"}
 
 
@@ -118,6 +121,16 @@ def direction_file(directions: Mapping[str, Direction], file: str) -> tuple[byte
         for name, direction in directions.items()
     }
     return content, named
+
+
+def holds_directions(path: Path) -> bool:
+    """True for a file that holds nothing but directions as this project calls them, so that it may be written anew."""
+    try:
+        content = read_regular(path, MAX_FILE_BYTES)
+        found: Any = safetensors.deserialize(content)  # type: ignore[no-untyped-call]
+    except Exception:  # The library raises what it likes.
+        return False
+    return len(content) <= MAX_FILE_BYTES and all(name.startswith(NAME) for name, _ in found)
 
 
 def beside(path: str | Path) -> DirectionFiles:

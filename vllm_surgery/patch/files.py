@@ -9,7 +9,7 @@ from pathlib import Path
 from vllm_surgery.atomic_files import atomic_write, atomic_write_bytes
 from vllm_surgery.errors import SurgeryError, UsageError
 from vllm_surgery.patch.direction import is_file_name
-from vllm_surgery.patch.direction_files import beside, direction_file
+from vllm_surgery.patch.direction_files import NAME, beside, direction_file, holds_directions
 from vllm_surgery.patch.document import MAX_BYTES
 from vllm_surgery.patch.format import Patch, Project
 from vllm_surgery.regular_files import read_regular
@@ -36,6 +36,7 @@ def write_patch_and_directions(patch: Patch, file: Path) -> Patch:
         that is `patch` itself.
 
     Raises:
+        UsageError: a file of that name holds something else, such as a model's weights. Nothing was written.
         SurgeryError: one of the two can't be written.
     """
     projects = [edit for edit in patch.edits if isinstance(edit, Project) and edit.direction.file is None]
@@ -43,8 +44,10 @@ def write_patch_and_directions(patch: Patch, file: Path) -> Patch:
     if not projects or not is_file_name(name):
         write_patch(patch, file)
         return patch
+    if (there := file.with_name(name)).exists() and not holds_directions(there):
+        raise UsageError(f"{there}: is there, and is no file of directions; give the patch another name")
     distinct = dict.fromkeys(edit.direction for edit in projects)
-    content, named = direction_file({f"direction_{number}": each for number, each in enumerate(distinct)}, name)
+    content, named = direction_file({f"{NAME}{number}": each for number, each in enumerate(distinct)}, name)
     of = dict(zip(distinct, named.values(), strict=True))
     try:
         atomic_write_bytes(file.with_name(name), content)
