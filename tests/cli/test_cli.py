@@ -81,6 +81,37 @@ def test_a_reader_that_goes_away_is_no_error() -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, "{", "")
 
 
+def run(command: str, **environment: str) -> tuple[int, str, str]:
+    """What a shell command ends with and says; ``vllm-surgery`` in it is this one."""
+    command = command.replace("vllm-surgery", f"{sys.executable} -m vllm_surgery")
+    done = subprocess.run(
+        ["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True, check=False,
+        env={**os.environ, **environment},
+    )  # fmt: skip
+    return done.returncode, done.stdout, done.stderr
+
+
+def test_what_cannot_be_printed_is_one_line_and_exit_code_2() -> None:
+    said = "vllm-surgery: error: can't print: No space left on device\n"
+    assert run("vllm-surgery schema >/dev/full") == (2, "", said)
+
+
+def test_an_error_keeps_its_exit_code_though_nobody_reads_it() -> None:
+    assert run("vllm-surgery check nosuch.yaml --json | true") == (2, "", "")
+
+
+def test_with_its_output_closed_a_command_does_its_work() -> None:
+    assert run("vllm-surgery schema >&-") == (0, "", "")
+
+
+def test_what_the_terminal_has_no_letters_for_is_spelled_out(tmp_path: Path) -> None:
+    text = "version: 1\nname: n\ndescription: \u00e9\nedits: [{op: zero, neurons: {3: [1]}}]\n"
+    (tmp_path / "n.yaml").write_text(text, encoding="utf-8")
+    code, out, err = run(f"vllm-surgery show {tmp_path}/n.yaml", PYTHONIOENCODING="ascii")
+    assert (code, err) == (0, "")
+    assert "\\xe9" in out
+
+
 def test_serve_without_vllm_says_what_to_install() -> None:
     code = (
         "import importlib.util, sys; find = importlib.util.find_spec\n"

@@ -345,6 +345,45 @@ def test_a_folder_without_a_trial(refused: Callable[..., str]) -> None:
     assert refused("--report-only").endswith("out: holds no trial")
 
 
+def _a_folder(file: Path) -> None:
+    file.mkdir()
+
+
+def _a_pipe(file: Path) -> None:
+    os.mkfifo(file)
+
+
+def _nested(file: Path) -> None:
+    file.write_text("[" * 100_000)
+
+
+@pytest.mark.parametrize("name", ["trial.json", "answers.jsonl", "logprobs.jsonl", "exact.json"])
+@pytest.mark.parametrize("make", [_a_folder, _a_pipe, _nested])
+def test_what_is_no_file_of_a_trial_is_one_line(
+    *,
+    evaluate: Callable[..., int],
+    refused: Callable[..., str],
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    name: str,
+    make: Callable[[Path], None],
+) -> None:
+    assert evaluate("--no-penalty", "--probes", "paper", "--first", "1") == 0
+    capsys.readouterr()
+    file = tmp_path / "out" / name
+    file.unlink(missing_ok=True)
+    make(file)
+    if make is _nested:
+        with file.open("a") as more:
+            more.write("\n")
+    assert str(file) in refused("--report-only")
+
+
+def test_a_file_in_the_folders_place_is_one_line(refused: Callable[..., str], tmp_path: Path) -> None:
+    (tmp_path / "out").write_text("x")
+    assert refused("--report-only").endswith(": Not a directory")
+
+
 def test_no_token_ids_are_said(server: FakeVllm, refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
     def chat(body: dict[str, Any]) -> dict[str, Any]:
         return {"choices": [{"message": {"content": "x"}, "finish_reason": "stop"}]}

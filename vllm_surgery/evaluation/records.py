@@ -5,13 +5,15 @@ from __future__ import annotations
 
 import json
 import os
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal, NamedTuple, TypeAlias
 
 from vllm_surgery.errors import UsageError
+from vllm_surgery.regular_files import open_regular
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
     from pathlib import Path
 
     from vllm_surgery.loops import Loop
@@ -97,14 +99,41 @@ def read_lines(file: Path) -> list[dict[str, Any]]:
     A part of a line at the end is left out: a kill left it, or somebody is writing it.
 
     Raises:
-        UsageError: another line isn't JSON.
+        UsageError: another line isn't JSON, or it can't be read.
     """
-    if not file.exists():
+    content = _content(file)
+    if content is None:
         return []
-    content = file.read_bytes()
-    try:
+    with _told_as_of(file):
         return [json.loads(line) for line in content[: _end_of_lines(content)].splitlines()]
-    except ValueError as error:
+
+
+def read_state(file: Path) -> Any:
+    """What a file of JSON holds; None where there is no file.
+
+    Raises:
+        UsageError: it isn't JSON, or it can't be read.
+    """
+    content = _content(file)
+    with _told_as_of(file):
+        return None if content is None else json.loads(content)
+
+
+def _content(file: Path) -> bytes | None:
+    try:
+        with open_regular(file) as stream:
+            return stream.read()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise UsageError(f"{file}: {error.strerror or error}") from None
+
+
+@contextmanager
+def _told_as_of(file: Path) -> Iterator[None]:
+    try:
+        yield
+    except (ValueError, RecursionError) as error:
         raise UsageError(f"{file}: not a file of a trial: {error}") from None
 
 

@@ -17,7 +17,7 @@ from vllm_surgery.evaluation.backends.base import Job, Text, TokenLogprobs
 from vllm_surgery.evaluation.drift import Drift
 from vllm_surgery.evaluation.probes import ProbeSet, load_probes
 from vllm_surgery.evaluation.protocol import Protocol
-from vllm_surgery.evaluation.records import FoundLoop, Key, Record, append_lines, read_lines
+from vllm_surgery.evaluation.records import FoundLoop, Key, Record, append_lines, read_lines, read_state
 from vllm_surgery.loops import TokenTable, detect, ending_of
 
 if TYPE_CHECKING:
@@ -136,10 +136,10 @@ class TrialFolder:
             UsageError: there is no trial in this folder.
         """
         file = self.path / TRIAL_FILE
+        if (data := read_state(file)) is None:
+            raise UsageError(f"{self.path}: holds no trial")
         try:
-            return Trial.from_data(json.loads(file.read_text(encoding="utf-8")))
-        except FileNotFoundError:
-            raise UsageError(f"{self.path}: holds no trial") from None
+            return Trial.from_data(data)
         except (ValueError, KeyError, TypeError) as error:
             raise UsageError(f"{file}: not a file of a trial: {error}") from None
 
@@ -187,7 +187,7 @@ class TrialFolder:
         """
         file = self.path / EXACT_FILE
         try:
-            plain = json.loads(file.read_text()) if file.exists() else {}
+            plain = read_state(file) or {}
             return {name: [Drift(**drift) for drift in found] for name, found in plain.items() if found}
         except (ValueError, TypeError, AttributeError) as error:
             raise UsageError(f"{file}: not a file of a trial: {error}") from None

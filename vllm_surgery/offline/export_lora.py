@@ -117,7 +117,8 @@ def export_lora(patches: PatchSet, model: ModelFolder, out: Path, *, progress: b
         (folder / WEIGHTS_FILE).write_bytes(save(tensors, {"format": "pt"}))
         _write_json(folder / CONFIG_FILE, _config(plan, done))
         _write_json(folder / RECORD_FILE, _record(done, patches))
-        (folder / CARD_FILE).write_text(adapter_card(done, patches), encoding="utf-8")
+        card = adapter_card(done, patches)
+        (folder / CARD_FILE).write_text(card, encoding="utf-8", errors="backslashreplace")
     return done
 
 
