@@ -12,7 +12,7 @@ from safetensors import safe_open
 
 from tests.examples import refusal
 from tests.folders import config_of, mlp_tensors, random_tensor, write_folder, write_model, write_raw, write_safetensors
-from vllm_surgery.errors import CheckpointError, UsageError
+from vllm_surgery.errors import CheckpointError, UsageError, one_line
 from vllm_surgery.model.checkpoint import INDEX_FILE, ModelFolder
 from vllm_surgery.model.config import ModelFacts
 from vllm_surgery.model.tensor_info import TensorInfo
@@ -133,6 +133,14 @@ def test_experts_have_several_names(key: str) -> None:
 )
 def test_what_a_config_does_not_say_properly_is_not_known(config: dict[str, Any]) -> None:
     assert ModelFacts.from_config(config) == ModelFacts()
+
+
+@pytest.mark.parametrize("layers", [-1, 10_001, 1_000_000_000, 10**4_000])
+def test_a_number_of_layers_that_no_model_has_is_refused(tmp_path: Path, layers: int) -> None:
+    folder = write_folder(tmp_path, {}, {"num_hidden_layers": layers})
+    reason = f"{tmp_path}/config.json: a model can have 0 to 10000 layers, and this one says that it has {layers}"
+
+    assert refusal(lambda: ModelFolder(folder).facts, CheckpointError) == one_line(reason)
 
 
 def test_a_quantised_model_says_how() -> None:
@@ -307,6 +315,11 @@ HUGE = 1 << 32
         # Sizes whose product is 0 in 64 bits, as the empty range is.
         (entry(shape=[HUGE, HUGE], data_offsets=[0, 0]), "t has 0 bytes, which is not its shape's size"),
         (entry(dtype="F64"), "t has 16 bytes, which is not its shape's size"),
+        (entry(dtype="F2", shape=[129]), "t has 16 bytes, fewer bits than its shape has numbers"),
+        (
+            entry(shape=[HUGE, 0], data_offsets=[0, 0]),
+            f"t is empty and {HUGE} long, which no tensor of a model is",
+        ),
     ],
 )  # fmt: skip
 def test_a_header_that_lies_is_refused(tmp_path: Path, header: bytes, reason: str) -> None:

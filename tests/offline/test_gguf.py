@@ -11,7 +11,7 @@ import pytest
 
 from tests.directions import project, unit, values_of
 from tests.examples import patch_data, patches_of, refusal, zero
-from tests.gguf_files import BLOCKS, EXPERTS, FLOATS, HIDDEN, WIDTH, WITHOUT_SCALE, dequantised, write_gguf
+from tests.gguf_files import BLOCKS, EXPERTS, FLOATS, HIDDEN, LAYERS, WIDTH, WITHOUT_SCALE, dequantised, write_gguf
 from tests.models import patch_of
 from vllm_surgery import CheckpointError, MismatchError, Patch, PatchSet, UsageError
 from vllm_surgery.cli import main
@@ -303,12 +303,24 @@ def _header(tensors: int, keys: int) -> bytes:
         ),
         (_header(1, 0) + struct.pack("<Q1sIQIQ", 1, b"a", 1, 32, 2, 0), "it ends before a"),
         (_header(1, 0) + struct.pack("<Q1sI", 1, b"a", 9), "it claims 9 axes"),
+        (
+            _header(1, 0) + struct.pack("<Q1sIQQIQ", 1, b"a", 2, 0, 1 << 40, 0, 0),
+            f"a is empty and {1 << 40} long, which no tensor of a model is",
+        ),
     ],
 )
 def test_no_bytes_make_more_than_one_line(tmp_path: Path, content: bytes, said: str) -> None:
     file = tmp_path / "model.gguf"
     file.write_bytes(content)
     assert refusal(lambda: GgufModel(file), CheckpointError) == f"{file}: is no GGUF file that is understood: {said}"
+
+
+@pytest.mark.parametrize(("heads", "said"), [(LAYERS + 1, "-1"), ((1 << 32) - 1, str(LAYERS - (1 << 32) + 1))])
+def test_a_number_of_layers_that_no_model_has_is_refused(tmp_path: Path, heads: int, said: str) -> None:
+    file = write_gguf(tmp_path / "model.gguf", llama__nextn_predict_layers=heads)
+    assert refusal(lambda: GgufModel(file).facts, CheckpointError) == (
+        f"{file}: a model can have 0 to 10000 layers, and this one says that it has {said}"
+    )
 
 
 def test_changed_codes_are_no_gain(tmp_path: Path) -> None:

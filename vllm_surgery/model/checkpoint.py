@@ -21,7 +21,7 @@ from vllm_surgery.errors import CheckpointError, UsageError
 from vllm_surgery.model.anatomy import Anatomy
 from vllm_surgery.model.config import CONFIG_FILE, ModelFacts, _hub_identity, _whole_number
 from vllm_surgery.model.hub import local_path
-from vllm_surgery.model.tensor_info import TensorInfo
+from vllm_surgery.model.tensor_info import TensorInfo, check_empty
 from vllm_surgery.regular_files import IS_LFS_POINTER, LFS_POINTER, open_regular, read_regular
 
 if TYPE_CHECKING:
@@ -112,9 +112,16 @@ class ModelFolder:
 
     @property
     def facts(self) -> ModelFacts:
-        """The config's facts; base and revision from the Hugging Face cache's own path, where it lies in one."""
+        """The config's facts; base and revision from the Hugging Face cache's own path, where it lies in one.
+
+        Raises:
+            CheckpointError: the config says what no model can have.
+        """
         base, revision = _hub_identity(self.path)
-        return ModelFacts.from_config(self.config, base, revision)
+        try:
+            return ModelFacts.from_config(self.config, base, revision)
+        except CheckpointError as error:
+            raise CheckpointError(f"{self.path / CONFIG_FILE}: {error}") from None
 
     @property
     def tensors(self) -> list[TensorInfo]:
@@ -314,6 +321,9 @@ def _stored(file: Path, name: str, entry: dict[str, Any], data_start: int, size:
         raise ValueError(f"{name} ends before it starts")
     if info.dtype in BYTES_PER_NUMBER and math.prod(info.shape) * BYTES_PER_NUMBER[info.dtype] != last - first:
         raise ValueError(f"{name} has {last - first} bytes, which is not its shape's size")
+    if math.prod(info.shape) > 8 * (last - first):  # Of formats whose numbers' size isn't known, a bit each at least.
+        raise ValueError(f"{name} has {last - first} bytes, fewer bits than its shape has numbers")
+    check_empty(name, info.shape)
     return StoredTensor(info, file, data_start + first, last - first)
 
 

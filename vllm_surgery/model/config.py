@@ -7,7 +7,9 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from vllm_surgery.errors import CheckpointError
 from vllm_surgery.model.quantization import Scheme
+from vllm_surgery.patch.units import MAX_LAYER
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -59,7 +61,11 @@ class ModelFacts:
 
     @classmethod
     def from_config(cls, config: dict[str, Any], base: str | None = None, revision: str | None = None) -> ModelFacts:
-        """Reads `config.json`; for a multimodal model the text model's part of it."""
+        """Reads `config.json`; for a multimodal model the text model's part of it.
+
+        Raises:
+            CheckpointError: it says that there are more layers than a patch can number.
+        """
         whole = config.get("thinker_config")  # Of a model that also speaks, the part that answers.
         whole = whole if isinstance(whole, dict) else config
         text = whole.get("text_config")
@@ -67,7 +73,7 @@ class ModelFacts:
         architectures = config.get("architectures")
         return cls(
             architectures=tuple(str(item) for item in architectures) if isinstance(architectures, list) else (),
-            num_hidden_layers=_whole_number(text.get("num_hidden_layers")),
+            num_hidden_layers=checked_layers(_whole_number(text.get("num_hidden_layers"))),
             hidden_size=_whole_number(text.get("hidden_size")),
             num_experts=_first_number(text, _EXPERT_KEYS),
             experts_per_token=_first_number(text, _CHOSEN_KEYS),
@@ -78,6 +84,17 @@ class ModelFacts:
             base=base,
             revision=revision,
         )
+
+
+def checked_layers(layers: int | None) -> int | None:
+    """How many layers a model says that it has, once that is a number that a model can have.
+
+    Raises:
+        CheckpointError: it isn't.
+    """
+    if layers is not None and not 0 <= layers <= MAX_LAYER + 1:
+        raise CheckpointError(f"a model can have 0 to {MAX_LAYER + 1} layers, and this one says that it has {layers}")
+    return layers
 
 
 def _whole_number(value: object) -> int | None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, BinaryIO, TypeAlias
 
 from vllm_surgery.errors import CheckpointError, UsageError
+from vllm_surgery.model.tensor_info import check_empty
 from vllm_surgery.regular_files import open_regular
 
 if TYPE_CHECKING:
@@ -219,6 +220,7 @@ class _Reader:
         name = self.text()
         axes = _bounded(self.number("I"), _MOST_AXES, "axes")
         shape = tuple(self.number("Q") for _ in range(axes))[::-1] or (1,)
+        check_empty(name, shape)
         kind, start = self.number("I"), self.number("Q")
         if kind not in BLOCK_TYPES:
             raise ValueError(f"{name} is of the unknown type {kind}")

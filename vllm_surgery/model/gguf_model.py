@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from vllm_surgery.errors import CheckpointError
 from vllm_surgery.model.anatomy import Anatomy
-from vllm_surgery.model.config import ModelFacts
+from vllm_surgery.model.config import ModelFacts, checked_layers
 from vllm_surgery.model.gguf_file import ENDING, GgufFile
 from vllm_surgery.model.tensor_info import TensorInfo
 from vllm_surgery.patch.units import INSIDE, NEURON_KINDS, ExpertBlock, UnitBlock
@@ -135,12 +135,20 @@ class GgufModel:
 
     @cached_property
     def facts(self) -> ModelFacts:
-        """What the file says of the model. Neither a name on the Hub nor a commit, which it can't prove."""
+        """What the file says of the model. Neither a name on the Hub nor a commit, which it can't prove.
+
+        Raises:
+            CheckpointError: it says what no model can have.
+        """
         layers = self._number("block_count")
         heads = self._number("nextn_predict_layers") or 0
+        try:
+            layers = checked_layers(None if layers is None else layers - heads)
+        except CheckpointError as error:
+            raise CheckpointError(f"{self.path}: {error}") from None
         return ModelFacts(
             architectures=ARCHITECTURES[self._architecture],
-            num_hidden_layers=None if layers is None else layers - heads,
+            num_hidden_layers=layers,
             hidden_size=self._number("embedding_length"),
             num_experts=self._number("expert_count") or None,
             experts_per_token=self._number("expert_used_count") or None,

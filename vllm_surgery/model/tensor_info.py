@@ -5,6 +5,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+_LONGEST_EMPTY = 1 << 20
+
 
 @dataclass(frozen=True)
 class TensorInfo:
@@ -24,3 +26,13 @@ FP8_DTYPES = frozenset({"F8_E4M3", "F8_E5M2"})
 
 UNPACKED_DTYPES = FLOAT_DTYPES | FP8_DTYPES | {"I8"}
 """The formats in which a tensor has the shape of its weight."""
+
+
+def check_empty(name: str, shape: tuple[int, ...]) -> None:
+    """Checks that a tensor without a number isn't long all the same: no byte of its file pays for work on its length.
+
+    Raises:
+        ValueError: it is.
+    """
+    if 0 in shape and max(shape) > _LONGEST_EMPTY:
+        raise ValueError(f"{name} is empty and {max(shape)} long, which no tensor of a model is")
