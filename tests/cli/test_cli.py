@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.folders import config_of, mlp_tensors, write_folder
 from vllm_surgery import __version__
 from vllm_surgery.cli import main
 from vllm_surgery.patch.format import json_schema
@@ -121,3 +122,29 @@ def test_serve_without_vllm_says_what_to_install() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=os.environ, check=False)
     said = "vllm-surgery: error: serve needs vLLM: install vllm-surgery with its extra `gpu` or `cpu`\n"
     assert (done.returncode, done.stderr) == (1, said)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "command"),
+    [
+        ("\ud800", ["doctor"]),
+        ("\x1b[31mRED\nline", ["doctor"]),
+        ("\x1b[31mRED\nline", ["show", "PATCH"]),
+        ("\x1b[31mRED\nline", ["check", "PATCH"]),
+        ("\x1b[31mRED\nline", ["seal", "PATCH", "-o", "OUT"]),
+    ],
+)
+def test_what_a_model_and_names_of_files_say_means_nothing_to_a_terminal(
+    tmp_path: Path, architecture: str, command: list[str], capfd: pytest.CaptureFixture[str]
+) -> None:
+    config = {**config_of((6,)), "architectures": [architecture]}
+    model = write_folder(tmp_path / "model\x1b[31m", mlp_tensors((6,)), config)
+    patch = tmp_path / "patch\x1b[31m\udcff.yaml"
+    patch.write_text("version: 1\nname: small\nedits: [{op: zero, neurons: {0: [1]}}]\n")
+    words = {"PATCH": str(patch), "OUT": str(tmp_path / "out\x1b\udcff.yaml")}
+
+    assert main([*(words.get(word, word) for word in command), "--model", str(model)]) == 0
+
+    told = capfd.readouterr().out
+    assert "\\x1b[31m" in told or "out\\x1b\\udcff" in told
+    assert "\x1b" not in told

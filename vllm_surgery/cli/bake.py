@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vllm_surgery.cli.options import add_command, add_json, open_model
+from vllm_surgery.cli.options import add_command, add_json, open_model, tell
 from vllm_surgery.errors import UsageError, one_line
 from vllm_surgery.imports.loading import load_patches
 from vllm_surgery.installed import require
@@ -60,9 +60,9 @@ def run(args: argparse.Namespace, _rest: list[str]) -> int:
         return 0
     units, tensors = count(baked.units, "unit"), count(baked.tensors, "tensor")
     files = f"{count(baked.written, 'file')} written, {baked.linked} linked"
-    print(f"baked: {baked.folder} holds {baked.id}: {units} in {tensors}; {files}")
+    tell(f"baked: {baked.folder} holds {baked.id}: {units} in {tensors}; {files}")
     if baked.left_out:
-        print(f"left out, since they hold the weights unedited: {', '.join(map(one_line, baked.left_out))}")
+        tell(f"left out, since they hold the weights unedited: {', '.join(map(one_line, baked.left_out))}")
     return 0
 
 
@@ -74,5 +74,5 @@ def _bake_gguf(patches: PatchSet, args: argparse.Namespace) -> int:
         print(json.dumps({"ok": True, **dataclasses.asdict(baked), "file": str(baked.file)}, indent=2))
         return 0
     units, tensors = count(baked.units, "unit"), count(baked.tensors, "tensor")
-    print(f"baked: {baked.file} holds {baked.id}: {units} in {tensors}")
+    tell(f"baked: {baked.file} holds {baked.id}: {units} in {tensors}")
     return 0

@@ -9,7 +9,7 @@ import json
 from itertools import islice
 from typing import TYPE_CHECKING
 
-from vllm_surgery.cli.options import add_command, add_json, open_model
+from vllm_surgery.cli.options import add_command, add_json, open_model, tell
 from vllm_surgery.engine.kernels import why_not_served
 from vllm_surgery.imports.loading import load_patches
 from vllm_surgery.model.conventions import classify_tensor
@@ -55,13 +55,13 @@ def run(args: argparse.Namespace, _rest: list[str]) -> int:
         _print_json(patches, plan, hindered)
         return 0
     for member in patches.members:
-        print(f"ok: {member.source} is {member.patch.id}")
+        tell(f"ok: {member.source} is {member.patch.id}")
     if plan is not None and for_slots:
         _print_slot(plan, args.model)
     elif plan is not None:
         _print_plan(plan, args.model)
     if hindered:
-        print(f"note: {args.model} can't be served here: {hindered}")
+        tell(f"note: {args.model} can't be served here: {hindered}")
     return 0
 
 
@@ -79,9 +79,9 @@ def _digest_of(numbers: bytes) -> str:
 
 def _print_slot(plan: Plan, model: str) -> None:
     layers = {(item.kind, item.layer) for item in plan.gains}
-    print(f"in a slot of a server of {model}: {count(plan.units, 'unit')} in {count(len(layers), 'layer')}")
+    tell(f"in a slot of a server of {model}: {count(plan.units, 'unit')} in {count(len(layers), 'layer')}")
     for item in plan.gains[:_TENSORS_SHOWN]:
-        print(f"  {_layer_in_words(item)}")
+        tell(f"  {_layer_in_words(item)}")
 
 
 def _layer_in_words(item: UnitGains) -> str:
@@ -92,13 +92,13 @@ def _layer_in_words(item: UnitGains) -> str:
 
 
 def _print_plan(plan: Plan, model: str) -> None:
-    print(f"plan for {model}: {count(plan.units, 'unit')} in {count(len(plan.edits), 'tensor')}")
+    tell(f"plan for {model}: {count(plan.units, 'unit')} in {count(len(plan.edits), 'tensor')}")
     for edit in plan.edits[:_TENSORS_SHOWN]:
-        print(f"  {_in_words(edit)}")
+        tell(f"  {_in_words(edit)}")
     if len(plan.edits) > _TENSORS_SHOWN:
-        print(f"  and {count(len(plan.edits) - _TENSORS_SHOWN, 'more tensor')}; --json names each")
+        tell(f"  and {count(len(plan.edits) - _TENSORS_SHOWN, 'more tensor')}; --json names each")
     for mask in plan.engine_masks().values():
-        print(f"  {_mask_in_words(mask)}")
+        tell(f"  {_mask_in_words(mask)}")
 
 
 def _in_words(edit: TensorEdit) -> str:

@@ -5,12 +5,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import sys
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vllm_surgery.cli.options import add_command, add_json, check_out, open_model
+from vllm_surgery.cli.options import add_command, add_json, check_out, open_model, tell
 from vllm_surgery.errors import SurgeryError
 from vllm_surgery.installed import require
 from vllm_surgery.model.gguf_model import GgufModel, is_gguf
@@ -117,11 +116,11 @@ def _of_plan(patch: Patch | None, base: ModelFolder | GgufModel) -> list[str]:
 def _print(found: Diff, patch: Patch | None, base: ModelFolder | GgufModel, out: Path | None) -> None:
     """The patch alone goes to stdout, so that it can be piped; what is said about it goes to stderr."""
     for item in found.unexplained:
-        print(f"no patch can say: {item.tensor} {item.reason} ({count(item.numbers, 'number')})", file=sys.stderr)
+        tell(f"no patch can say: {item.tensor} {item.reason} ({count(item.numbers, 'number')})", aside=True)
     for note in [*_of_gone(found), *found.notes, *_of_plan(patch, base)]:
-        print(f"note: {note}", file=sys.stderr)
+        tell(f"note: {note}", aside=True)
     if patch is None:
-        print("no unit differs" if found.unexplained else "the checkpoints hold the same weights", file=sys.stderr)
+        tell("no unit differs" if found.unexplained else "the checkpoints hold the same weights", aside=True)
     elif out is None:
         print(patch.to_yaml(), end="")
     else:
@@ -133,4 +132,4 @@ def _print(found: Diff, patch: Patch | None, base: ModelFolder | GgufModel, out:
         inside = len(found.expert_neurons)
         units.append(f"{count(inside, 'neuron')} inside experts" if inside else "")
         units.append(count(len(found.masks), "masked expert") if found.masks else "")
-        print(f"found: {out} is {patch.id}, {' and '.join(filter(None, units))}")
+        tell(f"found: {out} is {patch.id}, {' and '.join(filter(None, units))}")

@@ -9,7 +9,7 @@ import json
 import sys
 from typing import TYPE_CHECKING
 
-from vllm_surgery.cli.options import add_command, add_json, open_model
+from vllm_surgery.cli.options import add_command, add_json, open_model, tell
 from vllm_surgery.engine.doctor import examine, offered
 from vllm_surgery.engine.kernels import why_not_served
 from vllm_surgery.planning.inventory import take_inventory
@@ -48,7 +48,7 @@ def _examine_environment(as_json: bool) -> int:
         print(json.dumps({"ok": healthy, "offers": offered(findings), "findings": told}, indent=2))
     else:
         for item in findings:
-            print(f"{item.status:4}  {item.subject}: {item.detail}")
+            tell(f"{item.status:4}  {item.subject}: {item.detail}")
     return 0 if healthy else 1
 
 
@@ -59,9 +59,9 @@ def _examine_model(folder: str, as_json: bool) -> int:
         told = {**dataclasses.asdict(inventory), "cannot_serve": hindered}
         print(json.dumps({"ok": inventory.editable, "model": folder, **told}, indent=2))
     else:
-        print(f"{folder}:")
+        tell(f"{folder}:")
         for line in inventory.lines():
-            print(f"  {line}")
+            tell(f"  {line}")
         if hindered:
-            print(f"  can't be served here: {hindered}")
+            tell(f"  can't be served here: {hindered}")
     return 0 if inventory.editable else 1

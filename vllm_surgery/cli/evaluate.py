@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from vllm_surgery.atomic_files import locked_folder
 from vllm_surgery.cli.options import add_command, add_json, add_out, flag, words_of
 from vllm_surgery.cli.server_options import add_server, key_of, surgery_key_of
-from vllm_surgery.errors import UsageError
+from vllm_surgery.errors import UsageError, visible
 from vllm_surgery.installed import require
 
 if TYPE_CHECKING:
@@ -148,7 +148,7 @@ def _compare_harness(args: argparse.Namespace) -> int:
     _check_arms_of_trial(args.out, [name for name, _ in arms])
     compared = compare_results([read_results(name, folder) for name, folder in arms], args.tokenizer)
     files = report.write(compared, args.out)
-    told = [report.in_words(compared), *(f"{kind}: {file}" for kind, file in files.items())]
+    told = [report.in_words(compared), *(visible(f"{kind}: {file}") for kind, file in files.items())]
     print(json.dumps(report.to_data(compared), indent=2) if args.json else "\n".join(told))
     return 0
 
@@ -321,4 +321,4 @@ def _in_words(summary: Summary, files: dict[str, Path]) -> str:
             share = f"{100 * rate.value:.1f} % ({100 * rate.low:.1f} to {100 * rate.high:.1f})"
             lines.append(f"{one.arm.name}: {share} of {rates.answers} answers end in a loop")
     lines += [f"verdict on {name}: {verdict.word}" for name, verdict in summary.verdicts.items()]
-    return "\n".join([*lines, *(f"{kind}: {file}" for kind, file in files.items())])
+    return "\n".join(map(visible, [*lines, *(f"{kind}: {file}" for kind, file in files.items())]))

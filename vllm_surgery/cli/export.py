@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vllm_surgery.atomic_files import atomic_write
-from vllm_surgery.cli.options import add_command, add_json, check_out, open_model
+from vllm_surgery.cli.options import add_command, add_json, check_out, open_model, tell
 from vllm_surgery.errors import SurgeryError
 from vllm_surgery.imports.convert import export_patch, ratio_of_ranking
 from vllm_surgery.imports.forms import FORMS
@@ -52,7 +52,7 @@ def run(args: argparse.Namespace, _rest: list[str]) -> int:
     if args.out is None:
         print(content, end="")
     else:
-        print(f"exported: {args.out} holds {member.patch.id}")
+        tell(f"exported: {args.out} holds {member.patch.id}")
     return 0
 
 

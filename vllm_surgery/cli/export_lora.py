@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vllm_surgery.cli.options import add_command, add_json, open_model
+from vllm_surgery.cli.options import add_command, add_json, open_model, tell
 from vllm_surgery.imports.loading import load_patches
 from vllm_surgery.installed import require
 from vllm_surgery.patch.describe import count
@@ -43,6 +43,6 @@ def run(args: argparse.Namespace, _rest: list[str]) -> int:
         print(json.dumps({"ok": True, **dataclasses.asdict(done), "folder": str(done.folder)}, indent=2))
         return 0
     edited = f"{count(done.units, 'neuron')} in {count(done.modules, 'down projection')}"
-    print(f"exported: {done.folder} holds {done.id}: {edited}, rank {done.rank}")
-    print(f"serve it: {serve_command(done, str(done.folder))}")
+    tell(f"exported: {done.folder} holds {done.id}: {edited}, rank {done.rank}")
+    tell(f"serve it: {serve_command(done, str(done.folder))}")
     return 0

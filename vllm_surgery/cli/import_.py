@@ -4,11 +4,10 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vllm_surgery.cli.options import add_command, add_json, check_out, open_model
+from vllm_surgery.cli.options import add_command, add_json, check_out, open_model, tell
 from vllm_surgery.imports.convert import import_file
 from vllm_surgery.imports.forms import FORMS
 from vllm_surgery.imports.options import ImportOptions
@@ -74,14 +73,14 @@ def run(args: argparse.Namespace, _rest: list[str]) -> int:
 def _print(found: Imported, file: Path, out: Path | None) -> None:
     """The patch alone goes to stdout, so that it can be piped; what is said about it goes to stderr."""
     for note in found.notes:
-        print(f"note: {note}", file=sys.stderr)
+        tell(f"note: {note}", aside=True)
     if out is None:
         print(found.patch.to_yaml(), end="")
         return
     experts = [len(span) for item in found.patch.assignments() for span in item.ranges]
     layers = len({item.layer for item in found.patch.assignments()})
     what = {"mask": "masked", "zero": "silenced"}[found.patch.edits[0].op]
-    print(
+    tell(
         f"imported: {file} is {found.form.title}; {out} is {found.patch.id}, "
         f"{count(sum(experts), 'expert')} {what} in {count(layers, 'layer')}"
     )

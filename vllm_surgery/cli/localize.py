@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from vllm_surgery.atomic_files import locked_folder
 from vllm_surgery.cli.options import add_command, add_json, add_out, flag, words_of
-from vllm_surgery.errors import UsageError, first_problem
+from vllm_surgery.errors import UsageError, first_problem, visible
 from vllm_surgery.installed import require_vllm
 from vllm_surgery.localization.settings import SearchSettings
 from vllm_surgery.model.hub import inner_path
@@ -238,4 +238,4 @@ def _in_words(outcome: Outcome, files: dict[str, Path]) -> str:
     if found.untried:
         lines.append(f"not tried, for want of budget: {counted(found.untried)}")
     lines += [f"patch: {outcome.patch}"] if outcome.patch is not None else []
-    return "\n".join([*lines, *(f"{kind}: {file}" for kind, file in files.items())])
+    return "\n".join(map(visible, [*lines, *(f"{kind}: {file}" for kind, file in files.items())]))

@@ -3,10 +3,11 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from vllm_surgery.errors import UsageError
+from vllm_surgery.errors import UsageError, visible
 from vllm_surgery.model.checkpoint import ModelFolder
 from vllm_surgery.model.hub import fetched, is_name, local_path
 
@@ -82,6 +83,16 @@ def add_out(parser: argparse.ArgumentParser, default: str, job: str) -> None:
 def flag(name: str) -> str:
     """The option whose value `argparse` keeps under `name`."""
     return f"--{name.replace('_', '-')}"
+
+
+def tell(line: str, *, aside: bool = False) -> None:
+    """Prints a line for people, with whatever a terminal would obey in it spelled out: files and their names say it.
+
+    Args:
+        line: what is told.
+        aside: whether it goes to stderr, since it isn't the command's result.
+    """
+    print(visible(line), file=sys.stderr if aside else sys.stdout)
 
 
 def words_of(args: argparse.Namespace, names: Iterable[str]) -> list[str]:

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vllm_surgery.cli.options import add_command, add_json, open_model
+from vllm_surgery.cli.options import add_command, add_json, open_model, tell
 from vllm_surgery.imports.loading import load_named
 from vllm_surgery.patch.describe import count
 from vllm_surgery.patch.files import write_patch
@@ -45,5 +45,5 @@ def run(args: argparse.Namespace, _rest: list[str]) -> int:
     if args.json:
         print(json.dumps({"ok": True, "file": str(file), "id": patch.id, "units": len(patch.seal)}, indent=2))
     else:
-        print(f"sealed: {file} is {patch.id}, {count(len(patch.seal), 'unit')}")
+        tell(f"sealed: {file} is {patch.id}, {count(len(patch.seal), 'unit')}")
     return 0
