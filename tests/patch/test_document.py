@@ -30,7 +30,7 @@ BEYOND = "a whole number beyond 64 bits; with a decimal point it is read as a fr
 @pytest.mark.parametrize(
     ("word", "value"),
     [
-        ("1", 1), ("-1", -1), ("+1", 1), ("017", 17), ("1.5", 1.5), (".5", 0.5), ("1.", 1.0), ("1e3", 1000.0), ("-1E-3", -0.001),
+        ("1", 1), ("-1", -1), ("+1", 1), ("017", 17), ("1.5", 1.5), (".5", 0.5), ("1.", 1.0), ("1e3", 1000.0), ("0e9", 0.0), ("-0.0E-400", 0.0), ("5e-324", 5e-324), ("-1E-3", -0.001),
         ("true", True), ("True", True), ("FALSE", False), ("null", None), ("~", None), ("", None), ("Null", None),
         ("yes", "yes"), ("on", "on"), ("tRUE", "tRUE"), ("0x1f", "0x1f"), ("1_000", "1_000"), ("12:30", "12:30"),
         ("2024-01-01", "2024-01-01"), ("100-199", "100-199"), ("'1'", "1"), ('"true"', "true"), ("''", ""), ("<<", "<<"), ("=", "="),
@@ -104,6 +104,9 @@ REFUSED = [
     ('{"a": NaN}', "a: NaN is not a finite number"),
     ('{"a": {"b": [-Infinity]}}', "a.b[0]: -Infinity is not a finite number"),
     ('{"a": 1e999}', "a: 1e999 is not a finite number"),
+    ("a: 1e-400", "line 1, column 4: 1e-400 is smaller than any number that can be held, and not 0"),
+    ("a: -.0020E-400", "line 1, column 4: -.0020E-400 is smaller than any number that can be held, and not 0"),
+    ('{"a": [-0.01e-399]}', "a[0]: -0.01e-399 is smaller than any number that can be held, and not 0"),
     (f"a: {2**63}", f"line 1, column 4: {BEYOND}"),
     (f"a: {'1' * 65}", "line 1, column 4: a number of 65 characters; at most 64 are read"),
     (f'{{"a": {"1" * 5000}}}', "a: a number of 5000 characters; at most 64 are read"),

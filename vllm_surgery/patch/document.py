@@ -40,6 +40,7 @@ _TOO_DEEP = f"is nested deeper than {MAX_DEPTH} levels"
 
 _INTEGER = re.compile(r"[-+]?[0-9]+")
 _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
+_NOT_ZERO = re.compile(r"[-+.0]*[1-9]")
 _INDEX_KEY = re.compile(r"0|[1-9][0-9]{0,8}")
 _SPECIAL = {"null": None, "~": None, "": None, "true": True, "false": False}
 _NOT_FINITE = re.compile(r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)")
@@ -175,7 +176,10 @@ def _number(word: str, source: str, place: str) -> int | float:
         raise PatchError(source, place, f"a number of {len(word)} characters; at most {MAX_NUMBER_LENGTH} are read")
     if _INTEGER.fullmatch(word):
         return _bounded(int(word), source, place)
-    return _finite(float(word), word, source, place)
+    number = _finite(float(word), word, source, place)
+    if number == 0 and _NOT_ZERO.match(word):
+        raise PatchError(source, place, f"{word} is smaller than any number that can be held, and not 0")
+    return number
 
 
 def _bounded(number: int, source: str, place: str) -> int:
