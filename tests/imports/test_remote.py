@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.examples import patch_data, refusal
+from tests.folders import write_model
 from tests.hub import COMMIT, Hub, serving
+from tests.models import patch_of
 from vllm_surgery.cli import main
 from vllm_surgery.cli.swap import wanted_patches
 from vllm_surgery.engine.settings import Settings
@@ -96,6 +98,22 @@ def test_a_branch_is_asked_each_time(hub: Hub) -> None:
     assert load_named(MOVING).patch.id == ID
     hub.files["cures/small.yaml"] = json.dumps(patch_data(name="other")).encode()
     assert load_named(MOVING).patch.name == "other"
+
+
+def test_a_patch_at_an_address_is_sealed_into_a_file_of_ones_own(
+    hub: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hub.files["cures/small.yaml"] = json.dumps(patch_of({(0, 1): -1.0})).encode()
+    model, out = write_model(tmp_path / "model", (6, 8), hidden=16), tmp_path / "own.yaml"
+
+    assert main(["seal", MOVING, "--model", str(model), "-o", str(out)]) == 0
+    assert list(load_named(out).patch.seal) == ["neurons/0/1"]
+
+    capsys.readouterr()
+    assert main(["seal", MOVING, "--model", str(model)]) == 2
+    assert capsys.readouterr().err == (
+        f"vllm-surgery: error: {MOVING}: a patch at an address is sealed into a file of your own: name it by -o FILE\n"
+    )
 
 
 def test_what_stood_at_a_branch_serves_while_the_hub_is_away(
