@@ -370,6 +370,10 @@ def test_activated_experts_can_be_left_out(tmp_path: Path, model: Path) -> None:
         (b'{"0": ' + b"[" * 40 + b"]" * 40 + b"}", "0[0][0]"),
         (b'{"' + b"9" * 5000 + b'": [3]}', "is in no form that can be imported; "),
         (b"\xff\xfe", "byte 0: is not UTF-8 text"),
+        (
+            (81).to_bytes(8, "little") + b"{" + bytes(80) + b"\xff",
+            "is a safetensors file, which lists no experts; a patch names a direction in one by the op `project` (docs/",
+        ),
         (pickle.dumps({"layer": [0]}), "is a Python pickle, which can run code when it is read; write what is in it"),
         (
             b"version https://git-lfs.github.com/spec/v1\noid sha256:aa\nsize 7\n",

@@ -23,6 +23,7 @@ MAX_FOREIGN_BYTES = 16 << 20
 MOST_LINES = 100_000
 """Of a file of lines. The largest models known have some 25,000 routed experts in all."""
 
+_LONGEST_HEADER = 100_000_000  # The limit of the safetensors library itself.
 _PICKLES = (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 
 
@@ -56,7 +57,7 @@ def read_foreign(path: Path) -> ForeignFile:
 
     Raises:
         UsageError: there is no such file, or it can't be read.
-        PatchError: it is too long, no text, a pickle, or JSON that isn't sound.
+        PatchError: it is too long, no text, a pickle, a safetensors file, or JSON that isn't sound.
     """
     source = str(path)
     try:
@@ -79,6 +80,13 @@ def parse_foreign(content: bytes, source: str, name: str) -> ForeignFile:
     Raises:
         PatchError: as `read_foreign`.
     """
+    if _is_safetensors(content):
+        raise PatchError(
+            source,
+            "",
+            "is a safetensors file, which lists no experts; a patch names a direction in one by the op `project` "
+            "(docs/directions.md)",
+        )
     if len(content) > MAX_FOREIGN_BYTES:
         raise PatchError(source, "", f"is too long: at most {MAX_FOREIGN_BYTES} bytes (16 MiB) are read")
     if content.startswith(LFS_POINTER):
@@ -96,6 +104,11 @@ def parse_foreign(content: bytes, source: str, name: str) -> ForeignFile:
         raise PatchError(source, f"byte {error.start}", "is not UTF-8 text") from None
     lines = {number: line for number, line in enumerate(text.splitlines(), 1) if line.strip()}
     return ForeignFile(source, name, hashlib.sha256(content).hexdigest(), _values(text, lines, source), lines)
+
+
+def _is_safetensors(content: bytes) -> bool:
+    """True if content begins as that format does: with its header's length, in eight bytes, and the header."""
+    return content[8:9] == b"{" and 0 < int.from_bytes(content[:8], "little") <= _LONGEST_HEADER
 
 
 def _values(text: str, lines: dict[int, str], source: str) -> dict[int, Plain]:
