@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 import pytest
@@ -10,7 +11,7 @@ import pytest
 from tests.docs.registry.page import PAGE, page, verdicts
 from tests.docs.registry.source import registered
 from tests.docs.registry.verdict import INSIDE, NONE, REFUSED, ROW
-from tests.models import FAMILIES, LIKE_LLAMA
+from tests.models import EXPERT_FAMILIES, FAMILIES, LIKE_LLAMA, SEEING_FAMILIES
 
 if TYPE_CHECKING:
     from tests.docs.registry.verdict import Verdict
@@ -44,8 +45,29 @@ def test_families_that_the_tests_edit_have_a_row(found: dict[str, Verdict], fami
 
 
 @pytest.mark.parametrize(
+    "family",
+    sorted({re.split(r"[/ ]", each)[0] for each in (*FAMILIES, *LIKE_LLAMA, *EXPERT_FAMILIES, *SEEING_FAMILIES)}),
+)
+def test_no_architecture_of_a_family_that_the_tests_edit_has_nothing_to_edit(
+    found: dict[str, Verdict], family: str
+) -> None:
+    words = {name: each.word for name, each in found.items() if re.match(rf"{family}(For|Model|Bidirectional)", name)}
+    assert words
+    assert [name for name, word in words.items() if word in {NONE, REFUSED}] == []
+
+
+@pytest.mark.parametrize(
     ("architecture", "word", "name"),
     [
+        ("GptOssForCausalLM", ROW, "mlp.experts.down_proj"),
+        ("Glm4MoeLiteForCausalLM", ROW, "mlp.shared_experts.down_proj.weight"),
+        ("JambaForCausalLM", ROW, "feed_forward.experts.*.down_proj.weight"),
+        ("LlamaBidirectionalModel", ROW, "mlp.down_proj.weight"),
+        ("Granite4VisionForConditionalGeneration", ROW, "mlp.down_proj.weight"),
+        ("RForConditionalGeneration", INSIDE, None),
+        ("GteNewModel", REFUSED, "encoder.layer.*.mlp.down_proj.weight"),
+        ("ModernBertModel", REFUSED, "mlp.Wo.weight"),
+        ("Moondream3ForCausalLM", REFUSED, "text.blocks.*.mlp.fc2.weight"),
         ("LlamaForCausalLM", ROW, "mlp.down_proj.weight"),
         ("DeepseekV4ForCausalLM", ROW, "ffn.experts.*.w2.weight"),
         ("Qwen2MoeForCausalLM", ROW, "mlp.shared_expert.down_proj.weight"),

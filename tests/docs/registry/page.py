@@ -20,7 +20,7 @@ _INTRODUCTION = """\
 # vLLM's architectures, and which are known
 
 `make registry` makes this page from the source of the installed vLLM, and a test fails when they differ: a new vLLM's new classes show up there.
-No model is loaded for it. A class is followed through the classes that it names, towers for pictures and sound left aside; what its
+No model is loaded for it. A class is followed through the classes that it names and inherits from, towers for pictures and sound left aside; what its
 gated MLPs and routed experts are called there is held against the package's own table of names (`vllm_surgery/model/conventions.py`).
 
 - **row**: the table knows the names, so neurons, shared experts and routed experts can be edited. Which of these were *served* in tests is in
@@ -28,7 +28,7 @@ gated MLPs and routed experts are called there is held against the package's own
 - **in part**: it knows some; patches of the other units are refused, by the name of what isn't there.
 - **refused**: it knows none; every patch is, with the reason.
 - **its language model's**: it makes whatever language model its config names, which is one of the others.
-- **none**: there is no gated MLP and there are no routed experts.
+- **none**: no gated MLP and no routed experts are found where its classes lead.
 
 A checkpoint may call its tensors otherwise than vLLM's classes do; `vllm-surgery doctor --model DIR` says what is found in one.
 """

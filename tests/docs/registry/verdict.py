@@ -23,11 +23,26 @@ _LAYER = "model.layers.0."
 ANY_MODEL = "init_vllm_registered_model"
 """The function by which a model of several parts makes whatever language model its config names."""
 
+_ROTARY = (
+    "BgeM3EmbeddingModel",
+    "ColBERTJinaRobertaModel",
+    "NomicBertModel",
+    "RobertaForMaskedLM",
+    "RobertaModel",
+    "XLMRobertaModel",
+)
 ELSEWHERE = {
     "DbrxForCausalLM": "transformer.blocks.*.ffn.experts.mlp.w2",
     "Zamba2ForCausalLM": "model.layers.*.shared_transformer.feed_forward.down_proj.weight",
+    **dict.fromkeys(("HfMoondream", "Moondream3ForCausalLM"), "text.blocks.*.mlp.fc2.weight"),
+    **dict.fromkeys(_ROTARY, "encoder.layers.*.mlp.fc2.weight"),
+    **dict.fromkeys(
+        ("GteModel", "GteNewForSequenceClassification", "GteNewModel"), "encoder.layer.*.mlp.down_proj.weight"
+    ),
 }
-"""Architectures whose checkpoints have other names than vLLM's classes, and which: read in their `load_weights`."""
+"""Architectures whose checkpoints have other names than vLLM's classes, and which: read in their `load_weights` and mappers."""
+_STACKED = ("Gemma4", "GptOss")
+"""Beginnings of the names of families whose checkpoints store all of a layer's experts in one tensor."""
 
 ROW, IN_PART, REFUSED, INSIDE, NONE = "row", "in part", "refused", "its language model's", "none"
 
@@ -110,7 +125,7 @@ def _dense(classes: Mapping[Name, Class]) -> Iterator[str]:
                         f"{place}{attribute}.{gated[mlp]}.weight" for place in ("", *(f"{one}." for one in owners))
                     ]
                     yield from [name for name in names if _is_known(name)] or names[1:]
-                elif not _TOWER.search(attribute):
+                elif not (_TOWER.search(attribute) or words & EXPERTS):
                     yield f"{attribute}.{gated[mlp]}.weight"
 
 
@@ -122,10 +137,11 @@ def _routed(classes: Mapping[Name, Class]) -> Iterator[str]:
     said = {part for each in classes.values() for part in each.down_of_experts}
     for each in classes.values():
         for owner in _attributes(each, holders):
-            stacked = [f"{owner}.experts.down_proj", f"{owner}.output_linear.weight"]
-            stacked += ["experts.down_proj"] if any(name.name.startswith("Gemma4") for name in classes) else []
+            in_one = any(name.name.startswith(_STACKED) for name in classes)
+            stacked = [f"{owner}.experts.down_proj", *(["experts.down_proj"] if in_one else [])]
+            stacked += [f"{owner}.output_linear.weight"]
             names = [f"{owner}.experts.*.{part}.weight" for part in sorted(said) or ["down_proj"]]
-            known = [name for name in (*names, *stacked) if _is_known(name)]
+            known = [name for name in ((*stacked, *names) if in_one else (*names, *stacked)) if _is_known(name)]
             yield known[0] if known else names[0]
 
 
