@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vllm_surgery.cli.options import add_command, add_json, open_model, tell
+from vllm_surgery.cli.options import add_command, add_json, check_out, open_model, tell
 from vllm_surgery.errors import UsageError
 from vllm_surgery.imports.loading import load_named
 from vllm_surgery.imports.remote import is_address
@@ -40,7 +40,9 @@ def add_to(subparsers: Subparsers) -> None:
 def run(args: argparse.Namespace, _rest: list[str]) -> int:
     """Carries the command out."""
     file = _file_to_write(args.patch, args.out)
-    patch = seal_patch(load_named(args.patch), open_model(args.model))
+    model = open_model(args.model)
+    check_out(args.out, models=[model.path])
+    patch = seal_patch(load_named(args.patch), model)
     if file.absolute().parent != Path(args.patch).absolute().parent:  # Files that it names aren't beside it there.
         patch = Patch.from_data(patch.to_data(), args.patch)
     write_patch(patch, file)
