@@ -6,6 +6,8 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from pydantic import ValidationError
+
 from vllm_surgery.engine import touchpoints
 from vllm_surgery.engine.requests.admission import board_of
 from vllm_surgery.engine.requests.offline import change_slots, slot_swapper
@@ -14,7 +16,7 @@ from vllm_surgery.engine.settings import KEY, Settings
 from vllm_surgery.engine.swap.engines import OfflineEngine, run_sync
 from vllm_surgery.engine.swap.source_checkpoint import local_folder
 from vllm_surgery.engine.swap.transaction import SwapCoordinator
-from vllm_surgery.errors import CannotSwapError, EngineError
+from vllm_surgery.errors import CannotSwapError, EngineError, UsageError, first_problem
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -27,6 +29,10 @@ if TYPE_CHECKING:
 _FIXED = {"enforce_eager": True, "enable_prefix_caching": False}
 """Hooks don't run in compiled code, and rows that a cache has aren't seen by them. A search swaps all the time, so
 there is nothing to win by either."""
+_WHOLE_PROMPTS = {"enable_chunked_prefill": False}
+"""On a CPU, unless a user says otherwise: where a step computes a part of the prompt of a request with a seed, vLLM
+winds its generator back, and torch's for CPUs can't be wound back, which ends the engine. Without it vLLM has room for
+as many tokens in a step as its context has, where that is more than its default."""
 _QUIET = {"VLLM_LOGGING_STREAM": "ext://sys.stderr", "VLLM_LOGGING_LEVEL": "WARNING"}
 """Results alone go to stdout, and hundreds of swaps needn't be told one by one."""
 
@@ -44,22 +50,40 @@ def start_engine(model: str, arguments: Sequence[str], slots: int = 0) -> Any:
 
     Raises:
         EngineError: this vLLM can't be patched.
-        SystemExit: vLLM refuses the arguments.
+        SystemExit: vLLM doesn't know the arguments.
+        UsageError: it refuses what they say.
     """
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
     for point in (*touchpoints.FOR_LOADING, touchpoints.CLI_PARSER):
         point.get()
-    from vllm import LLM, EngineArgs
+    try:
+        return _start(_options(model, arguments), slots)
+    except ValidationError as error:
+        raise UsageError(f"vLLM refuses its options: {first_problem(error)[1]}") from None
+
+
+def _options(model: str, arguments: Sequence[str]) -> dict[str, Any]:
+    """The options of a `vllm.LLM` for a search."""
+    from vllm import EngineArgs
 
     parser = EngineArgs.add_cli_args(touchpoints.CLI_PARSER.get()(prog="vllm-surgery localize"))
-    args = vars(EngineArgs.from_cli_args(parser.parse_args(["--model", model, *arguments])))
+    options: dict[str, Any] = vars(EngineArgs.from_cli_args(parser.parse_args(["--model", model, *arguments]))) | _FIXED
+    if touchpoints.PLATFORM.get().is_cpu():
+        options |= {name: value for name, value in _WHOLE_PROMPTS.items() if options[name] is None}
+    return options
+
+
+def _start(options: dict[str, Any], slots: int) -> Any:
+    """The engine, with slots if it can have them."""
+    from vllm import LLM
+
     if slots:
         try:
-            return LLM(**args | _FIXED | {"additional_config": _with_slots(args["additional_config"], slots)})
+            return LLM(**options | {"additional_config": _with_slots(options["additional_config"], slots)})
         except EngineError as error:  # Refused before anything was started.
             logger.warning("vllm-surgery: %s: %s", NO_SLOTS_HERE, error)
-    return LLM(**args | _FIXED)
+    return LLM(**options)
 
 
 def _with_slots(additional_config: Any, slots: int) -> dict[str, Any]:

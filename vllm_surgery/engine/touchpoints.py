@@ -155,7 +155,7 @@ RELOAD_END = TouchPoint(
 RELOAD_INFO = TouchPoint(_RELOAD, "get_layerwise_info", "telling whether a part was loaded whole", ("layer",))
 RELOAD_PUT_BACK = TouchPoint(_RELOAD, "_place_kernel_tensors", "undoing a reload that failed", ("layer", "info"))
 SET_CONFIG = TouchPoint("vllm.config", "set_current_vllm_config", "swapping patches while serving", ("vllm_config",))
-PLATFORM = TouchPoint("vllm.platforms", "current_platform", "knowing how weights are packed")
+PLATFORM = TouchPoint("vllm.platforms", "current_platform", "knowing how weights are packed, and what a CPU can't do")
 PLAIN_LINEAR = TouchPoint(
     "vllm.model_executor.layers.linear", "UnquantizedLinearMethod", "knowing how weights are packed"
 )
