@@ -56,6 +56,7 @@ class FakeModel:
 
     Attributes:
         folder: what it says that it was loaded from.
+        context: tokens that it has room for.
         causes: units of which each alone is enough for loops, as long as it is louder than half; without any, loops
             have no cause that could be edited.
         helpers: units that cure the probes of one number modulo 3 alone.
@@ -74,6 +75,7 @@ class FakeModel:
     """
 
     folder: str = "fake"
+    context: int = 4096
     causes: frozenset[Unit] = frozenset()
     helpers: dict[Unit, int] = field(default_factory=dict)
     loops: bool = True
@@ -94,7 +96,7 @@ class FakeModel:
     batches: list[list[str]] = field(default_factory=list)
 
     def facts(self) -> EngineFacts:
-        return EngineFacts("fake", self.folder, 4096, "fake 0")
+        return EngineFacts("fake", self.folder, self.context, "fake 0")
 
     def serve(self, arm: Arm) -> str | None:
         self.gains, self.held = self._gains_of(arm), {}
@@ -150,6 +152,9 @@ class FakeModel:
 
     def tokens_before(self, prompt: str) -> list[int]:
         return [1, 2, 3]
+
+    def encode(self, text: str) -> list[int]:
+        return list(range(len(text)))
 
     def _answer(self, job: Job) -> Completion:
         tokens = LOOP if self._loops(job) else SOUND

@@ -133,6 +133,54 @@ def test_a_model_without_a_chat_template_is_asked_for_completions(desk: Desk, mo
     assert not desk.out.exists()
 
 
+TEMPLATE = 3
+"""Tokens that the model made of rules has of each prompt."""
+
+
+@pytest.mark.parametrize(
+    ("changes", "needed", "said"),
+    [
+        ({"max_tokens": 600}, 600, "the search needs {}: {} --max-tokens, --tasks or --text"),
+        ({"max_tokens": 16, "task_tokens": 40}, 40, "the search needs {}: {} --max-tokens, --tasks or --text"),
+        (
+            {"max_tokens": 16, "task_tokens": 16, "choice_tokens": 700},
+            700,
+            "the choice needs {}: {} --choice-tokens, --choice-tasks or --choice-text",
+        ),
+        (
+            {"max_tokens": 16, "task_tokens": 16, "choice_tokens": 700, "choice": []},
+            700,
+            "the held-out trial needs {}: {} --choice-tokens, --held-out-tasks or --held-out-text",
+        ),
+    ],
+)
+def test_a_context_that_is_too_short_for_an_answer_is_said_before_anything_is_asked(
+    desk: Desk, changes: dict[str, Any], needed: int, said: str
+) -> None:
+    least, changes = TEMPLATE + needed, choice_of(desk) | changes
+    rules = curable(context=least - 1)
+    start = "start it with a larger --max-model-len, or ask for less with"
+    assert refusal(lambda: desk.go(rules, **changes), UsageError) == (
+        f"the engine: has room for {least - 1} tokens, and {said.format(least, start)}"
+    )
+    assert (rules.asked, desk.out.exists()) == ([], False)
+
+
+def test_so_is_one_that_is_too_short_for_a_reference_reply(desk: Desk) -> None:
+    file = desk.probes / "long.yaml"
+    reply = "Sound. " * 99
+    file.write_text(f"name: long\nuse: text\nprobes: [{{id: a, prompt: Text, reply: '{reply}'}}]\n")
+    least = TEMPLATE + len(reply) + 1
+    rules = curable(context=least - 1)
+    said = refusal(lambda: desk.go(rules, held_out_text=[str(file)]), UsageError)
+    assert f"has room for {least - 1} tokens, and the held-out trial needs {least}: " in said
+    assert rules.asked == []
+
+
+def test_a_context_with_room_for_the_longest_is_enough(desk: Desk) -> None:
+    assert desk.go(curable(context=TEMPLATE + 512), max_tokens=512).patch is not None
+
+
 def test_nothing_written_names_this_machine(desk: Desk) -> None:
     outcome = desk.go(curable())
     assert outcome.patch is not None

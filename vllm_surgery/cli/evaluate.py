@@ -237,12 +237,8 @@ def _with_arms(args: argparse.Namespace, trial: Trial, backend: HttpBackend) -> 
     from vllm_surgery.evaluation.trial import Trial
 
     facts = backend.facts()
-    if facts.context is not None and trial.longest + _CONTEXT_FOR_PROMPT > facts.context:
-        least = trial.longest + _CONTEXT_FOR_PROMPT
-        raise UsageError(
-            f"{args.url}: has room for {facts.context} tokens, and the protocol needs {least}: "
-            "start it with a larger --max-model-len, or ask for less with --max-tokens or --cells"
-        )
+    least = trial.longest + _CONTEXT_FOR_PROMPT
+    setup.require_context(facts, least, "the protocol", args.url, "--max-tokens or --cells")
     model = setup.model_folder(args.model, facts)
     penalties = [] if args.no_penalty else args.penalty or [setup.PENALTY]
     wanted = setup.Wanted(

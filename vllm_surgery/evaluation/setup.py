@@ -95,6 +95,26 @@ def _of_patch(word: str, wanted: Wanted, folder: Path | None) -> list[Arm]:
     return [make.of_patch(patch), *make.shams_of(patch, ModelFolder(folder), count, wanted.sham_seed)]
 
 
+def require_context(facts: EngineFacts, least: int, what: str, who: str, less: str) -> None:
+    """Sees that an engine has room for a prompt and its answer.
+
+    Args:
+        facts: of the engine.
+        least: tokens that both need.
+        what: needs them.
+        who: the engine is called.
+        less: the options that ask for less.
+
+    Raises:
+        UsageError: it has less room.
+    """
+    if facts.context is not None and least > facts.context:
+        raise UsageError(
+            f"{who}: has room for {facts.context} tokens, and {what} needs {least}: "
+            f"start it with a larger --max-model-len, or ask for less with {less}"
+        )
+
+
 def token_table(name: str) -> TokenTable:
     """The tokens of a tokenizer as text.
 

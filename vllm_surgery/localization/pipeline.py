@@ -15,7 +15,9 @@ from vllm_surgery.atomic_files import atomic_write
 from vllm_surgery.engine.offline import require_swaps
 from vllm_surgery.errors import UsageError
 from vllm_surgery.evaluation import setup
+from vllm_surgery.evaluation.arms import unpatched
 from vllm_surgery.evaluation.backends.offline import OfflineBackend
+from vllm_surgery.evaluation.trial import Trial
 from vllm_surgery.localization.attribution import load_or_compute
 from vllm_surgery.localization.choice import Choice, choose
 from vllm_surgery.localization.held_out import HeldOutResult, TrialContext, evidence, run_held_out_trial
@@ -33,6 +35,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
+    from vllm_surgery.evaluation.backends.base import EngineFacts
+    from vllm_surgery.evaluation.protocol import Protocol
     from vllm_surgery.localization.settings import SearchSettings
     from vllm_surgery.model.checkpoint import ModelFolder
     from vllm_surgery.patch.format import Patch
@@ -93,13 +97,16 @@ def localize(llm: Any, model: ModelFolder, settings: SearchSettings, budget: Bud
 
     Raises:
         CannotSwapError: patches can't be swapped on this engine.
-        UsageError: the folder holds another search, or can't be written.
+        UsageError: the engine has no room for what is to be asked; or the folder holds another search, or can't be
+            written.
         SurgeryError: the engine couldn't answer.
     """
     require_swaps(llm)
     _check_form(llm, settings)
     backend = OfflineBackend(llm, settings.form)
-    about = setup.about(backend.facts(), model.path, settings.seed)
+    facts = backend.facts()
+    _check_context(backend, facts, settings)
+    about = setup.about(facts, model.path, settings.seed)
     _open(run.folder, settings, about)
     table = TokenTable.from_tokenizer(llm.get_tokenizer())
     context = TrialContext(backend, table, run.folder / HELD_OUT_FOLDER, about | {"command": run.command}, run.quiet)
@@ -120,6 +127,28 @@ def localize(llm: Any, model: ModelFolder, settings: SearchSettings, budget: Bud
 def _check_form(llm: Any, settings: SearchSettings) -> None:
     if settings.form == "chat" and getattr(llm.get_tokenizer(), "chat_template", "") is None:
         raise UsageError("the model has no chat template: say --form completion, or name one with --chat-template")
+
+
+def _check_context(backend: OfflineBackend, facts: EngineFacts, settings: SearchSettings) -> None:
+    """Sees that there is room for every question, before the first is asked: those of the trial come hours later."""
+    asked: list[tuple[str, Protocol, str]] = [
+        ("search", settings.search_protocol(), "--max-tokens, --tasks or --text"),
+        ("held-out trial", settings.held_out_protocol(), "--choice-tokens, --held-out-tasks or --held-out-text"),
+    ]
+    if settings.choice:
+        less = "--choice-tokens, --choice-tasks or --choice-text"
+        asked.insert(1, ("choice", settings.for_choice().search_protocol(), less))
+    for name, protocol, less in asked:
+        setup.require_context(facts, _most_tokens(protocol, backend), f"the {name}", "the engine", less)
+
+
+def _most_tokens(protocol: Protocol, backend: OfflineBackend) -> int:
+    """Of a prompt and its answer together, or of a prompt, its reference reply and one token more."""
+    trial = Trial.of(protocol, [unpatched()], {})
+    replies = [probe for name in protocol.text for probe in trial.sets[name].probes]
+    asked: set[tuple[str, int]] = {(job.prompt, job.sampling["max_tokens"]) for job in trial.jobs(trial.arms[0])}
+    asked |= {(one.asked(protocol.form), len(backend.encode(one.reply or "")) + 1) for one in replies}
+    return max(len(backend.tokens_before(prompt)) + tokens for prompt, tokens in asked)
 
 
 def _choose(found: SearchResult, model: ModelFolder, settings: SearchSettings, context: TrialContext) -> Choice:
