@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.examples import refusal
-from tests.folders import write_model
+from tests.folders import write_experts, write_model
 from tests.localization.fake import (
     CHOICE_FILE,
     LAYERS,
@@ -131,6 +131,19 @@ def test_a_model_without_a_chat_template_is_asked_for_completions(desk: Desk, mo
     said = refusal(lambda: localize(llm, desk.model, settings_in(desk.probes), Budget(answers=600), place), UsageError)
     assert said == "the model has no chat template: say --form completion, or name one with --chat-template"
     assert not desk.out.exists()
+
+
+def test_units_that_the_model_has_not_are_refused_before_anything_is_asked(desk: Desk) -> None:
+    rules = curable()
+    said = refusal(lambda: desk.go(rules, kinds=["experts"]), UsageError)
+    assert said == "--kinds experts: the model has none of them; it has neurons"
+    assert (rules.asked, desk.out.exists()) == ([], False)
+
+
+def test_so_are_neurons_where_all_mlps_are_experts(desk: Desk, tmp_path: Path) -> None:
+    desk.model = ModelFolder(write_experts(tmp_path / "moe", "mixtral"))
+    said = refusal(lambda: desk.go(curable(), kinds=["neurons"]), UsageError)
+    assert said == "--kinds neurons: the model has none of them; it has experts"
 
 
 TEMPLATE = 3

@@ -7,7 +7,7 @@ import json
 import time
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from tqdm import tqdm
 
@@ -26,6 +26,7 @@ from vllm_surgery.localization.search.budget import Asked, Budget
 from vllm_surgery.localization.search.evaluator import CandidateEvaluator, EvalContext
 from vllm_surgery.localization.search.search import Search, SearchResult
 from vllm_surgery.localization.search.stages import BASELINE, Stages
+from vllm_surgery.localization.settings import SearchedKind
 from vllm_surgery.loops import TokenTable
 from vllm_surgery.patch.patch_set import SourcedPatch
 from vllm_surgery.planning.check import seal_patch
@@ -97,12 +98,13 @@ def localize(llm: Any, model: ModelFolder, settings: SearchSettings, budget: Bud
 
     Raises:
         CannotSwapError: patches can't be swapped on this engine.
-        UsageError: the engine has no room for what is to be asked; or the folder holds another search, or can't be
-            written.
+        UsageError: the model has no such units, or its engine no room for what is to be asked; or the folder holds
+            another search, or can't be written.
         SurgeryError: the engine couldn't answer.
     """
     require_swaps(llm)
     _check_form(llm, settings)
+    _check_kinds(model, settings)
     backend = OfflineBackend(llm, settings.form)
     facts = backend.facts()
     _check_context(backend, facts, settings)
@@ -127,6 +129,13 @@ def localize(llm: Any, model: ModelFolder, settings: SearchSettings, budget: Bud
 def _check_form(llm: Any, settings: SearchSettings) -> None:
     if settings.form == "chat" and getattr(llm.get_tokenizer(), "chat_template", "") is None:
         raise UsageError("the model has no chat template: say --form completion, or name one with --chat-template")
+
+
+def _check_kinds(model: ModelFolder, settings: SearchSettings) -> None:
+    there = [kind for kind in get_args(SearchedKind) if model.anatomy.counts(kind)]
+    if not set(there) & set(settings.kinds):
+        others = f"; it has {' and '.join(there)}" if there else ""
+        raise UsageError(f"--kinds {','.join(settings.kinds)}: the model has none of them{others}")
 
 
 def _check_context(backend: OfflineBackend, facts: EngineFacts, settings: SearchSettings) -> None:

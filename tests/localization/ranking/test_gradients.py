@@ -11,18 +11,19 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from tests.examples import refusal
 from tests.models import EXPERT_FAMILIES, VOCABULARY, make_model
 from vllm_surgery.errors import EngineError, UsageError
 from vllm_surgery.localization.ranking.allowance import LEAST, Allowance
 from vllm_surgery.localization.ranking.gain_hooks import gained_network
 from vllm_surgery.localization.ranking.gradients import MAX_ROWS, Gradients, gain_gradients, log_odds
 from vllm_surgery.localization.transcripts import Passage
+from vllm_surgery.patch.units import UnitBlock
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from vllm_surgery.localization.ranking.gain_hooks import GainedNetwork
-    from vllm_surgery.patch.units import UnitBlock
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -188,6 +189,23 @@ def test_experts_that_are_not_given_weights_are_left_out_with_the_reason(
     found = gain_gradients(folder, LOOPING[:1], HEALTHY[:1], draws=1, quiet=True)
     assert list(found.margins) == [("neurons", 0)]
     assert found.without == dict.fromkeys((1, 2, 3), "its experts don't take the router's choice and weights")
+
+
+def test_gradients_are_those_of_the_kinds_that_are_wanted(gradients: Gradients) -> None:
+    assert gradients.of_kinds(["neurons", "experts"]).margins.keys() == gradients.margins.keys()
+    experts = replace(gradients, margins=gradients.margins | {UnitBlock("experts", 3): np.zeros((1, 4), np.float32)})
+    assert list(experts.of_kinds(["experts"]).margins) == [("experts", 3)]
+
+
+@pytest.mark.parametrize(
+    ("without", "reason"),
+    [({}, "it knows none by their names"), ({3: "its experts are many"}, "its experts are many")],
+)
+def test_kinds_without_gradients_are_refused_with_the_reason(
+    gradients: Gradients, without: dict[int, str], reason: str
+) -> None:
+    said = refusal(lambda: replace(gradients, without=without).of_kinds(["experts"]), UsageError)
+    assert said == f"transformers tells no gains of the model's experts: {reason}"
 
 
 def test_when_its_time_is_up_a_few_transcripts_of_each_sort_are_looked_into(model: Path) -> None:

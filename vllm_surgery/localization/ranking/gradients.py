@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vllm_surgery.errors import EngineError
+from vllm_surgery.errors import EngineError, UsageError
 from vllm_surgery.localization.ranking.allowance import Allowance
 from vllm_surgery.localization.ranking.gain_hooks import GainedNetwork, gained_network
 
@@ -55,11 +55,18 @@ class Gradients:
     without: dict[int, str] = field(default_factory=dict)
 
     def of_kinds(self, kinds: Collection[Kind]) -> Gradients:
-        """The same for units of these kinds alone."""
+        """The same for units of these kinds alone.
+
+        Raises:
+            UsageError: there are none.
+        """
         margins, sensitivities, right = (
             {block: values for block, values in part.items() if block.kind in kinds}
             for part in (self.margins, self.sensitivities, self.right)
         )
+        if not margins:
+            reason = next(iter(self.without.values()), "it knows none by their names")
+            raise UsageError(f"transformers tells no gains of the model's {' and '.join(sorted(kinds))}: {reason}")
         return Gradients(margins, sensitivities, right, self.without)
 
 

@@ -100,10 +100,9 @@ class Ranker:
                 seed=self.settings.seed,
                 allowance=allowance,
                 quiet=self.quiet,
-            )
+            ).of_kinds(self.settings.kinds)
         except SurgeryError as error:
             return [], [], [f"no gradients: {error}"]
-        found = found.of_kinds(self.settings.kinds)
         count = 2 * self.settings.singles
         singles = [_candidate(one, "gradient") for one in single_candidates(found, self.settings.gains, count)]
         sets = [_candidate(one, "set") for one in set_candidates(found, SIZES, self._targets()) if len(one.gains) > 1]
