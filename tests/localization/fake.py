@@ -61,6 +61,7 @@ class FakeModel:
             have no cause that could be edited.
         helpers: units that cure the probes of one number modulo 3 alone.
         loops: whether anything can loop at all.
+        unseen: whether loops are in the texts alone, where the detectors, which read tokens, are blind.
         dear: units that move probabilities far when they are edited.
         harmful: units without which tasks go wrong.
         deadly: units without which there are no answers.
@@ -79,6 +80,7 @@ class FakeModel:
     causes: frozenset[Unit] = frozenset()
     helpers: dict[Unit, int] = field(default_factory=dict)
     loops: bool = True
+    unseen: bool = False
     dear: frozenset[Unit] = frozenset()
     harmful: frozenset[Unit] = frozenset()
     deadly: frozenset[Unit] = frozenset()
@@ -162,6 +164,8 @@ class FakeModel:
             tokens = COLLAPSED
         if self._quiet(self.deadly) or (not job.prompt.startswith("List") and self._quiet(self.harmful)):
             tokens = []
+        if tokens is LOOP and self.unseen:
+            return Completion(TABLE.text(LOOP), SOUND, "length")
         return Completion(TABLE.text(tokens), tokens, "stop" if tokens is SOUND else "length")
 
     def _loops(self, job: Job) -> bool:

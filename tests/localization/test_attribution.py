@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from tests.localization.fake import candidate, neuron
@@ -67,6 +68,15 @@ def test_without_a_verbatim_one_the_first_does() -> None:
 
 def test_a_loop_that_was_left_is_neither_looping_nor_sound() -> None:
     assert passages_of(answer(loop(outcome="escaped"))) == []
+
+
+def test_what_the_second_judge_alone_calls_a_loop_is_neither() -> None:
+    assert passages_of(replace(answer(), text="and so on, " * 30)) == []
+
+
+def test_what_both_judges_call_a_loop_loops() -> None:
+    (found,) = passages_of(replace(answer(loop()), text="and so on, " * 30))
+    assert found.repeats is not None
 
 
 def test_of_a_loop_that_was_left_before_another_the_other_counts() -> None:

@@ -28,7 +28,7 @@ A, B, C = (candidate(neuron(0, index)) for index in range(3))
 
 
 def found(*measured: Measurement, best: Measurement | None = None) -> SearchResult:
-    return SearchResult(BASE, measured=list(measured), best=best)
+    return SearchResult(BASE, 10, measured=list(measured), best=best)
 
 
 def drawn(one: SearchResult, max_kl: float = 0.05) -> ElementTree.Element:

@@ -247,8 +247,8 @@ def test_what_the_report_says_of_a_cure(desk: Desk) -> None:
     desk.go(curable(unwelcome=frozenset({neuron(0, 0)})))
     text, page = (desk.out / "report.md").read_text(), (desk.out / "report.html").read_text()
     assert (
-        "**Unpatched**: 66.7 % of 24 answers to search probes end in a loop (16 verbatim, 0 decay, 0 collapse, 0 doom)"
-        in text
+        "**Unpatched**: 66.7 % of 24 answers to search probes end in a loop (16 verbatim, 0 decay, 0 collapse, 0 doom), "
+        "say the detectors; 16 do, say they or the second judge" in text
     )
     assert "An edit may cost at most 0.05 nats a token" in text
     assert "on search probes: 16 of 24 answers end in a loop without it, 0 with it" in text
@@ -267,6 +267,7 @@ def test_the_figures_are_json_that_any_reader_takes(desk: Desk) -> None:
         "answers": 24,
         "looped": 16 / 24,
         "terminal": {"verbatim": 16, "decay": 0, "collapse": 0, "doom": 0},
+        "looping": 16,
     }
     assert found["best"] in {one["candidate"]["id"] for one in found["measured"]}
 

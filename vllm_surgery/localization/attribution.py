@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from vllm_surgery.atomic_files import atomic_write
+from vllm_surgery.evaluation.analysis.tail_judge import ends_in_repeats
 from vllm_surgery.localization.candidates import Candidate, round_robin
 from vllm_surgery.localization.transcripts import Passage
 from vllm_surgery.patch.units import MASK, Unit
@@ -57,6 +58,8 @@ class Attribution:
 def passages(records: Sequence[Record], tokens_before: Callable[[str], list[int]]) -> list[Passage]:
     """The transcripts of some answers: those that end in a loop, and those that never were in one.
 
+    Loops are the detectors', who say where one begins. What the tail judge alone calls a loop is neither.
+
     Args:
         records: answers of the unpatched model.
         tokens_before: the tokens of a prompt with the chat template around it.
@@ -64,7 +67,7 @@ def passages(records: Sequence[Record], tokens_before: Callable[[str], list[int]
     found = []
     for record in records:
         terminal = [loop for loop in record.loops if loop.outcome == "terminal"]
-        if not record.token_ids or (record.loops and not terminal):
+        if not record.token_ids or (not terminal and (record.loops or ends_in_repeats(record))):
             continue
         prompt = tokens_before(record.prompt)
         exact = [loop for loop in terminal if loop.kind == "verbatim"] or terminal  # An entry's period is an average.

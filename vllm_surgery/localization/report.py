@@ -60,7 +60,8 @@ def _asked(outcome: Outcome, run: SearchRun) -> Section:
         f"**Spent**: {outcome.spent_answers} answers in {outcome.spent_minutes:.0f} minutes, held-out trial apart"
         + (f": {', '.join(f'{part} {said}' for part, said in parts.items())}" if parts else ""),
         f"**Unpatched**: {_share(found.base.looped.value)} of {found.base.answers} answers to search probes end in a "
-        f"loop ({', '.join(f'{count} {kind}' for kind, count in found.base.terminal.items())})",
+        f"loop ({', '.join(f'{count} {kind}' for kind, count in found.base.terminal.items())}), say the detectors; "
+        f"{found.looping} do, say they or the second judge",
         f"**Looks at candidates**: {looks or 'none'}",
         *([f"**Held**: {ways}"] if (ways := _ways(found.ways)) else []),
         *([f"**Not tried, for want of budget**: {untried}"] if (untried := counted(found.untried)) else []),

@@ -3,8 +3,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -15,6 +16,12 @@ from vllm_surgery.localization.ranking import ranker
 from vllm_surgery.localization.ranking.gradients import Gradients
 from vllm_surgery.localization.ranking.ranker import Ranker
 from vllm_surgery.patch.units import UnitBlock
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from vllm_surgery.evaluation.records import Record
+    from vllm_surgery.localization.attribution import Attribution
 
 ACTIVE = candidate(neuron(0, 1))
 
@@ -34,13 +41,30 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ranker, "gain_gradients", lambda *_, **__: of_neurons())
 
 
-@pytest.mark.usefixtures("seen")
-def test_where_gradients_lack_the_units_that_are_tried_activity_alone_ranks(tmp_path: Any) -> None:
+def rank(folder: Path, *records: Record, **changes: Any) -> Attribution:
     evaluator: Any = SimpleNamespace(texts=[], right=list)
-    model: Any = SimpleNamespace(path=tmp_path)
-    settings = settings_in(tmp_path, kinds=["experts"])
-    found = Ranker(None, model, evaluator, settings, quiet=True).rank([answer(loop())], [])
+    model: Any = SimpleNamespace(path=folder)
+    return Ranker(None, model, evaluator, settings_in(folder, **changes), quiet=True).rank(records, [])
+
+
+@pytest.mark.usefixtures("seen")
+def test_where_gradients_lack_the_units_that_are_tried_activity_alone_ranks(tmp_path: Path) -> None:
+    found = rank(tmp_path, answer(loop()), kinds=["experts"])
     assert (found.singles, found.sets) == ([ACTIVE], [])
     assert found.notes == [
         "no gradients: transformers tells no gains of the model's experts: its experts are modules of their own"
+    ]
+
+
+@pytest.mark.usefixtures("seen")
+def test_where_no_loop_is_long_enough_that_is_said(tmp_path: Path) -> None:
+    assert rank(tmp_path, answer(loop(), tokens=16)).notes == ["no loop is long enough to look into"]
+
+
+@pytest.mark.usefixtures("seen")
+def test_loops_that_the_second_judge_alone_sees_rank_nothing_and_that_is_said(tmp_path: Path) -> None:
+    found = rank(tmp_path, replace(answer(), text="and so on, " * 30), answer())
+    assert (found.singles, found.sets) == ([], [])
+    assert found.notes == [
+        "the second judge alone sees loops, and it doesn't say where they begin, so no transcript ranks units"
     ]

@@ -101,6 +101,12 @@ def test_where_nothing_loops_nothing_is_tried(tmp_path: Path, tiny: ModelFolder)
     assert (found.best, found.layers, found.attribution, model.swaps) == (None, [], None, ["unpatched"] * 2)
 
 
+def test_loops_that_the_second_judge_alone_sees_are_cured_too(tmp_path: Path, tiny: ModelFolder) -> None:
+    found = search_in(tmp_path, FakeModel(causes=frozenset({CAUSE}), unseen=True), tiny, every_single())
+    assert (found.base.looped.value, found.looping) == (0, LOOPED)
+    assert units_of(found) == {CAUSE}
+
+
 @pytest.mark.parametrize("damage", ["dear", "harmful", "deadly"])
 def test_a_cure_that_costs_too_much_is_not_taken(tmp_path: Path, tiny: ModelFolder, damage: str) -> None:
     model = FakeModel(causes=frozenset({CAUSE}), **{damage: frozenset({CAUSE})})

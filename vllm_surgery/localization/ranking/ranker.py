@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from vllm_surgery.errors import SurgeryError
+from vllm_surgery.evaluation.analysis.outcomes import loops
 from vllm_surgery.evaluation.backends.offline import OfflineBackend
 from vllm_surgery.localization.attribution import Attribution, by_activity, interleave, passages
 from vllm_surgery.localization.candidates import Candidate
@@ -32,6 +33,9 @@ ACTIVITY_SHARE = 0.25
 """Of the time for rankings, where there are gradients too: forward passes take a fraction of what they take."""
 MAX_PASSAGES = 32
 """Transcripts that are looked into, of those that loop and of those that don't: means over more hardly move."""
+
+TOO_SHORT = "no loop is long enough to look into"
+NO_BEGINNING = "the second judge alone sees loops, and it doesn't say where they begin, so no transcript ranks units"
 
 
 @dataclass(frozen=True)
@@ -69,7 +73,7 @@ class Ranker:
         looping = [one for one in transcripts if one.repeats is not None][:MAX_PASSAGES]
         healthy = [one for one in transcripts if one.repeats is None][:MAX_PASSAGES]
         if not looping:
-            return Attribution([], [], ["no loop is long enough to look into"])
+            return Attribution([], [], [NO_BEGINNING if not any(map(loops, records)) else TOO_SHORT])
         whole = Allowance(seconds)
         first = Allowance(seconds * ACTIVITY_SHARE if self.settings.gradients else seconds, self.told)
         active = self._by_activity(in_turn(looping, healthy), first)

@@ -15,7 +15,7 @@ from vllm_surgery.localization.candidates import Candidate, distinct
 from vllm_surgery.localization.search.budget import Asked
 from vllm_surgery.localization.search.growth import grow, other_gains, pair_parts, pairs, shrink, weaker
 from vllm_surgery.localization.search.halving import ROUNDS, affordable, halve, looks, rungs
-from vllm_surgery.localization.search.measurements import Measurement, pareto_front
+from vllm_surgery.localization.search.measurements import Measurement, loops_by_either, pareto_front
 from vllm_surgery.localization.search.stages import BASELINE_SHARE, REST, UNITS
 from vllm_surgery.patch.units import MASK, UnitBlock
 
@@ -39,7 +39,8 @@ class SearchResult:
     """The result of a search.
 
     Attributes:
-        base: of the unpatched model's answers.
+        base: of the unpatched model's answers, by the detectors.
+        looping: how many of them end in a loop, say the detectors or the second judge.
         layers: each block silenced.
         kept: the blocks that matter.
         attribution: what looked worth trying; None where the search ended before.
@@ -55,6 +56,7 @@ class SearchResult:
     """
 
     base: Rates
+    looping: int
     layers: list[Measurement] = field(default_factory=list)
     kept: list[UnitBlock] = field(default_factory=list)
     attribution: Attribution | None = None
@@ -76,7 +78,12 @@ class SearchResult:
     def to_data(self) -> dict[str, Any]:
         """Plain data."""
         return {
-            "base": {"answers": self.base.answers, "looped": self.base.looped.value, "terminal": self.base.terminal},
+            "base": {
+                "answers": self.base.answers,
+                "looped": self.base.looped.value,
+                "terminal": self.base.terminal,
+                "looping": self.looping,
+            },
             "layers": [one.to_data() for one in self.layers],
             "kept": self.kept,
             "attribution": None if self.attribution is None else self.attribution.to_data(),
@@ -127,13 +134,13 @@ class Search:
             SurgeryError: the model can't be swapped, or somebody couldn't answer.
         """
         records = self._evaluator.baseline(BASELINE_SHARE)
-        self.result = SearchResult(Rates.of(records))
+        self.result = SearchResult(Rates.of(records), sum(map(loops_by_either, records)))
         if self._evaluator.left_out:
             self.result.notes.append(
                 f"{self._evaluator.left_out} sampled answers to each candidate were left out: the unpatched model's "
                 "took a quarter of the budget without them"
             )
-        if self.result.base.looped.value:
+        if self.result.looping:
             self._look_for_units(records)
         else:
             self.result.why_none = "no answer of the unpatched model ends in a loop, so there is nothing to cure"
