@@ -331,6 +331,15 @@ def test_one_that_the_model_cannot_take_is_refused_and_the_others_are_measured(t
     assert budget.spent_answers == JOBS + TASKS + 3 * 6
 
 
+def test_a_batch_is_written_down_whole_with_those_that_were_known_or_refused(tmp_path: Path) -> None:
+    evaluator = lab_of(tmp_path, in_slots(unwelcome=frozenset({OTHER})))
+    evaluator.baseline()
+    evaluator.measure(CURE, Fidelity(6, 1))
+    evaluator.measure_all(MANY, Fidelity(6, 1))
+    lines = [json.loads(line) for line in (tmp_path / "search" / SPENT_FILE).read_text().splitlines()]
+    assert [line["group"] for line in lines] == [[], [], [CURE.id], *[[one.id for one in MANY]] * 2]
+
+
 @pytest.mark.parametrize("stop", [8, 16])
 def test_a_batch_that_was_killed_goes_on_and_each_candidate_is_charged_once(tmp_path: Path, stop: int) -> None:
     whole, parts = Budget(answers=ROOM), Budget(answers=ROOM)

@@ -26,6 +26,7 @@ from vllm_surgery.errors import EngineError
 from vllm_surgery.localization.attribution import Attribution
 from vllm_surgery.localization.search.budget import Budget
 from vllm_surgery.localization.search.search import Search
+from vllm_surgery.localization.search.spending import SPENT_FILE
 from vllm_surgery.localization.search.stages import SHARES, UNITS, Stages
 
 if TYPE_CHECKING:
@@ -38,6 +39,8 @@ if TYPE_CHECKING:
 pytestmark = [pytest.mark.usefixtures("no_waiting_for_disks"), pytest.mark.slow]  # Whole searches.
 
 CAUSE, SECOND, OTHER = neuron(1, 5), neuron(2, 3), neuron(0, 7)
+ODD = frozenset({OTHER, neuron(1, 0), neuron(2, 4)})
+"""Units that something is the matter with."""
 ANSWERS, LOOPED = 2 * PROBES, 2 * PROBES * 2 // 3
 WHOLE = ANSWERS + 4
 """Answers of the closest look, tasks among them."""
@@ -270,6 +273,42 @@ def test_a_search_in_time_decides_after_a_stop_as_it_did_before(
     monkeypatch.setattr("vllm_surgery.localization.search.evaluator.time.monotonic", lambda: float(len(model.asked)))
     first = search_in(tmp_path, model, tiny, every_single(CAUSE), Budget(seconds=300))
     again = search_in(tmp_path, FakeModel(room=8, stop_after=0), tiny, every_single(CAUSE), Budget(seconds=300))
+    assert again == first
+
+
+@pytest.mark.parametrize(
+    ("rules", "seconds"),
+    [({}, 1900), ({"unwelcome": ODD}, 1900), ({"weights_only": ODD}, 340)],
+    ids=["one was measured before", "one is refused", "one is swapped in"],
+)
+def test_so_it_does_where_a_batch_took_longer_than_its_part_may(
+    tmp_path: Path, tiny: ModelFolder, monkeypatch: pytest.MonkeyPatch, rules: dict[str, Any], seconds: int
+) -> None:
+    """Answers take longer and longer, so that batches are begun whose end their part has no time for."""
+
+    def go(**more: Any) -> Any:
+        model = FakeModel(causes=frozenset({CAUSE, SECOND}), room=8, **rules, **more)
+        monkeypatch.setattr(
+            "vllm_surgery.localization.search.evaluator.time.monotonic",
+            lambda: len(model.asked) * (1 + len(model.asked) / 200),
+        )
+        sets = [candidate(CAUSE, SECOND), candidate(OTHER, CAUSE)]
+        attribution = Attribution(every_single(OTHER, CAUSE).singles, sets)
+        return search_in(tmp_path, model, tiny, attribution, Budget(seconds=seconds)).to_data()
+
+    first = go()
+    assert go(stop_after=0) == first
+
+
+def test_a_search_of_an_older_version_that_did_not_write_batches_down_whole_goes_on(
+    tmp_path: Path, tiny: ModelFolder
+) -> None:
+    model = FakeModel(causes=frozenset({CAUSE}), room=8)
+    first = search_in(tmp_path, model, tiny, every_single(CAUSE), Budget(answers=300))
+    file = tmp_path / "search" / SPENT_FILE
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    file.write_text("".join(json.dumps({key: one[key] for key in one if key != "group"}) + "\n" for one in lines))
+    again = search_in(tmp_path, FakeModel(room=8, stop_after=0), tiny, every_single(CAUSE), Budget(answers=300))
     assert again == first
 
 

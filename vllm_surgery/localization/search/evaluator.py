@@ -24,7 +24,7 @@ from vllm_surgery.evaluation.records import Record, append_lines, read_lines
 from vllm_surgery.evaluation.trial import Trial, TrialFolder, record_of
 from vllm_surgery.localization.search.budget import Asked
 from vllm_surgery.localization.search.measurements import Cost, LoopChange, Measurement, loops_by_either
-from vllm_surgery.localization.search.spending import Spending
+from vllm_surgery.localization.search.spending import Manner, Spending
 from vllm_surgery.localization.settings import GREEDY, SIDE
 from vllm_surgery.patch.patch_set import NO_PATCH
 
@@ -162,7 +162,7 @@ class CandidateEvaluator:
             if any(wanted):
                 patch = self._context.backend.serve(unpatched())
                 asked = self._ask({NO_PATCH: patch}, wanted, None, told)
-            self.spending.write(asked, fidelity, time.monotonic() - started)
+            self.spending.write(asked, fidelity, time.monotonic() - started, Manner())
         self._budget.task_weight = self._task_weight()
         self.spending.pay(NO_PATCH, fidelity)
 
@@ -211,7 +211,7 @@ class CandidateEvaluator:
             SurgeryError: somebody couldn't answer.
         """
         new = [one for one in candidates if not self.spending.knows(one.id, fidelity)]
-        refused = self._measure_new(new, fidelity) if new else {}
+        refused = self._measure_new(new, fidelity, [one.id for one in candidates]) if new else {}
         for one in candidates:
             if one.id not in refused:
                 self.spending.pay(one.id, fidelity)
@@ -246,40 +246,42 @@ class CandidateEvaluator:
             for name in self._settings.tasks
         ]
 
-    def _measure_new(self, candidates: Sequence[Candidate], fidelity: Fidelity) -> dict[str, Refusal]:
+    def _measure_new(
+        self, candidates: Sequence[Candidate], fidelity: Fidelity, group: Sequence[str]
+    ) -> dict[str, Refusal]:
         """Asks what isn't known yet: in slots side by side, and else one after another. Gives what is refused."""
         reasons: dict[str, str] = {}
         if self._context.backend.room:
-            reasons = self._in_slots(candidates, fidelity)
+            reasons = self._in_slots(candidates, fidelity, Manner("slot", None, group))
             candidates = [one for one in candidates if one.id in reasons]
         refused: dict[str, Refusal] = {}
         for one in candidates:
             try:
-                self._swapped_in(one, fidelity, reasons.get(one.id))
+                self._swapped_in(one, fidelity, Manner("swap", reasons.get(one.id), group))
             except (PatchError, CannotSwapError) as error:
                 refused[one.id] = error
         return refused
 
-    def _in_slots(self, candidates: Sequence[Candidate], fidelity: Fidelity) -> dict[str, str]:
+    def _in_slots(self, candidates: Sequence[Candidate], fidelity: Fidelity, manner: Manner) -> dict[str, str]:
         """Measures those that slots can hold. Gives the reasons of the others."""
         started = time.monotonic()
         held = self._context.backend.hold([self._arm(one) for one in candidates])
         wanted = self._wanted(held.ids, fidelity)
         told = self._told(f"{len(held.ids)} candidates", len(wanted[0]))
-        asked = self._ask(held.ids, wanted, "slot", told)
+        asked = self._ask(held.ids, wanted, manner.way, told)
         seconds = time.monotonic() - started
-        self.spending.write(asked, fidelity, seconds, "slot")
+        self.spending.write(asked, fidelity, seconds, manner)
         return {name: str(reason) for name, reason in held.refused.items()}
 
-    def _swapped_in(self, candidate: Candidate, fidelity: Fidelity, why: str | None) -> None:
+    def _swapped_in(self, candidate: Candidate, fidelity: Fidelity, manner: Manner) -> None:
         started = time.monotonic()
         wanted = self._wanted({candidate.id: None}, fidelity)
         asked = {candidate.id: Asked()}
         if any(wanted):
             patch = self._context.backend.serve(self._arm(candidate))
-            asked = self._ask({candidate.id: patch}, wanted, "swap", self._told(str(candidate), len(wanted[0])))
+            asked = self._ask({candidate.id: patch}, wanted, manner.way, self._told(str(candidate), len(wanted[0])))
         seconds = time.monotonic() - started
-        self.spending.write(asked, fidelity, seconds, "swap", why)
+        self.spending.write(asked, fidelity, seconds, manner)
 
     def _told(self, what: str, answers: int) -> Callable[[Asked], None]:
         """Tells of answers as they come, of so many in all."""

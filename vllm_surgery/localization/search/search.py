@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import pairwise, takewhile
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from vllm_surgery.evaluation.analysis.outcomes import Rates
@@ -289,12 +289,12 @@ class Search:
 
     def _side_by_side(self, part: str, left: Sequence[Candidate], fidelity: Fidelity) -> list[Candidate]:
         """The next candidates to measure: those that would be measured too if it went one by one."""
-        made = self._evaluator.spending.batch_of
-        if (batch := made(left[0].id, fidelity)) is not None:
-            return list(takewhile(lambda one: made(one.id, fidelity) == batch, left))
+        spending = self._evaluator.spending
+        if before := spending.side_by_side([one.id for one in left], fidelity):
+            return list(left[:before])
         group, asked = left[:1], self._evaluator.answers_missing(left[0], fidelity)
         for one in left[1 : self._evaluator.room]:
-            if self._budget.after(asked) >= self._stages.bound(part) or made(one.id, fidelity) is not None:
+            if self._budget.after(asked) >= self._stages.bound(part) or spending.is_to_be_paid(one.id, fidelity):
                 break
             group = [*group, one]
             asked = asked.plus(self._evaluator.answers_missing(one, fidelity))

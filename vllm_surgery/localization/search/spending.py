@@ -3,15 +3,16 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, deque
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from itertools import takewhile
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vllm_surgery.evaluation.records import append_lines, read_lines
 from vllm_surgery.localization.search.budget import Asked
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from vllm_surgery.evaluation.records import Way
@@ -23,6 +24,20 @@ if TYPE_CHECKING:
 SPENT_FILE = "spent.jsonl"
 
 
+class Manner(NamedTuple):
+    """How a measurement was made.
+
+    Attributes:
+        way: how the candidate came to its answers; None for the unpatched model.
+        why: no slot could hold it, where it was swapped in for that.
+        group: all candidates that were to be measured side by side, those among them that were known or refused.
+    """
+
+    way: Way | None = None
+    why: str | None = None
+    group: Sequence[str] = ()
+
+
 @dataclass(frozen=True)
 class Spent:
     """Cost of one measurement.
@@ -31,8 +46,9 @@ class Spent:
         answers: that were made for it.
         tasks: how many of them are to tasks.
         batch: number of the batch in which it was made, beside others.
-        way: how the candidate came to its answers; None for the unpatched model.
-        why: no slot could hold it, where it was swapped in for that.
+        way: see `Manner`.
+        why: see `Manner`.
+        group: see `Manner`; empty where a version before this one didn't write it down.
     """
 
     seconds: float
@@ -41,6 +57,7 @@ class Spent:
     way: Way | None = None
     why: str | None = None
     tasks: int = 0
+    group: Sequence[str] = ()
 
     @property
     def asked(self) -> Asked:
@@ -61,6 +78,8 @@ class Spending:
     def __init__(self, folder: Path, budget: Budget, known: Mapping[str, Asked]) -> None:
         self._file, self._budget = folder / SPENT_FILE, budget
         self._spent = {(line["candidate"], *line["look"]): _spent(line) for line in read_lines(self._file)}
+        groups = ((look, tuple(spent.group)) for (_, *look), spent in self._spent.items() if spent.group)
+        self._groups = deque(dict.fromkeys((tuple(look), group) for look, group in groups))
         self._batches = max((spent.batch for spent in self._spent.values()), default=0)
         self._paid: set[Look] = set()
         self._owed = dict(known)
@@ -89,29 +108,41 @@ class Spending:
         """Answers that were made before a kill, and that the next measurement of a candidate will be charged with."""
         return self._owed.get(name, Asked())
 
-    def batch_of(self, name: str, look: Look) -> int | None:
-        """The batch in which a measurement was made before the search was stopped; None where it wasn't made."""
+    def side_by_side(self, names: Sequence[str], look: Look) -> int:
+        """How many of the next candidates were measured side by side before the search was stopped; 0 for none."""
+        if self._groups:
+            known, group = self._groups[0]
+            if known == look and group == tuple(names[: len(group)]):
+                self._groups.popleft()
+                return len(group)
+        batch = self._batch_of(names[0], look)
+        return 0 if batch is None else len([*takewhile(lambda name: self._batch_of(name, look) == batch, names)])
+
+    def is_to_be_paid(self, name: str, look: Look) -> bool:
+        """Whether a measurement was made before the search was stopped, and hasn't been come to since."""
+        return self._batch_of(name, look) is not None
+
+    def _batch_of(self, name: str, look: Look) -> int | None:
         key = (name, *look)
         return self._spent[key].batch if key in self._spent and key not in self._paid else None
 
-    def write(
-        self, asked: Mapping[str, Asked], look: Look, seconds: float, way: Way | None = None, why: str | None = None
-    ) -> None:
+    def write(self, asked: Mapping[str, Asked], look: Look, seconds: float, manner: Manner) -> None:
         """Notes what each measurement of a batch cost: its own answers, and as much of the time.
 
         Args:
             asked: by candidate, the answers that it gave.
             look: how closely they were measured.
             seconds: of the whole batch.
-            way: see `Spent`.
-            why: see `Spent`.
+            manner: in which it was made.
         """
         total, lines = sum(one.answers for one in asked.values()), []
         self._batches += 1
         for name, one in asked.items():
             share = one.answers / total if total else 1 / len(asked)
             took, made = self._with_owed(name, share * seconds, one)
-            spent = self._spent[name, *look] = Spent(took, made.answers, self._batches, way, why, made.tasks)
+            spent = self._spent[name, *look] = Spent(
+                took, made.answers, self._batches, manner.way, manner.why, made.tasks, manner.group
+            )
             lines.append({"candidate": name, "look": look, **asdict(spent)})
         append_lines(self._file, lines)
 
