@@ -7,7 +7,11 @@ import json
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+import pytest
+
+from tests.examples import refusal
 from tests.localization.fake import candidate, neuron
+from vllm_surgery.errors import UsageError
 from vllm_surgery.evaluation.records import FoundLoop, Key, Record
 from vllm_surgery.localization.attribution import (
     MIN_LOOP_TOKENS,
@@ -145,3 +149,10 @@ def test_a_ranking_is_made_once_and_never_lies_there_by_halves(tmp_path: Path) -
 def test_what_a_kill_left_of_a_ranking_is_made_again(tmp_path: Path) -> None:
     (tmp_path / "ranking.part").write_text('{"singles": [')
     assert load_or_compute(tmp_path, lambda *_: Attribution([A]), [], []) == Attribution([A])
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"singles": [{}], "sets": [], "notes": []}', '{"singles": 1}'])
+def test_a_file_that_is_no_ranking(tmp_path: Path, content: str) -> None:
+    (tmp_path / RANKING_FILE).write_text(content)
+    said = refusal(lambda: load_or_compute(tmp_path, lambda *_: Attribution([A]), [], []), UsageError)
+    assert said == f"{tmp_path / RANKING_FILE}: not a ranking of a search"

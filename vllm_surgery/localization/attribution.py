@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from vllm_surgery.atomic_files import atomic_write
+from vllm_surgery.errors import UsageError
 from vllm_surgery.evaluation.analysis.tail_judge import ends_in_repeats
 from vllm_surgery.localization.candidates import Candidate, round_robin
 from vllm_surgery.localization.transcripts import Passage
@@ -112,10 +113,17 @@ def load_or_compute(
     matter: Sequence[UnitBlock],
     seconds: float = math.inf,
 ) -> Attribution:
-    """The attribution that `make` gives in `seconds`, or gave before the search was stopped."""
+    """The attribution that `make` gives in `seconds`, or gave before the search was stopped.
+
+    Raises:
+        UsageError: what is there is no ranking.
+    """
     file = folder / RANKING_FILE
     if file.exists():
-        return Attribution.from_data(json.loads(file.read_text()))
+        try:
+            return Attribution.from_data(json.loads(file.read_text()))
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise UsageError(f"{file}: not a ranking of a search") from None
     started = time.monotonic()
     found = make(records, matter, seconds)
     found = replace(found, seconds=time.monotonic() - started)
