@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from tests.localization.conftest import no_waiting_for_disks, tiny
 from tests.localization.fake import FakeModel, every_single, neuron, probe_files, stand_in
 from vllm_surgery.atomic_files import locked_folder
-from vllm_surgery.cli import main
+from vllm_surgery.cli import localize, main
 from vllm_surgery.engine import offline as engine
 from vllm_surgery.localization.names import check_name, default_name
 
@@ -59,6 +59,7 @@ def engines(monkeypatch: pytest.MonkeyPatch, tiny: ModelFolder) -> Callable[[Fak
             return llm
 
         put_vllm(monkeypatch, there=True)
+        monkeypatch.setattr(localize, "open_model", lambda _: tiny)
         monkeypatch.setattr(engine, "start_engine", start)
         monkeypatch.setattr(engine, "stop_engine", lambda _: said.append("stop"))
         monkeypatch.setattr(engine, "folder_of", lambda _: tiny.path)
@@ -141,6 +142,10 @@ def test_what_is_wrong_is_one_line_before_an_engine_is_started(
     said = refused(*words)
     assert said.startswith(reason)
     assert said == reason or reason.endswith(": ")
+
+
+def test_a_model_that_is_missing(refused: Callable[..., str]) -> None:
+    assert refused() == "model: no such model folder"
 
 
 def test_a_probe_file_that_is_missing(refused: Callable[..., str]) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 from pydantic import ValidationError
 
 from vllm_surgery.atomic_files import locked_folder
-from vllm_surgery.cli.options import add_command, add_json, add_out, flag, words_of
+from vllm_surgery.cli.options import add_command, add_json, add_out, flag, open_model, words_of
 from vllm_surgery.errors import UsageError, first_problem, visible
 from vllm_surgery.installed import require_vllm
 from vllm_surgery.localization.settings import SearchSettings
@@ -106,6 +106,7 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
     if not 0 <= args.patch_slots <= MOST_SLOTS:
         raise UsageError(f"--patch-slots {args.patch_slots}: 0 to {MOST_SLOTS}")
     require_vllm("localize")
+    open_model(args.model)  # Before a folder is made for the results: what isn't there vLLM says in fifty lines.
     with locked_folder(args.out, "another search writes into it"):
         return _search(args, rest, settings, budget, name)
 
