@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.benchmarks.trial_report import WEIGHTS, cell_figures, finished, looked_into, write
-from vllm_surgery.evaluation.arms import of_penalty, of_rescue, unpatched
+from vllm_surgery.evaluation.arms import of_penalty, of_rescue, of_server, unpatched
 from vllm_surgery.evaluation.protocol import Cell, Protocol
 from vllm_surgery.evaluation.records import Record
 from vllm_surgery.evaluation.trial import Trial, TrialFolder
@@ -61,6 +61,16 @@ def test_loops_are_looked_for_again(trial: Trial) -> None:
     job = trial.jobs(ARMS[0])[0]
     assert record(job).loops == []
     assert [loop.outcome for loop in looked_into(record(job), TABLE).loops] == ["terminal"]
+
+
+def test_answers_of_another_server_are_told_as_they_were_found(trial: Trial, tmp_path: Path) -> None:
+    arms = [unpatched(), of_server("other", "http://x")]
+    trial, folder = Trial(trial.protocol, trial.sets, arms, ABOUT), TrialFolder(tmp_path / "out")
+    folder.open(trial)
+    folder.add([record(job) for arm in arms for job in trial.jobs(arm)])  # In which nobody has found anything yet.
+    said = write(folder.path, TABLE)
+    assert "| unpatched | 2 of 3: " in said
+    assert "| other | 0 of 3: " in said
 
 
 def test_a_cell_that_lacks_an_answer_is_not_told(trial: Trial) -> None:

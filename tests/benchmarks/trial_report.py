@@ -80,7 +80,9 @@ def write(out: Path, tokens: TokenTable) -> str:
         The page.
     """
     folder = TrialFolder(out)
-    trial, records = finished(folder.trial(), [looked_into(one, tokens) for one in folder.records()])
+    own = [arm.name for arm in folder.trial().arms if arm.url is None]  # Another server's model has its own tokens.
+    found = [looked_into(one, tokens) if one.key.arm in own else one for one in folder.records()]
+    trial, records = finished(folder.trial(), found)
     lines = [f"# Trial of {trial.about['model']}", "", *_asked(folder.trial(), trial)]
     if not trial.protocol.cells:
         return "\n".join([*lines, "", "**No result yet**: the first cell isn't complete."])

@@ -29,7 +29,7 @@ TEXT = "name: one\nuse: text\nprobes: [{id: a, prompt: Name a color., reply: Blu
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeVllm]:
     monkeypatch.delenv("VLLM_API_KEY", raising=False)
-    monkeypatch.setattr(setup, "token_table", lambda name: TABLE)
+    monkeypatch.setattr(setup, "token_table", lambda name, arm=None: TABLE)
     made = FakeVllm()
     yield made
     made.close()

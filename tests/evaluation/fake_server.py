@@ -31,6 +31,9 @@ class FakeVllm:
         filled_in_all: names of everything that ever was.
         refuses_to_fill: digests.
         folder: patches that go by a name.
+        root: where its model was loaded from.
+        loop: the tokens of an answer that loops.
+        reply: the tokens that it cuts a reference reply into.
     """
 
     def __init__(self, key: str | None = None) -> None:
@@ -47,6 +50,7 @@ class FakeVllm:
         self.filled_in_all: list[str] = []
         self.refuses_to_fill: set[str] = set()
         self.folder: dict[str, Patch] = {}
+        self.root, self.loop, self.reply = "fake", LOOP, [4, 5, 6, 7]
         self.users: dict[str, int] = {}
         self._http = _Http(("127.0.0.1", 0), _handler(self))
         self.url = f"http://127.0.0.1:{self._http.server_address[1]}"
@@ -63,9 +67,9 @@ class FakeVllm:
             status, kind, message = self.refuses[path]
             return _error(status, kind, message)
         routes = {
-            "/v1/models": lambda: {"data": [{"id": "fake", "root": "fake", "max_model_len": self.context}]},
+            "/v1/models": lambda: {"data": [{"id": "fake", "root": self.root, "max_model_len": self.context}]},
             "/version": lambda: {"version": "0.0"},
-            "/tokenize": lambda: {"tokens": [1, 2, 3] if "messages" in body else [4, 5, 6, 7]},
+            "/tokenize": lambda: {"tokens": [1, 2, 3] if "messages" in body else self.reply},
             "/v1/chat/completions": lambda: self._chat(body),
             "/v1/completions": lambda: self._complete(body),
         }
@@ -113,7 +117,7 @@ class FakeVllm:
         if self.on_chat is not None:
             self.on_chat()
         loops = self.loops(prompt, body.get("seed", 0), self.served(body))
-        tokens = (LOOP if loops else SOUND)[: body["max_tokens"]]
+        tokens = (self.loop if loops else SOUND)[: body["max_tokens"]]
         choice = {
             "message": {"content": TABLE.text(tokens)},
             "token_ids": tokens,

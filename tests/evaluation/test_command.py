@@ -13,9 +13,10 @@ from xml.etree import ElementTree
 
 import pytest
 
+from tests.evaluation.fake_server import TABLE
 from tests.folders import write_model
 from vllm_surgery.cli import main
-from vllm_surgery.evaluation import TrialFolder
+from vllm_surgery.evaluation import TrialFolder, setup
 from vllm_surgery.evaluation.analysis import exact_drift
 from vllm_surgery.evaluation.drift import Drift
 
@@ -166,6 +167,16 @@ def test_another_server_is_an_arm(
 ) -> None:
     assert evaluate("--server", f"other={server.url}", "--no-penalty", "--probes", "paper") == 0
     assert "other: 66.7 %" in capsys.readouterr().out
+
+
+def test_another_server_is_read_with_the_tokenizer_that_is_named_for_it(
+    evaluate: Callable[..., int], server: FakeVllm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[str, str | None]] = []
+    monkeypatch.setattr(setup, "token_table", lambda name, arm=None: asked.append((name, arm)) or TABLE)
+    words = ("--server", f"other={server.url}", "--server", f"third={server.url}")
+    assert evaluate(*words, "--tokenizer", "other=here", "--no-penalty", "--probes", "paper", "--seeds", "1") == 0
+    assert asked == [("here", "other"), ("fake", "third"), ("fake", None)]
 
 
 def test_side_effects_alone(evaluate: Callable[..., int], cure: str, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 from tests.examples import refusal
 from tests.folders import write_model
 from vllm_surgery.errors import UsageError
+from vllm_surgery.evaluation import setup
 from vllm_surgery.evaluation.arms import Arm, by_patches, of_penalty, of_server, unpatched
 from vllm_surgery.evaluation.backends.base import EngineFacts
 from vllm_surgery.evaluation.protocol import load_protocol
@@ -140,6 +141,24 @@ def test_the_servers_own_folder_is_found(tmp_path: Path) -> None:
 def test_a_missing_tokenizer_says_what_to_name(tmp_path: Path) -> None:
     text = refusal(lambda: token_table(str(tmp_path / "none")), UsageError)
     assert "name its folder with --tokenizer" in text
+
+
+def test_each_server_has_the_tokenizer_of_its_own_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(setup, "token_table", lambda name, arm=None: (name, arm))
+    arms = [unpatched(), of_penalty(1.15), of_server("b", "http://b"), of_server("c", "http://c")]
+    roots = {None: "own", "http://b": "model-b", "http://c": "model-c"}
+
+    def tables(*words: str) -> object:
+        return setup.token_tables(words, arms, lambda url: roots[url])
+
+    assert tables() == (("own", None), {"b": ("model-b", "b"), "c": ("model-c", "c")})
+    assert tables("d", "c=e") == (("d", None), {"b": ("model-b", "b"), "c": ("e", "c")})
+    assert tables("x=y") == (("x=y", None), {"b": ("model-b", "b"), "c": ("model-c", "c")})  # No arm is called x.
+
+
+def test_a_missing_tokenizer_of_another_server_says_what_to_name(tmp_path: Path) -> None:
+    text = refusal(lambda: token_table(str(tmp_path / "none"), "other"), UsageError)
+    assert "none: no tokenizer can be loaded; name its folder with --tokenizer other=DIR: " in text
 
 
 @pytest.mark.parametrize(

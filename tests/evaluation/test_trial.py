@@ -7,6 +7,7 @@ import asyncio
 import gc
 import itertools
 import json
+import random
 import resource
 from collections import Counter
 from contextlib import contextmanager
@@ -14,18 +15,20 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.evaluation.fake_server import TABLE, FakeVllm
+from tests.evaluation.fake_server import TABLE, WORDS, FakeVllm
 from tests.examples import patch_data, refusal
 from vllm_surgery.errors import ConflictError, ServerError, UsageError
 from vllm_surgery.evaluation.analysis.summary import JUDGED, summarize
-from vllm_surgery.evaluation.arms import of_patch, of_penalty, unpatched
-from vllm_surgery.evaluation.backends import server as of_server
+from vllm_surgery.evaluation.arms import of_patch, of_penalty, of_server, unpatched
+from vllm_surgery.evaluation.backends import server as server_backend
 from vllm_surgery.evaluation.backends.chat import Chat
 from vllm_surgery.evaluation.backends.server import HttpBackend
 from vllm_surgery.evaluation.drift import Drift
 from vllm_surgery.evaluation.probes import load_probes
 from vllm_surgery.evaluation.protocol import load_protocol
+from vllm_surgery.evaluation.report.write import write_report
 from vllm_surgery.evaluation.trial import ANSWERS_FILE, EXACT_FILE, Trial, TrialFolder, run_trial
+from vllm_surgery.loops import TokenTable
 from vllm_surgery.patch.format import Patch
 
 if TYPE_CHECKING:
@@ -35,6 +38,11 @@ if TYPE_CHECKING:
 CURE = Patch.from_data(patch_data(name="cure"))
 ABOUT = {"model": "fake", "engine": "fake", "vllm_surgery": "0", "fingerprint": None, "sham_seed": 1}
 ABOUT |= {"started": "2026-01-01", "command": "evaluate"}
+OTHER_TABLE = TokenTable([*(f" w{number}" for number in range(WORDS)), ","])
+"""Of a model that has a comma where `TABLE` has nothing."""
+COLLAPSED = [
+    token for entry in [*range(50, 58), *random.Random(1).choices(range(60, 63), k=60)] for token in (entry, WORDS)
+]
 
 
 def trial_of(protocol: str, **changes: Any) -> Trial:
@@ -50,6 +58,70 @@ def go(trial: Trial, server: FakeVllm, folder: TrialFolder) -> None:
         run_trial(trial, backend, folder, TABLE, quiet=True)
     finally:
         backend.close()
+
+
+@pytest.fixture
+def other(server: FakeVllm) -> Iterator[FakeVllm]:
+    """A server with another model, whose answers loop by entries."""
+    made = FakeVllm()
+    made.loop, made.reply = COLLAPSED, [8, 9]
+    yield made
+    made.close()
+
+
+def beside(server: FakeVllm, other: FakeVllm, protocol: str, folder: TrialFolder, table: TokenTable | None) -> Trial:
+    """A trial of two servers; `table` is that of the other one, if anybody knows it."""
+    arms = [unpatched(), of_server("other", other.url)]
+    trial = Trial.of(load_protocol(protocol), arms, ABOUT)
+    backend = HttpBackend(server.url, concurrency=4)
+    try:
+        backend.require(trial.arms)
+        run_trial(trial, backend, folder, TABLE, {} if table is None else {"other": table}, quiet=True)
+    finally:
+        backend.close()
+    return trial
+
+
+def test_answers_of_another_server_are_read_with_its_own_models_tokens(
+    server: FakeVllm, other: FakeVllm, protocol: str, tmp_path: Path
+) -> None:
+    own, wrong = TrialFolder(tmp_path / "own"), TrialFolder(tmp_path / "wrong")
+    beside(server, other, protocol, own, OTHER_TABLE)
+    beside(server, other, protocol, wrong, TABLE)
+    looped = [one for one in own.records() if one.key.arm == "other" and one.token_ids == COLLAPSED]
+    assert looped
+    assert {loop.kind for one in looped for loop in one.loops} == {"decay"}
+    assert not [loop for one in wrong.records() if one.key.arm == "other" for loop in one.loops]
+    assert {loop.kind for one in own.records() if one.key.arm == "unpatched" for loop in one.loops} == {"verbatim"}
+
+
+def test_another_server_whose_tokens_nobody_knows_is_refused_before_it_is_asked(
+    server: FakeVllm, other: FakeVllm, protocol: str, tmp_path: Path
+) -> None:
+    said = refusal(lambda: beside(server, other, protocol, TrialFolder(tmp_path / "out"), None), UsageError)
+    assert said == "other: another server, and nobody says what its model's tokens are as text"
+    assert not (tmp_path / "out").exists()
+
+
+def test_probabilities_over_other_tokens_are_not_compared(
+    server: FakeVllm, other: FakeVllm, protocol: str, tmp_path: Path
+) -> None:
+    folder = TrialFolder(tmp_path / "out")
+    trial = beside(server, other, protocol, folder, OTHER_TABLE)
+    summary = summarize(trial, folder.records(), folder.logprobs())
+    assert [(one.healthy, one.other_tokens) for one in summary.arms] == [(None, False), (None, True)]
+    report = write_report(summary, trial, folder.records(), folder.path)["markdown"].read_text()
+    assert "| other |  |  | not comparable: other tokens |" in report
+
+
+def test_probabilities_over_the_same_tokens_are_compared(
+    server: FakeVllm, other: FakeVllm, protocol: str, tmp_path: Path
+) -> None:
+    folder, other.reply = TrialFolder(tmp_path / "out"), server.reply
+    trial = beside(server, other, protocol, folder, OTHER_TABLE)
+    healthy = summarize(trial, folder.records(), folder.logprobs()).arms[1].healthy
+    assert healthy is not None
+    assert healthy.perplexity == healthy.base_perplexity
 
 
 def test_every_arm_is_asked_everything_once(server: FakeVllm, protocol: str, tmp_path: Path) -> None:
@@ -151,11 +223,11 @@ def test_requests_that_fail_behind_another_leave_no_complaint(
 def test_slow_answers_are_kept_one_by_one(server: FakeVllm, protocol: str, monkeypatch: pytest.MonkeyPatch) -> None:
     trial = trial_of(protocol, sets=["paper"], seeds=2)
     backend = HttpBackend(server.url, concurrency=1)
-    monkeypatch.setattr(of_server, "SECONDS_PER_EPOCH_CHECK", 0.0)
+    monkeypatch.setattr(server_backend, "SECONDS_PER_EPOCH_CHECK", 0.0)
     kept = [len(answers) for answers in backend.answer(trial.jobs(trial.arms[0]))]
     backend.close()
     assert sum(kept) == 16
-    assert max(kept) < of_server.ANSWERS_PER_EPOCH_CHECK, "a kill loses little, though few have come"
+    assert max(kept) < server_backend.ANSWERS_PER_EPOCH_CHECK, "a kill loses little, though few have come"
 
 
 def test_loops_are_judged_by_arm(server: FakeVllm, protocol: str, tmp_path: Path) -> None:

@@ -54,7 +54,13 @@ def add_to(subparsers: Subparsers) -> None:
     parser.add_argument("--report-only", action="store_true", help="judge the answers in --out again; ask nobody")
     parser.add_argument("--run-code", action="store_true", help="run code that the model wrote, in a limited process")
     parser.add_argument("--exact", action="store_true", help="also compare whole distributions here; needs --model")
-    parser.add_argument("--tokenizer", metavar="NAME", help="its folder or Hub name (default: the served model's own)")
+    parser.add_argument(
+        "--tokenizer",
+        action="append",
+        default=[],
+        metavar="[ARM=]NAME",
+        help="its folder or Hub name; with ARM= of the arm that is another server (default: the served model's own)",
+    )
     add_server(parser)
     parser.add_argument("--served-model", metavar="NAME", help="which of the server's models (default: its first)")
     add_json(parser)
@@ -146,7 +152,7 @@ def _compare_harness(args: argparse.Namespace) -> int:
         told = wrong[0] if wrong else args.lm_eval[0]
         raise UsageError(f"--lm-eval {told}: expected two or more NAME=DIR, the first the baseline")
     _check_arms_of_trial(args.out, [name for name, _ in arms])
-    compared = compare_results([read_results(name, folder) for name, folder in arms], args.tokenizer)
+    compared = compare_results([read_results(name, folder) for name, folder in arms], (args.tokenizer or [None])[-1])
     files = report.write(compared, args.out)
     told = [report.in_words(compared), *(visible(f"{kind}: {file}") for kind, file in files.items())]
     print(json.dumps(report.to_data(compared), indent=2) if args.json else "\n".join(told))
@@ -176,7 +182,7 @@ def _check(args: argparse.Namespace) -> None:
 
 def _ask(args: argparse.Namespace, folder: TrialFolder) -> None:
     from vllm_surgery.evaluation.backends.server import HttpBackend
-    from vllm_surgery.evaluation.setup import token_table
+    from vllm_surgery.evaluation.setup import token_tables
     from vllm_surgery.evaluation.trial import run_trial
 
     trial = _questions(args)
@@ -187,12 +193,12 @@ def _ask(args: argparse.Namespace, folder: TrialFolder) -> None:
         trial = _with_arms(args, trial, backend)
         backend.require(trial.arms)
         model = _model_to_measure(args, backend) if args.exact else None
-        table = token_table(args.tokenizer or backend.facts().root)
+        table, others = token_tables(args.tokenizer, trial.arms, lambda url: backend.facts(url).root)
         with locked_folder(args.out, "another evaluation writes into it"), _stopped_like_by_hand():
             try:
                 if model is not None:
                     _measure_exactly(model, trial, folder, quiet=args.json)
-                run_trial(trial, backend, folder, table, quiet=args.json and not sys.stderr.isatty())
+                run_trial(trial, backend, folder, table, others, quiet=args.json and not sys.stderr.isatty())
             finally:
                 _restore(backend)
     finally:

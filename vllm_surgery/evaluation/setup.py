@@ -19,7 +19,7 @@ from vllm_surgery.model.config import CONFIG_FILE
 from vllm_surgery.patch.files import is_file
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from vllm_surgery.evaluation.arms import Arm
     from vllm_surgery.evaluation.backends.base import EngineFacts
@@ -115,16 +115,46 @@ def require_context(facts: EngineFacts, least: int, what: str, who: str, less: s
         )
 
 
-def token_table(name: str) -> TokenTable:
+def token_table(name: str, arm: str | None = None) -> TokenTable:
     """The tokens of a tokenizer as text.
 
     Args:
         name: of its folder, or on the Hub.
+        arm: the other server whose model it is of; None for the trial's own.
 
     Raises:
         UsageError: there is none.
     """
-    return TokenTable.from_tokenizer(load_tokenizer(name, hint="; name its folder with --tokenizer"))
+    option = "--tokenizer" if arm is None else f"--tokenizer {arm}=DIR"
+    return TokenTable.from_tokenizer(load_tokenizer(name, hint=f"; name its folder with {option}"))
+
+
+def token_tables(
+    words: Sequence[str], arms: Sequence[Arm], root: Callable[[str | None], str]
+) -> tuple[TokenTable, dict[str, TokenTable]]:
+    """The tokens of each server's model as text, from the tokenizer that a user named, or else the served model's own.
+
+    Args:
+        words: what the user named: ``NAME`` for the trial's own server, ``ARM=NAME`` for another one.
+        arms: of the trial.
+        root: where the model was loaded from that the server at an address has; None for the trial's own.
+
+    Returns:
+        The trial's own, and that of each arm that is another server.
+
+    Raises:
+        UsageError: there is no such tokenizer.
+    """
+    urls = {arm.name: arm.url for arm in arms if arm.url is not None}
+    own, named = None, {}
+    for word in words:
+        arm, separator, name = word.partition("=")
+        if separator and arm in urls:
+            named[arm] = name
+        else:
+            own = word
+    others = {arm: token_table(named.get(arm) or root(url), arm) for arm, url in urls.items()}
+    return token_table(own or root(None)), others
 
 
 def about(facts: EngineFacts, folder: Path | None, sham_seed: int) -> dict[str, Any]:

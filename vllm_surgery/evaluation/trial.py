@@ -198,7 +198,15 @@ class TrialFolder:
                 raise UsageError(f"{self.path}: holds a trial with other {part}: take another folder")
 
 
-def run_trial(trial: Trial, backend: Backend, folder: TrialFolder, table: TokenTable, *, quiet: bool = False) -> None:
+def run_trial(  # noqa: PLR0913 - two have defaults
+    trial: Trial,
+    backend: Backend,
+    folder: TrialFolder,
+    table: TokenTable,
+    others: Mapping[str, TokenTable] | None = None,
+    *,
+    quiet: bool = False,
+) -> None:
     """Asks for every answer that the folder doesn't hold yet. Takes as long as it takes; progress goes to stderr.
 
     Args:
@@ -206,16 +214,21 @@ def run_trial(trial: Trial, backend: Backend, folder: TrialFolder, table: TokenT
         backend: who answers.
         folder: where answers are kept; a trial that was killed goes on from there.
         table: what the model's tokens are as text, for the detectors.
+        others: the same of each arm that is another server, by its name: its model may have other tokens.
         quiet: no progress.
 
     Raises:
+        UsageError: an arm that is another server has no table.
         SurgeryError: somebody couldn't answer. What came until then is kept.
     """
+    tables = {arm.name: table for arm in trial.arms if arm.url is None} | dict(others or {})
+    if untold := [arm.name for arm in trial.arms if arm.name not in tables]:
+        raise UsageError(f"{untold[0]}: another server, and nobody says what its model's tokens are as text")
     folder.open(trial)
     known = {record.key for record in folder.records()}
     total = sum(len(trial.jobs(arm)) for arm in trial.arms)
     with tqdm(total=total, initial=len(known), unit="answer", desc="trial", disable=quiet) as progress:
-        asking = _Asking(trial, backend, folder, table, known, set(folder.logprobs()), progress, quiet)
+        asking = _Asking(trial, backend, folder, tables, known, set(folder.logprobs()), progress, quiet)
         for arms in in_batches(trial.arms, backend.room):
             asking.ask(arms)
 
@@ -227,7 +240,7 @@ class _Asking:
     trial: Trial
     backend: Backend
     folder: TrialFolder
-    table: TokenTable
+    tables: Mapping[str, TokenTable]
     known: set[Key]
     measured: set[tuple[str, str, str]]
     progress: Any
@@ -249,7 +262,7 @@ class _Asking:
     def _answer(self, arms: Sequence[Arm], ids: Mapping[str, str | None], way: Way | None) -> None:
         self.progress.set_description(arms[0].name if len(arms) == 1 else f"{len(arms)} arms")
         for answered in self.backend.answer(paired([self._jobs(arm) for arm in arms])):
-            records = [record_of(job, said, ids[job.key.arm], self.table, way) for job, said in answered]
+            records = [record_of(job, said, ids[job.key.arm], self.tables[job.key.arm], way) for job, said in answered]
             self.folder.add(records)
             self.progress.update(len(records))
         for text, logprobs in self.backend.logprobs(paired([self._texts(arm) for arm in arms])):

@@ -52,6 +52,8 @@ class ArmSummary:
         exact: as `healthy`, with whole distributions; None where it wasn't asked for.
         judges: what the detectors and the tail judge say of the judged answers; None where there are none.
         tail_against: the unpatched arm: judged answers that end in a loop, says the tail judge.
+        other_tokens: whether its model cuts healthy text into other tokens than the unpatched arm's, so that their
+            probabilities can't be compared.
     """
 
     arm: Arm
@@ -67,6 +69,7 @@ class ArmSummary:
     exact: Healthy | None = None
     judges: Agreement | None = None
     tail_against: Paired | None = None
+    other_tokens: bool = False
 
 
 @dataclass(frozen=True)
@@ -202,6 +205,8 @@ def _arm(
     run_code: bool,
 ) -> ArmSummary:
     groups = answers.groups()
+    texts = _texts(answers.trial, arm.name, logprobs)
+    other_tokens = any(base.targets != own.targets for _, base, own in texts)
     other = [] if arm.name == UNPATCHED else groups
     onsets = [until_loop(record) for record in answers.of(arm.name, JUDGED)]
     return ArmSummary(
@@ -222,10 +227,11 @@ def _arm(
             for name, places in answers.with_use("short", "skills").items()
         },
         ordinary=_ordinary(answers, arm.name),
-        healthy=_healthy(answers.trial, arm.name, logprobs),
+        healthy=None if other_tokens else _healthy(answers.trial, texts),
         exact=exact,
         judges=Agreement.of(answers.of(arm.name, JUDGED)) if JUDGED in groups else None,
         tail_against=answers.compare(UNPATCHED, arm.name, JUDGED, ends_in_repeats) if JUDGED in other else None,
+        other_tokens=other_tokens,
     )
 
 
@@ -243,11 +249,19 @@ def _ordinary(answers: _Answers, arm: str) -> Ordinary | None:
     return ordinary(answers.at(UNPATCHED, places), answers.at(arm, places)) if places else None
 
 
-def _healthy(trial: Trial, arm: str, logprobs: Mapping[tuple[str, str, str], TokenLogprobs]) -> Healthy | None:
+def _texts(
+    trial: Trial, arm: str, logprobs: Mapping[tuple[str, str, str], TokenLogprobs]
+) -> list[tuple[str, TokenLogprobs, TokenLogprobs]]:
+    """Each healthy text that was measured unpatched and under an arm; none for the unpatched arm itself."""
     keys = [(name, probe.id) for name in trial.protocol.text for probe in trial.sets[name].probes]
-    pairs = [(logprobs.get((UNPATCHED, *key)), logprobs.get((arm, *key)), key[1]) for key in keys]
-    drifts = [drift(text, base, other) for base, other, text in pairs if base is not None and other is not None]
-    return healthy(drifts) if drifts and len(drifts) == len(keys) and arm != UNPATCHED else None
+    pairs = [(key[1], logprobs.get((UNPATCHED, *key)), logprobs.get((arm, *key))) for key in keys]
+    return [(text, base, own) for text, base, own in pairs if base is not None and own is not None and arm != UNPATCHED]
+
+
+def _healthy(trial: Trial, texts: Sequence[tuple[str, TokenLogprobs, TokenLogprobs]]) -> Healthy | None:
+    """The drift over all healthy texts; None while one is missing."""
+    asked = sum(len(trial.sets[name].probes) for name in trial.protocol.text)
+    return healthy([drift(*text) for text in texts]) if texts and len(texts) == asked else None
 
 
 def _verdict(answers: _Answers, base: ArmSummary, patch: ArmSummary, arms: Sequence[Arm]) -> Verdict:

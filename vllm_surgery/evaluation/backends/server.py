@@ -80,9 +80,9 @@ class HttpBackend:
         self._form, self._chats = form, {}
         self._chat = self._chat_at(self._url)
 
-    def facts(self) -> EngineFacts:
-        """The model of the trial's own server."""
-        return self._chat_at(self._url).facts()
+    def facts(self, url: str | None = None) -> EngineFacts:
+        """The model of the trial's own server, or of another one."""
+        return self._chat_at(url or self._url).facts()
 
     def require(self, arms: Sequence[Arm]) -> None:
         """Asks for everything that the arms will need, before anything is swapped.

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from vllm_surgery.evaluation.analysis.outcomes import Rates
     from vllm_surgery.evaluation.analysis.side_effects import Healthy, Ordinary, Tasks
     from vllm_surgery.evaluation.analysis.statistics import Paired
-    from vllm_surgery.evaluation.analysis.summary import Summary
+    from vllm_surgery.evaluation.analysis.summary import ArmSummary, Summary
     from vllm_surgery.evaluation.analysis.tail_judge import Agreement, Disagreement
     from vllm_surgery.evaluation.arms import Arm
     from vllm_surgery.evaluation.report.blocks import ReportBlock
@@ -87,7 +87,7 @@ def ordinary_table(summary: Summary) -> list[ReportBlock]:
 def healthy_table(summary: Summary) -> list[ReportBlock]:
     """Next-token probabilities on healthy text."""
     exact = [[one.arm.name, *_healthy(one.exact)] for one in summary.arms if one.exact is not None]
-    told = [[one.arm.name, *_healthy(one.healthy)] for one in summary.arms if one.healthy is not None]
+    told = [row for one in summary.arms if (row := _told(one))]
     blocks: list[ReportBlock] = []
     if told:
         note = (
@@ -99,6 +99,13 @@ def healthy_table(summary: Summary) -> list[ReportBlock]:
     if exact:
         blocks += [Words("**the same over the whole vocabulary**, float32, exact"), Table(_HEALTHY_HEAD, exact)]
     return blocks
+
+
+def _told(one: ArmSummary) -> list[str]:
+    """The row of an arm whose probabilities were asked for; empty for others."""
+    if one.other_tokens:
+        return [one.arm.name, "", "", "not comparable: other tokens", "", "", "", ""]
+    return [] if one.healthy is None else [one.arm.name, *_healthy(one.healthy)]
 
 
 _TASKS_HEAD = ["arm", "right", "lost", "won", "McNemar p", "same text", "same form"]
