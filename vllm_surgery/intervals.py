@@ -15,8 +15,8 @@ Z = NormalDist().inv_cdf(0.5 + LEVEL / 2)
 class Estimate:
     """A figure and its interval at `LEVEL`.
 
-    What can't be said is NaN: a ratio to nothing; and the interval of what never happened, since a bootstrap draws from
-    what did.
+    What can't be said is NaN: a ratio to nothing; and the interval of what never happened, or is the same for all that
+    is drawn from, since a bootstrap can't draw what it hasn't seen.
     """
 
     value: float

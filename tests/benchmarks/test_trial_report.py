@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.benchmarks.trial_report import WEIGHTS, cell_figures, finished, looked_into, write
+from tests.benchmarks.trial_report import WEIGHTS, _share, cell_figures, finished, looked_into, write
 from vllm_surgery.evaluation.arms import of_penalty, of_rescue, of_server, unpatched
 from vllm_surgery.evaluation.protocol import Cell, Protocol
-from vllm_surgery.evaluation.records import Record
+from vllm_surgery.evaluation.records import Key, Record
 from vllm_surgery.evaluation.trial import Trial, TrialFolder
+from vllm_surgery.intervals import wilson
 from vllm_surgery.loops import TokenTable
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from vllm_surgery.evaluation.backends.base import Job
+    from vllm_surgery.intervals import Estimate
 
 ABOUT: dict[str, Any] = {"model": "tiny", "engine": "fake 0", "vllm_surgery": "0", "fingerprint": "f00", "sham_seed": 1}
 LISTS = """name: mine
@@ -89,6 +91,29 @@ def test_figures_of_each_arm(trial: Trial) -> None:
     assert (penalty.same, rescue.same) == (0, 1)
     assert penalty.against is not None
     assert (penalty.against.rescued, penalty.against.clusters) == (2, 2)  # Both are about `a`.
+
+
+def test_a_rate_of_none_or_all_has_wilsons_interval_over_subjects(trial: Trial) -> None:
+    base, penalty, _ = cell_figures(trial, trial.protocol.cell("greedy"), answers(trial, ["greedy"]))
+    assert penalty.looped == wilson(0, 2)  # Three prompts about two things.
+    assert (base.looped.low, base.looped.high) == (0, 1)  # By the bootstrap, as before.
+    assert share([True] * 3, ["a", "a", "b"]) == wilson(2, 2)
+
+
+def share(looped: Sequence[bool], subjects: Sequence[str]) -> Estimate:
+    kept = [Record(Key("a", "c", "s", "p", 0), None, "", {}, "", [], "stop") for _ in looped]
+    told = dict(zip(map(id, kept), looped, strict=True))
+    return _share(kept, subjects, lambda one: told[id(one)])
+
+
+def test_what_has_no_interval_is_told_without_one(trial: Trial, tmp_path: Path) -> None:
+    folder = TrialFolder(tmp_path / "out")
+    folder.open(trial)
+    folder.add(answers(trial, ["greedy"]))
+    said = write(folder.path, TABLE)
+    assert "| penalty-1.15 | 0 of 3: 0 % (0 to 66) |" in said
+    assert "| rescue-stop | 2 of 3: 67 % (0 to 100) | 2 verbatim | 0 of 3: 0 % (0 to 66) | +0; +0 |" in said
+    assert "nan" not in said
 
 
 def test_the_report_says_what_is_missing_and_what_agrees(trial: Trial, tmp_path: Path) -> None:

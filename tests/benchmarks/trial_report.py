@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass, replace
 from statistics import mean
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,9 @@ from vllm_surgery.evaluation.analysis.summary import finite, summarize
 from vllm_surgery.evaluation.analysis.tail_judge import ends_in_repeats
 from vllm_surgery.evaluation.arms import UNPATCHED
 from vllm_surgery.evaluation.backends.base import Completion, Job
+from vllm_surgery.evaluation.report.tables import nats, points
 from vllm_surgery.evaluation.trial import Trial, TrialFolder, record_of
+from vllm_surgery.intervals import wilson
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -37,7 +40,8 @@ _HEAD = [
     "entries", "right entries", "sound answers that are the same",
 ]  # fmt: skip
 _NOTE = (
-    "Intervals are 95 %, from a bootstrap over subjects. `difference`: of the answers that end in a loop, by the detectors "
+    "Intervals are 95 %, from a bootstrap over subjects; of a rate of 0 or 100 %, where that has no width, Wilson's of as many "
+    "subjects. A difference that is the same for all of them has none. `difference`: of the answers that end in a loop, by the detectors "
     "and by the second judge, against the unpatched model. `entries`: different ones of the middle answer. `right entries`: "
     "different ones, on average, of the lists that have an end. `sound`: answers in which the unpatched model is in no loop."
 )
@@ -49,7 +53,7 @@ class CellFigures:
 
     Attributes:
         rates: by the detectors.
-        looped: share that ends in a loop, its interval over subjects.
+        looped: share that ends in a loop, its interval over subjects: Wilson's where none does, or all do.
         repeats: the same, says the second judge.
         against: the unpatched arm, by the detectors; None for itself.
         repeats_against: likewise, by the second judge.
@@ -165,7 +169,8 @@ def _share(records: Sequence[Record], subjects: Sequence[str], happens: Callable
     for record, subject in zip(records, subjects, strict=True):
         sums[subject] += happens(record)
         counts[subject] += 1
-    return ratio_over_groups(list(sums.values()), list(counts.values()))
+    found = ratio_over_groups(list(sums.values()), list(counts.values()))
+    return found if 0 < found.value < 1 else wilson(round(found.value) * len(sums), len(sums))
 
 
 def _compared(
@@ -224,15 +229,12 @@ def _row(one: CellFigures) -> list[str]:
 
 
 def _rate(found: Estimate, answers: int) -> str:
-    share = f"{100 * found.value:.0f} % ({100 * found.low:.0f} to {100 * found.high:.0f})"
-    return f"{round(found.value * answers)} of {answers}: {share}"
+    interval = "" if math.isnan(found.low) else f" ({100 * found.low:.0f} to {100 * found.high:.0f})"
+    return f"{round(found.value * answers)} of {answers}: {100 * found.value:.0f} %{interval}"
 
 
 def _points(found: Paired | None) -> str:
-    if found is None:
-        return ""
-    change = found.difference
-    return f"{100 * change.value:+.0f} ({100 * change.low:+.0f} to {100 * change.high:+.0f})"
+    return "" if found is None else points(found.difference, digits=0)
 
 
 def _tasks(summary: Summary) -> list[str]:
@@ -259,9 +261,7 @@ def _healthy(summary: Summary) -> list[str]:
 
 def _moved(one: ArmSummary) -> list[str]:
     assert one.healthy is not None
-    kl = one.healthy.kl
-    said = f"{kl.value:.4f} ({kl.low:.4f} to {kl.high:.4f})"
-    return [one.arm.name, said, f"{one.healthy.base_perplexity:.3f}", f"{one.healthy.perplexity:.3f}"]
+    return [one.arm.name, nats(one.healthy.kl), f"{one.healthy.base_perplexity:.3f}", f"{one.healthy.perplexity:.3f}"]
 
 
 def _agreement(out: Path) -> list[str]:

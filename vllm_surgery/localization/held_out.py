@@ -12,7 +12,7 @@ from vllm_surgery.evaluation.analysis.outcomes import terminal_kinds
 from vllm_surgery.evaluation.analysis.statistics import mcnemar
 from vllm_surgery.evaluation.analysis.summary import JUDGED, summarize
 from vllm_surgery.evaluation.arms import UNPATCHED, of_patch, of_penalty, shams_of, unpatched
-from vllm_surgery.evaluation.report.tables import points
+from vllm_surgery.evaluation.report.tables import nats, points
 from vllm_surgery.evaluation.report.write import write_report
 from vllm_surgery.evaluation.trial import Trial, TrialFolder, run_trial
 from vllm_surgery.loops import KINDS
@@ -191,6 +191,5 @@ def _tasks(one: ArmSummary) -> dict[str, str]:
 def _healthy(one: ArmSummary) -> dict[str, str]:
     if one.healthy is None:
         return {}
-    kl = one.healthy.kl
-    said = f"KL {kl.value:.4f} nats a token ({kl.low:.4f} to {kl.high:.4f}), from below; perplexity "
+    said = f"KL {nats(one.healthy.kl, ' nats a token')}, from below; perplexity "
     return {"healthy-text": f"{said}{one.healthy.base_perplexity:.3f} to {one.healthy.perplexity:.3f}"}

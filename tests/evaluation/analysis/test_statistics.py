@@ -120,6 +120,16 @@ def test_what_never_happened_has_no_interval() -> None:
     assert (quiet.difference.value, math.isnan(quiet.difference.low)) == (0.0, True)
 
 
+@pytest.mark.parametrize("probes", [1, 4, 40])
+def test_what_is_the_same_for_all_probes_has_no_interval(probes: int) -> None:
+    names = [f"probe {number}" for number in range(probes)] * 2
+    cured = compare([True] * 2 * probes, [True, False] * probes, sorted(names))
+    assert (cured.difference.value, cured.ratio.value) == (-0.5, 0.5)
+    assert all(map(math.isnan, (cured.difference.low, cured.difference.high, cured.ratio.low, cured.ratio.high)))
+    alike = ratio_over_groups([3.0] * probes, [1] * probes)
+    assert (alike.value, math.isnan(alike.low), math.isnan(alike.high)) == (3.0, True, True)
+
+
 def test_pairs_needed_find_it_as_often_as_said() -> None:
     """Connor's figure, held against the exact test by simulation."""
     needed = pairs_needed(0.20, 0.08)
@@ -134,7 +144,6 @@ def test_no_difference_needs_no_number() -> None:
 
 
 def test_a_mean_over_groups_resamples_groups() -> None:
-    assert ratio_over_groups([3.0, 3.0], [1, 1]) == statistics.Estimate(3.0, 3.0, 3.0)
     found = ratio_over_groups([1.0, 9.0, 2.0, 4.0], [10, 10, 10, 10])
     assert found.value == pytest.approx(0.4)
     assert found.low < found.value < found.high

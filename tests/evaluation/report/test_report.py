@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from typing import TYPE_CHECKING
 from xml.etree import ElementTree
@@ -16,8 +17,10 @@ from vllm_surgery.evaluation.records import FoundLoop, Record
 from vllm_surgery.evaluation.report.blocks import Section, Table, Words, markdown
 from vllm_surgery.evaluation.report.examples import CHARACTERS_SHOWN, EXAMPLES_PER_SORT, examples
 from vllm_surgery.evaluation.report.figures import onset_figure, rates_figure, series_of
+from vllm_surgery.evaluation.report.tables import nats, points
 from vllm_surgery.evaluation.report.write import html, sections_of, write_report
 from vllm_surgery.evaluation.trial import Trial
+from vllm_surgery.intervals import Estimate
 from vllm_surgery.patch.format import Patch
 
 if TYPE_CHECKING:
@@ -97,6 +100,13 @@ def test_both_judges_are_reported_and_where_they_disagree() -> None:
     cells = [cell.strip() for cell in row.split("|")]
     assert cells[5:9] == ["6", "0", "1", ""]
     assert f"They disagree, **unpatched**:\n\n- greedy/paper/{unseen.key.probe}, seed 0, tail judge only: `" in page
+
+
+def test_a_figure_without_an_interval_is_told_without_one() -> None:
+    whole, bare = Estimate(-0.125, -0.25, 0.0), Estimate(0.0, math.nan, math.nan)
+    assert (points(whole), points(whole, digits=0)) == ("-12.5 (-25.0 to +0.0)", "-12 (-25 to +0)")
+    assert (points(bare), points(bare, digits=0), nats(bare, " nats")) == ("+0.0", "+0", "0.0000 nats")
+    assert nats(Estimate(0.5, 0.25, 1.0), " nats") == "0.5000 nats (0.2500 to 1.0000)"
 
 
 def test_what_cant_be_said_is_null() -> None:

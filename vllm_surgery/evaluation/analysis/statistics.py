@@ -46,7 +46,8 @@ class Paired:
         clusters: different probes.
         clustered_p: of the sign-flip test over probes, two-sided: the same question, without taking seeds of one probe
             for independent. With c probes it can't be below 2 / 2**c.
-        difference: rate in the second arm less rate in the first, interval from a bootstrap over probes.
+        difference: rate in the second arm less rate in the first, interval from a bootstrap over probes; none where it
+            is the same for each probe.
         ratio: rate in the second arm over rate in the first, likewise.
         needed: pairs that a trial would need to find a difference like this one in four of five times; None where
             there is none to find.
@@ -175,8 +176,9 @@ def _resamples(clusters: int) -> Numbers:
 
 
 def _interval(value: float, draws: Numbers) -> Estimate:
+    """The quantiles of the draws; no interval where all draws are the same, which would promise what nobody can."""
     low, high = np.quantile(draws, (0.5 - LEVEL / 2, 0.5 + LEVEL / 2), method="inverted_cdf")
-    return Estimate(value, float(low), float(high))
+    return Estimate(value, float(low), float(high)) if low < high else Estimate(value, math.nan, math.nan)
 
 
 def survival(answers: Iterable[tuple[int, bool]]) -> list[tuple[int, float]]:

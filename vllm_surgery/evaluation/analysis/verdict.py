@@ -27,12 +27,12 @@ MIN_ENTRIES_RATIO = 0.75
 RULE = (
     "Judged are all answers to probes that are for loops, except those of a search half, all cells together; an answer "
     "counts if it ends in a loop of any kind. **Fewer loops** if all of these hold: (1) the rate falls by at least "
-    "3 points, and its 95 % interval, from a bootstrap over probes, lies below 0; (2) the rate of answers that were "
-    "ever in a loop falls too; (3) the rate is lower than under the shams of the patch taken together, and that "
-    "interval lies below 0 as well. **At a cost** if moreover one of these doesn't hold: (4) short lists and skills "
-    "that were right, less those that became right, are at most 3 % of all; (5) no more of the healthy prompts end in "
-    "a loop; (6) the middle answer still has three quarters of its different entries. **More loops** if the interval "
-    "of (1) lies above 0. Else **no effect shown**."
+    "3 points, and its 95 % interval, from a bootstrap over probes, lies below 0 (where all probes change alike there "
+    "is none, and the change counts); (2) the rate of answers that were ever in a loop falls too; (3) the rate is "
+    "lower than under the shams of the patch taken together, and that interval lies below 0 as well. **At a cost** if "
+    "moreover one of these doesn't hold: (4) short lists and skills that were right, less those that became right, are "
+    "at most 3 % of all; (5) no more of the healthy prompts end in a loop; (6) the middle answer still has three "
+    "quarters of its different entries. **More loops** if the interval of (1) lies above 0. Else **no effect shown**."
 )
 
 
@@ -85,13 +85,13 @@ def judge(evidence: Evidence) -> Verdict:
     if all(condition.holds for condition in effect):
         clean = all(condition.holds is not False for condition in costs)
         return Verdict("fewer loops" if clean else "fewer loops, at a cost", effect + costs)
-    return Verdict("more loops" if evidence.ends.difference.low > 0 else "no effect shown", effect + costs)
+    return Verdict("more loops" if _is_above_0(evidence.ends.difference) else "no effect shown", effect + costs)
 
 
 def _falls(ends: Paired) -> Condition:
     found = ends.difference
     says = f"the rate changes by {_points(found.value)} ({_range(found)})"
-    return Condition(f"(1) {says}", found.value <= -MIN_RATE_DROP and found.high < 0)
+    return Condition(f"(1) {says}", found.value <= -MIN_RATE_DROP and _is_below_0(found))
 
 
 def _falls_too(ever: Paired) -> Condition:
@@ -103,7 +103,7 @@ def _beats_shams(against: Paired | None) -> Condition:
         return Condition("(3) no shams were asked", None)
     found = against.difference
     says = f"against shams by {_points(found.value)} ({_range(found)})"
-    return Condition(f"(3) {says}", found.high < 0)
+    return Condition(f"(3) {says}", _is_below_0(found))
 
 
 def _keeps_tasks(tasks: Sequence[Tasks]) -> Condition:
@@ -127,6 +127,15 @@ def _keeps_ordinary(ordinary: tuple[Ordinary, Ordinary] | None) -> Condition:
 def _keeps_entries(before: Rates, after: Rates) -> Condition:
     says = f"the middle answer has {after.entries:g} different entries instead of {before.entries:g}"
     return Condition(f"(6) {says}", after.entries >= MIN_ENTRIES_RATIO * before.entries)
+
+
+def _is_below_0(found: Estimate) -> bool:
+    """True of a whole interval; without one, where all probes change alike, of that change."""
+    return (found.value if math.isnan(found.high) else found.high) < 0
+
+
+def _is_above_0(found: Estimate) -> bool:
+    return (found.value if math.isnan(found.low) else found.low) > 0
 
 
 def _range(found: Estimate) -> str:

@@ -194,19 +194,31 @@ def _ordinary(ordinary: Ordinary) -> list[str]:
 
 
 def _healthy(found: Healthy) -> list[str]:
-    kl = f"{found.kl.value:.4f} ({found.kl.low:.4f} to {found.kl.high:.4f})"
     shares = [f"{100 * found.rest:.1f} %", f"{100 * found.agreement:.1f} %"]
-    return [str(found.texts), str(found.tokens), kl, *shares, f"{found.base_perplexity:.3f}", f"{found.perplexity:.3f}"]
+    return [
+        str(found.texts),
+        str(found.tokens),
+        nats(found.kl),
+        *shares,
+        f"{found.base_perplexity:.3f}",
+        f"{found.perplexity:.3f}",
+    ]
 
 
 def _percent(rate: Estimate) -> str:
     return f"{100 * rate.value:.1f} % ({100 * rate.low:.1f} to {100 * rate.high:.1f})"
 
 
-def points(found: Estimate) -> str:
+def points(found: Estimate, digits: int = 1) -> str:
     """A difference of two rates in points, with its interval if it has one."""
-    interval = "" if math.isnan(found.low) else f" ({100 * found.low:+.1f} to {100 * found.high:+.1f})"
-    return f"{100 * found.value:+.1f}{interval}"
+    value, low, high = (f"{100 * number:+.{digits}f}" for number in (found.value, found.low, found.high))
+    return value if math.isnan(found.low) else f"{value} ({low} to {high})"
+
+
+def nats(found: Estimate, unit: str = "") -> str:
+    """A divergence, with its interval if it has one."""
+    interval = "" if math.isnan(found.low) else f" ({found.low:.4f} to {found.high:.4f})"
+    return f"{found.value:.4f}{unit}{interval}"
 
 
 def _ratio(found: Estimate) -> str:
