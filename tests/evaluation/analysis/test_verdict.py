@@ -11,7 +11,7 @@ import pytest
 from vllm_surgery.evaluation.analysis.outcomes import Rates
 from vllm_surgery.evaluation.analysis.side_effects import Ordinary, Tasks
 from vllm_surgery.evaluation.analysis.statistics import Paired, compare
-from vllm_surgery.evaluation.analysis.verdict import RULE, Evidence, judge
+from vllm_surgery.evaluation.analysis.verdict import MIN_SUBJECTS, RULE, Evidence, judge
 from vllm_surgery.intervals import Estimate, wilson
 
 PROBES = [f"probe {number // 8}" for number in range(80)]
@@ -64,6 +64,32 @@ def test_one_condition_that_doesnt_hold(change: dict[str, Any], word: str, place
     assert verdict.conditions[place].holds is False
 
 
+def all_change(subjects: int, before: bool, after: bool) -> Evidence:
+    """One answer about each subject, and all of them change."""
+    names = [f"subject {number}" for number in range(subjects)]
+    paired = compare([before] * subjects, [after] * subjects, names)
+    return replace(GOOD, ends=paired, ever=paired, against_shams=paired)
+
+
+@pytest.mark.parametrize("subjects", range(1, MIN_SUBJECTS))
+def test_too_few_subjects_show_no_effect(subjects: int) -> None:
+    cured, harmed = judge(all_change(subjects, True, False)), judge(all_change(subjects, False, True))
+    assert (cured.word, harmed.word) == ("no effect shown", "no effect shown")
+    says = f"(1) the rate changes by -100.0 points (no interval), but too few subjects to show an effect: {subjects} of"
+    assert (cured.conditions[0].says, cured.conditions[0].holds) == (f"{says} at least 6", False)
+
+
+def test_enough_subjects_that_all_change_show_one() -> None:
+    cured, harmed = (judge(all_change(MIN_SUBJECTS, before, not before)) for before in (True, False))
+    assert (cured.word, harmed.word) == ("fewer loops", "more loops")
+    assert cured.conditions[0].says == "(1) the rate changes by -100.0 points (no interval)"
+
+
+def test_many_answers_about_one_subject_are_one_subject() -> None:
+    paired = compare([True] * 80, [False] * 80, ["one"] * 80)
+    assert judge(replace(GOOD, ends=paired)).word == "no effect shown"
+
+
 def test_without_shams_nothing_is_called_a_cure() -> None:
     assert judge(replace(GOOD, against_shams=None)).word == "no effect shown"
 
@@ -80,6 +106,7 @@ def test_a_small_fall_isnt_enough() -> None:
 
 
 def test_the_rule_names_the_numbers_that_the_code_uses() -> None:
+    assert f"at least {MIN_SUBJECTS} subjects" in RULE
     assert "at least 3 points" in RULE
     assert "at most 3 % of all" in RULE
     assert "three quarters of its different entries" in RULE

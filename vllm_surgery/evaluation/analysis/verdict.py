@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
 Word: TypeAlias = Literal["fewer loops", "fewer loops, at a cost", "more loops", "no effect shown"]
 
+MIN_SUBJECTS = 6
+"""Subjects that it takes to show an effect: from so many on, chance is called a help less often than the 2.5 % that the
+interval leaves it (`tests/benchmarks/few_subjects.py`), and a sign-flip test over them can have a p below 5 %."""
 MIN_RATE_DROP = 0.03
 """Three points of the loop rate: a smaller gain is no reason to ship an edit. (As Weights Warden.)"""
 MAX_TASK_LOSS = 0.03
@@ -26,13 +29,14 @@ MIN_ENTRIES_RATIO = 0.75
 
 RULE = (
     "Judged are all answers to probes that are for loops, except those of a search half, all cells together; an answer "
-    "counts if it ends in a loop of any kind. **Fewer loops** if all of these hold: (1) the rate falls by at least "
-    "3 points, and its 95 % interval, from a bootstrap over probes, lies below 0 (where all probes change alike there "
-    "is none, and the change counts); (2) the rate of answers that were ever in a loop falls too; (3) the rate is "
-    "lower than under the shams of the patch taken together, and that interval lies below 0 as well. **At a cost** if "
-    "moreover one of these doesn't hold: (4) short lists and skills that were right, less those that became right, are "
-    "at most 3 % of all; (5) no more of the healthy prompts end in a loop; (6) the middle answer still has three "
-    "quarters of its different entries. **More loops** if the interval of (1) lies above 0. Else **no effect shown**."
+    "counts if it ends in a loop of any kind. **Fewer loops** if all of these hold: (1) the answers are about at "
+    "least 6 subjects (a probe that names none is one), the rate falls by at least 3 points, and its 95 % interval, "
+    "from a bootstrap over subjects, lies below 0 (where all change alike there is none, and the change counts); (2) "
+    "the rate of answers that were ever in a loop falls too; (3) the rate is lower than under the shams of the patch "
+    "taken together, and that interval lies below 0 as well. **At a cost** if moreover one of these doesn't hold: (4) "
+    "short lists and skills that were right, less those that became right, are at most 3 % of all; (5) no more of the "
+    "healthy prompts end in a loop; (6) the middle answer still has three quarters of its different entries. **More "
+    "loops** if the interval of (1) lies above 0, over as many subjects. Else **no effect shown**."
 )
 
 
@@ -85,13 +89,16 @@ def judge(evidence: Evidence) -> Verdict:
     if all(condition.holds for condition in effect):
         clean = all(condition.holds is not False for condition in costs)
         return Verdict("fewer loops" if clean else "fewer loops, at a cost", effect + costs)
-    return Verdict("more loops" if _is_above_0(evidence.ends.difference) else "no effect shown", effect + costs)
+    rises = _is_enough(evidence.ends) and _is_above_0(evidence.ends.difference)
+    return Verdict("more loops" if rises else "no effect shown", effect + costs)
 
 
 def _falls(ends: Paired) -> Condition:
     found = ends.difference
+    enough = _is_enough(ends)
     says = f"the rate changes by {_points(found.value)} ({_range(found)})"
-    return Condition(f"(1) {says}", found.value <= -MIN_RATE_DROP and _is_below_0(found))
+    says += "" if enough else f", but too few subjects to show an effect: {ends.clusters} of at least {MIN_SUBJECTS}"
+    return Condition(f"(1) {says}", enough and found.value <= -MIN_RATE_DROP and _is_below_0(found))
 
 
 def _falls_too(ever: Paired) -> Condition:
@@ -129,8 +136,12 @@ def _keeps_entries(before: Rates, after: Rates) -> Condition:
     return Condition(f"(6) {says}", after.entries >= MIN_ENTRIES_RATIO * before.entries)
 
 
+def _is_enough(paired: Paired) -> bool:
+    return paired.clusters >= MIN_SUBJECTS
+
+
 def _is_below_0(found: Estimate) -> bool:
-    """True of a whole interval; without one, where all probes change alike, of that change."""
+    """True of a whole interval; without one, where all subjects change alike, of that change."""
     return (found.value if math.isnan(found.high) else found.high) < 0
 
 
