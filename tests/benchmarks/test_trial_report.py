@@ -90,7 +90,11 @@ def test_figures_of_each_arm(trial: Trial) -> None:
     assert (base.against, base.sound) == (None, 1)
     assert (penalty.same, rescue.same) == (0, 1)
     assert penalty.against is not None
-    assert (penalty.against.rescued, penalty.against.clusters) == (2, 2)  # Both are about `a`.
+    assert (penalty.against.rescued, penalty.against.probes, penalty.against.clusters) == (
+        2,
+        3,
+        2,
+    )  # Both are about `a`.
 
 
 def test_a_rate_of_none_or_all_has_wilsons_interval_over_subjects(trial: Trial) -> None:

@@ -176,7 +176,8 @@ def _share(records: Sequence[Record], subjects: Sequence[str], happens: Callable
 def _compared(
     base: Sequence[Record], found: Sequence[Record], subjects: Sequence[str], happens: Callable[[Record], bool]
 ) -> Paired:
-    return compare(list(map(happens, base)), list(map(happens, found)), subjects)
+    probes = [f"{record.key.set}/{record.key.probe}" for record in found]
+    return compare(list(map(happens, base)), list(map(happens, found)), subjects, probes)
 
 
 def _by_prompt(trial: Trial, cell: Cell, records: Sequence[Record]) -> list[str]:

@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from tests.localization.fake import PROBES, TABLE, FakeModel, candidate, neuron, settings_in
+from vllm_surgery.evaluation.analysis.summary import JUDGED
 from vllm_surgery.evaluation.trial import TrialFolder
 from vllm_surgery.localization.held_out import (
     CellKind,
@@ -130,6 +132,14 @@ def test_the_evidence_is_plain_data_that_a_patch_file_holds(tmp_path: Path, tiny
     assert f"{LOOPED} rescued, 0 new" in said["difference"]
     assert said["tasks"] == {"skills.yaml": "4 of 4 right, 0 lost, 0 won"}
     assert said["healthy-text"].startswith("KL 0.0000 nats a token")
+
+
+def test_the_evidence_says_what_signs_were_flipped_of(tmp_path: Path, tiny: ModelFolder) -> None:
+    found = judged(tmp_path, FakeModel(causes=frozenset({CAUSE})), tiny)
+    assert f"sign-flip over {PROBES} probes p " in evidence(found, "cure")["difference"]
+    own = next(one for one in found.summary.arms if one.arm.name == "cure")
+    own.against[JUDGED] = replace(own.against[JUDGED], clusters=PROBES - 1)
+    assert f"sign-flip over {PROBES - 1} subjects p " in evidence(found, "cure")["difference"]
 
 
 def test_task_files_of_one_name_stay_apart(tmp_path: Path, tiny: ModelFolder) -> None:

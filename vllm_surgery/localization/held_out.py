@@ -146,7 +146,7 @@ def evidence(judged: HeldOutResult, patch: str) -> dict[str, Any]:
             **penalties,
         },
         "difference": f"{points(found.difference)} points; {found.rescued} rescued, {found.newly} new, "
-        f"McNemar p {found.p:.3g}, sign-flip over {found.clusters} probes p {found.clustered_p:.3g}",
+        f"McNemar p {found.p:.3g}, sign-flip over {found.clusters} {found.unit} p {found.clustered_p:.3g}",
         "tasks": _tasks(own),
         **_healthy(own),
     }

@@ -106,6 +106,13 @@ def test_pairs_are_counted() -> None:
     assert found.ratio.value == pytest.approx(2 / 3)
 
 
+def test_probes_are_counted_apart_from_their_subjects() -> None:
+    looped, probes = [True, True, False, True], ["a.one", "a.one", "a.two", "b"]
+    alone, shared = compare(looped, looped, probes), compare(looped, looped, ["a", "a", "a", "b"], probes)
+    assert (alone.probes, alone.clusters, alone.unit) == (3, 3, "probes")
+    assert (shared.probes, shared.clusters, shared.unit) == (3, 2, "subjects")
+
+
 def test_a_ratio_to_nothing_isnt_said() -> None:
     found = compare([False, False], [True, False], ["a", "b"])
     assert math.isnan(found.ratio.value)

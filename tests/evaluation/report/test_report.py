@@ -10,14 +10,14 @@ from xml.etree import ElementTree
 
 import pytest
 
-from vllm_surgery.evaluation.analysis.summary import summarize
+from vllm_surgery.evaluation.analysis.summary import JUDGED, summarize
 from vllm_surgery.evaluation.arms import of_patch, unpatched
 from vllm_surgery.evaluation.protocol import load_protocol
 from vllm_surgery.evaluation.records import FoundLoop, Record
 from vllm_surgery.evaluation.report.blocks import Section, Table, Words, markdown
 from vllm_surgery.evaluation.report.examples import CHARACTERS_SHOWN, EXAMPLES_PER_SORT, examples
 from vllm_surgery.evaluation.report.figures import onset_figure, rates_figure, series_of
-from vllm_surgery.evaluation.report.tables import nats, points
+from vllm_surgery.evaluation.report.tables import against_table, nats, points
 from vllm_surgery.evaluation.report.write import html, sections_of, write_report
 from vllm_surgery.evaluation.trial import Trial
 from vllm_surgery.intervals import Estimate
@@ -100,6 +100,24 @@ def test_both_judges_are_reported_and_where_they_disagree() -> None:
     cells = [cell.strip() for cell in row.split("|")]
     assert cells[5:9] == ["6", "0", "1", ""]
     assert f"They disagree, **unpatched**:\n\n- greedy/paper/{unseen.key.probe}, seed 0, tail judge only: `" in page
+
+
+def test_answers_that_are_needed_are_shared_out_over_probes_and_not_over_subjects() -> None:
+    protocol = load_protocol("small").changed(cells=["greedy"], sets=["wide-lists:held-out"])
+    trial = Trial.of(protocol, [unpatched(), of_patch(PATCH)], {})
+    changed = {"unpatched": range(9), "cure": range(9, 12)}
+    records = [
+        Record(
+            job.key, "id", job.prompt, job.sampling, TEXT, list(range(84)), "stop", [LOOP] * (n in changed[arm.name])
+        )
+        for arm in trial.arms
+        for n, job in enumerate(trial.jobs(arm))
+    ]
+    found = against_table(summarize(trial, records, {}), JUDGED)
+    row = dict(zip(found.head, found.rows[0], strict=True))
+    assert (row["pairs"], row["rescued"], row["newly"]) == ("80", "9", "3")
+    assert row["needed"] == "207 (3 a probe)"  # 5 for each of 48 subjects.
+    assert "p over subjects" in row
 
 
 def test_a_figure_without_an_interval_is_told_without_one() -> None:

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The statistics of a trial: every rate has an interval, every comparison is paired, and probes are what is resampled.
+"""The statistics of a trial: every rate has an interval, every comparison is paired, and subjects are resampled.
 
-Seeds of one probe are not independent of each other: a list that the model can't recall loops under most of them. So a
-difference between two arms is judged over probes, not over answers. Numpy alone; SciPy is the tests' oracle.
+Seeds of one probe are not independent of each other, nor are probes about one subject: a list that the model can't
+recall loops under most of them. So a difference between two arms is judged over subjects, not over answers. Numpy
+alone; SciPy is the tests' oracle.
 """
 
 from __future__ import annotations
@@ -43,11 +44,12 @@ class Paired:
         both: it happened in both.
         p: of McNemar's exact test, two-sided: how likely so uneven a split of what changed is by chance. It takes
             answers for independent of each other.
-        clusters: different probes.
-        clustered_p: of the sign-flip test over probes, two-sided: the same question, without taking seeds of one probe
-            for independent. With c probes it can't be below 2 / 2**c.
-        difference: rate in the second arm less rate in the first, interval from a bootstrap over probes; none where it
-            is the same for each probe.
+        probes: different ones.
+        clusters: different subjects: fewer than probes where several are about one thing.
+        clustered_p: of the sign-flip test over subjects, two-sided: the same question, without taking answers about one
+            for independent. With c subjects it can't be below 2 / 2**c.
+        difference: rate in the second arm less rate in the first, interval from a bootstrap over subjects; none where
+            it is the same for each.
         ratio: rate in the second arm over rate in the first, likewise.
         needed: pairs that a trial would need to find a difference like this one in four of five times; None where
             there is none to find.
@@ -58,11 +60,17 @@ class Paired:
     newly: int
     both: int
     p: float
+    probes: int
     clusters: int
     clustered_p: float
     difference: Estimate
     ratio: Estimate
     needed: int | None
+
+    @property
+    def unit(self) -> str:
+        """What the clusters are, in words."""
+        return "subjects" if self.clusters < self.probes else "probes"
 
 
 def mcnemar(rescued: int, newly: int) -> float:
@@ -72,13 +80,16 @@ def mcnemar(rescued: int, newly: int) -> float:
     return float(min(1.0, 2 * tail / 2**changed))
 
 
-def compare(before: Sequence[bool], after: Sequence[bool], clusters: Sequence[str]) -> Paired:
+def compare(
+    before: Sequence[bool], after: Sequence[bool], clusters: Sequence[str], probes: Sequence[str] | None = None
+) -> Paired:
     """Compares two arms pair by pair.
 
     Args:
         before: whether it happened under the first arm, for each pair. At least one pair.
         after: the same under the second.
-        clusters: the probe that each pair is of.
+        clusters: the subject that each pair is about.
+        probes: the probe that each pair is of; None where each subject has one.
     """
     pairs = list(zip(before, after, strict=True))
     rescued, newly = pairs.count((True, False)), pairs.count((False, True))
@@ -90,6 +101,7 @@ def compare(before: Sequence[bool], after: Sequence[bool], clusters: Sequence[st
         newly=newly,
         both=pairs.count((True, True)),
         p=mcnemar(rescued, newly),
+        probes=len(set(clusters if probes is None else probes)),
         clusters=len(sizes),
         clustered_p=sign_flip(second - first),
         difference=difference,

@@ -184,13 +184,17 @@ class _Answers:
 
     def compare(self, first: str, second: str, group: str, happens: Callable[[Record], bool]) -> Paired:
         before, after = ([happens(record) for record in self.of(arm, group)] for arm in (first, second))
-        return compare(before, after, self.clusters(group))
+        return compare(before, after, self.clusters(group), self.probes(group))
 
     def against(self, arms: Sequence[str], second: str) -> Paired:
         """Every arm of `arms` against `second`, as pairs of one comparison."""
         before = [loops(record) for arm in arms for record in self.of(arm, JUDGED)]
         after = [loops(record) for record in self.of(second, JUDGED)] * len(arms)
-        return compare(before, after, self.clusters(JUDGED) * len(arms))
+        return compare(before, after, self.clusters(JUDGED) * len(arms), self.probes(JUDGED) * len(arms))
+
+    def probes(self, group: str) -> list[str]:
+        """The probe of each answer of a group."""
+        return [f"{place.set}/{place.probe}" for place in self.group(group)]
 
     def clusters(self, group: str) -> list[str]:
         """What each answer of a group is about: those about one thing aren't independent of each other."""

@@ -45,7 +45,8 @@ def rates_table(summary: Summary, group: str) -> Table:
 
 def against_table(summary: Summary, group: str) -> Table:
     """Each arm against the unpatched one."""
-    head = ["arm", "pairs", "rescued", "newly", "both", "McNemar p", "p over probes", "difference in points", "ratio"]
+    over = next((one.against[group].unit for one in summary.arms if group in one.against), "probes")
+    head = ["arm", "pairs", "rescued", "newly", "both", "McNemar p", f"p over {over}", "difference in points", "ratio"]
     rows = [
         [one.arm.name, *_paired(one.against[group]), points(one.ever_against[group].difference)]
         for one in summary.arms
@@ -177,7 +178,7 @@ def _paired(paired: Paired) -> list[str]:
         _p(paired.clustered_p),
         points(paired.difference),
         _ratio(paired.ratio),
-        "" if paired.needed is None else f"{paired.needed} ({math.ceil(paired.needed / paired.clusters)} a probe)",
+        "" if paired.needed is None else f"{paired.needed} ({math.ceil(paired.needed / paired.probes)} a probe)",
     ]
 
 

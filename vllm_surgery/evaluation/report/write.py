@@ -197,9 +197,10 @@ def _against(summary: Summary) -> Section:
     blocks.append(
         Words(
             "Pairs are answers to the same probe under the same seed. `p over probes` flips signs of whole probes, "
-            "since seeds of one probe aren't independent. `needed`: pairs, and so seeds of each probe, at which a "
-            "difference like this one is found in four of five trials. What never happened under an arm, or is "
-            "the same for each probe, has no interval, since a bootstrap draws from what did happen."
+            "since seeds of one probe aren't independent, and `p over subjects` of all probes about one. `needed`: "
+            "pairs, and so answers to each probe, at which a difference like this one is found in four of five trials. "
+            "What never happened under an arm, or is the same for each subject, has no interval, since a bootstrap "
+            "draws from what did happen."
         )
     )
     return Section("Against the unpatched model", blocks)
