@@ -40,9 +40,9 @@ def add_to(subparsers: Subparsers) -> None:
 def run(args: argparse.Namespace, _rest: list[str]) -> int:
     """Carries the command out."""
     file = _file_to_write(args.patch, args.out)
-    model = open_model(args.model)
+    named, model = load_named(args.patch), open_model(args.model)
     check_out(args.out, models=[model.path])
-    patch = seal_patch(load_named(args.patch), model)
+    patch = seal_patch(named, model)
     if file.absolute().parent != Path(args.patch).absolute().parent:  # Files that it names aren't beside it there.
         patch = Patch.from_data(patch.to_data(), args.patch)
     write_patch(patch, file)

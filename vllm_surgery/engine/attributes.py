@@ -235,7 +235,15 @@ FOR_RESCUE = (
         "vllm.v1.engine.output_processor",
         "OutputProcessor",
         _RESCUE,
-        names=("request_states", "external_req_ids", "lora_states", "tokenizer", "add_request", "process_outputs"),
+        names=(
+            "request_states",
+            "external_req_ids",
+            "lora_states",
+            "tokenizer",
+            "tracing_enabled",
+            "add_request",
+            "process_outputs",
+        ),
     ),
     Attributes(
         "vllm.v1.engine.output_processor",
@@ -261,6 +269,7 @@ FOR_RESCUE = (
     Attributes(
         "vllm.v1.engine.output_processor", "OutputProcessorOutput", _RESCUE, names=("request_outputs", "reqs_to_abort")
     ),
+    Attributes("vllm.v1.engine", "EngineCoreOutput", _RESCUE, names=("finish_reason", "events")),
     Attributes("vllm.v1.engine.parallel_sampling", "ParentRequest", _RESCUE, names=("child_requests",)),
     Attributes(
         "vllm.v1.engine.detokenizer",
@@ -320,6 +329,7 @@ FOR_ROUTES = (
 )
 
 FOR_SLOTS = (
+    Attributes("vllm.v1.engine.input_processor", "InputProcessor", _SLOTS, names=("process_inputs_async",)),
     Attributes(
         "vllm.config.vllm",
         "VllmConfig",

@@ -263,8 +263,9 @@ def test_a_request_is_pinned_and_its_blocks_are_keyed(engine: Engine) -> None:
 def test_an_unpatched_request_keeps_its_blocks(engine: Engine) -> None:
     served = core(engine)
     attach_ledger(served, 2, None)
-    taken = served.preprocess_add_request(request(salt="mine"))
-    assert (taken.sampling_params.extra_args, taken.cache_salt) == ({PINNED_KEY: ""}, "mine")
+    for salt in (None, "mine"):
+        taken = served.preprocess_add_request(request(salt=salt))
+        assert (taken.sampling_params.extra_args, taken.cache_salt) == ({PINNED_KEY: ""}, salted("", salt))
 
 
 def test_a_request_that_fails_on_the_way_leaves_its_slot(engine: Engine) -> None:
