@@ -43,7 +43,7 @@ ACCEPT_TERMS ?=
 DEMO_MODEL := $(VENV)/share/smollm2-135m-instruct
 BIN := $(VENV)/bin
 # The demo model's figures are float32's. Compiling would cost minutes and gain nothing on a model of this size.
-DEMO_OPTIONS := --served-model-name smollm2 --dtype float32 --max-model-len 4096 --enforce-eager \
+DEMO_OPTIONS := --served-model-name smollm2 --dtype float32 --max-model-len 4096 --enforce-eager --no-enable-chunked-prefill \
 	--kv-cache-memory-bytes 1073741824
 
 .PHONY: help serve demo test check soak docs lint pytest system-packages monitoring bench bench-swaps bench-slots bench-candidates bench-watching compat containers \

@@ -25,6 +25,7 @@ from vllm_surgery.client.client import SurgeryClient
 MODEL = "smollm2"
 OPTIONS = (
     *("--served-model-name", MODEL, "--dtype", "float32", "--max-model-len", "2048", "--enforce-eager"),
+    "--no-enable-chunked-prefill",
     *("--kv-cache-memory-bytes", "536870912", "--host", "127.0.0.1"),
 )
 ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
