@@ -54,6 +54,7 @@ class Arm:
         fills: patches, as plain data, that are put into slots after all swaps.
         choices: for each prompt the name of its patch, or None for the default. Where given, all are answered in one
             batch.
+        in_turn: whether they are answered one after another all the same.
     """
 
     model: str
@@ -77,6 +78,7 @@ class Arm:
     adapters: list[str | None] | None = None
     fills: list[Any] = field(default_factory=list)
     choices: list[str | None] | None = None
+    in_turn: bool = False
 
 
 class Failure(dict[str, Any]):
@@ -182,6 +184,9 @@ def _all(arm: Arm, ask: Any) -> list[Any]:
     """The outputs for all prompts of an arm."""
     if arm.adapters is None and arm.choices is None:
         return [output for prompt in arm.prompts for output in ask([prompt])]
+    if arm.in_turn:
+        llm, each = ask.args
+        return [output for prompt, own in zip(arm.prompts, each, strict=True) for output in _ask(llm, own, [prompt])]
     if arm.adapters is None:
         return list(ask(arm.prompts))
     requests = [_lora_request(arm.adapters, folder) for folder in arm.adapters]
@@ -255,7 +260,7 @@ def _libraries() -> list[str]:
     return sorted({*re.findall(r"/vllm/(_C\w*\.\S+)", Path("/proc/self/maps").read_text())})
 
 
-def _ask(llm: Any, sampling: Any, prompts: list[Any], *, text: bool, **options: Any) -> list[Any]:
+def _ask(llm: Any, sampling: Any, prompts: list[Any], *, text: bool = False, **options: Any) -> list[Any]:
     """The outputs for prompts that are handed over at once."""
     if text:
         chats = [[{"role": "user", "content": prompt}] for prompt in prompts]

@@ -8,10 +8,13 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.engine.kernels import SHARED_MEMORY, skip_without_op
+from tests.engine.offline import Arm, run_arms
 from tests.engine.requests.batches import (
     CLOSE,
+    PROMPTS,
     ROUND,
     answer_batch,
+    every,
     exact_patch,
     largest_difference,
     last_patch,
@@ -121,3 +124,17 @@ def test_the_patches_differ(case: str, answers: Answers) -> None:
 def test_what_a_case_is_about_has_happened(case: str, answers: Answers) -> None:
     if case in HAPPENED:
         assert answers["engine"]["counters"][HAPPENED[case]] > 0, answers["engine"]["counters"]
+
+
+def test_compiled_steps_read_nothing_that_a_request_left(family_model: Callable[[str], Path]) -> None:
+    """Compiled code reads the slot of every token at every step, those of long steps without a patch too."""
+    family, patches, options = CASES["compiled"]
+    model, asked = str(family_model(family)), {"options": options, "max_tokens": 3, "in_turn": True}
+    prompts = [PROMPTS[-1], [5], PROMPTS[-1]]
+    slots = {"settings": {"slots": 1}, "fills": patches[:1], "choices": ["exact", "none", "none"]}
+    mixed, plain = run_arms(
+        Arm(model, [], prompts=prompts, **slots, **asked), Arm(model, prompts=prompts, choices=[None] * 3, **asked)
+    )
+    for place, name in enumerate(("patched", "short", "long")):
+        equal = every(mixed, place, 3)["logprobs"] == every(plain, place, 3)["logprobs"]
+        assert equal == (name != "patched"), name
