@@ -12,10 +12,11 @@ from tests.engine.requests.test_ledger import Engine, fill
 from tests.engine.requests.test_swapper import A, B, Served, slots
 from vllm_surgery.engine.metrics import Metrics
 from vllm_surgery.engine.requests.board import Board
-from vllm_surgery.engine.requests.choice import SHARED, Offer
+from vllm_surgery.engine.requests.choice import Offer
 from vllm_surgery.engine.requests.leader import SlotLeader
 from vllm_surgery.engine.requests.ledger import Change, Ledger
 from vllm_surgery.engine.requests.metrics import InstrumentedSlots, SlotGauge
+from vllm_surgery.engine.requests.swapper import SHARED
 from vllm_surgery.engine.swap.engines import run_sync
 from vllm_surgery.errors import SurgeryError
 

@@ -290,23 +290,21 @@ def test_nobody_else_changes_anything_during_a_promotion(engines: int, monkeypat
 def test_a_long_promotion_keeps_the_slots_to_itself(one: Slots, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("vllm_surgery.engine.requests.promotion.LEASE_SECONDS", 0.0)
     one.swap(A)
-    begin = one.served.begin
+    begin, step, staged = one.served.begin, one.served.step, list[Any]()
 
     async def staged_later(token: str, payload: dict[str, Any]) -> Any:
         answers, sleeps = await begin(token, payload)
-        one.served.step, step = polled, one.served.step  # type: ignore[method-assign]
-        one.served.told = [(rank, {**answer}) for rank, answer in answers]  # type: ignore[attr-defined]
-        one.served.real = step  # type: ignore[attr-defined]
+        staged.extend(answers)
         return [(rank, {**answer, "done": False}) for rank, answer in answers], sleeps
 
     async def polled(name: str, token: str, payload: dict[str, Any]) -> Any:
-        return one.served.told if name == "poll" else await one.served.real(name, token, payload)  # type: ignore[attr-defined]
+        return staged if name == "poll" else await step(name, token, payload)
 
     async def waits(_seconds: float) -> None:
         one.served.asked.append("wait")
 
-    monkeypatch.setattr(one.served, "begin", staged_later)
-    monkeypatch.setattr(one.served, "wait", waits)
+    for name, stand_in in (("begin", staged_later), ("step", polled), ("wait", waits)):
+        monkeypatch.setattr(one.served, name, stand_in)
     promote(one)
     assert one.served.asked[one.served.asked.index("wait") :][:2] == ["wait", "claim"]
     assert one.served.asked[-1] == "release"

@@ -19,9 +19,6 @@ if TYPE_CHECKING:
 PINNED_KEY = "vllm_surgery_patch"
 """The key that takes its place at admission: the patch's digest, empty for none. From then on nothing changes it."""
 
-SHARED = "shares"
-"""The id that is active where the default is drawn. No patch has it for an id, since ids have a digest."""
-
 _DRAWS = float(1 << 64)
 
 

@@ -8,9 +8,7 @@ from typing import TYPE_CHECKING
 from prometheus_client import Gauge
 
 from vllm_surgery.engine.metrics import REFUSED, Spec
-from vllm_surgery.engine.requests.choice import SHARED
 from vllm_surgery.engine.swap.metrics import InstrumentedSwapper
-from vllm_surgery.patch.patch_set import NO_PATCH
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -103,14 +101,5 @@ class InstrumentedSlots(InstrumentedSwapper):
         except Exception as error:
             self.count_failure(error, REFUSED)
             raise
-        self.count_change(_active(report.slots))
+        self.count_change(self._slots.active)
         return report
-
-
-def _active(state: SlotsState) -> str:
-    """The id of the default, or that it is drawn."""
-    names = [name for name, share in state.default.items() if share]
-    if len(names) > 1:
-        return SHARED
-    ids = {patch.name: patch.id for patch in state.patches if not patch.leaving}
-    return NO_PATCH if names == [NO_PATCH] else ids[names[0]]

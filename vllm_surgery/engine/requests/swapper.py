@@ -21,7 +21,6 @@ from vllm_surgery.client.protocol import (
     SwapTimes,
 )
 from vllm_surgery.engine.requests.admission import offered
-from vllm_surgery.engine.requests.choice import SHARED
 from vllm_surgery.engine.requests.ledger import Change
 from vllm_surgery.engine.requests.promotion import HoldingEngine, check_alone, check_nobody_else
 from vllm_surgery.engine.server_config import logger
@@ -40,6 +39,10 @@ if TYPE_CHECKING:
 
     Plan = Callable[[PatchSet, bool], Awaitable[Fill]]
     """Plans a patch set for a slot; says whether it stays when it is no longer the default."""
+
+
+SHARED = "shares"
+"""The id that is active where the default is drawn. No patch has it for an id, since ids have a digest."""
 
 
 class SlotSwapper:
@@ -220,6 +223,11 @@ class SlotSwapper:
     async def _write(self, patches: PatchSet, digest: str, before: str, mode: SwapMode, claim: str) -> SwapReport:
         holding = HoldingEngine(self._engine, self._leader, claim, digest, before)
         return await SwapCoordinator(holding).swap(patches, mode=mode)
+
+    @property
+    def active(self) -> str:
+        """The id of the default, or that it is drawn, as far as this process knows without asking an engine."""
+        return active_id(self._leader.offer)
 
     async def slots(self) -> SlotsState:
         """The slots, and how many requests use each."""
