@@ -137,6 +137,15 @@ def one_line(text: str, limit: int = 500) -> str:
     return line if len(line) <= limit else line[: limit - 1] + "…"
 
 
+def is_text(text: str) -> bool:
+    """False where it holds half of a surrogate pair, which JSON can spell but no file, log or header can hold."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def visible(text: str) -> str:
     """`text` with control characters spelled out, so that a terminal that shows it does nothing else."""
     return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)

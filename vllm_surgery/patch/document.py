@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import yaml
 
-from vllm_surgery.errors import PatchError, one_line
+from vllm_surgery.errors import PatchError, is_text, one_line
 from vllm_surgery.regular_files import IS_LFS_POINTER, LFS_POINTER
 
 if TYPE_CHECKING:
@@ -165,8 +165,7 @@ def _mapping(members: Iterable[tuple[object, object]], source: str, place: str, 
 
 
 def _sayable(text: str, source: str, place: str) -> str:
-    """`text`, unless it holds half of a surrogate pair, which JSON can spell but no file, log or header can hold."""
-    if not text.isascii() and any("\ud800" <= char <= "\udfff" for char in text):
+    if not is_text(text):
         raise PatchError(source, place, "holds half of a surrogate pair, which is no text")
     return text
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from vllm_surgery.client.protocol import MOST_SLOTS, SwapRequest
-from vllm_surgery.errors import SurgeryError, UsageError, first_problem, one_line
+from vllm_surgery.errors import SurgeryError, UsageError, first_problem, is_text, one_line
 from vllm_surgery.patch.document import MAX_BYTES
 from vllm_surgery.patch.patch_set import MOST_PATCHES
 
@@ -102,17 +102,9 @@ def _check_size(data: object) -> None:
         most = MOST_ITEMS.get(key)
         if most is not None and isinstance(value, list | dict) and len(value) > most:
             raise UsageError(f"{key}: {len(value)} items; at most {most}")
-        for name in [value] if isinstance(value, str) else value if isinstance(value, list | dict) else ():
-            if isinstance(name, str) and not _is_text(name):
+        for name in value if isinstance(value, list | dict) else [value]:
+            if isinstance(name, str) and not is_text(name):
                 raise UsageError(f"{key}: {one_line(name, _WORD_LIMIT)} is no text: it has half a surrogate pair")
-
-
-def _is_text(name: str) -> bool:
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _explain(error: ValidationError) -> str:
